@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a clause says with: each function passes silently or raises a Violation with the evidence."""
+
+from __future__ import annotations
+
+import errno as errno_module
+from collections.abc import Callable
+from typing import Any
+
+from vmm.ioctl import KvmError
+from vmm.x86.xsave import Difference
+
+__all__ = [
+    "Skipped",
+    "Violation",
+    "equal",
+    "no_difference",
+    "refused",
+    "subset",
+    "succeeds",
+    "true",
+]
+
+
+class Violation(Exception):
+    """The kernel broke a clause: what was looked at, what was expected, what was observed."""
+
+    def __init__(self, what: str, expected: str, observed: str, finding: str = "mismatch") -> None:
+        super().__init__(f"{what}: expected {expected}, observed {observed}")
+        self.what, self.expected, self.observed, self.finding = what, expected, observed, finding
+
+
+class Skipped(Exception):
+    """A clause found out by itself that it does not apply; the message has the measured value."""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:#x}" if abs(value) > 9 else str(value)
+    if isinstance(value, bytes):
+        return value.hex(" ", 4) if len(value) <= 64 else f"{value[:64].hex(' ', 4)}... ({len(value)} bytes)"
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return "[" + ", ".join(_text(item) for item in items) + "]"
+    return str(value)
+
+
+def equal(what: str, observed: Any, expected: Any) -> None:
+    """``observed`` has to equal ``expected``."""
+    if observed != expected:
+        raise Violation(what, _text(expected), _text(observed))
+
+
+def true(what: str, holds: bool, observed: Any, expected: str) -> None:
+    """``holds`` has to be true; ``expected`` says in words what that means."""
+    if not holds:
+        raise Violation(what, expected, _text(observed))
+
+
+def subset(what: str, observed: int, allowed: int) -> None:
+    """The bits of ``observed`` have to be among those of ``allowed``."""
+    if observed & ~allowed:
+        raise Violation(what, f"no bits outside {allowed:#x}", f"{observed:#x} (extra {observed & ~allowed:#x})")
+
+
+def no_difference(what: str, differences: list[Difference]) -> None:
+    """Two areas have to be equal; the first differing bytes are the evidence."""
+    if differences:
+        shown = "; ".join(str(difference) for difference in differences[:4])
+        raise Violation(what, "no byte differs", f"{len(differences)} or more bytes differ: {shown}")
+
+
+def succeeds(what: str, call: Callable[[], Any]) -> Any:
+    """``call()`` has to succeed; its result is returned."""
+    try:
+        return call()
+    except KvmError as error:
+        raise Violation(what, "success", f"{error.call} failed with {error.errno_name}", "rejected") from error
+
+
+def refused(what: str, call: Callable[[], Any], *errnos: int, any_errno: bool = False) -> None:
+    """``call()`` has to fail with one of ``errnos``; with ``any_errno``, how it fails does not matter."""
+    wanted = " or ".join(errno_module.errorcode[number] for number in errnos)
+    try:
+        result = call()
+    except KvmError as error:
+        if error.errno in errnos or any_errno:
+            return
+        raise Violation(what, wanted, f"{error.call} failed with {error.errno_name}", "errno-drift") from error
+    observed = "success" if result is None else f"success ({_text(result)})"
+    raise Violation(what, wanted or "failure", observed, "accepted")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a clause's run comes to: verdicts, results, totals. Every report is a projection of these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["FAILING", "ClauseResult", "Totals", "Verdict"]
+
+
+class Verdict(StrEnum):
+    """How a clause ended."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    KNOWN = "KNOWN"  # fails as the expectations of this kernel or back end say
+    XPASS = "XPASS"  # passes although the expectations say that it fails
+    SKIP = "SKIP"  # a precondition is not met; the reason has its measured value
+    INFO = "INFO"  # records a behaviour that nothing promises
+    TIMEOUT = "TIMEOUT"  # the guest or the clause did not end in time
+    ERROR = "ERROR"  # the harness itself failed, or the clause's process died
+
+
+FAILING = frozenset({Verdict.FAIL, Verdict.TIMEOUT, Verdict.ERROR})
+
+
+@dataclass(slots=True)
+class ClauseResult:
+    """One clause's verdict with its evidence; empty fields do not apply.
+
+    ``finding`` refines a failure: ``mismatch``, ``accepted`` (what must be refused), ``rejected`` (what must
+    be accepted) or ``errno-drift`` (refused, with another errno). ``seconds`` is the clause's own time.
+    """
+
+    id: str
+    verdict: Verdict
+    statement: str
+    seconds: float = 0.0
+    what: str = ""
+    expected: str = ""
+    observed: str = ""
+    finding: str = ""
+    reason: str = ""
+    reference: str = ""
+    notes: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of this result: ``id``, ``verdict``, ``statement``, ``seconds``, and more if any."""
+        always = {"id", "verdict", "statement", "seconds"}
+        return {key: value for key, value in asdict(self).items() if key in always or value}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ClauseResult:
+        """Rebuild a result that to_json wrote."""
+        return cls(**{**data, "verdict": Verdict(data["verdict"])})
+
+
+class Totals:
+    """How many clauses ended with which verdict, and the exit status that follows."""
+
+    def __init__(self, results: Iterable[ClauseResult] = ()) -> None:
+        self.counts: Counter[Verdict] = Counter(result.verdict for result in results)
+
+    def add(self, result: ClauseResult) -> None:
+        """Count one more result."""
+        self.counts[result.verdict] += 1
+
+    @property
+    def total(self) -> int:
+        """How many there were."""
+        return sum(self.counts.values())
+
+    @property
+    def failed(self) -> int:
+        """How many failed."""
+        return sum(self.counts[verdict] for verdict in FAILING)
+
+    @property
+    def exit_status(self) -> int:
+        """0: nothing failed; 1: something failed; 4: nothing could run."""
+        if self.failed:
+            return 1
+        return 4 if self.total == self.counts[Verdict.SKIP] else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return ``{"total": n, "PASS": n, ...}`` with every verdict."""
+        return {"total": self.total, **{str(verdict): self.counts[verdict] for verdict in Verdict}}
+
+    def __str__(self) -> str:
+        parts = [f"{self.counts[verdict]} {verdict}" for verdict in Verdict if self.counts[verdict]]
+        return f"{self.total} clauses: {', '.join(parts) or 'none'}"

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clause registry: one function, one record."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import platform
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmm.conformance.context import Context
+    from vmm.conformance.needs import Need
+
+__all__ = ["ARCHITECTURE", "Clause", "all_clauses", "clause", "select"]
+
+ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+Function = Callable[["Context"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """A statement of the ABI with the function that checks it.
+
+    ``statement`` is the docstring's first paragraph, ``source`` what follows "Source:". ``since`` is the
+    kernel release that introduced the behaviour, empty for as long as anyone remembers. ``info`` clauses
+    record and never fail. ``dangerous`` ones could harm an unfixed host and run only when asked for.
+    """
+
+    id: str
+    function: Function
+    arch: str
+    needs: tuple[Need, ...]
+    since: str
+    info: bool
+    dangerous: bool
+    statement: str
+    source: str
+    timeout: float
+
+
+_clauses: dict[str, Clause] = {}
+
+
+def clause(
+    identifier: str,
+    *,
+    arch: str,
+    needs: Iterable[Need] = (),
+    since: str = "",
+    info: bool = False,
+    dangerous: bool = False,
+    timeout: float = 10.0,
+) -> Callable[[Function], Function]:
+    """Register a function as a clause. Its docstring needs a first paragraph and a "Source:" line.
+
+    The function gets a Context, returns nothing when the clause holds, and raises a Violation (through
+    vmm.conformance.expect) when it does not. ``timeout`` is in seconds.
+    """
+
+    def register(function: Function) -> Function:
+        text = inspect.getdoc(function) or ""
+        statement = " ".join(text.split("\n\n")[0].split())
+        source = re.search(r"^Source: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+        if not statement or not source:
+            raise ValueError(f"clause {identifier}: the docstring needs a statement and a 'Source:' line")
+        if identifier in _clauses:
+            raise ValueError(f"clause {identifier} is registered twice")
+        cited = " ".join(source[1].split())
+        _clauses[identifier] = Clause(
+            identifier, function, arch, tuple(needs), since, info, dangerous, statement, cited, timeout
+        )
+        return function
+
+    return register
+
+
+def all_clauses(arch: str = ARCHITECTURE) -> list[Clause]:
+    """Import every clause module of an architecture and return its clauses in the order they were written."""
+    name = f"vmm.conformance.clauses.{arch}"
+    try:
+        package = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return []
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{name}.{module.name}")
+    return [found for found in _clauses.values() if found.arch == arch]
+
+
+def select(patterns: Iterable[str], clauses: list[Clause]) -> list[Clause]:
+    """Return the clauses whose id matches one of the shell patterns (all if there is none).
+
+    Raises LookupError for a pattern that matches nothing, so that a typing error is no success.
+    """
+    wanted = list(patterns)
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(found.id, pattern) for found in clauses):
+            raise LookupError(f"no clause matches {pattern!r}: `vmm check --list` shows them all")
+    return [f for f in clauses if not wanted or any(fnmatch.fnmatchcase(f.id, p) for p in wanted)]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual machine: memory slots, vCPUs, devices, capabilities."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from vmm._kvm import ffi, lib
+from vmm.device import Device
+from vmm.handle import Handle
+from vmm.memory import GuestMemory
+from vmm.vcpu import Vcpu
+
+__all__ = ["VirtualMachine"]
+
+
+class VirtualMachine(Handle):
+    """One VM fd. It owns the vCPUs, devices and memory made through it and closes them with itself."""
+
+    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+        super().__init__(fd)
+        self._vcpu_mmap_size = vcpu_mmap_size
+        self._owned = ExitStack()
+        self.memories: list[GuestMemory] = []
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION on the VM, where its answer may be narrower than on /dev/kvm."""
+        return self.ioctl_value(lib.KVM_CHECK_EXTENSION, capability)
+
+    def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> None:
+        """KVM_ENABLE_CAP with up to four arguments."""
+        value = ffi.new("struct kvm_enable_cap *", {"cap": capability, "flags": flags, "args": list(arguments)})
+        self.ioctl(lib.KVM_ENABLE_CAP, value)
+
+    def create_vcpu(self, identifier: int = 0) -> Vcpu:
+        """KVM_CREATE_VCPU. The first one of a process freezes its guest xfeature permissions (x86)."""
+        fd = self.ioctl_value(lib.KVM_CREATE_VCPU, identifier)
+        return self._owned.enter_context(Vcpu(fd, self._vcpu_mmap_size, identifier))
+
+    def create_device(self, kind: int, flags: int = 0) -> Device:
+        """KVM_CREATE_DEVICE."""
+        value = ffi.new("struct kvm_create_device *", {"type": kind, "flags": flags})
+        self.ioctl(lib.KVM_CREATE_DEVICE, value)
+        return self._owned.enter_context(Device(value.fd, kind))
+
+    def add_memory(
+        self, size: int, gpa: int = 0, *, backing: str = "anonymous", log_dirty: bool = False
+    ) -> GuestMemory:
+        """Back ``size`` bytes at guest physical ``gpa``; see GuestMemory for ``backing``. Sizes in bytes."""
+        slot = len(self.memories)
+        memory = self._owned.enter_context(GuestMemory(self, slot, gpa, size, backing))
+        memory.register(log_dirty=log_dirty)
+        self.memories.append(memory)
+        return memory
+
+    def set_memory_region(self, slot: int, gpa: int, size: int, address: int, flags: int = 0) -> None:
+        """KVM_SET_USER_MEMORY_REGION: size 0 removes the slot."""
+        region = {"slot": slot, "flags": flags, "guest_phys_addr": gpa, "memory_size": size, "userspace_addr": address}
+        self.ioctl(lib.KVM_SET_USER_MEMORY_REGION, ffi.new("struct kvm_userspace_memory_region *", region))
+
+    def close(self) -> None:
+        """Close vCPUs, devices and memory, then the VM."""
+        try:
+            self._owned.close()
+        finally:
+            super().close()

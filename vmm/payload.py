@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest payloads: small static ELF files, their symbols, and the mailbox they share with the host."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from vmm.memory import GuestMemory
+
+__all__ = ["FOLDER", "Mailbox", "Payload", "PayloadError", "load", "names"]
+
+FOLDER = Path(__file__).resolve().parent / "payloads"
+_MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
+_LARGEST = 64 << 20
+
+
+class PayloadError(Exception):
+    """A file that is not a payload for this machine; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """An ELF's loadable bytes by guest physical address, its entry point and its symbols."""
+
+    name: str
+    entry: int
+    segments: tuple[tuple[int, bytes], ...]
+    symbols: dict[str, int]
+    end: int
+
+    def symbol(self, name: str) -> int:
+        """Return the address of a symbol; PayloadError if there is none."""
+        try:
+            return self.symbols[name]
+        except KeyError:
+            raise PayloadError(f"payload {self.name} has no symbol {name!r}: build it again") from None
+
+    def write_to(self, memory: GuestMemory) -> None:
+        """Copy the segments into guest memory."""
+        for address, data in self.segments:
+            memory.write(address, data)
+
+
+class Mailbox:
+    """The payload's ``mailbox_*`` fields, read and written as 64-bit numbers by name and index."""
+
+    def __init__(self, memory: GuestMemory, payload: Payload) -> None:
+        self._memory = memory
+        self._symbols = payload.symbol
+
+    def read(self, field: str, index: int = 0) -> int:
+        """Return field ``mailbox_<field>`` [index]."""
+        return int.from_bytes(self._memory.read(self._symbols("mailbox_" + field) + 8 * index, 8), "little")
+
+    def write(self, field: str, value: int, index: int = 0) -> None:
+        """Set field ``mailbox_<field>`` [index]."""
+        data = (value & (1 << 64) - 1).to_bytes(8, "little")
+        self._memory.write(self._symbols("mailbox_" + field) + 8 * index, data)
+
+    @property
+    def values(self) -> list[int]:
+        """The values that the last entry point left."""
+        return [self.read("values", index) for index in range(16)]
+
+
+def names() -> list[str]:
+    """Return the names of the payloads that came with this package."""
+    return sorted(path.stem for path in FOLDER.glob("*.elf"))
+
+
+@cache
+def load(name: str) -> Payload:
+    """Return a payload by its name (see :func:`names`) or by the path of an ELF file.
+
+    Raises PayloadError for anything but a complete static ELF of this machine.
+    """
+    path = FOLDER / f"{name}.elf"
+    if not path.exists():
+        path = Path(name)
+        if not path.exists():
+            known = ", ".join(names()) or "none is built"
+            raise PayloadError(f"{name} is neither a file nor one of the payloads here ({known})")
+    try:
+        with path.open("rb") as file:
+            return _parse(path, file)
+    except OSError as error:
+        raise PayloadError(f"{path} cannot be read: {error.strerror}") from error
+    except (ELFError, ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError) as error:
+        # pyelftools reports a damaged file in many ways.
+        raise PayloadError(f"{path} is not a complete ELF file: {type(error).__name__}") from error
+
+
+def _parse(path: Path, file: object) -> Payload:
+    elf = ELFFile(file)
+    machine = platform.machine()
+    if elf["e_machine"] != _MACHINES.get(machine) or elf.elfclass != 64:
+        raise PayloadError(f"{path} is an ELF for {elf['e_machine']} ({elf.elfclass} bits), this machine is {machine}")
+    if elf["e_type"] != "ET_EXEC":
+        raise PayloadError(f"{path} is not position-fixed ({elf['e_type']}): link it with -static -no-pie")
+    segments = tuple(_segment(path, segment) for segment in elf.iter_segments("PT_LOAD") if segment["p_memsz"])
+    if not segments:
+        raise PayloadError(f"{path} has nothing to load: it has no PT_LOAD segment")
+    table = elf.get_section_by_name(".symtab")
+    symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name} if table else {}
+    end = max(address + len(data) for address, data in segments)
+    return Payload(path.stem, elf["e_entry"], segments, symbols, end)
+
+
+def _segment(path: Path, segment: object) -> tuple[int, bytes]:
+    header = segment.header  # type: ignore[attr-defined]
+    if header["p_memsz"] > _LARGEST or header["p_filesz"] > header["p_memsz"]:
+        raise PayloadError(f"{path} has a segment of {header['p_memsz']} bytes: payloads are at most {_LARGEST}")
+    data = segment.data()  # type: ignore[attr-defined]
+    if len(data) != header["p_filesz"]:
+        raise PayloadError(f"{path} is truncated: a segment has {len(data)} of {header['p_filesz']} bytes")
+    return header["p_paddr"], data + bytes(header["p_memsz"] - len(data))

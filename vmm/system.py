@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/dev/kvm itself: capabilities, and virtual machines."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from vmm._kvm import lib
+from vmm.handle import Handle
+from vmm.machine import VirtualMachine
+
+__all__ = ["DEVICE", "Kvm", "KvmUnavailable"]
+
+DEVICE = "/dev/kvm"
+
+
+class KvmUnavailable(Exception):
+    """There is no usable KVM here; the message is one sentence that says what to do."""
+
+
+_HINTS = {
+    errno.ENOENT: "{0} does not exist: load kvm_intel, kvm_amd or another KVM module, "
+    "or enable virtualization in the firmware (or in the outer hypervisor)",
+    errno.EACCES: "no permission to open {0}: join the group that owns it (usually kvm) or run as root",
+    errno.EPERM: "opening {0} is forbidden here: allow the device in the container's or the service's policy",
+    errno.ENODEV: "{0} exists but no KVM answers: load kvm_intel, kvm_amd or another KVM module",
+    errno.ENXIO: "{0} exists but no KVM answers: load kvm_intel, kvm_amd or another KVM module",
+    errno.EBUSY: "{0} is busy: another hypervisor holds the virtualization extensions",
+}
+
+
+class Kvm(Handle):
+    """An open /dev/kvm.
+
+    >>> with Kvm() as kvm, kvm.create_vm() as vm:
+    ...     vcpu = vm.create_vcpu(0)
+
+    Raises KvmUnavailable if the device cannot be opened or speaks another API version than 12.
+    """
+
+    def __init__(self, path: str = DEVICE) -> None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            hint = _HINTS.get(error.errno or 0, "{0} could not be opened: " + str(error.strerror))
+            raise KvmUnavailable(hint.format(path)) from error
+        super().__init__(fd)
+        try:
+            self._check_version(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_version(self, path: str) -> None:
+        try:
+            version = self.api_version
+        except OSError as error:
+            raise KvmUnavailable(f"{path} does not answer KVM_GET_API_VERSION: it is not a KVM device") from error
+        if version != lib.KVM_API_VERSION:
+            raise KvmUnavailable(
+                f"{path} speaks KVM API version {version}, not {lib.KVM_API_VERSION}: "
+                "use a kernel with the stable KVM API (2.6.22 or later)"
+            )
+
+    @property
+    def api_version(self) -> int:
+        """KVM_GET_API_VERSION: 12 on every kernel since 2.6.22."""
+        return self.ioctl_value(lib.KVM_GET_API_VERSION)
+
+    @property
+    def vcpu_mmap_size(self) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE: bytes to map of each vCPU fd."""
+        return self.ioctl_value(lib.KVM_GET_VCPU_MMAP_SIZE)
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION: 0 if unsupported, else positive with a meaning of its own."""
+        return self.ioctl_value(lib.KVM_CHECK_EXTENSION, capability)
+
+    def create_vm(self, kind: int = 0) -> VirtualMachine:
+        """KVM_CREATE_VM; ``kind`` is the machine type (0 is always there)."""
+        return VirtualMachine(self.ioctl_value(lib.KVM_CREATE_VM, kind), self.vcpu_mmap_size)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long mode without a boot loader: descriptor tables, an identity mapping and segment registers.
+
+Guest physical layout, all below the payload at 1 MiB:
+
+    0x1000  GDT      0x2000  IDT (32 vectors, into the payload's `vectors`)
+    0x3000  TSS with an I/O bitmap that allows every port, up to 0x5080
+    0x6000  PML4     0x7000  PDPT     0x8000..0xbfff  four page directories: 4 GiB in 2 MiB pages,
+                                       user-accessible, writable
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from vmm.memory import GuestMemory
+from vmm.payload import Payload
+from vmm.vcpu import Vcpu
+from vmm.x86.registers import get_sregs, set_sregs
+
+__all__ = ["CR0", "CR4_OSFXSR", "CR4_OSXMMEXCPT", "CR4_OSXSAVE", "enter", "write_tables"]
+
+GDT, IDT, TSS, PML4, PDPT, DIRECTORIES = 0x1000, 0x2000, 0x3000, 0x6000, 0x7000, 0x8000
+
+# Selectors in the GDT below.
+KERNEL_CODE, KERNEL_DATA, USER_DATA, USER_CODE = 0x08, 0x10, 0x1B, 0x23
+TASK, ABSENT = 0x28, 0x38
+
+CR0 = 0x8005003B  # PG AM WP NE ET TS=0 MP PE, with EM clear
+CR4_PAE = 1 << 5
+CR4_OSFXSR = 1 << 9
+CR4_OSXMMEXCPT = 1 << 10
+CR4_OSXSAVE = 1 << 18
+EFER_LONG_MODE = 0xD00  # NXE LMA LME
+_IO_BITMAP_AT = 104
+_TSS_LIMIT = _IO_BITMAP_AT + 8192
+_PAGE_2M = 0x87  # present, writable, user, large
+
+
+def _descriptor(kind: int, dpl: int, *, long: bool = False, present: bool = True) -> int:
+    access = present << 7 | dpl << 5 | 1 << 4 | kind
+    granularity = 0x8 | (0x2 if long else 0x4)
+    return 0xFFFF | access << 40 | 0xF << 48 | granularity << 52
+
+
+def _gdt() -> bytes:
+    low = _TSS_LIMIT | (TSS & 0xFFFFFF) << 16 | 0x8B << 40 | (TSS >> 24) << 56
+    entries = [
+        0,
+        _descriptor(0xB, 0, long=True),
+        _descriptor(0x3, 0),
+        _descriptor(0x3, 3),
+        _descriptor(0xB, 3, long=True),
+        low,
+        TSS >> 32,
+        _descriptor(0x3, 3, present=False),
+    ]
+    return struct.pack("<8Q", *entries)
+
+
+def _idt(vectors: int) -> bytes:
+    gates = []
+    for vector in range(32):
+        handler = vectors + 16 * vector
+        # A 64-bit interrupt gate; DPL 3, so that INT3 works at CPL3.
+        low = handler & 0xFFFF | KERNEL_CODE << 16 | 0xEE << 40 | (handler >> 16 & 0xFFFF) << 48
+        gates.append(struct.pack("<QQ", low, handler >> 32))
+    return b"".join(gates)
+
+
+def _tss(kernel_stack: int) -> bytes:
+    head = bytearray(_IO_BITMAP_AT)
+    struct.pack_into("<Q", head, 4, kernel_stack)
+    struct.pack_into("<H", head, 102, _IO_BITMAP_AT)
+    return bytes(head) + bytes(8192) + b"\xff"
+
+
+def write_tables(memory: GuestMemory, payload: Payload) -> None:
+    """Write descriptor tables and page tables into the first 48 KiB of guest memory."""
+    memory.write(GDT, _gdt())
+    memory.write(IDT, _idt(payload.symbol("vectors")))
+    memory.write(TSS, _tss(payload.symbol("kernel_stack_top")))
+    memory.write(PML4, struct.pack("<Q", PDPT | 7))
+    memory.write(PDPT, struct.pack("<4Q", *(DIRECTORIES + 0x1000 * n | 7 for n in range(4))))
+    memory.write(DIRECTORIES, struct.pack("<2048Q", *(n << 21 | _PAGE_2M for n in range(2048))))
+
+
+def _segment(selector: int, *, code: bool, dpl: int) -> dict[str, int]:
+    return {
+        "base": 0, "limit": 0xFFFFFFFF, "selector": selector, "type": 0xB if code else 0x3, "present": 1,
+        "dpl": dpl, "db": 0 if code else 1, "s": 1, "l": 1 if code else 0, "g": 1,
+    }  # fmt: skip
+
+
+def enter(vcpu: Vcpu, *, privilege: int, cr4: int = 0, cr0: int = CR0) -> Any:
+    """Put the vCPU into long mode at CPL ``privilege`` (0 or 3); return the sregs that were set.
+
+    ``cr4`` is added to PAE, OSFXSR and OSXMMEXCPT. Tables must have been written. RIP and RSP are set by
+    the caller.
+    """
+    sregs = get_sregs(vcpu)
+    code, data = (USER_CODE, USER_DATA) if privilege else (KERNEL_CODE, KERNEL_DATA)
+    sregs.cs = _segment(code, code=True, dpl=privilege)
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        setattr(sregs, name, _segment(data, code=False, dpl=privilege))
+    sregs.tr = {"base": TSS, "limit": _TSS_LIMIT, "selector": TASK, "type": 0xB, "present": 1}
+    sregs.ldt = {"unusable": 1, "type": 2}
+    sregs.gdt = {"base": GDT, "limit": 8 * 8 - 1}
+    sregs.idt = {"base": IDT, "limit": 32 * 16 - 1}
+    sregs.cr0, sregs.cr3 = cr0, PML4
+    sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | cr4
+    sregs.efer = EFER_LONG_MODE
+    set_sregs(vcpu, sregs)
+    return sregs

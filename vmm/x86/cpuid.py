@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUID as a value: what KVM supports, what a vCPU is given, what the host's CPU says.
+
+>>> table = supported(kvm)
+>>> table = table.edit(0xD, 0, eax=0x7)
+>>> set_cpuid(vcpu, table)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vmm._kvm import ffi, lib
+from vmm.ioctl import KvmError
+from vmm.system import Kvm
+from vmm.vcpu import Vcpu
+from vmm.x86.cpuid_names import FEATURES
+
+__all__ = [
+    "MAX_ENTRIES",
+    "REGISTERS",
+    "Cpuid",
+    "Entry",
+    "get_cpuid",
+    "host",
+    "set_cpuid",
+    "supported",
+]
+
+# KVM_MAX_CPUID_ENTRIES, arch/x86/include/asm/kvm_host.h.
+MAX_ENTRIES = 256
+REGISTERS = ("eax", "ebx", "ecx", "edx")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One leaf (``function``) and subleaf (``index``) with its four 32-bit registers.
+
+    ``flags`` has bit 0 (SIGNIFCANT_INDEX) where the subleaf counts.
+    """
+
+    function: int
+    index: int = 0
+    flags: int = 0
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+
+    @property
+    def registers(self) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX."""
+        return self.eax, self.ebx, self.ecx, self.edx
+
+    def __str__(self) -> str:
+        values = " ".join(f"{name}={value:08x}" for name, value in zip(REGISTERS, self.registers, strict=True))
+        return f"{self.function:08x}.{self.index}: {values}"
+
+    def features(self) -> list[str]:
+        """Return the names of the feature bits that are set."""
+        found = []
+        for name, value in zip(REGISTERS, self.registers, strict=True):
+            names = FEATURES.get((self.function, self.index, name), {})
+            found += [feature for bit, feature in names.items() if value >> bit & 1]
+        return found
+
+
+class Cpuid:
+    """An immutable, ordered CPUID table."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.entries = tuple(entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cpuid) and self.entries == other.entries
+
+    def __hash__(self) -> int:
+        return hash(self.entries)
+
+    def find(self, function: int, index: int = 0) -> Entry | None:
+        """Return the first entry of a leaf and subleaf, as KVM looks it up, or None."""
+        for entry in self.entries:
+            if entry.function == function and (entry.index == index or not entry.flags & 1):
+                return entry
+        return None
+
+    def get(self, function: int, index: int = 0) -> Entry:
+        """Like find, but an absent leaf reads as zeros, as it does for a guest."""
+        return self.find(function, index) or Entry(function, index)
+
+    def has(self, feature: str) -> bool:
+        """Tell whether a feature bit is set, by its name in cpuid_names (such as ``XSAVE``)."""
+        for (function, index, register), names in FEATURES.items():
+            for bit, name in names.items():
+                if name == feature:
+                    return bool(getattr(self.get(function, index), register) >> bit & 1)
+        raise KeyError(f"no CPUID feature is called {feature!r}")
+
+    def edit(self, function: int, index: int = 0, **registers: int) -> Cpuid:
+        """Return a copy with registers of one entry set; the entry is added if it is not there."""
+        old = self.find(function, index)
+        if old is None:
+            flags = lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX if index or function in (4, 7, 0xB, 0xD) else 0
+            return Cpuid((*self.entries, replace(Entry(function, index, flags), **registers)))
+        return Cpuid(replace(entry, **registers) if entry is old else entry for entry in self.entries)
+
+    def without(self, function: int, index: int | None = None) -> Cpuid:
+        """Return a copy without a leaf, or without one subleaf of it."""
+        return Cpuid(e for e in self.entries if e.function != function or index not in (None, e.index))
+
+    @property
+    def xcr0(self) -> int:
+        """The xfeatures that XCR0 may enable: leaf 0xD.0, EDX:EAX."""
+        entry = self.get(0xD, 0)
+        return entry.edx << 32 | entry.eax
+
+    @property
+    def xss(self) -> int:
+        """The xfeatures that IA32_XSS may enable: leaf 0xD.1, EDX:ECX."""
+        entry = self.get(0xD, 1)
+        return entry.edx << 32 | entry.ecx
+
+    def with_xcr0(self, features: int) -> Cpuid:
+        """Return a copy whose leaf 0xD.0 offers ``features``."""
+        return self.edit(0xD, 0, eax=features & 0xFFFFFFFF, edx=features >> 32)
+
+    def compare(self, other: Cpuid) -> list[str]:
+        """Return one line a difference: leaf, register, both values, and the features that differ."""
+        lines = []
+        places = dict.fromkeys((e.function, e.index) for table in (self, other) for e in table)
+        for function, index in places:
+            ours, theirs = self.find(function, index), other.find(function, index)
+            if ours is None or theirs is None:
+                lines.append(f"{function:08x}.{index}: only in the {'second' if ours is None else 'first'} table")
+                continue
+            lines += _compare_registers(ours, theirs)
+        return lines
+
+
+def _compare_registers(ours: Entry, theirs: Entry) -> list[str]:
+    lines = []
+    for register in REGISTERS:
+        a, b = getattr(ours, register), getattr(theirs, register)
+        if a == b:
+            continue
+        names = FEATURES.get((ours.function, ours.index, register), {})
+        changed = " ".join(feature for bit, feature in names.items() if (a ^ b) >> bit & 1)
+        where = f"{ours.function:08x}.{ours.index} {register}"
+        lines.append(f"{where}: {a:08x} {b:08x}" + (f" ({changed})" if changed else ""))
+    return lines
+
+
+def _buffer(entries: Iterable[Entry] | int) -> Any:
+    if isinstance(entries, int):
+        return ffi.new("struct kvm_cpuid2 *", {"nent": entries, "entries": entries})
+    rows = [(e.function, e.index, e.flags, *e.registers) for e in entries]
+    return ffi.new("struct kvm_cpuid2 *", {"nent": len(rows), "entries": rows})
+
+
+def _table(buffer: Any) -> Cpuid:
+    rows = buffer.entries[0 : buffer.nent]
+    return Cpuid(Entry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in rows)
+
+
+def supported(kvm: Kvm) -> Cpuid:
+    """KVM_GET_SUPPORTED_CPUID: what a guest of this process may be given.
+
+    It depends on the guest permission this process has: ask after requesting it.
+    """
+    buffer = _buffer(MAX_ENTRIES)
+    kvm.ioctl(lib.KVM_GET_SUPPORTED_CPUID, buffer)
+    return _table(buffer)
+
+
+def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
+    """KVM_SET_CPUID2. EPERM: an xfeature without guest permission; EINVAL: the vCPU has run."""
+    vcpu.ioctl(lib.KVM_SET_CPUID2, _buffer(table.entries))
+
+
+def get_cpuid(vcpu: Vcpu) -> Cpuid:
+    """KVM_GET_CPUID2: the vCPU's table, with the bits that KVM keeps up to date."""
+    buffer = _buffer(MAX_ENTRIES)
+    try:
+        vcpu.ioctl(lib.KVM_GET_CPUID2, buffer)
+    except KvmError as error:
+        # A vCPU with an empty table answers E2BIG on some kernels when asked with room for more.
+        if error.errno_name != "E2BIG":
+            raise
+    return _table(buffer)
+
+
+def host(function: int, index: int = 0) -> Entry:
+    """Execute CPUID on this CPU."""
+    registers = ffi.new("uint32_t[4]")
+    lib.vmm_cpuid(function, index, registers)
+    return Entry(function, index, 0, *registers)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The XSAVE area as a value: where components lie, what they hold, how two areas differ.
+
+A vCPU's area comes in the host's standard (never compacted) format, components at the offsets of the
+host's CPUID leaf 0xD, whatever the guest's CPUID says. Source: Documentation/virt/kvm/api.rst 4.134,
+KVM_GET_XSAVE2; Intel SDM volume 1, 13.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from vmm._kvm import ffi, lib
+from vmm.vcpu import Vcpu
+from vmm.x86 import cpuid, xfeature
+from vmm.x86.xsave_registers import describe_byte
+
+__all__ = [
+    "HEADER",
+    "LEGACY_SIZE",
+    "MINIMUM",
+    "POISON",
+    "Component",
+    "Difference",
+    "Layout",
+    "XsaveArea",
+    "get_xsave",
+    "host_layout",
+    "set_xsave",
+]
+
+# sizeof(struct kvm_xsave): what KVM_GET_XSAVE and KVM_SET_XSAVE move unless the vCPU's area is larger.
+LEGACY_SIZE = 4096
+HEADER = 512
+MINIMUM = HEADER + 64
+POISON = 0xAA
+_XSTATE_BV, _XCOMP_BV = slice(512, 520), slice(520, 528)
+_FCW, _MXCSR, _MXCSR_MASK = slice(0, 2), slice(24, 28), slice(28, 32)
+_SOFTWARE = slice(464, 512)
+INITIAL_FCW = 0x37F
+INITIAL_MXCSR = 0x1F80
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Where a state component lies: ``ranges`` are (offset, length) in the standard format."""
+
+    number: int
+    ranges: tuple[tuple[int, int], ...]
+    aligned: bool = False
+    supervisor: bool = False
+
+    @property
+    def name(self) -> str:
+        """The component's name."""
+        return xfeature.name(self.number)
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return sum(length for _, length in self.ranges)
+
+    @property
+    def end(self) -> int:
+        """The first offset behind it."""
+        return max(start + length for start, length in self.ranges)
+
+
+# The legacy region's two components: x87 without MXCSR, and MXCSR with the XMM registers.
+_FP = Component(0, ((0, 24), (32, 128)))
+_SSE = Component(1, ((24, 8), (160, 256)))
+
+
+class Layout:
+    """The components of a standard-format area, by number."""
+
+    def __init__(self, components: Iterable[Component] = ()) -> None:
+        self.components = {c.number: c for c in (_FP, _SSE, *components)}
+
+    @classmethod
+    def from_cpuid(cls, table: cpuid.Cpuid, features: int | None = None) -> Layout:
+        """Read leaf 0xD of ``table``; ``features`` limits it to some components."""
+        wanted = table.xcr0 | table.xss if features is None else features
+        components = []
+        for number in xfeature.bits(wanted & ~3):
+            entry = table.find(0xD, number)
+            if entry is not None and entry.eax:
+                components.append(_component(number, entry))
+        return cls(components)
+
+    def __getitem__(self, number: int) -> Component:
+        return self.components[number]
+
+    def __contains__(self, number: object) -> bool:
+        return number in self.components
+
+    @property
+    def features(self) -> int:
+        """The bitmap of all components here."""
+        return xfeature.mask(*self.components)
+
+    def size(self, features: int | None = None) -> int:
+        """Bytes of a standard-format area that holds the user components in ``features`` (default all)."""
+        ends = [c.end for c in self._chosen(features) if not c.supervisor]
+        return max([MINIMUM, *ends])
+
+    def compacted_size(self, features: int | None = None) -> int:
+        """Bytes of a compacted area that holds the components in ``features`` (default all)."""
+        size = MINIMUM
+        for component in sorted(self._chosen(features), key=lambda c: c.number):
+            if component.number >= 2:
+                size = (size + 63 & ~63 if component.aligned else size) + component.size
+        return size
+
+    def _chosen(self, features: int | None) -> list[Component]:
+        return [c for c in self.components.values() if features is None or features >> c.number & 1]
+
+    def at(self, offset: int) -> Component | None:
+        """Return the component that the byte at ``offset`` belongs to, or None for header and gaps."""
+        for component in self.components.values():
+            if not component.supervisor and any(s <= offset < s + n for s, n in component.ranges):
+                return component
+        return None
+
+
+def _component(number: int, entry: cpuid.Entry) -> Component:
+    return Component(number, ((entry.ebx, entry.eax),), bool(entry.ecx & 2), bool(entry.ecx & 1))
+
+
+@cache
+def host_layout() -> Layout:
+    """Return the layout of the host's CPU (and so of every vCPU's area)."""
+    top = cpuid.host(0xD, 0)
+    found = []
+    for number in xfeature.bits((top.edx << 32 | top.eax) & ~3):
+        found.append(_component(number, cpuid.host(0xD, number)))
+    return Layout(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One byte that differs between two areas, and what it is part of."""
+
+    offset: int
+    first: int
+    second: int
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.where} (byte {self.offset}): {self.first:02x} {self.second:02x}"
+
+
+class XsaveArea:
+    """The bytes of one area with the header's fields by name.
+
+    ``data`` is a bytearray that callers may change; its length is what KVM moved (4096 or more).
+    """
+
+    def __init__(self, data: bytes | bytearray, layout: Layout | None = None) -> None:
+        if len(data) < MINIMUM:
+            raise ValueError(f"an XSAVE area has at least {MINIMUM} bytes, not {len(data)}")
+        self.data = bytearray(data)
+        self.layout = layout or host_layout()
+
+    @classmethod
+    def initial(cls, size: int = LEGACY_SIZE, layout: Layout | None = None) -> XsaveArea:
+        """Return an area with every component in its initial configuration and XSTATE_BV 0."""
+        area = cls(bytes(size), layout)
+        area.data[_FCW] = INITIAL_FCW.to_bytes(2, "little")
+        area.mxcsr = INITIAL_MXCSR
+        return area
+
+    def copy(self) -> XsaveArea:
+        """Return an independent copy."""
+        return XsaveArea(self.data, self.layout)
+
+    def _get(self, where: slice) -> int:
+        return int.from_bytes(self.data[where], "little")
+
+    def _set(self, where: slice, value: int) -> None:
+        self.data[where] = value.to_bytes(where.stop - where.start, "little")
+
+    @property
+    def xstate_bv(self) -> int:
+        """XSTATE_BV: the components that are not (known to be) in their initial configuration."""
+        return self._get(_XSTATE_BV)
+
+    @xstate_bv.setter
+    def xstate_bv(self, value: int) -> None:
+        self._set(_XSTATE_BV, value)
+
+    @property
+    def xcomp_bv(self) -> int:
+        """XCOMP_BV: 0 in the standard format."""
+        return self._get(_XCOMP_BV)
+
+    @xcomp_bv.setter
+    def xcomp_bv(self, value: int) -> None:
+        self._set(_XCOMP_BV, value)
+
+    @property
+    def fcw(self) -> int:
+        """The x87 control word."""
+        return self._get(_FCW)
+
+    @property
+    def mxcsr(self) -> int:
+        """MXCSR."""
+        return self._get(_MXCSR)
+
+    @mxcsr.setter
+    def mxcsr(self, value: int) -> None:
+        self._set(_MXCSR, value)
+
+    @property
+    def mxcsr_mask(self) -> int:
+        """MXCSR_MASK: the bits of MXCSR that the CPU has."""
+        return self._get(_MXCSR_MASK)
+
+    @property
+    def reserved(self) -> bytes:
+        """The 48 reserved bytes of the header."""
+        return bytes(self.data[528:576])
+
+    @property
+    def software(self) -> bytes:
+        """Bytes 464 to 511, which hardware leaves to software."""
+        return bytes(self.data[_SOFTWARE])
+
+    def component(self, number: int) -> bytes:
+        """Return the bytes of one component."""
+        return b"".join(bytes(self.data[start : start + length]) for start, length in self.layout[number].ranges)
+
+    def set_component(self, number: int, data: bytes, *, mark: bool = True) -> None:
+        """Put ``data`` into one component, and its bit into XSTATE_BV if ``mark``."""
+        component = self.layout[number]
+        if len(data) != component.size or component.end > len(self.data):
+            raise ValueError(f"{component.name} has {component.size} bytes up to {component.end}, got {len(data)}")
+        at = 0
+        for start, length in component.ranges:
+            self.data[start : start + length] = data[at : at + length]
+            at += length
+        if mark:
+            self.xstate_bv |= 1 << number
+
+    def compare(self, other: XsaveArea, limit: int = 16) -> list[Difference]:
+        """Return the bytes that differ, each with component, register and byte; at most ``limit``.
+
+        The software-available bytes are left out: KVM writes the host's features there.
+        """
+        return self.compare_bytes(bytes(other.data), limit)
+
+    def compare_bytes(self, other: bytes, limit: int = 16) -> list[Difference]:
+        """Like compare, against raw bytes; a missing byte differs from everything."""
+        found: list[Difference] = []
+        if self.data == other:
+            return found
+        for offset in range(max(len(self.data), len(other))):
+            ours = self.data[offset] if offset < len(self.data) else -1
+            theirs = other[offset] if offset < len(other) else -1
+            if ours != theirs and not _SOFTWARE.start <= offset < _SOFTWARE.stop:
+                found.append(Difference(offset, ours, theirs, self.where(offset)))
+                if len(found) >= limit:
+                    break
+        return found
+
+    def where(self, offset: int) -> str:
+        """Name the byte at ``offset``: component, register and byte, or the header's field."""
+        if HEADER <= offset < MINIMUM:
+            field = "XSTATE_BV" if offset < 520 else "XCOMP_BV" if offset < 528 else "reserved header"
+            return f"{field} byte {(offset - HEADER) % 8 if offset < 528 else offset - HEADER}"
+        component = self.layout.at(offset)
+        if component is None:
+            return f"gap at {offset}"
+        return describe_byte(component.number, offset - component.ranges[0][0], component.name)
+
+
+# A page that is never backed would be better still, but costs two system calls a buffer.
+_CANARY = 4096
+
+
+def get_xsave(vcpu: Vcpu, size: int = LEGACY_SIZE, *, legacy: bool = False) -> XsaveArea:
+    """KVM_GET_XSAVE2 (or, with ``legacy``, KVM_GET_XSAVE) as a value of the length KVM wrote.
+
+    ``size`` is how much is expected; the buffer is larger and poisoned, and what was written is counted,
+    because no call says how large a vCPU's area is.
+    """
+    data = get_xsave_raw(vcpu, max(size, LEGACY_SIZE) + _CANARY, legacy=legacy)
+    written = lib.vmm_written_length(data, len(data), POISON)
+    return XsaveArea(bytes(ffi.buffer(data, max(written, LEGACY_SIZE))))
+
+
+def get_xsave_raw(vcpu: Vcpu, size: int, *, legacy: bool = False, poison: int = POISON) -> object:
+    """Return a poisoned ``uint8_t[size]`` after KVM_GET_XSAVE2 (or KVM_GET_XSAVE) wrote into it."""
+    data = ffi.new("uint8_t[]", size)
+    ffi.memmove(data, bytes([poison]) * size, size)
+    vcpu.ioctl(lib.KVM_GET_XSAVE if legacy else lib.KVM_GET_XSAVE2, data)
+    return data
+
+
+def set_xsave(vcpu: Vcpu, area: XsaveArea) -> None:
+    """KVM_SET_XSAVE: reads as many bytes as the vCPU's area has, so ``area`` must not be shorter.
+
+    EINVAL: a component this vCPU may not have, a non-zero XCOMP_BV or reserved byte, or a bad MXCSR.
+    """
+    vcpu.ioctl(lib.KVM_SET_XSAVE, ffi.new("uint8_t[]", bytes(area.data)))
