@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import errno as errno_module
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmm.ioctl import KvmError
-from vmm.x86.xsave import Difference
 
 __all__ = [
     "Skipped",
@@ -65,11 +64,11 @@ def subset(what: str, observed: int, allowed: int) -> None:
         raise Violation(what, f"no bits outside {allowed:#x}", f"{observed:#x} (extra {observed & ~allowed:#x})")
 
 
-def no_difference(what: str, differences: list[Difference]) -> None:
-    """Two areas have to be equal; the first differing bytes are the evidence."""
+def no_difference(what: str, differences: Sequence[object]) -> None:
+    """Two states have to be equal; the first differences, as they print, are the evidence."""
     if differences:
         shown = "; ".join(str(difference) for difference in differences[:4])
-        raise Violation(what, "no byte differs", f"{len(differences)} or more bytes differ: {shown}")
+        raise Violation(what, "no difference", f"{len(differences)} or more: {shown}")
 
 
 def succeeds(what: str, call: Callable[[], Any]) -> Any:

@@ -7,19 +7,18 @@ import fnmatch
 import importlib
 import inspect
 import pkgutil
-import platform
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm.arch import ARCHITECTURE
+
 if TYPE_CHECKING:
     from vmm.conformance.context import Context
     from vmm.conformance.needs import Need
 
-__all__ = ["ARCHITECTURE", "Clause", "all_clauses", "clause", "select"]
-
-ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+__all__ = ["Clause", "all_clauses", "clause", "select"]
 
 Function = Callable[["Context"], None]
 

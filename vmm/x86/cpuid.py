@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import KvmError
 from vmm.system import Kvm
 from vmm.vcpu import Vcpu
 from vmm.x86.cpuid_names import FEATURES
@@ -188,12 +187,7 @@ def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
 def get_cpuid(vcpu: Vcpu) -> Cpuid:
     """KVM_GET_CPUID2: the vCPU's table, with the bits that KVM keeps up to date."""
     buffer = _buffer(MAX_ENTRIES)
-    try:
-        vcpu.ioctl(lib.KVM_GET_CPUID2, buffer)
-    except KvmError as error:
-        # A vCPU with an empty table answers E2BIG on some kernels when asked with room for more.
-        if error.errno_name != "E2BIG":
-            raise
+    vcpu.ioctl(lib.KVM_GET_CPUID2, buffer)
     return _table(buffer)
 
 

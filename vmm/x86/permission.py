@@ -8,8 +8,10 @@ fpu_xstate_prctl.
 
 from __future__ import annotations
 
+import json
+
 from vmm._kvm import ffi, lib
-from vmm.ioctl import arch_prctl, arch_prctl_value
+from vmm.ioctl import KvmError, arch_prctl, arch_prctl_value
 from vmm.system import Kvm
 
 __all__ = [
@@ -62,3 +64,17 @@ def guest_supported(kvm: Kvm) -> int:
     value = ffi.new("uint64_t *")
     kvm.get_attribute(lib.KVM_X86_GRP_SYSTEM, lib.KVM_X86_XCOMP_GUEST_SUPP, value)
     return int(value[0])
+
+
+def _probe() -> None:
+    """Print what a fresh process may do: the answer after exec."""
+    answer = {"guest_permitted": guest_permitted(), "request_errno": 0}
+    try:
+        request_guest(18)
+    except KvmError as error:
+        answer["request_errno"] = error.errno or -1
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _probe()

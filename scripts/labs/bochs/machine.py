@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine `amx`: a Sapphire Rapids with VMX, AMX and XFD, emulated by the Bochs built here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import BOCHS_SUITE
+from ..errors import LabError
+from ..hostroot import host_arch
+from ..machines import COMMON_ARGUMENTS, Boot, Machine
+from ..packages import Archive
+from .build import build_bochs
+from .rom import ROM_ADDRESS, StartInfo, build_rom
+
+__all__ = ["Amx", "configuration"]
+
+_MEGABYTE = 1 << 20
+
+#: Emulated instructions a second of emulated time.  Much less and timers fire all the time, much more and
+#: every sleep takes long; from 100 to 400 million the machine is equally fast.
+_SPEED = 200_000_000
+
+_MODELS = ("sapphire_rapids",)
+
+
+class Amx(Machine):
+    """x86-64 with AMX; KVM's back end is kvm_intel."""
+
+    name = "amx"
+    arch = "amd64"
+    modules = ("kvm_intel",)
+    channel = "port"
+    power = "bochs"
+    console_device = "/dev/ttyS0"
+
+    def prepare(self) -> None:
+        if self.options.cpu not in (None, *_MODELS):
+            raise LabError(
+                f"--cpu {self.options.cpu} is not known to amx; the model is {' or '.join(_MODELS)}."
+            )
+        self._bochs = build_bochs(self.cache)
+        archive = Archive(self.cache, BOCHS_SUITE, host_arch())
+        packages = [archive.candidate("bochsbios"), archive.candidate("vgabios")]
+
+        def make(folder: Path) -> None:
+            with self.cache.scratch("bios-") as unpacked:
+                archive.extract(packages, unpacked)
+                for name in ("BIOS-bochs-latest", "vgabios.bin"):
+                    (found,) = [path for path in unpacked.rglob(name) if path.is_file()]
+                    (folder / name).write_bytes(found.read_bytes())
+            self.cache.manifest(folder, archive.describe(packages))
+
+        self._bios = self.cache.build(
+            "bios", [package.deb for package in packages], make, "extracting the BIOS"
+        )
+
+    @property
+    def data_is_stdout(self) -> bool:
+        return True  # that is where Bochs writes what a program sends to port 0xE9
+
+    def command(self, boot: Boot) -> list[str]:
+        memory = (self.options.memory or 512) * _MEGABYTE
+        size = boot.initrd.stat().st_size
+        # high in RAM, below the BIOS's tables, out of the kernel's way
+        initrd_address = (memory - _MEGABYTE - size) & ~(_MEGABYTE - 1)
+        address, entry = boot.kernel.layout
+        if initrd_address < address + boot.kernel.flat.stat().st_size + 64 * _MEGABYTE:
+            raise LabError(
+                "The machine's memory is too small for its initial file system; give a larger --memory."
+            )
+        clock = f"tsc=reliable no_timer_check lpj={_SPEED // 250}"
+        line = f"console=ttyS0,115200 {COMMON_ARGUMENTS} {clock} {self.options.append}"
+        rom = boot.folder / "boot.rom"
+        rom.write_bytes(build_rom(entry, StartInfo(memory, initrd_address, size, line)))
+        text = configuration(
+            memory=memory // _MEGABYTE,
+            model=self.options.cpu or _MODELS[0],
+            bios=str(self._bios / "BIOS-bochs-latest"),
+            vga_bios=str(self._bios / "vgabios.bin"),
+            rom=str(rom),
+            images=[(str(boot.kernel.flat), address), (str(boot.initrd), initrd_address)],
+            serial=f"mode=term, dev={boot.console}" if boot.interactive else f"mode=file, dev={boot.console}",
+            log=str(boot.folder / "bochs.log"),
+        )
+        (boot.folder / "bochsrc").write_text(text)
+        return [str(self._bochs), "-q", "-f", str(boot.folder / "bochsrc")]
+
+
+def configuration(
+    *,
+    memory: int,
+    model: str,
+    bios: str,
+    vga_bios: str,
+    rom: str,
+    images: list[tuple[str, int]],
+    serial: str,
+    log: str,
+) -> str:
+    """Return the text of a bochsrc; memory in MiB, `images` are files to load with their addresses."""
+    lines = [
+        "config_interface: textconfig",
+        "display_library: nogui",
+        f"cpu: model={model}, count=1, ips={_SPEED}, reset_on_triple_fault=0",
+        f"memory: guest={memory}, host={memory}, block_size=512",
+        f"romimage: file={bios}, options=fastboot",
+        f"vgaromimage: file={vga_bios}",
+        f"optromimage1: file={rom}, address={ROM_ADDRESS:#x}",
+        *(
+            f"optramimage{number}: file={file}, address={address:#x}"
+            for number, (file, address) in enumerate(images, start=1)
+        ),
+        f"com1: enabled=1, {serial}",
+        "port_e9_hack: enabled=1",
+        "pci: enabled=1, chipset=i440fx",
+        "ata0: enabled=0",
+        "ata1: enabled=0",
+        "boot: disk",
+        "floppy_bootsig_check: disabled=1",
+        "clock: sync=none, time0=utc",
+        "speaker: enabled=0",
+        f"log: {log}",
+        "panic: action=fatal",
+        "error: action=ignore",
+        "info: action=ignore",
+        "debug: action=ignore",
+    ]
+    return "\n".join(lines) + "\n"

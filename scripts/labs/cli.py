@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `scripts/lab`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cache import Cache
+from .config import DEFAULT_KERNEL, KERNELS
+from .errors import LabError
+from .machines import Machine, Options, Port
+from .session import LAB_FAILURE, MACHINES, Plan, run_plans
+
+__all__ = ["main", "make_plans", "parse"]
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_DEFAULT_COMMAND = ("vmm", "check", "--format", "json")
+
+_DESCRIPTION = """\
+Boot a Debian kernel with its own KVM on an emulated CPU and run a command there.
+
+  svm   x86-64, AMD SVM with nested paging (QEMU)
+  amx   x86-64, Intel VMX with AMX, XFD, AVX-512 and CET (Bochs, built with the project's patches)
+  sve   arm64 at EL2 with SVE (QEMU)
+"""
+
+_EPILOG = """\ The command's output and exit status become those of scripts/lab; 125 says that the machine
+failed, not the command. Files that the command writes to /out come back with --out.  The first run of a
+machine builds it (minutes), later ones take seconds.
+
+  scripts/lab amx                                      the conformance run with AMX
+  scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel
+  scripts/lab sve --cpu vq=1,2,4 --mode nvhe           another set of vector lengths, KVM without VHE
+  scripts/lab sve --shell                              a shell in the machine
+  scripts/lab sve --pair -- vmm receive 0.0.0.0:5555 -- vmm send a:5555 PAYLOAD
+                                                       two machines, "a" (10.9.0.1) and "b" (10.9.0.2)
+"""
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]]:
+    """Return the options and the commands after "--", two at most."""
+    own, commands = _split(arguments)
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab",
+        usage="scripts/lab NAME [options] [-- COMMAND ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", choices=sorted(MACHINES), metavar="NAME", help="svm, amx or sve")
+    parser.add_argument(
+        "--kernel", action="append", choices=list(KERNELS), help=f"kernel series (default {DEFAULT_KERNEL})"
+    )
+    parser.add_argument(
+        "--cpu",
+        action="append",
+        metavar="SPEC",
+        help="sve: vq=1,2,4 (units of 128 bits); svm: features such as -pku",
+    )
+    parser.add_argument(
+        "--mode", choices=("vhe", "nvhe"), default="vhe", help="sve: how KVM uses EL2 (default vhe)"
+    )
+    parser.add_argument("--memory", type=int, metavar="MIB", help="the machine's RAM (default 1024, amx 512)")
+    parser.add_argument("--append", default="", metavar="ARGS", help="more arguments for the kernel")
+    parser.add_argument(
+        "--timeout", type=float, default=300, metavar="S", help="end the machine after S seconds (300)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="bring back what the command writes to /out")
+    parser.add_argument("--shell", action="store_true", help="an interactive shell on the machine's console")
+    parser.add_argument(
+        "--pair",
+        action="store_true",
+        help="two machines joined by a cable; --kernel and --cpu may be given for each",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the run's files: console, initrd, command line"
+    )
+    parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")
+    options = parser.parse_args(own)
+    if options.name is None and not options.clean:
+        parser.error("which machine? svm, amx or sve")
+    if len(commands) > (2 if options.pair else 1):
+        parser.error("a second command after '--' is for --pair")
+    if options.shell and (commands or options.pair):
+        parser.error("--shell goes with neither a command nor --pair")
+    if not options.pair and (len(options.kernel or ()) > 1 or len(options.cpu or ()) > 1):
+        parser.error("a second --kernel or --cpu is for --pair")
+    return options, commands
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Cut the words at each "--"."""
+    parts: list[list[str]] = [[]]
+    for word in arguments:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts[0], [part for part in parts[1:] if part]
+
+
+def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Sequence[str]]) -> list[Plan]:
+    """Return the machines to run: one, or two with a cable."""
+    if not options.pair:
+        command = ["sh", "-i"] if options.shell else [*(commands[0] if commands else _DEFAULT_COMMAND)]
+        return [Plan(_machine(cache, options, 0), command, options.out, options.shell)]
+    if options.name == "amx":
+        raise LabError(
+            "Only svm and sve can be paired: the emulator of amx has no network in this configuration."
+        )
+    ends = [end.detach() for end in socket.socketpair()]
+    plans = []
+    for index, label in enumerate("ab"):
+        words = commands[min(index, len(commands) - 1)] if commands else _DEFAULT_COMMAND
+        plans.append(
+            Plan(
+                _machine(cache, options, index),
+                words,
+                options.out / label if options.out else None,
+                label=f"{label}| ",
+                address=f"10.9.0.{index + 1}",
+                port=Port(ends[index], mac=f"52:54:00:00:00:0{index + 1}"),
+                environment={"LAB_SELF": label, "LAB_PEER": "ba"[index]},
+            )
+        )
+    return plans
+
+
+def _machine(cache: Cache, options: argparse.Namespace, index: int) -> Machine:
+    """Return a machine with the options of its place: the last one given serves the rest."""
+
+    def choose(values: list[str] | None, default: str | None) -> str | None:
+        return values[min(index, len(values) - 1)] if values else default
+
+    kernel = choose(options.kernel, DEFAULT_KERNEL) or DEFAULT_KERNEL
+    chosen = Options(kernel, choose(options.cpu, None), options.mode, options.memory, options.append)
+    return MACHINES[options.name](cache, chosen)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `scripts/lab` and return its exit status."""
+    options, commands = parse(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cache = Cache()
+        if options.clean:
+            cache.clean()
+            if options.name is None:
+                return 0
+            cache = Cache()
+        return run_plans(
+            cache, _REPOSITORY, make_plans(cache, options, commands), options.timeout, options.keep
+        )
+    except LabError as error:
+        print(f"scripts/lab: {error}", file=sys.stderr)
+        return LAB_FAILURE
+    except BrokenPipeError:
+        return 141
+    except KeyboardInterrupt:
+        print("scripts/lab: interrupted; the machine was ended", file=sys.stderr)
+        return 130
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)

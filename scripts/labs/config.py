@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the machines, in one place: edit here to add a Python package or a kernel."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BOCHS_SUITE",
+    "BOCHS_VERSION",
+    "DEFAULT_KERNEL",
+    "KERNELS",
+    "PYTHON_PACKAGES",
+    "PYTHON_SUITE",
+    "PYTHON_VERSION",
+    "TOOL_SUITE",
+]
+
+#: The Debian packages in every machine; all they depend on follows by itself.
+PYTHON_PACKAGES = (
+    "python3",
+    "python3-cffi-backend",
+    "python3-pyelftools",
+    "python3-click",
+    "python3-rich",
+)
+
+#: The suite these come from, and the Python it has.
+PYTHON_SUITE = "trixie"
+PYTHON_VERSION = "3.13"
+
+#: kernel series -> the suite that has it, oldest first
+KERNELS = {"6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
+DEFAULT_KERNEL = "7.2"
+
+#: The suite of what runs on the host: QEMU (7.2 is the fastest of three suites), cross compilers, unpackers.
+#: They run on any host whose libc is at least as new.
+TOOL_SUITE = "bookworm"
+
+#: The source package that the patches in bochs/series are for, and the suite with it and its BIOS images.
+BOCHS_SUITE = "trixie"
+BOCHS_VERSION = "3.0+dfsg-1"

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The first process of an emulated machine: prepares it, runs one command, tells the host, switches off.
+ *
+ * What to do is in files of the initial file system:
+ *   /lab/modules   kernel modules to insert, one path a line, in order
+ *   /lab/settings  "key value" lines: channel, address, shell, power
+ *   /lab/command   the command's words, each ended by a zero byte
+ *   /lab/names     environment variables, "NAME=value" each ended by a zero byte
+ *
+ * Everything for the host goes through one channel as frames, so that the command's output, its errors and its
+ * files arrive unmixed and binary: 0xF5 'L' kind size(4, little endian) payload.  Kinds: H hello, O standard
+ * output, E standard error, F a piece of a tar archive of /out, X the exit status (a decimal number).
+ * The channel is a device, or port 0xE9 of the x86 emulators' debug console, where a byte costs no interrupt.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <sys/io.h>
+#endif
+
+enum { DEBUG_PORT = 0xe9, BOCHS_PORT = 0x8900, CHUNK = 65536 };
+
+static int channel = -1; /* the device, or -1 for the port */
+static char setting_channel[64] = "port", setting_address[64], setting_shell[64], setting_power[64] = "acpi";
+
+static void channel_write(const void *data, size_t size)
+{
+	const unsigned char *bytes = data;
+#if defined(__x86_64__)
+	if (channel < 0) {
+		outsb(DEBUG_PORT, bytes, size);
+		return;
+	}
+#endif
+	while (size > 0) {
+		ssize_t written = write(channel, bytes, size);
+		if (written < 0 && errno != EINTR && errno != EAGAIN)
+			return; /* nobody is left to tell */
+		if (written > 0) {
+			bytes += written;
+			size -= written;
+		}
+	}
+}
+
+static void frame(char kind, const void *data, size_t size)
+{
+	unsigned char head[7] = { 0xf5, 'L', kind, size, size >> 8, size >> 16, size >> 24 };
+
+	channel_write(head, sizeof head);
+	channel_write(data, size);
+}
+
+static void frame_text(char kind, const char *format, ...)
+{
+	char text[1024];
+	va_list list;
+
+	va_start(list, format);
+	int size = vsnprintf(text, sizeof text, format, list);
+	va_end(list);
+	frame(kind, text, size < (int)sizeof text ? size : (int)sizeof text - 1);
+}
+
+static double uptime(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+/* The whole file with a zero byte behind it, or an empty string when there is none. */
+static char *read_file(const char *path, size_t *size)
+{
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	struct stat info;
+	char *text;
+
+	*size = 0;
+	if (file < 0 || fstat(file, &info) || !(text = calloc(1, info.st_size + 1)))
+		return calloc(1, 1);
+	ssize_t got = read(file, text, info.st_size);
+	*size = got > 0 ? got : 0;
+	close(file);
+	return text;
+}
+
+/* Split strings that each end in a zero byte into a vector for execve(). */
+static char **vector_of(char *text, size_t size)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < size; i++)
+		count += text[i] == 0;
+	char **vector = calloc(count + 1, sizeof *vector);
+	for (size_t i = 0; i < count; i++, text += strlen(text) + 1)
+		vector[i] = text;
+	return vector;
+}
+
+static void mount_all(void)
+{
+	mount("proc", "/proc", "proc", 0, NULL);
+	mount("sysfs", "/sys", "sysfs", 0, NULL);
+	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+	mkdir("/dev/shm", 01777);
+	mkdir("/dev/pts", 0755);
+	mount("devpts", "/dev/pts", "devpts", 0, NULL);
+	mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL);
+	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
+	mount("tmpfs", "/run", "tmpfs", 0, NULL);
+	symlink("/proc/self/fd", "/dev/fd");
+}
+
+static void read_settings(void)
+{
+	size_t size;
+	char *text = read_file("/lab/settings", &size), *rest = text, *line;
+
+	while ((line = strsep(&rest, "\n"))) {
+		char key[32], value[64];
+
+		if (sscanf(line, "%31s %63s", key, value) != 2)
+			continue;
+		if (!strcmp(key, "channel"))
+			strcpy(setting_channel, value);
+		else if (!strcmp(key, "address"))
+			strcpy(setting_address, value);
+		else if (!strcmp(key, "shell"))
+			strcpy(setting_shell, value);
+		else if (!strcmp(key, "power"))
+			strcpy(setting_power, value);
+	}
+	free(text);
+}
+
+static void insert_modules(void)
+{
+	size_t size;
+	char *text = read_file("/lab/modules", &size), *rest = text, *path;
+
+	while ((path = strsep(&rest, "\n"))) {
+		if (!*path)
+			continue;
+		int file = open(path, O_RDONLY | O_CLOEXEC);
+		if (file < 0 || syscall(SYS_finit_module, file, "", 0))
+			fprintf(stderr, "lab: cannot insert %s: %s\n", path, strerror(errno));
+		close(file);
+	}
+	free(text);
+}
+
+static void open_channel(void)
+{
+#if defined(__x86_64__)
+	if (!strcmp(setting_channel, "port")) {
+		iopl(3);
+		return;
+	}
+#endif
+	for (int tries = 0; tries < 500 && channel < 0; tries++) { /* the device appears a moment after its driver */
+		channel = open(setting_channel, O_WRONLY | O_CLOEXEC);
+		if (channel < 0)
+			usleep(10000);
+	}
+	if (channel < 0)
+		fprintf(stderr, "lab: no channel %s: %s\n", setting_channel, strerror(errno));
+	struct termios mode;
+	if (!tcgetattr(channel, &mode)) {
+		cfmakeraw(&mode);
+		tcsetattr(channel, TCSANOW, &mode);
+	}
+}
+
+static void interface_up(const char *name, const char *address)
+{
+	int handle = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct ifreq request = { 0 };
+	struct sockaddr_in *in = (struct sockaddr_in *)&request.ifr_addr;
+
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	for (int tries = 0; tries < 300 && ioctl(handle, SIOCGIFFLAGS, &request); tries++)
+		usleep(10000);
+	in->sin_family = AF_INET;
+	inet_pton(AF_INET, address, &in->sin_addr);
+	ioctl(handle, SIOCSIFADDR, &request);
+	inet_pton(AF_INET, "255.255.255.0", &in->sin_addr);
+	if (strcmp(name, "lo"))
+		ioctl(handle, SIOCSIFNETMASK, &request);
+	ioctl(handle, SIOCGIFFLAGS, &request);
+	request.ifr_flags |= IFF_UP | IFF_RUNNING;
+	if (ioctl(handle, SIOCSIFFLAGS, &request))
+		fprintf(stderr, "lab: interface %s: %s\n", name, strerror(errno));
+	close(handle);
+}
+
+/* Start a command with its output in two pipes, or, for a shell, on a terminal of its own. */
+static pid_t start(char **words, char **names, int output[2], int errors[2])
+{
+	pid_t child = fork();
+
+	if (child)
+		return child;
+	setsid();
+	if (*setting_shell) {
+		int terminal = open(setting_shell, O_RDWR);
+
+		ioctl(terminal, TIOCSCTTY, 1);
+		for (int fd = 0; fd < 3; fd++)
+			dup2(terminal, fd);
+	} else {
+		dup2(open("/dev/null", O_RDONLY), 0);
+		dup2(output[1], 1);
+		dup2(errors[1], 2);
+	}
+	chdir("/root");
+	execvpe(words[0], words, names);
+	dprintf(2, "lab: cannot run %s: %s\n", words[0], strerror(errno));
+	_exit(errno == ENOENT ? 127 : 126);
+}
+
+/* Pass on what one pipe has; false at its end. */
+static int pass_on(int from, char kind)
+{
+	static char buffer[CHUNK];
+	ssize_t got = read(from, buffer, sizeof buffer);
+
+	if (got > 0)
+		frame(kind, buffer, got);
+	return got > 0 || (got < 0 && (errno == EINTR || errno == EAGAIN));
+}
+
+/* Pass on a child's output until it has ended; then only what is already there, because a process that it left
+ * behind may hold the pipes open for ever. */
+static int attend(pid_t child, int output, int errors)
+{
+	struct pollfd ends[2] = { { output, POLLIN, 0 }, { errors, POLLIN, 0 } };
+	const char kinds[2] = { 'O', 'E' };
+	int status = 0, ended = 0;
+
+	for (;;) {
+		pid_t reaped;
+		int result;
+
+		while ((reaped = waitpid(-1, &result, WNOHANG)) > 0)
+			if (reaped == child) {
+				status = result;
+				ended = 1;
+			}
+		int ready = poll(ends, 2, ended ? 0 : 100);
+		if (ready <= 0 && ended)
+			break;
+		for (int i = 0; i < 2; i++)
+			if ((ends[i].revents & (POLLIN | POLLHUP)) && !pass_on(ends[i].fd, kinds[i]))
+				ends[i].fd = -1;
+	}
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static int run(char **words, char **names, char output_kind)
+{
+	int output[2], errors[2];
+
+	if (pipe2(output, O_CLOEXEC) || pipe2(errors, O_CLOEXEC))
+		return 125;
+	pid_t child = start(words, names, output, errors);
+	close(output[1]);
+	close(errors[1]);
+	if (child < 0)
+		return 125;
+	if (output_kind == 'O')
+		return attend(child, output[0], errors[0]);
+	while (pass_on(output[0], output_kind))
+		;
+	waitpid(child, NULL, 0);
+	close(output[0]);
+	close(errors[0]);
+	return 0;
+}
+
+static void send_results(char **names)
+{
+	char *tar[] = { "busybox", "tar", "-C", "/out", "-cf", "-", ".", NULL };
+
+	*setting_shell = 0;
+	if (rmdir("/out")) /* only an empty folder can be removed */
+		run(tar, names, 'F');
+}
+
+static void __attribute__((noreturn)) power_off(void)
+{
+	sync();
+#if defined(__x86_64__)
+	if (!strcmp(setting_power, "bochs")) {
+		tcdrain(1); /* let the console finish: the emulator ends at once */
+		iopl(3);
+		for (const char *letter = "Shutdown"; *letter; letter++)
+			outb(*letter, BOCHS_PORT);
+	}
+#endif
+	reboot(RB_POWER_OFF);
+	for (;;)
+		pause();
+}
+
+int main(void)
+{
+	struct utsname system;
+	size_t size;
+
+	mount_all();
+	read_settings();
+	double began = uptime();
+	insert_modules();
+	open_channel();
+	interface_up("lo", "127.0.0.1");
+	if (*setting_address)
+		interface_up("eth0", setting_address);
+	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	setrlimit(RLIMIT_MEMLOCK, &unlimited);
+	uname(&system);
+	frame_text('H', "%s %s, first process after %.2f s, ready after %.2f s", system.sysname, system.release, began,
+		   uptime());
+
+	char *command = read_file("/lab/command", &size), **words = vector_of(command, size);
+	char *environment = read_file("/lab/names", &size), **names = vector_of(environment, size);
+	int status = words[0] ? run(words, names, 'O') : 0;
+	send_results(names);
+	frame_text('X', "%d", status);
+	power_off();
+}

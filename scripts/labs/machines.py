@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machines have in common: options, what a run consists of, and the interface of an emulator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import Cache
+from .kernels import Kernel, fetch_kernel
+
+__all__ = ["Boot", "Machine", "Options", "Port"]
+
+#: Kernel arguments of every machine: what a short-lived one needs neither to protect nor to test.
+COMMON_ARGUMENTS = (
+    "quiet panic=0 nokaslr mitigations=off nowatchdog random.trust_cpu=on cryptomgr.notests "
+    "rcupdate.rcu_expedited=1 rcupdate.rcu_cpu_stall_suppress=1 audit=0"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose."""
+
+    kernel: str
+    cpu: str | None = None
+    mode: str = "vhe"
+    memory: int | None = None
+    append: str = ""  # more kernel arguments
+
+
+@dataclass(frozen=True)
+class Port:
+    """One end of a cable between two machines: a connected socket, inherited by the emulator."""
+
+    socket: int  # file descriptor
+    mac: str
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One start of a machine: its files, and where its console and its data go."""
+
+    folder: Path
+    kernel: Kernel
+    initrd: Path
+    data: int  # file descriptor that takes the frames of the agent
+    console: Path  # a file, or a terminal when it is interactive
+    interactive: bool
+    port: Port | None = None
+
+
+class Machine(ABC):
+    """An emulator with a processor; subclasses know its command line."""
+
+    name: str
+    arch: str
+    #: modules to insert, then those for a network
+    modules: tuple[str, ...]
+    network_modules: tuple[str, ...] = ("virtio_pci", "virtio_net")
+    #: settings of the agent: where its frames go, how it switches off, the console's device
+    channel: str
+    power: str
+    console_device: str
+
+    def __init__(self, cache: Cache, options: Options) -> None:
+        self.cache = cache
+        self.options = options
+
+    def kernel(self) -> Kernel:
+        """Return the kernel, fetched if need be."""
+        return fetch_kernel(self.cache, self.options.kernel, self.arch)
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Fetch and build the emulator; raise LabError for options it does not have."""
+
+    @abstractmethod
+    def command(self, boot: Boot) -> list[str]:
+        """Return the emulator's command line, writing files into `boot.folder` if it needs any."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that the emulator needs."""
+        return {}
+
+    @property
+    def data_is_stdout(self) -> bool:
+        """Whether the emulator writes the frames to its standard output instead of to `boot.data`."""
+        return False

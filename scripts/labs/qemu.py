@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machines `svm` (x86 with AMD's virtualization) and `sve` (arm64 with SVE at EL2), both in QEMU's
+TCG."""
+
+from __future__ import annotations
+
+import re
+
+from .config import TOOL_SUITE
+from .errors import LabError
+from .hostroot import HostRoot
+from .machines import COMMON_ARGUMENTS, Boot, Machine
+
+__all__ = ["Sve", "Svm", "vector_properties"]
+
+_MAX_VQ = 16
+
+
+class _Qemu(Machine):
+    package: str
+    program: str
+    serial_arguments: str
+
+    def prepare(self) -> None:
+        self._root = HostRoot(self.cache, TOOL_SUITE, [self.package])
+        self.processor()
+
+    def processor(self) -> str:
+        """Return the argument of -cpu."""
+        raise NotImplementedError
+
+    def machine_options(self) -> list[str]:
+        """Return the options that choose the board and attach the data channel."""
+        raise NotImplementedError
+
+    def kernel_arguments(self) -> str:
+        """Return the kernel's command line."""
+        return f"console={self.serial_arguments} {COMMON_ARGUMENTS}"
+
+    def environment(self) -> dict[str, str]:
+        # The accelerator itself may be a module, looked for where an installed QEMU would have it.
+        modules = next(self._root.root.glob("usr/lib/*-linux-gnu/qemu"), None)
+        return {"QEMU_MODULE_DIR": str(modules)} if modules else {}
+
+    def command(self, boot: Boot) -> list[str]:
+        console = "serial" if boot.interactive else "file"
+        words = [
+            *self._root.command(f"usr/bin/{self.program}"),
+            *(
+                "-L",
+                str(self._root.root / "usr/share/qemu"),
+                "-L",
+                str(self._root.root / "usr/share/seabios"),
+            ),
+            *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
+            *("-cpu", self.processor(), "-smp", "1", "-m", str(self.options.memory or 1024)),
+            *("-chardev", f"{console},id=console,path={boot.console}", "-serial", "chardev:console"),
+            *("-chardev", f"file,id=data,path=/dev/fd/{boot.data}"),
+            *self.machine_options(),
+            *(
+                "-kernel",
+                str(boot.kernel.image),
+                "-initrd",
+                str(boot.initrd),
+                "-append",
+                f"{self.kernel_arguments()} {self.options.append}",
+            ),
+        ]
+        if boot.port is not None:
+            words += ["-netdev", f"socket,id=cable,fd={boot.port.socket}"]
+            words += ["-device", f"virtio-net-pci,netdev=cable,mac={boot.port.mac},romfile="]
+        return words
+
+
+class Svm(_Qemu):
+    """x86-64 with SVM and nested paging; KVM's back end is kvm_amd."""
+
+    name = "svm"
+    arch = "amd64"
+    modules = ("kvm_amd",)
+    channel = "port"
+    power = "acpi"
+    console_device = "/dev/ttyS0"
+    package = "qemu-system-x86"
+    program = "qemu-system-x86_64"
+    serial_arguments = "ttyS0,115200"
+
+    def processor(self) -> str:
+        extra = self.options.cpu
+        if extra is not None and not re.fullmatch(r"[+-][a-z0-9_.-]+(,[+-][a-z0-9_.-]+)*", extra):
+            raise LabError(
+                f"--cpu {extra} is not known to svm; give features to add or remove: --cpu=-pku,+la57."
+            )
+        return "max,+svm" + (f",{extra}" if extra else "")
+
+    def machine_options(self) -> list[str]:
+        return ["-accel", "tcg", "-machine", "pc", "-device", "isa-debugcon,iobase=0xe9,chardev=data"]
+
+    def kernel_arguments(self) -> str:
+        return super().kernel_arguments() + " tsc=reliable no_timer_check"
+
+
+class Sve(_Qemu):
+    """arm64 with SVE, started at EL2, so that its KVM works with VHE or without."""
+
+    name = "sve"
+    arch = "arm64"
+    modules = ("virtio_pci", "virtio_console")
+    channel = "/dev/vport0p1"
+    power = "psci"
+    console_device = "/dev/ttyAMA0"
+    package = "qemu-system-arm"
+    program = "qemu-system-aarch64"
+    serial_arguments = "ttyAMA0"
+
+    def processor(self) -> str:
+        # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the
+        # larger addresses of LPA2 cost a second for each virtual machine that ends.
+        return "max,pauth-impdef=on,lpa2=off,sve=on," + vector_properties(self.options.cpu or "vq=1,2,3,4")
+
+    def machine_options(self) -> list[str]:
+        return [
+            *("-accel", "tcg,thread=multi", "-machine", "virt,virtualization=on,gic-version=3"),
+            *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=data,name=lab"),
+        ]
+
+    def kernel_arguments(self) -> str:
+        mode = " kvm-arm.mode=nvhe" if self.options.mode == "nvhe" else ""
+        return f"{super().kernel_arguments()} kpti=off{mode}"
+
+
+def vector_properties(spec: str) -> str:
+    """Translate a vector-length set, "vq=1,2,4" in units of 128 bits, into QEMU's processor properties.
+
+    The architecture wants every power of two below the largest length, and so does QEMU.
+    """
+    if not re.fullmatch(r"vq=\d+(,\d+)*", spec):
+        raise LabError(f"--cpu {spec} is not known to sve; give a vector-length set such as --cpu vq=1,2,4.")
+    lengths = {int(word) for word in spec.removeprefix("vq=").split(",")}
+    largest = max(lengths)
+    if largest > _MAX_VQ or min(lengths) < 1:
+        raise LabError(f"--cpu {spec}: vector lengths are 1 to {_MAX_VQ} units of 128 bits.")
+    missing = {1 << power for power in range(5) if 1 << power < largest} - lengths
+    if missing:
+        text = ",".join(str(vq) for vq in sorted(missing))
+        raise LabError(
+            f"--cpu {spec}: the architecture requires every power of two below the largest; add {text}."
+        )
+    return ",".join(f"sve{128 * vq}={'on' if vq in lengths else 'off'}" for vq in range(1, _MAX_VQ + 1))

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that chooses an architecture: the rest asks for ``facts`` and gets its own."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from types import ModuleType
+
+__all__ = ["ARCHITECTURE", "module"]
+
+ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
+def module(name: str) -> ModuleType:
+    """Return ``vmm.<architecture>.<name>``, such as ``facts`` or ``guest``."""
+    return importlib.import_module(f"vmm.{ARCHITECTURE}.{name}")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the x86 clauses share: preconditions, ready-made vCPUs, areas full of recognisable data."""
+
+from __future__ import annotations
+
+import random
+
+from vmm.conformance.context import Context
+from vmm.conformance.host import Host
+from vmm.conformance.needs import Need
+from vmm.vcpu import Vcpu
+from vmm.x86 import cpuid, permission, xfeature
+from vmm.x86.cpuid import Cpuid
+from vmm.x86.guest import Guest
+from vmm.x86.registers import set_xcr0
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea
+
+__all__ = [
+    "AVX",
+    "AVX512",
+    "GUEST_AMX",
+    "GUEST_XSAVE",
+    "HOST_XFD",
+    "MASKABLE",
+    "NO_HOST_XFD",
+    "OSXSAVE",
+    "PLAIN",
+    "SYSTEM_ATTRIBUTES",
+    "TILEDATA",
+    "XCOMP",
+    "XCOMP_GUEST",
+    "configured",
+    "guest_supported",
+    "maskable",
+    "pattern",
+    "permit_tiles",
+    "plain_features",
+    "tile_table",
+    "vector_guest",
+    "vector_level",
+]
+
+# Components whose bytes mean nothing to the CPU, so that any pattern may stand in them.
+PLAIN = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM) | xfeature.AVX512
+TILEDATA = int(XFeature.XTILEDATA)
+OSXSAVE = 1 << 18
+
+
+def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
+    def measure(host: Host) -> tuple[bool, str]:
+        value = getattr(host.facts, value_of)
+        if value is None:
+            return False, f"this kernel does not answer ({value_of})"
+        met = value & wanted == (0 if absent else wanted)
+        return met, f"{value_of} is {xfeature.describe(value)}"
+
+    return Need(name, measure)
+
+
+def _known(name: str, value_of: str) -> Need:
+    def measure(host: Host) -> tuple[bool, str]:
+        known = getattr(host.facts, value_of) is not None
+        return known, f"{value_of} is {'known' if known else 'refused by this kernel'}"
+
+    return Need(name, measure)
+
+
+def _guest_xcr0(name: str, wanted: int) -> Need:
+    def measure(host: Host) -> tuple[bool, str]:
+        value = host.facts.cpuid.xcr0
+        return value & wanted == wanted, f"KVM offers XCR0 {xfeature.describe(value)}"
+
+    return Need(name, measure)
+
+
+XCOMP = _known("ARCH_GET_XCOMP_SUPP", "xcomp_supported")
+XCOMP_GUEST = _known("ARCH_GET_XCOMP_GUEST_PERM", "xcomp_guest_permitted")
+HOST_XFD = _bits("a host kernel with XFD and AMX", "xcomp_supported", xfeature.XTILE)
+NO_HOST_XFD = _bits("a host without AMX", "xcomp_supported", 1 << TILEDATA, absent=True)
+SYSTEM_ATTRIBUTES = _known("KVM_X86_XCOMP_GUEST_SUPP", "guest_supported")
+GUEST_AMX = _bits("a KVM that supports AMX guests", "guest_supported", xfeature.XTILE)
+GUEST_XSAVE = _guest_xcr0("XSAVE for guests", xfeature.mask(XFeature.FP, XFeature.SSE))
+AVX = _guest_xcr0("AVX for guests", xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM))
+AVX512 = _guest_xcr0("AVX-512 for guests", xfeature.AVX512)
+# Something that can be left out of a guest's XCR0: AVX at least.
+MASKABLE = AVX
+
+
+def guest_supported(context: Context) -> int:
+    """The xfeatures KVM can give a guest: KVM_X86_XCOMP_GUEST_SUPP, or leaf 0xD before that existed."""
+    known = context.host.facts.guest_supported
+    return int(context.host.facts.cpuid.xcr0 if known is None else known)
+
+
+def maskable(context: Context) -> tuple[int, int]:
+    """Return (all plain features KVM offers, the same without its most recent group)."""
+    full = plain_features(context)
+    return full, full & ~(xfeature.AVX512 if full & xfeature.AVX512 else 1 << XFeature.YMM)
+
+
+def plain_features(context: Context) -> int:
+    """The plain components that KVM offers to guests."""
+    return int(context.host.facts.cpuid.xcr0) & PLAIN
+
+
+def configured(context: Context, table: Cpuid | None = None) -> Vcpu:
+    """A new vCPU with CPUID set, by default all that KVM supports."""
+    vcpu = context.vcpu()
+    cpuid.set_cpuid(vcpu, context.host.facts.cpuid if table is None else table)
+    return vcpu
+
+
+def pattern(features: int, seed: int, size: int = 4096) -> XsaveArea:
+    """An area whose ``features`` hold data unlike their initial values, byte by byte.
+
+    x87 data is such that the CPU gives it back unchanged: no exceptions pending, all registers valid, 80 bits.
+    """
+    source = random.Random(seed)
+    area = XsaveArea.initial(size)
+    for number in xfeature.bits(features):
+        if number == XFeature.FP:
+            area.set_component(0, _x87(source))
+        elif number == XFeature.SSE:
+            area.set_component(1, (0x1FA0).to_bytes(4, "little") + bytes(4) + source.randbytes(256))
+        else:
+            data = bytes(byte | 1 for byte in source.randbytes(area.layout[number].size))
+            area.set_component(number, data)
+    return area
+
+
+def _x87(source: random.Random) -> bytes:
+    head = (0x37F).to_bytes(2, "little") + bytes(2) + b"\xff" + bytes(19)
+    return head + b"".join(source.randbytes(10) + bytes(6) for _ in range(8))
+
+
+def permit_tiles(context: Context) -> None:
+    """Request the guest permission for tile data; the clause's process must have no vCPU yet."""
+    permission.request_guest(TILEDATA)
+
+
+def tile_table(context: Context) -> Cpuid:
+    """What KVM supports now, with both tile components in leaf 0xD whether or not KVM lists them."""
+    table = cpuid.supported(context.kvm)
+    return table.with_xcr0(table.xcr0 | xfeature.XTILE)
+
+
+def vector_level(context: Context) -> str:
+    """Return which entries of the xstate payload this KVM's guests can run: sse, avx or avx512."""
+    table = context.host.facts.cpuid
+    if table.xcr0 & xfeature.AVX512 == xfeature.AVX512 and _has_avx512bw(table):
+        return "avx512"
+    return "avx" if table.xcr0 & 1 << XFeature.YMM else "sse"
+
+
+def _has_avx512bw(table: Cpuid) -> bool:
+    # Where KVM runs the guest's CPL3 natively, its CPUID may leave out what works; ask the CPU too.
+    return table.has("AVX512BW") or bool(cpuid.host(7).ebx >> 30 & 1)
+
+
+def vector_guest(context: Context, features: int | None = None, table: Cpuid | None = None) -> Guest:
+    """A guest with the xstate payload, CR4.OSXSAVE set and XCR0 = ``features`` (all plain ones KVM offers)."""
+    guest = context.own(Guest(context.kvm, "xstate", cpuid=table or context.host.facts.cpuid, cr4=OSXSAVE))
+    set_xcr0(guest.vcpu, plain_features(context) if features is None else features)
+    return guest

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_GET_SUPPORTED_CPUID: what the xstate leaves promise, and whether they agree with each other."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+from vmm._kvm import ffi, lib
+from vmm.conformance.clauses.x86.common import GUEST_XSAVE, guest_supported
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, subset, succeeds, true
+from vmm.conformance.host import Host, version
+from vmm.conformance.needs import Need
+from vmm.conformance.registry import clause
+from vmm.x86 import cpuid, xfeature
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import Layout
+
+# The newest kernel whose source these expectations were read from.
+_NEWEST = "7.2"
+# What KVM exposes as of 7.2: KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
+_XCR0 = 0x602FF
+_XSS = 0x1800
+_PALETTE = {"eax": 0x04002000, "ebx": 0x00080040, "ecx": 0x10, "edx": 0}
+
+
+@clause("cpuid.0xd0-size", arch="x86", needs=(GUEST_XSAVE,))
+def leaf_d0_size(context: Context) -> None:
+    """CPUID 0xD.0 gives as EBX and ECX the size that its own subleaves add up to, and nothing KVM lacks.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd), xstate_required_size.
+    """
+    table = cpuid.supported(context.kvm)
+    entry = table.get(0xD)
+    size = Layout.from_cpuid(table).size(table.xcr0)
+    equal("0xD.0 ECX", entry.ecx, size)
+    equal("0xD.0 EBX", entry.ebx, size)
+    subset("0xD.0 EDX:EAX against what KVM supports", table.xcr0, guest_supported(context))
+
+
+@clause("cpuid.0xd1-size", arch="x86", needs=(GUEST_XSAVE,))
+def leaf_d1_size(context: Context) -> None:
+    """CPUID 0xD.1 EBX is the compacted size of XCR0 and IA32_XSS where there is XSAVEC or XSAVES, else 0.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd); before 5.17 alignment was ignored.
+    """
+    table = cpuid.supported(context.kvm)
+    entry = table.get(0xD, 1)
+    compacts = table.has("XSAVEC") or table.has("XSAVES")
+    layout = Layout.from_cpuid(table)
+    equal("0xD.1 EBX", entry.ebx, layout.compacted_size(table.xcr0 | table.xss) if compacts else 0)
+    subset("0xD.1 EDX:ECX against supervisor components", table.xss, xfeature.SUPERVISOR)
+
+
+@clause("cpuid.0xd-subleaf-kind", arch="x86", needs=(GUEST_XSAVE,))
+def leaf_d_subleaf_kind(context: Context) -> None:
+    """Each advertised component has a subleaf of its own kind and size, and no other component has one.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd).
+    """
+    table = cpuid.supported(context.kvm)
+    advertised = (table.xcr0 | table.xss) & ~3
+    for number in xfeature.bits(advertised):
+        entry = table.find(0xD, number)
+        name = xfeature.name(number)
+        if entry is None:
+            equal(f"subleaf of {name}", "absent", "present")
+            return
+        true(f"size of {name}", entry.eax > 0, entry.eax, "more than 0")
+        supervisor = table.xss >> number & 1
+        equal(f"supervisor bit of {name}", entry.ecx & 1, supervisor)
+        true(f"offset of {name}", (entry.ebx == 0) == bool(supervisor), entry.ebx, "0 for supervisor components only")
+        equal(f"EDX of {name}", entry.edx, 0)
+    listed = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and any(e.registers)))
+    equal("components with a subleaf", listed, advertised)
+
+
+@clause("cpuid.0xd-xfd-bit", arch="x86", needs=(GUEST_XSAVE,), since="5.17")
+def leaf_d_xfd_bit(context: Context) -> None:
+    """Only tile data may be marked as subject to XFD, and only if KVM offers XFD at all.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd: ECX[2] is cleared without X86_FEATURE_XFD).
+    """
+    table = cpuid.supported(context.kvm)
+    marked = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and e.ecx & 4))
+    present = table.find(0xD, XFeature.XTILEDATA) is not None and table.has("XFD")
+    equal("components with XFD", marked, xfeature.DYNAMIC if present else 0)
+
+
+@clause("cpuid.0x1d", arch="x86", since="5.17")
+def leaf_1d(context: Context) -> None:
+    """CPUID 0x1D describes tile palette 1 as the CPU does if KVM offers AMX_TILE, and is all zero if not.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0x1d).
+    """
+    table = cpuid.supported(context.kvm)
+    if not table.has("AMX_TILE"):
+        found = [str(e) for e in table if e.function == 0x1D and any(e.registers)]
+        equal("non-zero entries of leaf 0x1D without AMX_TILE", found, [])
+        return
+    equal("0x1D.0 EAX (the last palette)", table.get(0x1D).eax, 1)
+    palette = table.get(0x1D, 1)
+    for register, value in _PALETTE.items():
+        equal(f"0x1D.1 {register.upper()}", getattr(palette, register), value)
+    equal("0x1D.1 against the CPU", palette.registers, cpuid.host(0x1D, 1).registers)
+
+
+@clause("cpuid.0x24-avx10", arch="x86", since="6.12")
+def leaf_24(context: Context) -> None:
+    """CPUID 0x24 gives an AVX10 version of 1 or 2 if KVM offers AVX10, and is all zero if not.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0x24); 6.12 knows version 1, 7.2 version 2.
+    """
+    table = cpuid.supported(context.kvm)
+    if not table.has("AVX10"):
+        equal("non-zero entries of leaf 0x24", [str(e) for e in table if e.function == 0x24 and any(e.registers)], [])
+        return
+    entry = table.get(0x24)
+    version_number = entry.ebx & 0xFF
+    true("AVX10 version", version_number in (1, 2), version_number, "1 or 2")
+    true("last subleaf of 0x24", entry.eax <= 1, entry.eax, "0 or 1")
+    equal("0x24.0 ECX and EDX", (entry.ecx, entry.edx), (0, 0))
+    extra = table.get(0x24, 1)
+    equal("0x24.1 EAX, EBX and EDX", (extra.eax, extra.ebx, extra.edx), (0, 0, 0))
+
+
+@clause("cpuid.not-exposed", arch="x86", needs=(GUEST_XSAVE,))
+def not_exposed(context: Context) -> None:
+    """KVM offers guests no xfeature beyond those it can save: no PT, PASID, UINTR, LBR or APX.
+
+    A kernel newer than the one this was read from may offer more: that is noted and no failure.
+
+    Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
+    """
+    table = cpuid.supported(context.kvm)
+    if context.host.version > version(_NEWEST) and (table.xcr0 & ~_XCR0 or table.xss & ~_XSS):
+        context.note(f"newer than {_NEWEST}: XCR0 {xfeature.describe(table.xcr0)}, XSS {xfeature.describe(table.xss)}")
+        return
+    subset("0xD.0 EDX:EAX", table.xcr0, _XCR0)
+    subset("0xD.1 EDX:ECX", table.xss, _XSS)
+    equal("APX_F", table.has("APX_F"), False)
+
+
+@clause("cpuid.all-or-none", arch="x86", needs=(GUEST_XSAVE,))
+def all_or_none(context: Context) -> None:
+    """The components of MPX, AVX-512 and AMX are offered together or not at all, each with what it builds on.
+
+    Source: arch/x86/kvm/x86.c, __kvm_set_xcr (which refuses anything else); Intel SDM volume 1, 13.3.
+    """
+    xcr0 = cpuid.supported(context.kvm).xcr0
+    for name, group in (("MPX", xfeature.MPX), ("AVX-512", xfeature.AVX512), ("XTILE", xfeature.XTILE)):
+        true(f"{name} in 0xD.0", xcr0 & group in (0, group), xcr0 & group, f"0 or {group:#x}")
+    chain = ((XFeature.YMM, XFeature.SSE), (XFeature.OPMASK, XFeature.YMM), (XFeature.SSE, XFeature.FP))
+    for upper, lower in chain:
+        if xcr0 >> upper & 1:
+            equal(f"{lower.name}, which {upper.name} needs", xcr0 >> lower & 1, 1)
+
+
+def _two_dimensional_paging(host: Host) -> str:
+    for module, parameter in (("kvm_intel", "ept"), ("kvm_amd", "npt")):
+        path = Path("/sys/module", module, "parameters", parameter)
+        if path.exists():
+            return path.read_text().strip()
+    return "unknown"
+
+
+def _measure_pku(host: Host) -> tuple[bool, str]:
+    return host.facts.cpuid.has("PKU"), f"KVM offers PKU: {host.facts.cpuid.has('PKU')}"
+
+
+@clause("cpuid.pku-needs-tdp", arch="x86", needs=(Need("PKU for guests", _measure_pku),))
+def pku_needs_tdp(context: Context) -> None:
+    """PKU is offered only where the host uses protection keys itself and guests are paged by EPT or NPT.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps (the comment on X86_FEATURE_PKU).
+    """
+    equal("OSPKE of the host", cpuid.host(7).ecx >> 4 & 1, 1)
+    paging = _two_dimensional_paging(context.host)
+    true("two-dimensional paging", paging in ("Y", "1", "unknown"), paging, "Y")
+
+
+@clause("cpuid.cet-all-or-nothing", arch="x86")
+def cet_all_or_nothing(context: Context) -> None:
+    """Shadow stacks or IBT are offered only with XSAVES and both CET components in IA32_XSS, which come in pairs.
+
+    Source: arch/x86/kvm/x86.c, kvm_setup_xss_caps; arch/x86/kvm/cpuid.c (6.18 and later; none before).
+    """
+    table = cpuid.supported(context.kvm)
+    components = table.xss >> 11 & 3
+    true("CET_U and CET_S in 0xD.1", components in (0, 3), components, "both or neither")
+    if table.has("SHSTK") or table.has("IBT"):
+        equal("CET components with SHSTK or IBT", components, 3)
+        equal("XSAVES with SHSTK or IBT", table.has("XSAVES"), True)
+
+
+def _ask(kvm: Any, nent: int) -> int:
+    buffer = ffi.new("struct kvm_cpuid2 *", {"nent": nent, "entries": nent})
+    kvm.ioctl(lib.KVM_GET_SUPPORTED_CPUID, buffer)
+    return int(buffer.nent)
+
+
+@clause("cpuid.nent-protocol", arch="x86")
+def nent_protocol(context: Context) -> None:
+    """A table that is too small fails with E2BIG and leaves nent alone; more room than 256 entries is no error.
+
+    The documentation promises ENOMEM for more than the kernel's limit; the code takes the limit instead.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_dev_ioctl_get_cpuid; Documentation/virt/kvm/api.rst 4.46.
+    """
+    kvm = context.kvm
+    count = succeeds("256 entries", lambda: _ask(kvm, 256))
+    true("entries", 0 < count <= 256, count, "1 to 256")
+    equal("entries in a table of exactly that size", succeeds("the exact size", lambda: _ask(kvm, count)), count)
+    equal("entries in a table of 300", succeeds("300 entries", lambda: _ask(kvm, 300)), count)
+    for nent in (0, 1, count - 1):
+        buffer = ffi.new("struct kvm_cpuid2 *", {"nent": nent, "entries": nent})
+        refused(f"{nent} entries", lambda b=buffer: kvm.ioctl(lib.KVM_GET_SUPPORTED_CPUID, b), errno.E2BIG)
+        equal(f"nent after asking with {nent}", buffer.nent, nent)
+
+
+@clause("cpuid.leaf0-max", arch="x86")
+def leaf0_max(context: Context) -> None:
+    """The highest basic leaf covers the xstate leaf and is at most 0x24; leaf 7 has at most subleaf 2.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (cases 0 and 7).
+    """
+    table = cpuid.supported(context.kvm)
+    top, last = table.get(0).eax, table.get(7).eax
+    if context.host.version > version(_NEWEST) and (top > 0x24 or last > 2):
+        context.note(f"newer than {_NEWEST}: highest leaf {top:#x}, last subleaf of 7 is {last}")
+        return
+    true("0.EAX", min(0xD, cpuid.host(0).eax) <= top <= 0x24, top, "0xd to 0x24")
+    true("7.0.EAX", last <= 2, last, "at most 2")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The register image of the xstate payload: what the guest loads, and how a difference is named.
+
+Its shape is that of `expected` and `observed` in guest_payloads/x86/xstate.S.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from vmm.conformance.expect import Violation
+from vmm.x86.guest import Guest
+from vmm.x86.xfeature import XFeature
+
+__all__ = ["Image"]
+
+_MXCSR_AT, _MASKS_AT, _VECTORS_AT, _SIZE = 128, 192, 256, 2304
+_LEVELS = {
+    "sse": (0, 1),
+    "avx": (0, 1, 2),
+    "avx512": (0, 1, 2, 5, 6, 7),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """ST0-7, MXCSR, k0-7 and ZMM0-31 as one block of bytes."""
+
+    data: bytes
+
+    @classmethod
+    def random(cls, source: random.Random) -> Image:
+        """Return an image whose register bytes differ from the initial state and from each other's neighbours."""
+        x87 = b"".join(source.randbytes(10) + bytes(6) for _ in range(8))
+        mxcsr = (0x1FA0).to_bytes(4, "little") + bytes(60)
+        rest = bytes(byte | 1 for byte in source.randbytes(_SIZE - _MASKS_AT))
+        return cls(x87 + mxcsr + rest)
+
+    @property
+    def mxcsr(self) -> int:
+        """MXCSR."""
+        return int.from_bytes(self.data[_MXCSR_AT : _MXCSR_AT + 4], "little")
+
+    def vector(self, number: int) -> bytes:
+        """Return the 64 bytes of ZMM ``number``."""
+        at = _VECTORS_AT + 64 * number
+        return self.data[at : at + 64]
+
+    def features(self, level: str) -> tuple[int, ...]:
+        """Return the components that a level of the payload fills."""
+        return _LEVELS[level]
+
+    def component(self, number: int) -> bytes:
+        """Return the registers of a component in the order of the XSAVE area (x87: ST0-7, SSE: XMM0-15)."""
+        slices = {
+            XFeature.SSE: (range(16), slice(0, 16)),
+            XFeature.YMM: (range(16), slice(16, 32)),
+            XFeature.ZMM_HI256: (range(16), slice(32, 64)),
+            XFeature.HI16_ZMM: (range(16, 32), slice(0, 64)),
+        }
+        if number == XFeature.FP:
+            return self.data[:_MXCSR_AT]
+        if number == XFeature.OPMASK:
+            return self.data[_MASKS_AT:_VECTORS_AT]
+        registers, part = slices[XFeature(number)]
+        return b"".join(self.vector(register)[part] for register in registers)
+
+    def where(self, offset: int) -> str:
+        """Name the byte at ``offset`` of the image."""
+        if offset < _MXCSR_AT:
+            return f"ST{offset // 16} byte {offset % 16}"
+        if offset < _MASKS_AT:
+            return f"MXCSR byte {offset - _MXCSR_AT}"
+        if offset < _VECTORS_AT:
+            return f"k{(offset - _MASKS_AT) // 8} byte {offset % 8}"
+        return f"ZMM{(offset - _VECTORS_AT) // 64} byte {offset % 64}"
+
+    def check(self, guest: Guest) -> None:
+        """Raise a Violation if the guest's last comparison found a difference."""
+        count = guest.mailbox.read("differences")
+        if count:
+            offset = guest.mailbox.read("difference")
+            seen = guest.memory.read(guest.payload.symbol("observed") + offset, 1)[0]
+            where = self.where(offset)
+            raise Violation(f"{where} in the guest", f"{self.data[offset]:#04x}", f"{seen:#04x} ({count} bytes differ)")

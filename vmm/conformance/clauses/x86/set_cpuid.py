@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_SET_CPUID2: what is refused, what is kept, and which bits KVM keeps up to date by itself."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+from vmm.conformance.clauses.x86.common import (
+    GUEST_XSAVE,
+    HOST_XFD,
+    MASKABLE,
+    OSXSAVE,
+    XCOMP_GUEST,
+    configured,
+    maskable,
+    permit_tiles,
+    plain_features,
+    tile_table,
+)
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.x86 import cpuid, xfeature
+from vmm.x86.cpuid import Cpuid, Entry, get_cpuid, set_cpuid
+from vmm.x86.guest import Guest
+from vmm.x86.registers import get_sregs, set_sregs, set_xcr0
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import LEGACY_SIZE, Layout, XsaveArea, get_xsave, set_xsave
+
+_TILES = (HOST_XFD, XCOMP_GUEST)
+
+
+@clause("setcpuid.perm-eperm", arch="x86", needs=_TILES, since="5.17")
+def needs_permission(context: Context) -> None:
+    """Tile data in CPUID 0xD.0 without guest permission fails with EPERM.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_check_cpuid; arch/x86/kernel/fpu/core.c, fpu_enable_guest_xfd_features.
+    """
+    vcpu = context.vcpu()
+    refused("KVM_SET_CPUID2 with XTILEDATA", lambda: set_cpuid(vcpu, tile_table(context)), errno.EPERM)
+
+
+@clause("setcpuid.only-0xd0-matters", arch="x86", needs=_TILES, since="5.17")
+def only_leaf_d_matters(context: Context) -> None:
+    """Without permission AMX_TILE, XFD or XTILECFG in CPUID are accepted: only 0xD.0's tile data is refused.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_check_cpuid (XFEATURE_MASK_USER_DYNAMIC).
+    """
+    table = context.host.facts.cpuid
+    leaf7 = table.get(7)
+    variants = {
+        "AMX_TILE": table.edit(7, 0, edx=leaf7.edx | 1 << 24),
+        "XFD": table.edit(0xD, 1, eax=table.get(0xD, 1).eax | 1 << 4),
+        "XTILECFG alone": table.with_xcr0(table.xcr0 | 1 << XFeature.XTILECFG),
+    }
+    for name, variant in variants.items():
+        vcpu = context.vcpu()
+        succeeds(f"KVM_SET_CPUID2 with {name}", lambda v=vcpu, t=variant: set_cpuid(v, t))
+
+
+@clause("setcpuid.failure-keeps-old", arch="x86", since="5.18")
+def failure_keeps_old(context: Context) -> None:
+    """A refused KVM_SET_CPUID2 leaves the previous table in place.
+
+    Stronger than the documentation, which promises nothing after a failure.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_set_cpuid (the error path swaps back).
+    """
+    vcpu = configured(context)
+    before = get_cpuid(vcpu)
+    bad = before.edit(0x80000008, 0, eax=52 << 8 | 46).edit(1, 0, eax=0)
+    refused("52-bit virtual addresses", lambda: set_cpuid(vcpu, bad), errno.EINVAL)
+    equal("differences after the refusal", before.compare(get_cpuid(vcpu)), [])
+
+
+@clause("setcpuid.expands-buffer", arch="x86", needs=_TILES, since="5.17")
+def expands_buffer(context: Context) -> None:
+    """Tile data in CPUID 0xD.0 enlarges the vCPU's XSAVE area to the host's full size.
+
+    Source: arch/x86/kernel/fpu/xstate.c, fpstate_realloc (fpstate->user_size, gfpu->uabi_size).
+    """
+    permit_tiles(context)
+    vcpu = configured(context, tile_table(context))
+    equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu, 65536).data), cpuid.host(0xD).ecx)
+
+
+@clause("setcpuid.buffer-sticky", arch="x86", needs=_TILES, since="5.17")
+def buffer_sticky(context: Context) -> None:
+    """A later table without tile data does not shrink the area again, and hides the tile components.
+
+    Source: arch/x86/kernel/fpu/xstate.c, fpstate_realloc (nothing shrinks); arch/x86/kvm/x86.c,
+    kvm_vcpu_ioctl_x86_get_xsave2 (masked by the guest's CPUID).
+    """
+    permit_tiles(context)
+    table = tile_table(context)
+    vcpu = configured(context, table)
+    large = len(get_xsave(vcpu, 65536).data)
+    set_cpuid(vcpu, table.with_xcr0(table.xcr0 & ~xfeature.XTILE))
+    area = get_xsave(vcpu, 65536)
+    equal("bytes KVM_GET_XSAVE2 writes", len(area.data), large)
+    equal("tile components in XSTATE_BV", area.xstate_bv & xfeature.XTILE, 0)
+    refused("KVM_GET_XSAVE", lambda: get_xsave(vcpu, legacy=True), errno.EINVAL)
+
+
+@clause("setcpuid.buffer-not-expanded-without-tile", arch="x86", needs=_TILES, since="5.17")
+def buffer_not_expanded(context: Context) -> None:
+    """With permission but without tile data in CPUID the area stays 4096 bytes, however large KVM_CAP_XSAVE2 is.
+
+    The documentation says that KVM_GET_XSAVE2 copies as many bytes as the capability tells.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_alloc_guest_fpstate (uabi_size); Documentation/virt/kvm/api.rst 4.134.
+    """
+    permit_tiles(context)
+    vcpu = configured(context, context.host.facts.cpuid)
+    equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu, 65536).data), LEGACY_SIZE)
+    succeeds("KVM_GET_XSAVE", lambda: get_xsave(vcpu, legacy=True))
+
+
+@clause("setcpuid.after-run", arch="x86", since="5.18")
+def after_run(context: Context) -> None:
+    """After KVM_RUN an identical table is accepted, and one with another value, order or length refused.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_set_cpuid, kvm_cpuid_check_equal.
+    """
+    guest = context.own(Guest(context.kvm, "hello"))
+    guest.call("ticks", 1, timeout=context.timeout)
+    table = get_cpuid(guest.vcpu)
+    succeeds("the identical table", lambda: set_cpuid(guest.vcpu, table))
+    changes = {
+        "another 0xD.0 EAX": table.edit(0xD, 0, eax=table.get(0xD).eax ^ 4),
+        "another order": Cpuid((*table.entries[1:], table.entries[0])),
+        "one entry less": Cpuid(table.entries[:-1]),
+        "one entry more": Cpuid((*table.entries, Entry(0x8FFFFFFF))),
+    }
+    for name, changed in changes.items():
+        refused(name, lambda t=changed: set_cpuid(guest.vcpu, t), errno.EINVAL)
+    equal("differences after the refusals", table.compare(get_cpuid(guest.vcpu)), [])
+
+
+@clause("setcpuid.e2big", arch="x86")
+def too_many_entries(context: Context) -> None:
+    """A table of 257 entries is refused with E2BIG, one of 256 and an empty one are accepted.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_vcpu_ioctl_set_cpuid2 (KVM_MAX_CPUID_ENTRIES).
+    """
+    vcpu = context.vcpu()
+    filler = [Entry(0x8F000000 + number) for number in range(cpuid.MAX_ENTRIES + 1)]
+    refused("257 entries", lambda: set_cpuid(vcpu, Cpuid(filler)), errno.E2BIG)
+    succeeds("256 entries", lambda: set_cpuid(vcpu, Cpuid(filler[:-1])))
+    succeeds("an empty table", lambda: set_cpuid(vcpu, Cpuid()))
+    equal("entries of the empty table", len(get_cpuid(vcpu)), 0)
+
+
+@clause("setcpuid.vaddr-bits", arch="x86")
+def virtual_address_bits(context: Context) -> None:
+    """CPUID 0x80000008 may say 48, 57 or 0 virtual address bits; anything else is EINVAL.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_check_cpuid.
+    """
+    table = context.host.facts.cpuid
+    vcpu = context.vcpu()
+    physical = table.get(0x80000008).eax & 0xFF
+    for width in (48, 57, 0):
+        changed = table.edit(0x80000008, 0, eax=width << 8 | physical)
+        succeeds(f"{width} bits", lambda t=changed: set_cpuid(vcpu, t))
+    for width in (1, 47, 49, 52, 64, 255):
+        changed = table.edit(0x80000008, 0, eax=width << 8 | physical)
+        refused(f"{width} bits", lambda t=changed: set_cpuid(vcpu, t), errno.EINVAL)
+
+
+@clause("setcpuid.dup-entry-first-wins", arch="x86", needs=(MASKABLE,))
+def first_duplicate_wins(context: Context) -> None:
+    """Of two entries for leaf 0xD.0 the first one decides which XCR0 is allowed.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_find_cpuid_entry2.
+    """
+    full, less = maskable(context)
+    table = context.host.facts.cpuid.with_xcr0(less)
+    first = table.get(0xD)
+    duplicated = []
+    for entry in table:
+        duplicated.append(entry)
+        if entry is first:
+            duplicated.append(replace(entry, eax=full))
+    vcpu = configured(context, Cpuid(duplicated))
+    succeeds("XCR0 of the first entry", lambda: set_xcr0(vcpu, less))
+    refused("XCR0 of the second entry", lambda: set_xcr0(vcpu, full), errno.EINVAL)
+
+
+def _valid_values(features: int) -> list[int]:
+    values = [1, 3]
+    if features & 1 << XFeature.YMM:
+        values.append(7)
+    if features & xfeature.AVX512 == xfeature.AVX512:
+        values.append(7 | xfeature.AVX512)
+    return values
+
+
+@clause("setcpuid.runtime-size-0xd0", arch="x86", needs=(GUEST_XSAVE,))
+def runtime_size(context: Context) -> None:
+    """CPUID 0xD.0 EBX follows XCR0 at once, for the host after KVM_SET_XCRS and for the guest after XSETBV.
+
+    ECX, the size for all that XCR0 could enable, stays as it was set.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime (lazy since 6.15 or so: cpuid_dynamic_bits_dirty).
+    """
+    table = context.host.facts.cpuid
+    layout = Layout.from_cpuid(table)
+    guest = context.own(Guest(context.kvm, "hello", cpuid=table, cr4=OSXSAVE))
+    for value in _valid_values(plain_features(context)):
+        size = layout.size(value)
+        set_xcr0(guest.vcpu, value)
+        entry = get_cpuid(guest.vcpu).get(0xD)
+        equal(f"0xD.0 EBX for the host, XCR0 {value:#x}", entry.ebx, size)
+        equal(f"0xD.0 ECX for the host, XCR0 {value:#x}", entry.ecx, table.get(0xD).ecx)
+        set_xcr0(guest.vcpu, 1)
+        guest.call("xsetbv", 0, value, timeout=context.timeout)
+        equal(f"faults of XSETBV {value:#x}", guest.mailbox.read("values", 15), 0)
+        guest.call("cpuid", 0xD, 0, timeout=context.timeout)
+        seen = guest.mailbox.values
+        equal(f"0xD.0 EBX in the guest, XCR0 {value:#x}", seen[1], size)
+        equal(f"0xD.0 ECX in the guest, XCR0 {value:#x}", seen[2], table.get(0xD).ecx)
+
+
+@clause("setcpuid.osxsave-ospke-mirror", arch="x86", needs=(GUEST_XSAVE,))
+def osxsave_mirror(context: Context) -> None:
+    """CPUID 1.ECX[27] mirrors CR4.OSXSAVE whatever userspace wrote there, for the host and in the guest.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime.
+    """
+    table = context.host.facts.cpuid
+    table = table.edit(1, 0, ecx=table.get(1).ecx | 1 << 26)
+    for enabled in (False, True):
+        # Say the opposite in the table: it must not matter.
+        ecx = table.get(1).ecx & ~(1 << 27) | (not enabled) << 27
+        guest = context.own(Guest(context.kvm, "hello", cpuid=table.edit(1, 0, ecx=ecx), cr4=OSXSAVE * enabled))
+        sregs = get_sregs(guest.vcpu)
+        sregs.cr4 = sregs.cr4 & ~OSXSAVE | OSXSAVE * enabled
+        set_sregs(guest.vcpu, sregs)
+        seen = get_cpuid(guest.vcpu).get(1).ecx >> 27 & 1
+        equal(f"OSXSAVE for the host, CR4.OSXSAVE={int(enabled)}", seen, int(enabled))
+        guest.call("cpuid", 1, 0, timeout=context.timeout)
+        equal(f"OSXSAVE in the guest, CR4.OSXSAVE={int(enabled)}", guest.mailbox.values[2] >> 27 & 1, int(enabled))
+
+
+@clause("setcpuid.mask-honoured", arch="x86", needs=(MASKABLE,))
+def mask_honoured(context: Context) -> None:
+    """KVM_GET_CPUID2 returns 0xD.0 EAX as it was set, and XCR0 cannot go beyond it.
+
+    Hiding components is how a migration pool of different CPUs is made.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime (EBX alone is KVM's); arch/x86/kvm/x86.c, __kvm_set_xcr.
+    """
+    full, less = maskable(context)
+    vcpu = configured(context, context.host.facts.cpuid.with_xcr0(less))
+    equal("0xD.0 EAX", get_cpuid(vcpu).get(0xD).eax, less)
+    succeeds(f"XCR0 {less:#x}", lambda: set_xcr0(vcpu, less))
+    refused(f"XCR0 {full:#x}", lambda: set_xcr0(vcpu, full), errno.EINVAL)
+
+
+@clause("setcpuid.keeps-xsave", arch="x86", needs=(MASKABLE,))
+def keeps_xsave(context: Context) -> None:
+    """KVM_SET_CPUID2 does not disturb the vCPU's XSAVE state: setting the full table again shows all of it.
+
+    Between 5.19 and 6.5 a narrower table dropped state for good.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_vcpu_after_set_cpuid; commit 8647c52e9504 (6.6).
+    """
+    full, less = maskable(context)
+    table = context.host.facts.cpuid
+    vcpu = configured(context, table)
+    area = XsaveArea.initial()
+    for number in xfeature.bits(full & ~3):
+        area.set_component(number, bytes([number | 0x10]) * area.layout[number].size)
+    set_xsave(vcpu, area)
+    set_cpuid(vcpu, table.with_xcr0(less))
+    set_cpuid(vcpu, table)
+    again = get_xsave(vcpu)
+    for number in xfeature.bits(full & ~3):
+        equal(f"{xfeature.name(number)} after two tables", again.component(number), area.component(number))
+    true("XSTATE_BV", again.xstate_bv & full & ~3 == full & ~3, again.xstate_bv, f"all of {full & ~3:#x}")
+
+

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_SET_XSAVE: what is accepted, what is refused, and that the guest sees what was set."""
+
+from __future__ import annotations
+
+import errno
+import random
+
+from vmm.conformance.clauses.x86.common import (
+    GUEST_XSAVE,
+    MASKABLE,
+    configured,
+    guest_supported,
+    maskable,
+    pattern,
+    plain_features,
+    vector_guest,
+    vector_level,
+)
+from vmm.conformance.clauses.x86.image import Image
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, no_difference, refused, succeeds
+from vmm.conformance.needs import capability
+from vmm.conformance.registry import clause
+from vmm.ioctl import KvmError
+from vmm.x86 import xfeature
+from vmm.x86.cpuid import Cpuid, set_cpuid
+from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR, XsaveArea, get_xsave, set_xsave
+
+_XSAVE = capability("KVM_CAP_XSAVE")
+_BAD_MXCSR = 1 << 31
+
+
+def _only(bits: int) -> XsaveArea:
+    area = XsaveArea.initial()
+    area.xstate_bv = bits
+    return area
+
+
+@clause("xsave.set-unsupported-bit", arch="x86", needs=(_XSAVE,))
+def unsupported_bits(context: Context) -> None:
+    """Each of the 64 bits of XSTATE_BV alone is accepted exactly if KVM supports that component statically.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_copy_uabi_to_guest_fpstate; arch/x86/kernel/fpu/xstate.c,
+    validate_user_xstate_header.
+    """
+    vcpu = configured(context)
+    accepted = 0
+    for number in range(64):
+        try:
+            set_xsave(vcpu, _only(1 << number))
+            accepted |= 1 << number
+        except KvmError as error:
+            if error.errno != errno.EINVAL:
+                refused(f"bit {number}", lambda n=number: set_xsave(vcpu, _only(1 << n)), errno.EINVAL)
+    equal("accepted bits", accepted, (guest_supported(context) | 3) & ~xfeature.DYNAMIC)
+
+
+@clause("xsave.set-cpuid-independent", arch="x86", needs=(MASKABLE,))
+def independent_of_cpuid(context: Context) -> None:
+    """Components are accepted whatever the guest's CPUID says: before it is set, empty, and masked.
+
+    Old streams would not restore otherwise.
+
+    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave (kvm_caps.supported_xcr0).
+    """
+    full, less = maskable(context)
+    area = pattern(full, 11)
+    vcpu = context.vcpu()
+    succeeds("before KVM_SET_CPUID2", lambda: set_xsave(vcpu, area))
+    for name, table in (("an empty CPUID", Cpuid()), ("a masked CPUID", context.host.facts.cpuid.with_xcr0(less))):
+        set_cpuid(vcpu, table)
+        succeeds(f"with {name}", lambda: set_xsave(vcpu, area))
+
+
+@clause("xsave.set-header-checks", arch="x86", needs=(_XSAVE,))
+def header_checks(context: Context) -> None:
+    """A non-zero XCOMP_BV or reserved header byte is refused with EINVAL.
+
+    Source: arch/x86/kernel/fpu/xstate.c, validate_user_xstate_header.
+    """
+    vcpu = configured(context)
+    for bit in (0, 2, 62, 63):
+        area = pattern(3, 12)
+        area.xcomp_bv = 1 << bit
+        refused(f"XCOMP_BV bit {bit}", lambda a=area: set_xsave(vcpu, a), errno.EINVAL)
+    for offset in (528, 551, 575):
+        area = pattern(3, 12)
+        area.data[offset] = 1
+        refused(f"header byte {offset}", lambda a=area: set_xsave(vcpu, a), errno.EINVAL)
+    succeeds("the same area with a clean header", lambda: set_xsave(vcpu, pattern(3, 12)))
+
+
+@clause("xsave.set-mxcsr", arch="x86", needs=(_XSAVE,))
+def mxcsr_checked(context: Context) -> None:
+    """A reserved MXCSR bit is refused with EINVAL if x87, SSE or AVX state comes along, and ignored if not.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate.
+    """
+    vcpu = configured(context)
+    plain = plain_features(context)
+    for bits in (1, 2, plain & 4, plain & 7):
+        if bits:
+            area = _only(bits)
+            area.mxcsr = _BAD_MXCSR
+            refused(f"reserved MXCSR bit with XSTATE_BV {bits:#x}", lambda a=area: set_xsave(vcpu, a), errno.EINVAL)
+    for bits in {0, plain & xfeature.AVX512}:
+        area = _only(bits)
+        area.mxcsr = _BAD_MXCSR
+        succeeds(f"reserved MXCSR bit with XSTATE_BV {bits:#x}", lambda a=area: set_xsave(vcpu, a))
+        equal(f"MXCSR after XSTATE_BV {bits:#x}", get_xsave(vcpu).mxcsr, INITIAL_MXCSR)
+
+
+@clause("xsave.set-atomic", arch="x86", needs=(_XSAVE,))
+def refusal_changes_nothing(context: Context) -> None:
+    """A refused area leaves the vCPU's state as it was.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (all checks come first).
+    """
+    vcpu = configured(context)
+    set_xsave(vcpu, pattern(plain_features(context), 13))
+    before = get_xsave(vcpu)
+    spoilers = {
+        "an unsupported component": lambda area: setattr(area, "xstate_bv", area.xstate_bv | 1 << 62),
+        "XCOMP_BV": lambda area: setattr(area, "xcomp_bv", 1 << 63),
+        "a reserved MXCSR bit": lambda area: setattr(area, "mxcsr", _BAD_MXCSR),
+    }
+    for name, spoil in spoilers.items():
+        area = pattern(plain_features(context), 14)
+        spoil(area)
+        refused(name, lambda a=area: set_xsave(vcpu, a), errno.EINVAL)
+        no_difference(f"the state after {name}", before.compare(get_xsave(vcpu)))
+
+
+@clause("xsave.set-bit-clear-means-init", arch="x86", needs=(GUEST_XSAVE,))
+def clear_bit_means_initial(context: Context) -> None:
+    """A component whose bit is clear becomes initial, whatever bytes come along and whatever it held before.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (header.xfeatures is replaced).
+    """
+    vcpu = configured(context)
+    plain = plain_features(context)
+    for number in xfeature.bits(plain):
+        set_xsave(vcpu, pattern(plain, 15))
+        area = pattern(plain, 16)
+        area.xstate_bv = plain & ~(1 << number)
+        set_xsave(vcpu, area)
+        seen = get_xsave(vcpu)
+        name = xfeature.name(number)
+        equal(f"XSTATE_BV without {name}", seen.xstate_bv & plain, plain & ~(1 << number))
+        data = seen.component(number)
+        cleared = data[2:] if number == 0 else data[8:] if number == 1 else data
+        equal(f"bytes of {name}", cleared.strip(b"\0"), b"")
+        if number == 0:
+            equal("FCW", seen.fcw, INITIAL_FCW)
+
+
+@clause("xsave.set-then-run", arch="x86", needs=(GUEST_XSAVE,))
+def guest_sees_what_was_set(context: Context) -> None:
+    """The guest finds in its registers what KVM_SET_XSAVE put there, byte by byte, and its own verification says so.
+
+    Source: arch/x86/kvm/x86.c, kvm_load_guest_fpu; Documentation/virt/kvm/api.rst 4.44.
+    """
+    guest = vector_guest(context)
+    level = vector_level(context)
+    image = Image.random(random.Random(17))
+    guest.memory.write(guest.payload.symbol("expected"), image.data)
+    area = XsaveArea.initial()
+    area.set_component(0, (0x37F).to_bytes(2, "little") + bytes(2) + b"\xff" + bytes(19) + image.component(0))
+    area.set_component(1, image.mxcsr.to_bytes(4, "little") + bytes(4) + image.component(1))
+    for number in image.features(level)[2:]:
+        area.set_component(number, image.component(number))
+    set_xsave(guest.vcpu, area)
+    guest.call(f"verify_{level}", privilege=3, timeout=context.timeout)
+    image.check(guest)
+
+
+@clause("xsave.legacy-zero-header", arch="x86", needs=(_XSAVE,))
+def legacy_zero_header(context: Context) -> None:
+    """An area of 4096 zeros, as streams from before XSAVE have it, is accepted and means the initial state.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_copy_uabi_to_guest_fpstate.
+    """
+    vcpu = configured(context)
+    fresh = get_xsave(vcpu)
+    set_xsave(vcpu, pattern(plain_features(context), 18))
+    succeeds("4096 zeros", lambda: set_xsave(vcpu, XsaveArea(bytes(4096))))
+    no_difference("the state after 4096 zeros", fresh.compare(get_xsave(vcpu)))
+    equal("FCW", get_xsave(vcpu).fcw, INITIAL_FCW)
+
+
+@clause("xsave.set-get-identity", arch="x86", needs=(GUEST_XSAVE,))
+def set_get_identity(context: Context) -> None:
+    """Every byte of every plain component that is set is read back, for each component alone and for all.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate, __copy_xstate_to_uabi_buf.
+    """
+    vcpu = configured(context)
+    plain = plain_features(context)
+    for features in (*(1 << number for number in xfeature.bits(plain)), plain):
+        area = pattern(features, 19)
+        set_xsave(vcpu, area)
+        seen = get_xsave(vcpu)
+        equal("XSTATE_BV", seen.xstate_bv, features)
+        for number in xfeature.bits(features):
+            skip = 8 if number == 1 else 0  # MXCSR_MASK is the CPU's
+            name = xfeature.name(number)
+            equal(f"bytes of {name}", seen.component(number)[skip:], area.component(number)[skip:])

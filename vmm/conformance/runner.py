@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client of the fork server: hands out clauses, takes back results."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, Self
+
+from vmm.conformance.context import Options
+from vmm.conformance.model import ClauseResult
+from vmm.system import KvmUnavailable
+
+__all__ = ["Job", "Runner"]
+
+_STOP_SECONDS = 5.0
+
+
+class Job(dict[str, Any]):
+    """What to run: ``id``, ``options``, and for tests ``interposer`` ("module:function")."""
+
+    @classmethod
+    def of(cls, identifier: str, options: Options, interposer: str = "") -> Job:
+        """Return the job of one clause."""
+        return cls(id=identifier, options=asdict(options), interposer=interposer)
+
+
+class Runner:
+    """Owns a fork server. ``host`` is its JSON description, ``host_lines`` the same for people.
+
+    Raises KvmUnavailable if the server finds no usable KVM. Leaving the ``with`` block ends the server and
+    every child of it.
+    """
+
+    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = ()) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._channel = ours
+        self._lines = ours.makefile("rb")
+        try:
+            first = self._receive()
+            if "unavailable" in first:
+                raise KvmUnavailable(first["unavailable"])
+            self.host: dict[str, Any] = first["host"]
+            self.host_lines: list[tuple[str, str]] = [(name, value) for name, value in first["lines"]]
+            if jobs:
+                self._send({"jobs": jobs})
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._channel.sendall(json.dumps(message).encode() + b"\n")
+
+    def _receive(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line:
+            status = self._process.wait(_STOP_SECONDS)
+            raise RuntimeError(f"the clause server ended with status {status}: its message is on standard error")
+        return dict(json.loads(line))
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
+        """Run jobs in parallel; yield ("started", id) and ("finished", ClauseResult) as they happen."""
+        waiting = list(jobs)
+        base = getattr(self, "_sent", 0)
+        self._sent = base + len(waiting)
+        for job in waiting:
+            self._send(job)
+        left = len(waiting)
+        while left:
+            message = self._receive()
+            if "started" in message:
+                yield "started", waiting[message["started"] - base]["id"]
+            else:
+                left -= 1
+                yield "finished", ClauseResult.from_json(message["result"])
+
+    def results(self, jobs: Iterable[Job]) -> list[ClauseResult]:
+        """Run jobs and return their results in the jobs' order of ids as they finish."""
+        return [value for kind, value in self.run(jobs) if kind == "finished"]
+
+    def close(self) -> None:
+        """End the server, which ends its children first."""
+        self._lines.close()
+        self._channel.close()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
