@@ -155,7 +155,8 @@ def _argument_text(argument: Any) -> str:
     if argument == NULL:
         return "NULL"
     kind = ffi.typeof(argument)
-    if kind.kind == "pointer" and kind.item.kind in ("struct", "primitive") and ffi.sizeof(kind.item) <= 32:
+    small = kind.kind == "pointer" and kind.item.kind in ("struct", "primitive") and ffi.sizeof(kind.item) <= 32
+    if small and "owning" in repr(argument):  # anything else may be a bad address on purpose
         return f"{kind.item.cname} {bytes(ffi.buffer(argument, ffi.sizeof(kind.item))).hex(' ', 4)}"
     return str(kind.cname)
 

@@ -237,6 +237,15 @@ struct kvm_interrupt {
     __u32 irq;
 };
 
+struct kvm_msi {
+    __u32 address_lo;
+    __u32 address_hi;
+    __u32 data;
+    __u32 flags;
+    __u32 devid;
+    ...;
+};
+
 struct kvm_irq_level {
     union {
         __u32 irq;

@@ -11,6 +11,7 @@ A file ``expectations/NAME.toml`` looks like this:
     reason = "one sentence: what this KVM does instead"
     reference = "where that can be checked"
     cpu = "AuthenticAMD"           # optional: only with this CPU vendor
+    model = "QEMU TCG CPU"         # optional: only with a CPU whose brand string starts like this
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["FOLDER", "Expectation", "ExpectationError", "apply", "load"]
 FOLDER = Path(__file__).resolve().parent / "expectations"
 _OPERATORS = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
 _FILE_KEYS = {"backend", "kernel", "known"}
-_ENTRY_KEYS = {"clause", "reason", "reference", "cpu"}
+_ENTRY_KEYS = {"clause", "reason", "reference", "cpu", "model"}
 
 
 class ExpectationError(Exception):
@@ -69,7 +70,8 @@ def _read(path: Path, host: Host) -> list[Expectation]:
     found = []
     for number, entry in enumerate(data.get("known", [])):
         _check_keys(entry, _ENTRY_KEYS, {"clause", "reason", "reference"}, f"{path.name}, entry {number}")
-        if entry.get("cpu", host.facts.vendor) == host.facts.vendor:
+        same_model = host.facts.model.startswith(entry.get("model", ""))
+        if same_model and entry.get("cpu", host.facts.vendor) == host.facts.vendor:
             found.append(Expectation(entry["clause"], entry["reason"], entry["reference"]))
     applies = data.get("backend", host.backend) == host.backend
     return found if applies and _kernel_matches(data.get("kernel", ""), host, path) else []

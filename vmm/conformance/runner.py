@@ -21,12 +21,12 @@ _STOP_SECONDS = 5.0
 
 
 class Job(dict[str, Any]):
-    """What to run: ``id``, ``options``, and for tests ``interposer`` ("module:function")."""
+    """What to run: ``id``, ``options``, and for tests ``interposer`` ("module:factory") with ``arguments``."""
 
     @classmethod
-    def of(cls, identifier: str, options: Options, interposer: str = "") -> Job:
+    def of(cls, identifier: str, options: Options, interposer: str = "", *arguments: str) -> Job:
         """Return the job of one clause."""
-        return cls(id=identifier, options=asdict(options), interposer=interposer)
+        return cls(id=identifier, options=asdict(options), interposer=interposer, arguments=arguments)
 
 
 class Runner:
@@ -41,6 +41,7 @@ class Runner:
         with theirs:
             command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._sent = 0
         self._channel = ours
         self._lines = ours.makefile("rb")
         try:
@@ -65,25 +66,29 @@ class Runner:
             raise RuntimeError(f"the clause server ended with status {status}: its message is on standard error")
         return dict(json.loads(line))
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
-        """Run jobs in parallel; yield ("started", id) and ("finished", ClauseResult) as they happen."""
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[int, ClauseResult | None]]:
+        """Run jobs in parallel; yield (number, None) when a job starts and (number, result) when it has ended.
+
+        Numbers count the jobs from 0 in the order given.
+        """
         waiting = list(jobs)
-        base = getattr(self, "_sent", 0)
-        self._sent = base + len(waiting)
+        base = self._sent
+        self._sent += len(waiting)
         for job in waiting:
             self._send(job)
         left = len(waiting)
         while left:
             message = self._receive()
             if "started" in message:
-                yield "started", waiting[message["started"] - base]["id"]
+                yield message["started"] - base, None
             else:
                 left -= 1
-                yield "finished", ClauseResult.from_json(message["result"])
+                yield message["finished"] - base, ClauseResult.from_json(message["result"])
 
     def results(self, jobs: Iterable[Job]) -> list[ClauseResult]:
-        """Run jobs and return their results in the jobs' order of ids as they finish."""
-        return [value for kind, value in self.run(jobs) if kind == "finished"]
+        """Run jobs and return their results in the jobs' order."""
+        found = {number: result for number, result in self.run(jobs) if result is not None}
+        return [found[number] for number in sorted(found)]
 
     def close(self) -> None:
         """End the server, which ends its children first."""

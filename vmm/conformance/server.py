@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmm._kvm import lib
+from vmm.conformance import expectations
 from vmm.conformance import host as host_module
 from vmm.conformance.context import Options
 from vmm.conformance.execute import execute
@@ -74,10 +75,10 @@ class _Child:
         for fd in (self.pidfd, self.results, self.output):
             os.close(fd)
 
-    def verdict(self, status: int) -> dict[str, Any]:
-        """Return the result as JSON, made up from the wait status if the child wrote none."""
+    def result(self, status: int) -> ClauseResult:
+        """Return the result, made up from the wait status if the child wrote none."""
         if self.received.endswith(b"\n") and not self.timed_out:
-            return dict(json.loads(self.received))
+            return ClauseResult.from_json(json.loads(self.received))
         result = ClauseResult(self.clause.id, Verdict.ERROR, self.clause.statement)
         if self.timed_out:
             result.verdict = Verdict.TIMEOUT
@@ -87,12 +88,15 @@ class _Child:
         else:
             result.reason = f"the clause's process exited with status {os.waitstatus_to_exitcode(status)} and no result"
         result.trace = self.printed.decode("utf-8", "replace")[-_OUTPUT_KEPT:].splitlines()
-        return result.to_json()
+        return result
 
 
-def _interposer(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def _interposer(job: dict[str, Any]) -> Any:
+    """Make the interposer a job asks for: ``interposer`` names a factory, ``arguments`` are its own."""
+    if not job.get("interposer"):
+        return None
+    module, _, attribute = job["interposer"].partition(":")
+    return getattr(importlib.import_module(module), attribute)(*job.get("arguments", ()))
 
 
 def _run_child(clause: Clause, host: Host, job: dict[str, Any], results: int, output: int, parent: int) -> None:
@@ -105,8 +109,7 @@ def _run_child(clause: Clause, host: Host, job: dict[str, Any], results: int, ou
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        interposer = _interposer(job["interposer"]) if job.get("interposer") else None
-        result = execute(clause, host, Options(**job.get("options", {})), interposer=interposer)
+        result = execute(clause, host, Options(**job.get("options", {})), interposer=_interposer(job))
         data = json.dumps(result.to_json()).encode() + b"\n"
         os.set_blocking(results, True)
         while data:
@@ -122,6 +125,7 @@ def _run_child(clause: Clause, host: Host, job: dict[str, Any], results: int, ou
 class _Server:
     def __init__(self, channel: socket.socket, host: Host, clauses: dict[str, Clause]) -> None:
         self._channel, self._host, self._clauses = channel, host, clauses
+        self._known = expectations.load(host)
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._running: dict[int, _Child] = {}
         self._input = bytearray()
@@ -206,7 +210,8 @@ class _Server:
     def _finish(self, child: _Child, status: int) -> None:
         del self._running[child.pid]
         child.close()
-        self._send({"finished": child.number, "result": child.verdict(status)})
+        result = expectations.apply(child.result(status), self._known)
+        self._send({"finished": child.number, "result": result.to_json()})
 
     def _send(self, message: dict[str, Any]) -> None:
         self._channel.sendall(json.dumps(message).encode() + b"\n")

@@ -27,6 +27,8 @@ __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "Fault", "Guest", "G
 # Events of guest_payloads/x86/mailbox.h.
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
+# Besides the TSS's bitmap: an emulated SVM CPU refuses the bitmap of a busy TSS, which VMRUN requires.
+_IOPL3 = 3 << 12
 _VECTORS = {
     0: "#DE", 1: "#DB", 3: "#BP", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP",
     14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM", 21: "#CP",
@@ -93,7 +95,7 @@ class Guest:
         regs = get_regs(self.vcpu)
         regs.rip = entry if isinstance(entry, int) else self.payload.symbol(entry)
         regs.rsp = self.payload.symbol("user_stack_top" if privilege else "kernel_stack_top")
-        regs.rflags = rflags
+        regs.rflags = rflags | (_IOPL3 if privilege else 0)
         set_regs(self.vcpu, regs)
 
     def resume(self, timeout: float = DEFAULT_TIMEOUT, ticks: int = 1 << 62) -> Exit:

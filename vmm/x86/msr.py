@@ -17,6 +17,7 @@ __all__ = [
     "Msr",
     "get_msr",
     "get_msrs",
+    "get_readable",
     "index_list",
     "msr_id",
     "name",
@@ -30,7 +31,7 @@ MAX_BATCH = 256
 
 
 class Msr(IntEnum):
-    """The MSRs this package names. Source: Intel SDM volume 4."""
+    """The MSRs this package names. Source: Intel SDM volume 4; Hyper-V TLFS for HV_*."""
 
     TSC = 0x10
     APIC_BASE = 0x1B
@@ -48,6 +49,8 @@ class Msr(IntEnum):
     INT_SSP_TAB = 0x6A8
     TSC_DEADLINE = 0x6E0
     XSS = 0xDA0
+    HV_VP_RUNTIME = 0x40000010
+    HV_TIME_REF_COUNT = 0x40000020
     KVM_ASYNC_PF_EN = 0x4B564D02
     KVM_ASYNC_PF_INT = 0x4B564D06
     EFER = 0xC0000080
@@ -92,6 +95,18 @@ def get_msrs(vcpu: Vcpu, indices: Iterable[int]) -> list[int]:
     batch = _batch([(index, 0) for index in indices])
     done = vcpu.ioctl(lib.KVM_GET_MSRS, batch)
     return [entry.data for entry in batch.entries[0:done]]
+
+
+def get_readable(vcpu: Vcpu, indices: Iterable[int]) -> dict[int, int]:
+    """Return the values of those MSRs that KVM lets be read, in as few calls as that takes."""
+    left = list(indices)
+    found: dict[int, int] = {}
+    while left:
+        values = get_msrs(vcpu, left[: MAX_BATCH - 1])
+        found.update(zip(left, values, strict=False))
+        # What follows the values read is the one that was refused, unless the batch was full.
+        left = left[len(values) + (len(values) < MAX_BATCH - 1) :]
+    return found
 
 
 def set_msrs(vcpu: Vcpu, values: Mapping[int, int] | Sequence[tuple[int, int]]) -> int:

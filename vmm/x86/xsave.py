@@ -245,6 +245,22 @@ class XsaveArea:
         if mark:
             self.xstate_bv |= 1 << number
 
+    def normalised(self) -> XsaveArea:
+        """Return the same state in one canonical form: XSTATE_BV names what differs from its initial state.
+
+        Whether the CPU noticed that a component is in its initial configuration is its own affair (the INIT
+        optimisation), and MXCSR_MASK describes the CPU. Source: Intel SDM volume 1, 13.6.
+        """
+        area = self.copy()
+        area.data[_MXCSR_MASK] = bytes(4)
+        initial = XsaveArea.initial(len(area.data), area.layout)
+        in_use = 0
+        for number, component in area.layout.components.items():
+            if not component.supervisor and component.end <= len(area.data):
+                in_use |= (area.component(number) != initial.component(number)) << number
+        area.xstate_bv = area.xstate_bv & ~area.layout.features | in_use
+        return area
+
     def compare(self, other: XsaveArea, limit: int = 16) -> list[Difference]:
         """Return the bytes that differ, each with component, register and byte; at most ``limit``.
 

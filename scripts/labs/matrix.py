@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command behind `scripts/matrix`: one conformance run on the host and in every machine, as one table.
+
+Rows are clauses, columns are machines with their kernels, cells are verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .config import DEFAULT_KERNEL, KERNELS
+from .progress import note
+
+__all__ = ["Column", "main", "parse_results", "render"]
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_LAB = _REPOSITORY / "scripts" / "lab"
+_BAD = ("FAIL", "ERROR", "TIMEOUT", "XPASS")
+
+#: How a verdict is written in a cell; the words themselves make wide columns.
+_CELLS = {"PASS": "ok", "SKIP": "-", "KNOWN": "known", "INFO": "info"}
+
+
+@dataclass
+class Column:
+    """The results of one run: a verdict for each clause, or the reason why there is none."""
+
+    name: str
+    command: Sequence[str]
+    verdicts: dict[str, str] = field(default_factory=dict)
+    status: int | None = None
+    error: str = ""
+
+
+def parse_results(text: str) -> dict[str, str]:
+    """Return the verdict of each clause in the JSON lines of `vmm check`; other lines are passed over."""
+    verdicts = {}
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "id" in record and "verdict" in record:
+            verdicts[str(record["id"])] = str(record["verdict"])
+    return verdicts
+
+
+def render(columns: Sequence[Column]) -> str:
+    """Return the table as text: a legend, the clauses, the totals of each column."""
+    clauses = list(dict.fromkeys(clause for column in columns for clause in column.verdicts))
+    rows = [["clause", *(column.name for column in columns)]]
+    for clause in sorted(clauses):
+        cells = (column.verdicts.get(clause, "") for column in columns)
+        rows.append([clause, *(_CELLS.get(cell, cell) for cell in cells)])
+    rows.append(["passed", *(_count(column, ("PASS",)) for column in columns)])
+    rows.append(["failed", *(_count(column, _BAD) for column in columns)])
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    lines.insert(-2, "-" * len(lines[0]))
+    lines += [f"{column.name}: {column.error}" for column in columns if column.error]
+    return "\n".join(lines) + "\n"
+
+
+def _count(column: Column, kinds: Iterable[str]) -> str:
+    if not column.verdicts:
+        return "none"
+    return str(sum(verdict in kinds for verdict in column.verdicts.values()))
+
+
+def _columns(options: argparse.Namespace) -> list[Column]:
+    check = ["check", "--format", "json", *options.clauses]
+    kernels = list(KERNELS) if options.all_kernels else [DEFAULT_KERNEL]
+    columns = []
+    if "host" in options.machines:
+        columns.append(Column("host", [*_host_command(), *check]))
+    for machine in ("svm", "amx", "sve"):
+        if machine not in options.machines:
+            continue
+        for kernel in kernels:
+            words = [sys.executable, str(_LAB), machine, "--kernel", kernel, "--", "vmm", *check]
+            columns.append(Column(f"{machine}/{kernel}", words))
+    return columns
+
+
+def _host_command() -> list[str]:
+    """Return how to run vmm from the working tree: with the repository's environment when there is one."""
+    python = _REPOSITORY / ".venv/bin/python"
+    return [str(python) if python.exists() else sys.executable, "-m", "vmm"]
+
+
+def _run(column: Column) -> None:
+    note(f"{column.name}: started")
+    environment = {**os.environ, "PYTHONPATH": str(_REPOSITORY)}
+    done = subprocess.run(
+        column.command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
+    )
+    column.status = done.returncode
+    column.verdicts = parse_results(done.stdout)
+    if not column.verdicts:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        column.error = f"no results (status {done.returncode}): {lines[0]}"
+    note(f"{column.name}: {len(column.verdicts)} clauses, status {done.returncode}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/matrix",
+        description="Run the clauses on the host and in the emulated machines and print one table: rows are clauses, "
+        "columns machines, cells verdicts (ok: passed, -: skipped).",
+        epilog="The exit status is 1 when a clause failed somewhere or a machine gave no results.",
+    )
+    parser.add_argument("clauses", nargs="*", metavar="GLOB", help="only these clauses")
+    parser.add_argument(
+        "--machines",
+        type=lambda text: text.split(","),
+        default=["host", "svm", "amx", "sve"],
+        metavar="LIST",
+        help="of host, svm, amx, sve (default all)",
+    )
+    parser.add_argument("--all-kernels", action="store_true", help=f"every kernel: {', '.join(KERNELS)}")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines that run at the same time (2)")
+    parser.add_argument("--json", action="store_true", help="print the columns as JSON")
+    options = parser.parse_args(arguments)
+    unknown = set(options.machines) - {"host", "svm", "amx", "sve"}
+    if unknown:
+        parser.error(f"no such machine: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _as_json(columns: Sequence[Column]) -> str:
+    listing: list[Mapping[str, object]] = [asdict(column) for column in columns]
+    return json.dumps({"columns": listing}, indent=1) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `scripts/matrix` and return its exit status."""
+    options = _parse(arguments)
+    columns = _columns(options)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(_run, columns))
+    sys.stdout.write(_as_json(columns) if options.json else render(columns))
+    bad = any(verdict in _BAD for column in columns for verdict in column.verdicts.values())
+    return int(bad or any(column.error for column in columns))

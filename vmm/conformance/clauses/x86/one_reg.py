@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_GET_ONE_REG and KVM_SET_ONE_REG for MSRs (Linux 6.18 and later), and the answer before."""
+
+from __future__ import annotations
+
+import errno
+
+from vmm._kvm import ffi, lib
+from vmm.conformance.clauses.x86.common import configured
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, succeeds, true
+from vmm.conformance.host import version
+from vmm.conformance.needs import capability
+from vmm.conformance.registry import clause
+from vmm.conformance.clauses.x86.state import VOLATILE_MSRS
+from vmm.x86 import msr
+from vmm.x86.msr import Msr, msr_id
+
+_ONE_REG = capability("KVM_CAP_ONE_REG")
+_SINCE = "6.18"
+
+
+@clause("onereg.cap", arch="x86")
+def one_reg_capability(context: Context) -> None:
+    """KVM_CAP_ONE_REG tells whether KVM_GET_ONE_REG works: from 6.18 it does, before it is refused.
+
+    Source: arch/x86/kvm/x86.c, kvm_vm_ioctl_check_extension, kvm_arch_vcpu_ioctl (KVM_GET_ONE_REG).
+    """
+    vcpu = configured(context)
+    value = context.kvm.check_extension(lib.KVM_CAP_ONE_REG)
+    if value:
+        read = succeeds("KVM_GET_ONE_REG of IA32_PAT", lambda: vcpu.get_one_reg(msr_id(Msr.PAT)))
+        equal("IA32_PAT by KVM_GET_ONE_REG", int.from_bytes(read, "little"), msr.get_msr(vcpu, Msr.PAT))
+    else:
+        refused("KVM_GET_ONE_REG", lambda: vcpu.get_one_reg(msr_id(Msr.PAT)), errno.EINVAL, errno.ENOTTY)
+    if context.host.version >= version(_SINCE):
+        true("KVM_CAP_ONE_REG", value > 0, value, f"1 from {_SINCE}")
+
+
+@clause("onereg.id-validation", arch="x86", needs=(_ONE_REG,), since=_SINCE)
+def identifiers_validated(context: Context) -> None:
+    """A register id of another architecture, size or type, or of an unknown MSR is EINVAL; a bad address EFAULT.
+
+    The documentation lists ENOENT for an unknown register; the code returns EINVAL.
+
+    Source: arch/x86/kvm/x86.c, kvm_get_set_one_reg; Documentation/virt/kvm/api.rst 4.68.
+    """
+    vcpu = configured(context)
+    good = msr_id(Msr.PAT)
+    succeeds("the right id", lambda: vcpu.get_one_reg(good))
+    size_u32 = good & ~lib.KVM_REG_SIZE_MASK | lib.KVM_REG_SIZE_U32
+    wrong = {
+        "arm64": good & ~lib.KVM_REG_ARCH_MASK | lib.KVM_REG_ARM64,
+        "a size of 32 bits": size_u32,
+        "a reserved bit": good | 1 << 40,
+        "type 0": good & ~(0xFF << 32),
+        "type 4": good & ~(0xFF << 32) | 4 << 32,
+        "an unknown KVM register": good & ~0xFFFFFFFFFF | lib.KVM_X86_REG_TYPE_KVM << 32 | 0xFF,
+        "an unknown MSR": msr_id(0x4B564DFE),
+    }
+    for name, identifier in wrong.items():
+        refused(f"GET of {name}", lambda i=identifier: vcpu.get_one_reg(i), errno.EINVAL)
+        size = 1 << (identifier >> lib.KVM_REG_SIZE_SHIFT & 0xF)
+        refused(f"SET of {name}", lambda i=identifier, n=size: vcpu.set_one_reg(i, bytes(n)), errno.EINVAL)
+    bad_address = ffi.new("struct kvm_one_reg *", {"id": good, "addr": 0x10})
+    for request in (lib.KVM_GET_ONE_REG, lib.KVM_SET_ONE_REG):
+        refused("a bad address", lambda r=request: vcpu.ioctl(r, bad_address), errno.EFAULT)
+
+
+@clause("onereg.equals-msrs", arch="x86", needs=(_ONE_REG,), since=_SINCE)
+def equals_msrs(context: Context) -> None:
+    """For every MSR of KVM's list the two ways to read agree, and a write by either is read by the other.
+
+    Source: arch/x86/kvm/x86.c, kvm_get_one_msr, kvm_set_one_msr.
+    """
+    vcpu = configured(context)
+    compared = 0
+    for index in msr.index_list(context.kvm):
+        value = msr.try_get(vcpu, index)
+        if value is None or index in VOLATILE_MSRS:
+            continue
+        read = succeeds(f"KVM_GET_ONE_REG of {msr.name(index)}", lambda i=index: vcpu.get_one_reg(msr_id(i)))
+        equal(msr.name(index), int.from_bytes(read, "little"), value)
+        compared += 1
+    true("MSRs compared", compared > 10, compared, "more than 10")
+    first, second = 0x0006040600070406, 0x0004040400070406
+    vcpu.set_one_reg(msr_id(Msr.PAT), first.to_bytes(8, "little"))
+    equal("IA32_PAT set by ONE_REG, read by KVM_GET_MSRS", msr.get_msr(vcpu, Msr.PAT), first)
+    msr.set_msr(vcpu, Msr.PAT, second)
+    read = vcpu.get_one_reg(msr_id(Msr.PAT))
+    equal("IA32_PAT set by KVM_SET_MSRS, read by ONE_REG", int.from_bytes(read, "little"), second)
