@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mutations there are, and how one is made."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmm.ioctl import Interposer
+
+__all__ = ["Mutation", "all_mutations", "make", "mutation"]
+
+Factory = Callable[[], Interposer]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One lie: which clause has to notice it, what it is called, and who makes the interposer."""
+
+    clause: str
+    name: str
+    factory: Factory
+
+
+_mutations: dict[tuple[str, str], Mutation] = {}
+
+
+def mutation(*clauses: str) -> Callable[[Factory], Factory]:
+    """Register a factory as a mutation of each clause; its function's name says what the kernel does wrong."""
+
+    def register(factory: Factory) -> Factory:
+        for clause in clauses:
+            key = clause, factory.__name__
+            if key in _mutations:
+                raise ValueError(f"{clause} has two mutations called {factory.__name__}")
+            _mutations[key] = Mutation(clause, factory.__name__, factory)
+        return factory
+
+    return register
+
+
+def all_mutations() -> list[Mutation]:
+    """Import every module of this package and return all mutations."""
+    package = importlib.import_module("tests.mutations")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name not in ("__main__", "registry"):
+            importlib.import_module(f"tests.mutations.{module.name}")
+    return list(_mutations.values())
+
+
+def make(clause: str, name: str) -> Interposer:
+    """Return a fresh interposer of one mutation (called inside the clause's child)."""
+    all_mutations()
+    return _mutations[clause, name].factory()
