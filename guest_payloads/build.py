@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the guest payloads: each ARCH/NAME.S with the shared runtime.S, to a static ELF with symbols.
 
-    python3 guest_payloads/build.py --out vmm/payloads [--arch aarch64 --cc aarch64-linux-gnu-gcc]
+python3 guest_payloads/build.py --out vmm/payloads [--arch aarch64 --cc aarch64-linux-gnu-gcc]
 """
 
 from __future__ import annotations

@@ -92,15 +92,15 @@ class InternalError(NamedTuple):
 
 
 class MsrRead(NamedTuple):
-    """KVM_EXIT_X86_RDMSR of MSR ``index``."""
+    """KVM_EXIT_X86_RDMSR of MSR number ``msr``."""
 
-    index: int
+    msr: int
 
 
 class MsrWrite(NamedTuple):
-    """KVM_EXIT_X86_WRMSR of ``value`` to MSR ``index``."""
+    """KVM_EXIT_X86_WRMSR of ``value`` to MSR number ``msr``."""
 
-    index: int
+    msr: int
     value: int
 
 
@@ -171,8 +171,8 @@ def _rdmsr(page: memoryview) -> Exit:
 
 
 def _wrmsr(page: memoryview) -> Exit:
-    _, _, index, value = _MSR.unpack_from(page, _UNION)
-    return MsrWrite(index, value)
+    _, _, msr, value = _MSR.unpack_from(page, _UNION)
+    return MsrWrite(msr, value)
 
 
 _HLT, _SHUTDOWN, _DEBUG = Hlt(), Shutdown(), Debug()

@@ -55,7 +55,13 @@ class VirtualMachine(Handle):
 
     def set_memory_region(self, slot: int, gpa: int, size: int, address: int, flags: int = 0) -> None:
         """KVM_SET_USER_MEMORY_REGION: size 0 removes the slot."""
-        region = {"slot": slot, "flags": flags, "guest_phys_addr": gpa, "memory_size": size, "userspace_addr": address}
+        region = {
+            "slot": slot,
+            "flags": flags,
+            "guest_phys_addr": gpa,
+            "memory_size": size,
+            "userspace_addr": address,
+        }
         self.ioctl(lib.KVM_SET_USER_MEMORY_REGION, ffi.new("struct kvm_userspace_memory_region *", region))
 
     def close(self) -> None:

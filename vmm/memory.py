@@ -114,7 +114,11 @@ class GuestMemory:
             return
         region["flags"] |= lib.KVM_MEM_GUEST_MEMFD
         region["guest_memfd"] = self._fd
-        ioctl(self._vm_fd, lib.KVM_SET_USER_MEMORY_REGION2, ffi.new("struct kvm_userspace_memory_region2 *", region))
+        ioctl(
+            self._vm_fd,
+            lib.KVM_SET_USER_MEMORY_REGION2,
+            ffi.new("struct kvm_userspace_memory_region2 *", region),
+        )
 
     def dirty_pages(self) -> list[int]:
         """Return the numbers of the pages written since the last call (KVM_GET_DIRTY_LOG)."""
@@ -135,7 +139,7 @@ class GuestMemory:
 
     def _offset(self, gpa: int, length: int) -> int:
         offset = gpa - self.gpa
-        if not (0 <= offset and offset + length <= self.size):
+        if not (offset >= 0 and offset + length <= self.size):
             raise IndexError(f"{length} bytes at {gpa:#x} are outside the guest memory at {self.gpa:#x}")
         return offset
 

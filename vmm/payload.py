@@ -7,9 +7,11 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import Segment
 
 from vmm.memory import GuestMemory
 
@@ -96,27 +98,31 @@ def load(name: str) -> Payload:
         raise PayloadError(f"{path} is not a complete ELF file: {type(error).__name__}") from error
 
 
-def _parse(path: Path, file: object) -> Payload:
+def _parse(path: Path, file: BinaryIO) -> Payload:
     elf = ELFFile(file)
     machine = platform.machine()
     if elf["e_machine"] != _MACHINES.get(machine) or elf.elfclass != 64:
-        raise PayloadError(f"{path} is an ELF for {elf['e_machine']} ({elf.elfclass} bits), this machine is {machine}")
+        raise PayloadError(
+            f"{path} is an ELF for {elf['e_machine']} ({elf.elfclass} bits), this machine is {machine}"
+        )
     if elf["e_type"] != "ET_EXEC":
         raise PayloadError(f"{path} is not position-fixed ({elf['e_type']}): link it with -static -no-pie")
     segments = tuple(_segment(path, segment) for segment in elf.iter_segments("PT_LOAD") if segment["p_memsz"])
     if not segments:
         raise PayloadError(f"{path} has nothing to load: it has no PT_LOAD segment")
     table = elf.get_section_by_name(".symtab")
-    symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name} if table else {}
+    symbols = {}
+    if isinstance(table, SymbolTableSection):
+        symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name}
     end = max(address + len(data) for address, data in segments)
     return Payload(path.stem, elf["e_entry"], segments, symbols, end)
 
 
-def _segment(path: Path, segment: object) -> tuple[int, bytes]:
-    header = segment.header  # type: ignore[attr-defined]
+def _segment(path: Path, segment: Segment) -> tuple[int, bytes]:
+    header = segment.header
     if header["p_memsz"] > _LARGEST or header["p_filesz"] > header["p_memsz"]:
         raise PayloadError(f"{path} has a segment of {header['p_memsz']} bytes: payloads are at most {_LARGEST}")
-    data = segment.data()  # type: ignore[attr-defined]
+    data = segment.data()
     if len(data) != header["p_filesz"]:
         raise PayloadError(f"{path} is truncated: a segment has {len(data)} of {header['p_filesz']} bytes")
     return header["p_paddr"], data + bytes(header["p_memsz"] - len(data))

@@ -29,9 +29,10 @@ Boot a Debian kernel with its own KVM on an emulated CPU and run a command there
   sve   arm64 at EL2 with SVE (QEMU)
 """
 
-_EPILOG = """\ The command's output and exit status become those of scripts/lab; 125 says that the machine
-failed, not the command. Files that the command writes to /out come back with --out.  The first run of a
-machine builds it (minutes), later ones take seconds.
+_EPILOG = """\
+The command's output and exit status become those of scripts/lab; 125 says that the machine failed, not the
+command.  Files that the command writes to /out come back with --out.  The first run of a machine builds it
+(minutes), later ones take seconds.
 
   scripts/lab amx                                      the conformance run with AMX
   scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel

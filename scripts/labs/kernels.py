@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's kernels: which package has which one, its image in the form a machine starts, its modules in
-order."""
+"""Debian's kernels: the package of each, its image in the form a machine starts, its modules in order."""
 
 from __future__ import annotations
 

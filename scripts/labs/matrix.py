@@ -63,7 +63,9 @@ def render(columns: Sequence[Column]) -> str:
     rows.append(["passed", *(_count(column, ("PASS",)) for column in columns)])
     rows.append(["failed", *(_count(column, _BAD) for column in columns)])
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     lines.insert(1, "-" * len(lines[0]))
     lines.insert(-2, "-" * len(lines[0]))
     lines += [f"{column.name}: {column.error}" for column in columns if column.error]
@@ -101,7 +103,12 @@ def _run(column: Column) -> None:
     note(f"{column.name}: started")
     environment = {**os.environ, "PYTHONPATH": str(_REPOSITORY)}
     done = subprocess.run(
-        column.command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
+        column.command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
     )
     column.status = done.returncode
     column.verdicts = parse_results(done.stdout)
@@ -114,8 +121,8 @@ def _run(column: Column) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/matrix",
-        description="Run the clauses on the host and in the emulated machines and print one table: rows are clauses, "
-        "columns machines, cells verdicts (ok: passed, -: skipped).",
+        description="Run the clauses on the host and in the emulated machines and print one table: "
+        "rows are clauses, columns machines, cells verdicts (ok: passed, -: skipped).",
         epilog="The exit status is 1 when a clause failed somewhere or a machine gave no results.",
     )
     parser.add_argument("clauses", nargs="*", metavar="GLOB", help="only these clauses")
@@ -127,7 +134,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of host, svm, amx, sve (default all)",
     )
     parser.add_argument("--all-kernels", action="store_true", help=f"every kernel: {', '.join(KERNELS)}")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines that run at the same time (2)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, metavar="N", help="machines that run at the same time (2)"
+    )
     parser.add_argument("--json", action="store_true", help="print the columns as JSON")
     options = parser.parse_args(arguments)
     unknown = set(options.machines) - {"host", "svm", "amx", "sve"}
@@ -149,4 +158,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         list(pool.map(_run, columns))
     sys.stdout.write(_as_json(columns) if options.json else render(columns))
     bad = any(verdict in _BAD for column in columns for verdict in column.verdicts.values())
-    return int(bad or any(column.error for column in columns))
+    # A host without a usable KVM is no failure: that is what the machines are for.
+    return int(bad or any(column.error for column in columns if column.name != "host"))

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The working tree's package as a small archive of its own, so that an edit costs a second and not a new
-image.
+"""The working tree's package as a small archive of its own: an edit costs a second and not a new image.
 
 The extension module and the guest payloads are built for the machine's architecture, each kept by the
 content of its sources; the Python files are taken as they are, with byte code beside them.
@@ -48,7 +47,9 @@ def build_product(cache: Cache, repository: Path, arch: str) -> Path:
     compiler = find_compiler(cache, arch)
     extension = _build_extension(cache, repository, compiler)
     payloads = _build_payloads(cache, repository, compiler)
-    sources = source_files(package)
+    # The mutations go along: each of them has to be caught on the machines' kernels too.
+    tests = repository / "tests"
+    sources = [*source_files(package), *source_files(tests / "mutations"), *tests.glob("__init__.py")]
 
     def make(folder: Path) -> None:
         with open(folder / "vmm.cpio", "wb") as stream, CpioWriter(stream) as out:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machines `svm` (x86 with AMD's virtualization) and `sve` (arm64 with SVE at EL2), both in QEMU's
-TCG."""
+"""The machines `svm` (x86 with AMD's SVM) and `sve` (arm64 with SVE at EL2), both in QEMU's TCG."""
 
 from __future__ import annotations
 

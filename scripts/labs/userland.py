@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a machine holds besides its kernel and our package: Python, the packages it imports, busybox.
 
-The result is one cpio archive, unpacked into memory by the kernel; so everything that no run needs is left
-out.
+The result is one cpio archive, unpacked into memory by the kernel; what no run needs is left out.
 """
 
 from __future__ import annotations

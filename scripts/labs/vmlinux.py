@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Get the kernel proper out of an x86 bzImage, so that a machine can start it without a boot loader.
 
-The kernel's ELF file has a note with its PVH entry point: 32-bit protected mode, EBX pointing at a start-
-info structure.  Starting there skips the decompressor, which takes seconds on an emulated CPU.
+The kernel's ELF file has a note with its PVH entry point: 32-bit protected mode, EBX pointing at a structure
+with what the kernel must know.  Starting there skips the decompressor, which takes seconds when emulated.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ __all__ = ["execute"]
 _TRACE_LENGTH = 40
 
 
-def execute(clause: Clause, host: Host, options: Options, *, interposer: door.Interposer | None = None) -> ClauseResult:
+def execute(
+    clause: Clause, host: Host, options: Options, *, interposer: door.Interposer | None = None
+) -> ClauseResult:
     """Run ``clause`` and judge it; ``interposer`` stands between it and the kernel.
 
     The caller has to be a process that has created no vCPU and does not mind if this one does.

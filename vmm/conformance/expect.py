@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import errno as errno_module
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from vmm.ioctl import KvmError
+from vmm.ioctl import KvmError, errno_name
 
 __all__ = [
     "Skipped",
@@ -19,6 +18,8 @@ __all__ = [
     "succeeds",
     "true",
 ]
+
+T = TypeVar("T")
 
 
 class Violation(Exception):
@@ -71,22 +72,24 @@ def no_difference(what: str, differences: Sequence[object]) -> None:
         raise Violation(what, "no difference", f"{len(differences)} or more: {shown}")
 
 
-def succeeds(what: str, call: Callable[[], Any]) -> Any:
-    """``call()`` has to succeed; its result is returned."""
+def succeeds(what: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """``call(*arguments)`` has to succeed; its result is returned."""
     try:
-        return call()
+        return call(*arguments, **options)
     except KvmError as error:
         raise Violation(what, "success", f"{error.call} failed with {error.errno_name}", "rejected") from error
 
 
-def refused(what: str, call: Callable[[], Any], *errnos: int, any_errno: bool = False) -> None:
-    """``call()`` has to fail with one of ``errnos``; with ``any_errno``, how it fails does not matter."""
-    wanted = " or ".join(errno_module.errorcode[number] for number in errnos)
+def refused(
+    what: str, errnos: int | tuple[int, ...], call: Callable[..., Any], *arguments: Any, **options: Any
+) -> None:
+    """``call(*arguments)`` has to fail with ``errnos`` (one of them)."""
+    allowed = (errnos,) if isinstance(errnos, int) else errnos
+    wanted = " or ".join(errno_name(number) for number in allowed)
     try:
-        result = call()
+        result = call(*arguments, **options)
     except KvmError as error:
-        if error.errno in errnos or any_errno:
+        if error.errno in allowed:
             return
         raise Violation(what, wanted, f"{error.call} failed with {error.errno_name}", "errno-drift") from error
-    observed = "success" if result is None else f"success ({_text(result)})"
-    raise Violation(what, wanted or "failure", observed, "accepted")
+    raise Violation(what, wanted, "success" if result is None else f"success ({_text(result)})", "accepted")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Self
 
 from vmm.conformance.context import Options
@@ -30,31 +31,42 @@ class Job(dict[str, Any]):
 
 
 class Runner:
-    """Owns a fork server. ``host`` is its JSON description, ``host_lines`` the same for people.
+    """Owns a fork server, which starts at once and is waited for at the first use.
 
-    Raises KvmUnavailable if the server finds no usable KVM. Leaving the ``with`` block ends the server and
-    every child of it.
+    ``jobs`` is how many clauses run at once (default: one a CPU), ``preload`` names modules that the server
+    imports. Leaving the ``with`` block ends the server and every child of it. With ``start`` false there is no
+    server and nothing can be run.
     """
 
-    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = ()) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = (), start: bool = True) -> None:
         self._sent = 0
-        self._channel = ours
-        self._lines = ours.makefile("rb")
-        try:
-            first = self._receive()
-            if "unavailable" in first:
-                raise KvmUnavailable(first["unavailable"])
-            self.host: dict[str, Any] = first["host"]
-            self.host_lines: list[tuple[str, str]] = [(name, value) for name, value in first["lines"]]
-            if jobs:
-                self._send({"jobs": jobs})
-        except BaseException:
-            self.close()
-            raise
+        self._jobs = jobs
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._lines = self._channel.makefile("rb")
+            if start:
+                command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+
+    @cached_property
+    def _greeting(self) -> dict[str, Any]:
+        greeting = self._receive()
+        if "unavailable" in greeting:
+            raise KvmUnavailable(greeting["unavailable"])
+        if self._jobs:
+            self._send({"jobs": self._jobs})
+        return greeting
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """The host as JSON values. Raises KvmUnavailable if there is no usable KVM."""
+        return dict(self._greeting["host"])
+
+    @property
+    def host_lines(self) -> list[tuple[str, str]]:
+        """The host as (name, value) pairs for people. Raises KvmUnavailable if there is no usable KVM."""
+        return [(name, value) for name, value in self._greeting["lines"]]
 
     def _send(self, message: dict[str, Any]) -> None:
         self._channel.sendall(json.dumps(message).encode() + b"\n")
@@ -62,7 +74,7 @@ class Runner:
     def _receive(self) -> dict[str, Any]:
         line = self._lines.readline()
         if not line:
-            status = self._process.wait(_STOP_SECONDS)
+            status = self._process.wait(_STOP_SECONDS) if self._process else None
             raise RuntimeError(f"the clause server ended with status {status}: its message is on standard error")
         return dict(json.loads(line))
 
@@ -71,6 +83,7 @@ class Runner:
 
         Numbers count the jobs from 0 in the order given.
         """
+        assert self._greeting
         waiting = list(jobs)
         base = self._sent
         self._sent += len(waiting)
@@ -94,6 +107,8 @@ class Runner:
         """End the server, which ends its children first."""
         self._lines.close()
         self._channel.close()
+        if self._process is None:
+            return
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:

@@ -86,7 +86,9 @@ class _Child:
         elif os.WIFSIGNALED(status):
             result.reason = f"the clause's process died of {signal.Signals(os.WTERMSIG(status)).name}"
         else:
-            result.reason = f"the clause's process exited with status {os.waitstatus_to_exitcode(status)} and no result"
+            result.reason = (
+                f"the clause's process exited with status {os.waitstatus_to_exitcode(status)} and no result"
+            )
         result.trace = self.printed.decode("utf-8", "replace")[-_OUTPUT_KEPT:].splitlines()
         return result
 
@@ -224,16 +226,16 @@ def serve(channel: socket.socket, preload: list[str]) -> None:
     clauses = {clause.id: clause for clause in all_clauses()}
     for name in names():
         load(name)
-    try:
-        with Kvm() as kvm:
-            host = host_module.measure(kvm)
-    except KvmUnavailable as error:
-        channel.sendall(json.dumps({"unavailable": str(error)}).encode() + b"\n")
-        return
-    channel.sendall(json.dumps({"host": host.to_json(), "lines": host.lines()}).encode() + b"\n")
-    gc.collect()
-    gc.freeze()  # children must not copy pages just because their collector looks at them
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the client has had enough
+        try:
+            with Kvm() as kvm:
+                host = host_module.measure(kvm)
+        except KvmUnavailable as error:
+            channel.sendall(json.dumps({"unavailable": str(error)}).encode() + b"\n")
+            return
+        channel.sendall(json.dumps({"host": host.to_json(), "lines": host.lines()}).encode() + b"\n")
+        gc.collect()
+        gc.freeze()  # children must not copy pages just because their collector looks at them
         _Server(channel, host, clauses).loop()
 
 

@@ -53,7 +53,10 @@ class Facts:
             ("guest XCR0 (CPUID 0xD.0)", xfeature.describe(self.cpuid.xcr0)),
             ("guest IA32_XSS (CPUID 0xD.1)", xfeature.describe(self.cpuid.xss)),
             ("guest XSAVE features", " ".join(self.cpuid.get(0xD, 1).features()) or "none"),
-            ("XSAVE area", f"{self.cpuid.get(0xD).ecx} bytes by CPUID, {self.capabilities['KVM_CAP_XSAVE2']} by KVM"),
+            (
+                "XSAVE area",
+                f"{self.cpuid.get(0xD).ecx} bytes by CPUID, {self.capabilities['KVM_CAP_XSAVE2']} by KVM",
+            ),
         ]
 
     def to_json(self) -> dict[str, object]:
@@ -85,7 +88,9 @@ def _backend() -> str:
 
 def _vendor() -> str:
     leaf = cpuid.host(0)
-    return b"".join(value.to_bytes(4, "little") for value in (leaf.ebx, leaf.edx, leaf.ecx)).decode("ascii", "replace")
+    return b"".join(value.to_bytes(4, "little") for value in (leaf.ebx, leaf.edx, leaf.ecx)).decode(
+        "ascii", "replace"
+    )
 
 
 def _model() -> str:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
+from vmm._kvm import ffi
 from vmm.exits import Budget, Exit, IoOut
 from vmm.machine import VirtualMachine
 from vmm.memory import GuestMemory
@@ -20,7 +21,7 @@ from vmm.system import Kvm
 from vmm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.x86 import boot
 from vmm.x86.cpuid import Cpuid, set_cpuid, supported
-from vmm.x86.registers import get_regs, set_regs
+from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs
 
 __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "Fault", "Guest", "GuestError"]
 
@@ -68,10 +69,14 @@ class GuestError(Exception):
 class Guest:
     """One vCPU with a payload in ``memory``; ``cpuid`` defaults to all that KVM supports.
 
-    ``before_cpuid`` is called with the vCPU before KVM_SET_CPUID2. Closing the guest closes all of it.
+    ``cr4`` is added to the bits every payload needs. Closing the guest closes all of it.
     """
 
-    def __init__(self, kvm: Kvm, payload: str | Payload = "hello", *, cpuid: Cpuid | None = None, cr4: int = 0) -> None:
+    DONE = DONE
+
+    def __init__(
+        self, kvm: Kvm, payload: str | Payload = "hello", *, cpuid: Cpuid | None = None, cr4: int = 0
+    ) -> None:
         self.payload = payload if isinstance(payload, Payload) else load(payload)
         self.cpuid = supported(kvm) if cpuid is None else cpuid
         self.cr4 = cr4
@@ -131,6 +136,25 @@ class Guest:
         """Return the exception that the mailbox describes."""
         names = ("vector", "error", "rip", "cs", "rflags", "rsp", "cr2", "cr0")
         return Fault(*(self.mailbox.read(name) for name in names))
+
+    def describe(self, event: int) -> str:
+        """Say in words what an event means, with the values or the fault that came along."""
+        if event == EXCEPTION:
+            return f"exception: {self.fault()}"
+        if event == DIFFERENT:
+            where, count = self.mailbox.read("difference"), self.mailbox.read("differences")
+            return f"different: {count} bytes, the first at offset {where} of the expected image"
+        values = " ".join(f"{value:#x}" for value in self.mailbox.values if value)
+        return f"done{': ' + values if values else ''}"
+
+    def registers(self) -> list[str]:
+        """Return the general registers, control registers and XCR0 as lines for people."""
+        regs, sregs = get_regs(self.vcpu), get_sregs(self.vcpu)
+        names = [name for name, _ in ffi.typeof("struct kvm_regs").fields]
+        values = [f"{name:6} {getattr(regs, name):016x}" for name in names]
+        lines = ["   ".join(values[start : start + 3]) for start in range(0, len(values), 3)]
+        control = " ".join(f"{name} {getattr(sregs, name):#x}" for name in ("cr0", "cr2", "cr3", "cr4", "efer"))
+        return [*lines, f"{control} xcr0 {get_xcr0(self.vcpu):#x} cpl {sregs.cs.selector & 3}"]
 
     def close(self) -> None:
         """Close the VM with all it owns."""

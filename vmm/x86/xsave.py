@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from vmm._kvm import ffi, lib
 from vmm.vcpu import Vcpu
@@ -19,6 +20,8 @@ from vmm.x86.xsave_registers import describe_byte
 
 __all__ = [
     "HEADER",
+    "INITIAL_FCW",
+    "INITIAL_MXCSR",
     "LEGACY_SIZE",
     "MINIMUM",
     "POISON",
@@ -27,6 +30,7 @@ __all__ = [
     "Layout",
     "XsaveArea",
     "get_xsave",
+    "get_xsave_raw",
     "host_layout",
     "set_xsave",
 ]
@@ -308,7 +312,7 @@ def get_xsave(vcpu: Vcpu, size: int = LEGACY_SIZE, *, legacy: bool = False) -> X
     return XsaveArea(bytes(ffi.buffer(data, max(written, LEGACY_SIZE))))
 
 
-def get_xsave_raw(vcpu: Vcpu, size: int, *, legacy: bool = False, poison: int = POISON) -> object:
+def get_xsave_raw(vcpu: Vcpu, size: int, *, legacy: bool = False, poison: int = POISON) -> Any:
     """Return a poisoned ``uint8_t[size]`` after KVM_GET_XSAVE2 (or KVM_GET_XSAVE) wrote into it."""
     data = ffi.new("uint8_t[]", size)
     ffi.memmove(data, bytes([poison]) * size, size)

@@ -3,8 +3,8 @@
 
 The BIOS calls the ROM before it looks for a disk.  The ROM switches to 32-bit protected mode, copies the
 PVH start-info structure with its memory map, module list and command line to low memory, and jumps to the
-kernel's PVH entry with EBX pointing at the structure.  (The interface is Xen's; Linux documents it in
-Documentation/arch/x86/boot.rst and include/xen/interface/hvm/start_info.h.)
+kernel's PVH entry with EBX pointing at the structure.  (The interface is Xen's; Linux has it in
+include/xen/interface/hvm/start_info.h.)
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def cr4_cet_reserved(context: Context) -> None:
     equal("the fault of MOV to CR4", guest.fault().name, "#GP")
     sregs = get_sregs(guest.vcpu)
     sregs.cr4 |= _CR4_CET
-    refused("KVM_SET_SREGS with CR4.CET", lambda: set_sregs(guest.vcpu, sregs), errno.EINVAL)
+    refused("KVM_SET_SREGS with CR4.CET", errno.EINVAL, set_sregs, guest.vcpu, sregs)
     equal("CR4 after the refusals", get_sregs(guest.vcpu).cr4, cr4)
 
 
@@ -70,10 +70,10 @@ def register_list(context: Context) -> None:
     """
     vcpu = configured(context, _without_cet(context.host.facts.cpuid))
     listing = ffi.new("struct kvm_reg_list *", {"n": 0, "reg": 0})
-    succeeds("KVM_GET_REG_LIST with n = 0", lambda: vcpu.ioctl(lib.KVM_GET_REG_LIST, listing))
+    succeeds("KVM_GET_REG_LIST with n = 0", vcpu.ioctl, lib.KVM_GET_REG_LIST, listing)
     equal("n", listing.n, 0)
     bad = ffi.cast("struct kvm_reg_list *", 0x10)
-    refused("a bad pointer", lambda: vcpu.ioctl(lib.KVM_GET_REG_LIST, bad), errno.EFAULT)
+    refused("a bad pointer", errno.EFAULT, vcpu.ioctl, lib.KVM_GET_REG_LIST, bad)
 
 
 @clause("cet.xss-read-write-asymmetry", arch="x86", info=True)

@@ -47,23 +47,31 @@ TILEDATA = int(XFeature.XTILEDATA)
 OSXSAVE = 1 << 18
 
 
+# The calls behind the facts, as a reader of a skip reason knows them.
+_CALLS = {
+    "xcomp_supported": "ARCH_GET_XCOMP_SUPP",
+    "xcomp_guest_permitted": "ARCH_GET_XCOMP_GUEST_PERM",
+    "guest_supported": "KVM_X86_XCOMP_GUEST_SUPP",
+}
+
+
 def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
     def measure(host: Host) -> tuple[bool, str]:
         value = getattr(host.facts, value_of)
         if value is None:
-            return False, f"this kernel does not answer ({value_of})"
+            return False, f"this kernel has no {_CALLS[value_of]}"
         met = value & wanted == (0 if absent else wanted)
-        return met, f"{value_of} is {xfeature.describe(value)}"
+        return met, f"{_CALLS[value_of]} is {xfeature.describe(value)}"
 
     return Need(name, measure)
 
 
-def _known(name: str, value_of: str) -> Need:
+def _known(value_of: str) -> Need:
     def measure(host: Host) -> tuple[bool, str]:
         known = getattr(host.facts, value_of) is not None
-        return known, f"{value_of} is {'known' if known else 'refused by this kernel'}"
+        return known, f"this kernel {'has' if known else 'refuses'} it"
 
-    return Need(name, measure)
+    return Need(_CALLS[value_of], measure)
 
 
 def _guest_xcr0(name: str, wanted: int) -> Need:
@@ -74,11 +82,11 @@ def _guest_xcr0(name: str, wanted: int) -> Need:
     return Need(name, measure)
 
 
-XCOMP = _known("ARCH_GET_XCOMP_SUPP", "xcomp_supported")
-XCOMP_GUEST = _known("ARCH_GET_XCOMP_GUEST_PERM", "xcomp_guest_permitted")
+XCOMP = _known("xcomp_supported")
+XCOMP_GUEST = _known("xcomp_guest_permitted")
 HOST_XFD = _bits("a host kernel with XFD and AMX", "xcomp_supported", xfeature.XTILE)
 NO_HOST_XFD = _bits("a host without AMX", "xcomp_supported", 1 << TILEDATA, absent=True)
-SYSTEM_ATTRIBUTES = _known("KVM_X86_XCOMP_GUEST_SUPP", "guest_supported")
+SYSTEM_ATTRIBUTES = _known("guest_supported")
 GUEST_AMX = _bits("a KVM that supports AMX guests", "guest_supported", xfeature.XTILE)
 GUEST_XSAVE = _guest_xcr0("XSAVE for guests", xfeature.mask(XFeature.FP, XFeature.SSE))
 AVX = _guest_xcr0("AVX for guests", xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM))

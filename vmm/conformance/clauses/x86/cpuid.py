@@ -71,7 +71,12 @@ def leaf_d_subleaf_kind(context: Context) -> None:
         true(f"size of {name}", entry.eax > 0, entry.eax, "more than 0")
         supervisor = table.xss >> number & 1
         equal(f"supervisor bit of {name}", entry.ecx & 1, supervisor)
-        true(f"offset of {name}", (entry.ebx == 0) == bool(supervisor), entry.ebx, "0 for supervisor components only")
+        true(
+            f"offset of {name}",
+            (entry.ebx == 0) == bool(supervisor),
+            entry.ebx,
+            "0 for supervisor components only",
+        )
         equal(f"EDX of {name}", entry.edx, 0)
     listed = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and any(e.registers)))
     equal("components with a subleaf", listed, advertised)
@@ -115,7 +120,11 @@ def leaf_24(context: Context) -> None:
     """
     table = cpuid.supported(context.kvm)
     if not table.has("AVX10"):
-        equal("non-zero entries of leaf 0x24", [str(e) for e in table if e.function == 0x24 and any(e.registers)], [])
+        equal(
+            "non-zero entries of leaf 0x24",
+            [str(e) for e in table if e.function == 0x24 and any(e.registers)],
+            [],
+        )
         return
     entry = table.get(0x24)
     version_number = entry.ebx & 0xFF
@@ -136,7 +145,9 @@ def not_exposed(context: Context) -> None:
     """
     table = cpuid.supported(context.kvm)
     if context.host.version > version(_NEWEST) and (table.xcr0 & ~_XCR0 or table.xss & ~_XSS):
-        context.note(f"newer than {_NEWEST}: XCR0 {xfeature.describe(table.xcr0)}, XSS {xfeature.describe(table.xss)}")
+        context.note(
+            f"newer than {_NEWEST}: XCR0 {xfeature.describe(table.xcr0)}, XSS {xfeature.describe(table.xss)}"
+        )
         return
     subset("0xD.0 EDX:EAX", table.xcr0, _XCR0)
     subset("0xD.1 EDX:ECX", table.xss, _XSS)
@@ -210,13 +221,13 @@ def nent_protocol(context: Context) -> None:
     Source: arch/x86/kvm/cpuid.c, kvm_dev_ioctl_get_cpuid; Documentation/virt/kvm/api.rst 4.46.
     """
     kvm = context.kvm
-    count = succeeds("256 entries", lambda: _ask(kvm, 256))
+    count = succeeds("256 entries", _ask, kvm, 256)
     true("entries", 0 < count <= 256, count, "1 to 256")
-    equal("entries in a table of exactly that size", succeeds("the exact size", lambda: _ask(kvm, count)), count)
-    equal("entries in a table of 300", succeeds("300 entries", lambda: _ask(kvm, 300)), count)
+    equal("entries in a table of exactly that size", succeeds("the exact size", _ask, kvm, count), count)
+    equal("entries in a table of 300", succeeds("300 entries", _ask, kvm, 300), count)
     for nent in (0, 1, count - 1):
         buffer = ffi.new("struct kvm_cpuid2 *", {"nent": nent, "entries": nent})
-        refused(f"{nent} entries", lambda b=buffer: kvm.ioctl(lib.KVM_GET_SUPPORTED_CPUID, b), errno.E2BIG)
+        refused(f"{nent} entries", errno.E2BIG, kvm.ioctl, lib.KVM_GET_SUPPORTED_CPUID, buffer)
         equal(f"nent after asking with {nent}", buffer.nent, nent)
 
 

@@ -83,4 +83,6 @@ class Image:
             offset = guest.mailbox.read("difference")
             seen = guest.memory.read(guest.payload.symbol("observed") + offset, 1)[0]
             where = self.where(offset)
-            raise Violation(f"{where} in the guest", f"{self.data[offset]:#04x}", f"{seen:#04x} ({count} bytes differ)")
+            raise Violation(
+                f"{where} in the guest", f"{self.data[offset]:#04x}", f"{seen:#04x} ({count} bytes differ)"
+            )

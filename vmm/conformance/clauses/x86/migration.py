@@ -119,12 +119,12 @@ def cpuid_first(context: Context) -> None:
     """
     vcpu = context.vcpu()
     value = plain_features(context)
-    refused(f"XCR0 {value:#x} before CPUID", lambda: set_xcr0(vcpu, value), errno.EINVAL)
+    refused(f"XCR0 {value:#x} before CPUID", errno.EINVAL, set_xcr0, vcpu, value)
     equal("IA32_XFD 1<<18 accepted before CPUID", msr.set_msr(vcpu, Msr.XFD, 1 << 18), False)
     for index in state.saved_msrs(context.kvm):
-        succeeds(f"reading {msr.name(index)}", lambda i=index: msr.try_get(vcpu, i))
+        succeeds(f"reading {msr.name(index)}", msr.try_get, vcpu, index)
     cpuid.set_cpuid(vcpu, context.host.facts.cpuid)
-    succeeds(f"XCR0 {value:#x} after CPUID", lambda: set_xcr0(vcpu, value))
+    succeeds(f"XCR0 {value:#x} after CPUID", set_xcr0, vcpu, value)
 
 
 def _copy(context: Context, guest: Guest, saved: state.State) -> Guest:
@@ -241,7 +241,7 @@ def more_features_rejected(context: Context) -> None:
     for number in missing:
         area = pattern(plain_features(context), 24, 16384)
         area.xstate_bv |= 1 << number
-        refused(f"{xfeature.name(number)} in XSTATE_BV", lambda a=area: set_xsave(vcpu, a), errno.EINVAL)
+        refused(f"{xfeature.name(number)} in XSTATE_BV", errno.EINVAL, set_xsave, vcpu, area)
     no_difference("the state after the refusals", before.compare(get_xsave(vcpu)))
 
 
@@ -286,9 +286,9 @@ def msr_batch_partial(context: Context) -> None:
     equal("MSRs set before an unknown one", done, 1)
     equal("IA32_PAT after the batch", msr.get_msr(vcpu, Msr.PAT), first)
     full = [Msr.PAT] * msr.MAX_BATCH
-    refused("256 reads", lambda: msr.get_msrs(vcpu, full), errno.E2BIG)
-    refused("256 writes", lambda: msr.set_msrs(vcpu, [(index, first) for index in full]), errno.E2BIG)
-    equal("255 reads", len(succeeds("255 reads", lambda: msr.get_msrs(vcpu, full[:-1]))), msr.MAX_BATCH - 1)
+    refused("256 reads", errno.E2BIG, msr.get_msrs, vcpu, full)
+    refused("256 writes", errno.E2BIG, msr.set_msrs, vcpu, [(index, first) for index in full])
+    equal("255 reads", len(succeeds("255 reads", msr.get_msrs, vcpu, full[:-1])), msr.MAX_BATCH - 1)
 
 
 @clause("mig.python-diff", arch="x86", needs=(GUEST_XSAVE,))
@@ -308,4 +308,3 @@ def differences_are_named(context: Context) -> None:
         set_xsave(vcpu, changed)
         found = saved.compare(get_xsave(vcpu))
         equal(f"differences in {xfeature.name(number)}", [d.where for d in found], [saved.where(offset)])
-

@@ -7,12 +7,12 @@ import errno
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86.common import configured
+from vmm.conformance.clauses.x86.state import VOLATILE_MSRS
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
 from vmm.conformance.host import version
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.conformance.clauses.x86.state import VOLATILE_MSRS
 from vmm.x86 import msr
 from vmm.x86.msr import Msr, msr_id
 
@@ -29,10 +29,10 @@ def one_reg_capability(context: Context) -> None:
     vcpu = configured(context)
     value = context.kvm.check_extension(lib.KVM_CAP_ONE_REG)
     if value:
-        read = succeeds("KVM_GET_ONE_REG of IA32_PAT", lambda: vcpu.get_one_reg(msr_id(Msr.PAT)))
+        read = succeeds("KVM_GET_ONE_REG of IA32_PAT", vcpu.get_one_reg, msr_id(Msr.PAT))
         equal("IA32_PAT by KVM_GET_ONE_REG", int.from_bytes(read, "little"), msr.get_msr(vcpu, Msr.PAT))
     else:
-        refused("KVM_GET_ONE_REG", lambda: vcpu.get_one_reg(msr_id(Msr.PAT)), errno.EINVAL, errno.ENOTTY)
+        refused("KVM_GET_ONE_REG", (errno.EINVAL, errno.ENOTTY), vcpu.get_one_reg, msr_id(Msr.PAT))
     if context.host.version >= version(_SINCE):
         true("KVM_CAP_ONE_REG", value > 0, value, f"1 from {_SINCE}")
 
@@ -47,7 +47,7 @@ def identifiers_validated(context: Context) -> None:
     """
     vcpu = configured(context)
     good = msr_id(Msr.PAT)
-    succeeds("the right id", lambda: vcpu.get_one_reg(good))
+    succeeds("the right id", vcpu.get_one_reg, good)
     size_u32 = good & ~lib.KVM_REG_SIZE_MASK | lib.KVM_REG_SIZE_U32
     wrong = {
         "arm64": good & ~lib.KVM_REG_ARCH_MASK | lib.KVM_REG_ARM64,
@@ -59,12 +59,12 @@ def identifiers_validated(context: Context) -> None:
         "an unknown MSR": msr_id(0x4B564DFE),
     }
     for name, identifier in wrong.items():
-        refused(f"GET of {name}", lambda i=identifier: vcpu.get_one_reg(i), errno.EINVAL)
+        refused(f"GET of {name}", errno.EINVAL, vcpu.get_one_reg, identifier)
         size = 1 << (identifier >> lib.KVM_REG_SIZE_SHIFT & 0xF)
-        refused(f"SET of {name}", lambda i=identifier, n=size: vcpu.set_one_reg(i, bytes(n)), errno.EINVAL)
+        refused(f"SET of {name}", errno.EINVAL, vcpu.set_one_reg, identifier, bytes(size))
     bad_address = ffi.new("struct kvm_one_reg *", {"id": good, "addr": 0x10})
     for request in (lib.KVM_GET_ONE_REG, lib.KVM_SET_ONE_REG):
-        refused("a bad address", lambda r=request: vcpu.ioctl(r, bad_address), errno.EFAULT)
+        refused("a bad address", errno.EFAULT, vcpu.ioctl, request, bad_address)
 
 
 @clause("onereg.equals-msrs", arch="x86", needs=(_ONE_REG,), since=_SINCE)
@@ -79,7 +79,7 @@ def equals_msrs(context: Context) -> None:
         value = msr.try_get(vcpu, index)
         if value is None or index in VOLATILE_MSRS:
             continue
-        read = succeeds(f"KVM_GET_ONE_REG of {msr.name(index)}", lambda i=index: vcpu.get_one_reg(msr_id(i)))
+        read = succeeds(f"KVM_GET_ONE_REG of {msr.name(index)}", vcpu.get_one_reg, msr_id(index))
         equal(msr.name(index), int.from_bytes(read, "little"), value)
         compared += 1
     true("MSRs compared", compared > 10, compared, "more than 10")

@@ -78,7 +78,7 @@ def request_tiledata(context: Context) -> None:
     Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm.
     """
     guest, host = permission.guest_permitted(), permission.host_permitted()
-    succeeds("ARCH_REQ_XCOMP_GUEST_PERM(18)", lambda: permission.request_guest(TILEDATA))
+    succeeds("ARCH_REQ_XCOMP_GUEST_PERM(18)", permission.request_guest, TILEDATA)
     equal("guest permission", permission.guest_permitted(), guest | 1 << TILEDATA)
     equal("host permission", permission.host_permitted(), host)
 
@@ -90,9 +90,9 @@ def request_idempotent(context: Context) -> None:
     Source: arch/x86/kernel/fpu/xstate.c, xstate_request_perm (the check for a granted one comes first).
     """
     permission.request_guest(TILEDATA)
-    succeeds("the second request", lambda: permission.request_guest(TILEDATA))
+    succeeds("the second request", permission.request_guest, TILEDATA)
     context.vcpu()
-    succeeds("the request after a vCPU", lambda: permission.request_guest(TILEDATA))
+    succeeds("the request after a vCPU", permission.request_guest, TILEDATA)
 
 
 @clause("perm.req-after-first-vcpu-ebusy", arch="x86", needs=(HOST_XFD, XCOMP_GUEST), since="5.17")
@@ -104,7 +104,7 @@ def request_after_first_vcpu(context: Context) -> None:
     """
     before = permission.guest_permitted()
     context.vcpu()
-    refused("the request after a vCPU", lambda: permission.request_guest(TILEDATA), errno.EBUSY)
+    refused("the request after a vCPU", errno.EBUSY, permission.request_guest, TILEDATA)
     equal("guest permission after the refusal", permission.guest_permitted(), before)
 
 
@@ -115,7 +115,7 @@ def lock_is_vcpu_not_vm(context: Context) -> None:
     Source: arch/x86/kernel/fpu/core.c, fpu_alloc_guest_fpstate (called for a vCPU).
     """
     context.vm()
-    succeeds("the request after KVM_CREATE_VM", lambda: permission.request_guest(TILEDATA))
+    succeeds("the request after KVM_CREATE_VM", permission.request_guest, TILEDATA)
     equal("XTILEDATA in the guest permission", permission.guest_permitted() >> TILEDATA & 1, 1)
 
 
@@ -127,7 +127,7 @@ def lock_survives_close(context: Context) -> None:
     """
     with context.kvm.create_vm() as vm:
         vm.create_vcpu()
-    refused("the request after all is closed", lambda: permission.request_guest(TILEDATA), errno.EBUSY)
+    refused("the request after all is closed", errno.EBUSY, permission.request_guest, TILEDATA)
 
 
 def _in_fork(action: object) -> int:
@@ -160,7 +160,7 @@ def lock_inherited_by_fork(context: Context) -> None:
     """
     context.vcpu()
     result = _in_fork(lambda: permission.request_guest(TILEDATA))
-    refused("the request in the child", lambda: _report_fork(result), errno.EBUSY)
+    refused("the request in the child", errno.EBUSY, _report_fork, result)
 
 
 @clause("perm.cleared-by-exec", arch="x86", needs=(HOST_XFD, XCOMP_GUEST), since="5.17", timeout=30)
@@ -201,7 +201,7 @@ def process_wide(context: Context) -> None:
     equal("failures of 8 racing requests", failures, [])
     equal("XTILEDATA in the main thread's permission", permission.guest_permitted() >> TILEDATA & 1, 1)
     vcpu = context.vcpu()
-    succeeds("KVM_SET_CPUID2 with tiles", lambda: cpuid.set_cpuid(vcpu, tile_table(context)))
+    succeeds("KVM_SET_CPUID2 with tiles", cpuid.set_cpuid, vcpu, tile_table(context))
 
 
 @clause("perm.host-and-guest-independent", arch="x86", needs=(HOST_XFD, XCOMP_GUEST), since="5.17")
@@ -211,7 +211,7 @@ def host_and_guest_independent(context: Context) -> None:
     Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (perm and guest_perm).
     """
     context.vcpu()
-    succeeds("ARCH_REQ_XCOMP_PERM(18) after a vCPU", lambda: permission.request_host(TILEDATA))
+    succeeds("ARCH_REQ_XCOMP_PERM(18) after a vCPU", permission.request_host, TILEDATA)
     equal("XTILEDATA in the host permission", permission.host_permitted() >> TILEDATA & 1, 1)
     equal("XTILEDATA in the guest permission", permission.guest_permitted() >> TILEDATA & 1, 0)
 
@@ -226,13 +226,13 @@ def request_errors(context: Context) -> None:
     Source: arch/x86/kernel/fpu/xstate.c, xstate_request_perm, fpu_xstate_prctl.
     """
     for number in (63, 64, 1000):
-        refused(f"component {number}", lambda n=number: permission.request_guest(n), errno.EINVAL)
+        refused(f"component {number}", errno.EINVAL, permission.request_guest, number)
     for number in (0, 2, 9, 17):
-        refused(f"component {number}", lambda n=number: permission.request_guest(n), errno.EOPNOTSUPP)
-    refused("component 19", lambda: permission.request_guest(19), errno.EOPNOTSUPP, errno.EINVAL)
-    refused("option 0x1026", lambda: arch_prctl_value(0x1026, 0), errno.EINVAL)
+        refused(f"component {number}", errno.EOPNOTSUPP, permission.request_guest, number)
+    refused("component 19", (errno.EOPNOTSUPP, errno.EINVAL), permission.request_guest, 19)
+    refused("option 0x1026", errno.EINVAL, arch_prctl_value, 4134, 0)
     for code in (lib.ARCH_GET_XCOMP_SUPP, lib.ARCH_GET_XCOMP_PERM, lib.ARCH_GET_XCOMP_GUEST_PERM):
-        refused(f"option {code:#x} with a bad pointer", lambda c=code: arch_prctl(c, _BAD_POINTER), errno.EFAULT)
+        refused(f"option {code:#x} with a bad pointer", errno.EFAULT, arch_prctl, code, _BAD_POINTER)
 
 
 @clause("perm.req-unsupported-cpu", arch="x86", needs=(XCOMP_GUEST, NO_HOST_XFD), since="5.17")
@@ -242,7 +242,7 @@ def request_unsupported(context: Context) -> None:
     Source: arch/x86/kernel/fpu/xstate.c, xstate_request_perm (fpu_user_cfg.max_features).
     """
     before = permission.guest_permitted()
-    refused("ARCH_REQ_XCOMP_GUEST_PERM(18)", lambda: permission.request_guest(TILEDATA), errno.EOPNOTSUPP)
+    refused("ARCH_REQ_XCOMP_GUEST_PERM(18)", errno.EOPNOTSUPP, permission.request_guest, TILEDATA)
     equal("guest permission after the refusal", permission.guest_permitted(), before)
 
 
@@ -257,8 +257,8 @@ def host_altstack(context: Context) -> None:
     # Large enough for every static component, smaller than the 8 KiB of tile data.
     equal("installing a signal stack of 8 KiB", lib.vmm_sigaltstack(8192), 0)
     try:
-        refused("ARCH_REQ_XCOMP_PERM(18)", lambda: permission.request_host(TILEDATA), errno.ENOSPC)
-        succeeds("ARCH_REQ_XCOMP_GUEST_PERM(18)", lambda: permission.request_guest(TILEDATA))
+        refused("ARCH_REQ_XCOMP_PERM(18)", errno.ENOSPC, permission.request_host, TILEDATA)
+        succeeds("ARCH_REQ_XCOMP_GUEST_PERM(18)", permission.request_guest, TILEDATA)
     finally:
         lib.vmm_sigaltstack(0)
 
@@ -272,15 +272,15 @@ def guest_supported_probe(context: Context) -> None:
     kvm = context.kvm
     group, attribute = lib.KVM_X86_GRP_SYSTEM, lib.KVM_X86_XCOMP_GUEST_SUPP
     value = ffi.new("uint64_t *", 0xAAAAAAAAAAAAAAAA)
-    succeeds("KVM_HAS_DEVICE_ATTR", lambda: kvm.has_attribute(group, attribute))
-    succeeds("KVM_GET_DEVICE_ATTR", lambda: kvm.get_attribute(group, attribute, value))
+    succeeds("KVM_HAS_DEVICE_ATTR", kvm.has_attribute, group, attribute)
+    succeeds("KVM_GET_DEVICE_ATTR", kvm.get_attribute, group, attribute, value)
     equal("x87 and SSE in KVM_X86_XCOMP_GUEST_SUPP", value[0] & 3, 3)
     equal("unknown bits in KVM_X86_XCOMP_GUEST_SUPP", value[0] >> 20, 0)
-    refused("attribute 99", lambda: kvm.has_attribute(group, 99), errno.ENXIO)
-    refused("group 99", lambda: kvm.has_attribute(99, attribute), errno.ENXIO)
-    refused("GET of attribute 99", lambda: kvm.get_attribute(group, 99, value), errno.ENXIO)
-    refused("GET to a bad address", lambda: kvm.get_attribute(group, attribute, _BAD_POINTER), errno.EFAULT)
-    refused("SET", lambda: kvm.set_attribute(group, attribute, value), errno.EINVAL, errno.ENOTTY)
+    refused("attribute 99", errno.ENXIO, kvm.has_attribute, group, 99)
+    refused("group 99", errno.ENXIO, kvm.has_attribute, 99, attribute)
+    refused("GET of attribute 99", errno.ENXIO, kvm.get_attribute, group, 99, value)
+    refused("GET to a bad address", errno.EFAULT, kvm.get_attribute, group, attribute, _BAD_POINTER)
+    refused("SET", (errno.EINVAL, errno.ENOTTY), kvm.set_attribute, group, attribute, value)
 
 
 @clause("perm.guest-supp-independent-of-perm", arch="x86", needs=(SYSTEM_ATTRIBUTES, XCOMP), since="5.17")
@@ -307,4 +307,8 @@ def supported_consistent(context: Context) -> None:
 
     Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0 and kvm_caps.supported_xcr0.
     """
-    equal("XTILECFG and XTILEDATA in KVM_X86_XCOMP_GUEST_SUPP", permission.guest_supported(context.kvm) >> 17 & 3, 3)
+    equal(
+        "XTILECFG and XTILEDATA in KVM_X86_XCOMP_GUEST_SUPP",
+        permission.guest_supported(context.kvm) >> 17 & 3,
+        3,
+    )

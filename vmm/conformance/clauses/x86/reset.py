@@ -60,12 +60,20 @@ def reset_by_writing_back(context: Context) -> None:
     regs.rbx = 0x5A5A
     set_regs(vcpu, regs)
     changed = state.compare(fresh, state.capture(vcpu, msrs))
-    equal("pieces changed before the reset", {line.split(":")[0] for line in changed}, {"REGS", "XCRS", "XSAVE", "MSRS"})
+    equal(
+        "pieces changed before the reset",
+        {line.split(":")[0] for line in changed},
+        {"REGS", "XCRS", "XSAVE", "MSRS"},
+    )
     state.restore(vcpu, fresh)
     no_difference("the vCPU after the reset", state.compare(fresh, state.capture(vcpu, msrs)))
 
 
-@clause("init.preserves", arch="x86", needs=(GUEST_XSAVE, capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI")))
+@clause(
+    "init.preserves",
+    arch="x86",
+    needs=(GUEST_XSAVE, capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI")),
+)
 def init_preserves(context: Context) -> None:
     """INIT leaves XCR0, IA32_PAT and the vector registers as they are, and resets RIP and the control registers.
 

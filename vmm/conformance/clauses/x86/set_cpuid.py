@@ -38,7 +38,7 @@ def needs_permission(context: Context) -> None:
     Source: arch/x86/kvm/cpuid.c, kvm_check_cpuid; arch/x86/kernel/fpu/core.c, fpu_enable_guest_xfd_features.
     """
     vcpu = context.vcpu()
-    refused("KVM_SET_CPUID2 with XTILEDATA", lambda: set_cpuid(vcpu, tile_table(context)), errno.EPERM)
+    refused("KVM_SET_CPUID2 with XTILEDATA", errno.EPERM, set_cpuid, vcpu, tile_table(context))
 
 
 @clause("setcpuid.only-0xd0-matters", arch="x86", needs=_TILES, since="5.17")
@@ -56,7 +56,7 @@ def only_leaf_d_matters(context: Context) -> None:
     }
     for name, variant in variants.items():
         vcpu = context.vcpu()
-        succeeds(f"KVM_SET_CPUID2 with {name}", lambda v=vcpu, t=variant: set_cpuid(v, t))
+        succeeds(f"KVM_SET_CPUID2 with {name}", set_cpuid, vcpu, variant)
 
 
 @clause("setcpuid.failure-keeps-old", arch="x86", since="5.18")
@@ -70,7 +70,7 @@ def failure_keeps_old(context: Context) -> None:
     vcpu = configured(context)
     before = get_cpuid(vcpu)
     bad = before.edit(0x80000008, 0, eax=52 << 8 | 46).edit(1, 0, eax=0)
-    refused("52-bit virtual addresses", lambda: set_cpuid(vcpu, bad), errno.EINVAL)
+    refused("52-bit virtual addresses", errno.EINVAL, set_cpuid, vcpu, bad)
     equal("differences after the refusal", before.compare(get_cpuid(vcpu)), [])
 
 
@@ -100,7 +100,7 @@ def buffer_sticky(context: Context) -> None:
     area = get_xsave(vcpu, 65536)
     equal("bytes KVM_GET_XSAVE2 writes", len(area.data), large)
     equal("tile components in XSTATE_BV", area.xstate_bv & xfeature.XTILE, 0)
-    refused("KVM_GET_XSAVE", lambda: get_xsave(vcpu, legacy=True), errno.EINVAL)
+    refused("KVM_GET_XSAVE", errno.EINVAL, get_xsave, vcpu, legacy=True)
 
 
 @clause("setcpuid.buffer-not-expanded-without-tile", arch="x86", needs=_TILES, since="5.17")
@@ -114,7 +114,7 @@ def buffer_not_expanded(context: Context) -> None:
     permit_tiles(context)
     vcpu = configured(context, context.host.facts.cpuid)
     equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu, 65536).data), LEGACY_SIZE)
-    succeeds("KVM_GET_XSAVE", lambda: get_xsave(vcpu, legacy=True))
+    succeeds("KVM_GET_XSAVE", get_xsave, vcpu, legacy=True)
 
 
 @clause("setcpuid.after-run", arch="x86", since="5.18")
@@ -126,7 +126,7 @@ def after_run(context: Context) -> None:
     guest = context.own(Guest(context.kvm, "hello"))
     guest.call("ticks", 1, timeout=context.timeout)
     table = get_cpuid(guest.vcpu)
-    succeeds("the identical table", lambda: set_cpuid(guest.vcpu, table))
+    succeeds("the identical table", set_cpuid, guest.vcpu, table)
     changes = {
         "another 0xD.0 EAX": table.edit(0xD, 0, eax=table.get(0xD).eax ^ 4),
         "another order": Cpuid((*table.entries[1:], table.entries[0])),
@@ -134,7 +134,7 @@ def after_run(context: Context) -> None:
         "one entry more": Cpuid((*table.entries, Entry(0x8FFFFFFF))),
     }
     for name, changed in changes.items():
-        refused(name, lambda t=changed: set_cpuid(guest.vcpu, t), errno.EINVAL)
+        refused(name, errno.EINVAL, set_cpuid, guest.vcpu, changed)
     equal("differences after the refusals", table.compare(get_cpuid(guest.vcpu)), [])
 
 
@@ -146,9 +146,9 @@ def too_many_entries(context: Context) -> None:
     """
     vcpu = context.vcpu()
     filler = [Entry(0x8F000000 + number) for number in range(cpuid.MAX_ENTRIES + 1)]
-    refused("257 entries", lambda: set_cpuid(vcpu, Cpuid(filler)), errno.E2BIG)
-    succeeds("256 entries", lambda: set_cpuid(vcpu, Cpuid(filler[:-1])))
-    succeeds("an empty table", lambda: set_cpuid(vcpu, Cpuid()))
+    refused("257 entries", errno.E2BIG, set_cpuid, vcpu, Cpuid(filler))
+    succeeds("256 entries", set_cpuid, vcpu, Cpuid(filler[:-1]))
+    succeeds("an empty table", set_cpuid, vcpu, Cpuid())
     equal("entries of the empty table", len(get_cpuid(vcpu)), 0)
 
 
@@ -163,10 +163,10 @@ def virtual_address_bits(context: Context) -> None:
     physical = table.get(0x80000008).eax & 0xFF
     for width in (48, 57, 0):
         changed = table.edit(0x80000008, 0, eax=width << 8 | physical)
-        succeeds(f"{width} bits", lambda t=changed: set_cpuid(vcpu, t))
+        succeeds(f"{width} bits", set_cpuid, vcpu, changed)
     for width in (1, 47, 49, 52, 64, 255):
         changed = table.edit(0x80000008, 0, eax=width << 8 | physical)
-        refused(f"{width} bits", lambda t=changed: set_cpuid(vcpu, t), errno.EINVAL)
+        refused(f"{width} bits", errno.EINVAL, set_cpuid, vcpu, changed)
 
 
 @clause("setcpuid.dup-entry-first-wins", arch="x86", needs=(MASKABLE,))
@@ -184,8 +184,8 @@ def first_duplicate_wins(context: Context) -> None:
         if entry is first:
             duplicated.append(replace(entry, eax=full))
     vcpu = configured(context, Cpuid(duplicated))
-    succeeds("XCR0 of the first entry", lambda: set_xcr0(vcpu, less))
-    refused("XCR0 of the second entry", lambda: set_xcr0(vcpu, full), errno.EINVAL)
+    succeeds("XCR0 of the first entry", set_xcr0, vcpu, less)
+    refused("XCR0 of the second entry", errno.EINVAL, set_xcr0, vcpu, full)
 
 
 def _valid_values(features: int) -> list[int]:
@@ -241,7 +241,11 @@ def osxsave_mirror(context: Context) -> None:
         seen = get_cpuid(guest.vcpu).get(1).ecx >> 27 & 1
         equal(f"OSXSAVE for the host, CR4.OSXSAVE={int(enabled)}", seen, int(enabled))
         guest.call("cpuid", 1, 0, timeout=context.timeout)
-        equal(f"OSXSAVE in the guest, CR4.OSXSAVE={int(enabled)}", guest.mailbox.values[2] >> 27 & 1, int(enabled))
+        equal(
+            f"OSXSAVE in the guest, CR4.OSXSAVE={int(enabled)}",
+            guest.mailbox.values[2] >> 27 & 1,
+            int(enabled),
+        )
 
 
 @clause("setcpuid.mask-honoured", arch="x86", needs=(MASKABLE,))
@@ -255,8 +259,8 @@ def mask_honoured(context: Context) -> None:
     full, less = maskable(context)
     vcpu = configured(context, context.host.facts.cpuid.with_xcr0(less))
     equal("0xD.0 EAX", get_cpuid(vcpu).get(0xD).eax, less)
-    succeeds(f"XCR0 {less:#x}", lambda: set_xcr0(vcpu, less))
-    refused(f"XCR0 {full:#x}", lambda: set_xcr0(vcpu, full), errno.EINVAL)
+    succeeds(f"XCR0 {less:#x}", set_xcr0, vcpu, less)
+    refused(f"XCR0 {full:#x}", errno.EINVAL, set_xcr0, vcpu, full)
 
 
 @clause("setcpuid.keeps-xsave", arch="x86", needs=(MASKABLE,))
@@ -280,5 +284,3 @@ def keeps_xsave(context: Context) -> None:
     for number in xfeature.bits(full & ~3):
         equal(f"{xfeature.name(number)} after two tables", again.component(number), area.component(number))
     true("XSTATE_BV", again.xstate_bv & full & ~3 == full & ~3, again.xstate_bv, f"all of {full & ~3:#x}")
-
-

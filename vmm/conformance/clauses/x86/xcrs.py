@@ -82,10 +82,10 @@ def rules(context: Context) -> None:
     for value in _candidates(offered):
         set_xcr0(vcpu, 1)
         if valid(value, offered):
-            succeeds(f"XCR0 {value:#x}", lambda v=value: set_xcr0(vcpu, v))
+            succeeds(f"XCR0 {value:#x}", set_xcr0, vcpu, value)
             equal(f"XCR0 after {value:#x}", get_xcr0(vcpu), value)
         else:
-            refused(f"XCR0 {value:#x}", lambda v=value: set_xcr0(vcpu, v), errno.EINVAL)
+            refused(f"XCR0 {value:#x}", errno.EINVAL, set_xcr0, vcpu, value)
             equal(f"XCR0 after the refused {value:#x}", get_xcr0(vcpu), 1)
 
 
@@ -96,17 +96,17 @@ def malformed(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xcrs.
     """
     vcpu = configured(context)
-    refused("17 registers", lambda: set_xcrs(vcpu, [(0, 1)], count=MAX_XCRS + 1), errno.EINVAL)
-    refused("flags", lambda: set_xcrs(vcpu, [(0, 1)], flags=1), errno.EINVAL)
-    succeeds("no register", lambda: set_xcrs(vcpu, []))
+    refused("17 registers", errno.EINVAL, set_xcrs, vcpu, [(0, 1)], count=MAX_XCRS + 1)
+    refused("flags", errno.EINVAL, set_xcrs, vcpu, [(0, 1)], flags=1)
+    succeeds("no register", set_xcrs, vcpu, [])
     equal("XCR0 after no register", get_xcr0(vcpu), 1)
-    succeeds("XCR1", lambda: set_xcrs(vcpu, [(1, 3)]))
+    succeeds("XCR1", set_xcrs, vcpu, [(1, 3)])
     equal("XCR0 after XCR1", get_xcr0(vcpu), 1)
     offered = context.host.facts.cpuid.xcr0
     if offered & 3 == 3:
-        succeeds("two entries for XCR0", lambda: set_xcrs(vcpu, [(1, 0), (0, 3), (0, 1)]))
+        succeeds("two entries for XCR0", set_xcrs, vcpu, [(1, 0), (0, 3), (0, 1)])
         equal("XCR0 after two entries", get_xcr0(vcpu), 3)
-        succeeds("16 registers", lambda: set_xcrs(vcpu, [(0, 1)] + [(0, 3)] * (MAX_XCRS - 1)))
+        succeeds("16 registers", set_xcrs, vcpu, [(0, 1)] + [(0, 3)] * (MAX_XCRS - 1))
         equal("XCR0 after 16 entries", get_xcr0(vcpu), 1)
 
 
@@ -119,10 +119,10 @@ def needs_cpuid_first(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, __kvm_set_xcr (guest_supported_xcr0).
     """
     vcpu = context.vcpu()
-    succeeds("XCR0 1 before CPUID", lambda: set_xcr0(vcpu, 1))
-    refused("XCR0 3 before CPUID", lambda: set_xcr0(vcpu, 3), errno.EINVAL)
+    succeeds("XCR0 1 before CPUID", set_xcr0, vcpu, 1)
+    refused("XCR0 3 before CPUID", errno.EINVAL, set_xcr0, vcpu, 3)
     set_cpuid(vcpu, context.host.facts.cpuid)
-    succeeds("XCR0 3 after CPUID", lambda: set_xcr0(vcpu, 3))
+    succeeds("XCR0 3 after CPUID", set_xcr0, vcpu, 3)
 
 
 @clause("xcrs.no-osxsave-needed", arch="x86", needs=(_XCRS, GUEST_XSAVE))
@@ -134,7 +134,7 @@ def no_osxsave_needed(context: Context) -> None:
     guest = context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid))
     vcpu = guest.vcpu
     value = plain_features(context)
-    succeeds("KVM_SET_XCRS without CR4.OSXSAVE", lambda: set_xcr0(vcpu, value))
+    succeeds("KVM_SET_XCRS without CR4.OSXSAVE", set_xcr0, vcpu, value)
     for enabled in (True, False):
         sregs = get_sregs(vcpu)
         sregs.cr4 = sregs.cr4 & ~OSXSAVE | OSXSAVE * enabled

@@ -66,7 +66,7 @@ def frozen_after_vcpu(context: Context) -> None:
     """
     context.vcpu()
     before = context.kvm.check_extension(lib.KVM_CAP_XSAVE2)
-    refused("a request after the vCPU", lambda: permission.request_guest(18), errno.EBUSY, errno.EOPNOTSUPP)
+    refused("a request after the vCPU", (errno.EBUSY, errno.EOPNOTSUPP), permission.request_guest, 18)
     equal("KVM_CAP_XSAVE2", context.kvm.check_extension(lib.KVM_CAP_XSAVE2), before)
 
 
@@ -102,7 +102,11 @@ def offsets_follow_host(context: Context) -> None:
         set_xsave(vcpu, area)
         seen = get_xsave(vcpu)
         name = component.name
-        equal(f"{name} at {start}", bytes(seen.data[start : start + length]), bytes(area.data[start : start + length]))
+        equal(
+            f"{name} at {start}",
+            bytes(seen.data[start : start + length]),
+            bytes(area.data[start : start + length]),
+        )
         others = bytes(seen.data[576:start]) + bytes(seen.data[start + length :])
         equal(f"bytes other than {name} behind the header", others.count(0), len(others))
 
@@ -132,8 +136,8 @@ def reads_area_size(context: Context) -> None:
     """
     vcpu = configured(context)
     for name, request in (("KVM_SET_XSAVE", lib.KVM_SET_XSAVE), ("KVM_GET_XSAVE2", lib.KVM_GET_XSAVE2)):
-        succeeds(f"{name} up to the page's end", lambda r=request: _at_page_end(vcpu, r, LEGACY_SIZE, 0))
-        refused(f"{name} beyond it", lambda r=request: _at_page_end(vcpu, r, LEGACY_SIZE, 64), errno.EFAULT)
+        succeeds(f"{name} up to the page's end", _at_page_end, vcpu, request, LEGACY_SIZE, 0)
+        refused(f"{name} beyond it", errno.EFAULT, _at_page_end, vcpu, request, LEGACY_SIZE, 64)
 
 
 @clause("xsave.set-reads-tile-size", arch="x86", needs=_TILES, since="5.17")
@@ -146,8 +150,8 @@ def reads_tile_size(context: Context) -> None:
     vcpu = configured(context, tile_table(context))
     full = host_layout()[XFeature.XTILEDATA].end
     for name, request in (("KVM_SET_XSAVE", lib.KVM_SET_XSAVE), ("KVM_GET_XSAVE2", lib.KVM_GET_XSAVE2)):
-        succeeds(f"{name} of {full} bytes", lambda r=request: _at_page_end(vcpu, r, full, 0))
-        refused(f"{name} of 4096 bytes", lambda r=request: _at_page_end(vcpu, r, full, full - 4096), errno.EFAULT)
+        succeeds(f"{name} of {full} bytes", _at_page_end, vcpu, request, full, 0)
+        refused(f"{name} of 4096 bytes", errno.EFAULT, _at_page_end, vcpu, request, full, full - 4096)
 
 
 @clause("xsave.get-einval", arch="x86", needs=_TILES, since="5.17")
@@ -158,6 +162,6 @@ def legacy_get_refused(context: Context) -> None:
     """
     permit_tiles(context)
     small = configured(context)
-    succeeds("KVM_GET_XSAVE of a small area", lambda: get_xsave(small, legacy=True))
+    succeeds("KVM_GET_XSAVE of a small area", get_xsave, small, legacy=True)
     large = configured(context, tile_table(context))
-    refused("KVM_GET_XSAVE of a large area", lambda: get_xsave(large, legacy=True), errno.EINVAL)
+    refused("KVM_GET_XSAVE of a large area", errno.EINVAL, get_xsave, large, legacy=True)

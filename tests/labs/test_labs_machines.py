@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machines themselves, booted; the first run builds them, which takes minutes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from labs.config import KERNELS
+
+pytestmark = pytest.mark.machine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SUPPORTED = [
+    (name, kernel) for name in ("svm", "sve", "amx") for kernel in KERNELS if (name, kernel) != ("amx", "6.1")
+]
+
+
+def lab(*words: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "scripts" / "lab"), *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+
+
+PROBE = """
+import os, sys, fcntl, elftools, click, rich.console, _cffi_backend, vmm, vmm._kvm
+version = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE00)
+print(os.uname().release, version)
+print("to stderr", file=sys.stderr)
+open("/out/report", "w").write("x" * 100000)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(("name", "kernel"), SUPPORTED)
+def test_a_command_runs_with_kvm_and_our_package(name: str, kernel: str, tmp_path: Path) -> None:
+    done = lab(name, "--kernel", kernel, "--out", str(tmp_path / "out"), "--", "python3", "-c", PROBE)
+    assert (done.returncode, done.stderr) == (3, "to stderr\n")
+    release, version = done.stdout.split()
+    assert release.startswith(kernel + ".")
+    assert version == "12"
+    assert (tmp_path / "out" / "report").read_text() == "x" * 100000
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("amx", ("amx_tile", "avx512f", "pku", "xsaves", "vmx")),
+        ("svm", ("svm", "pku", "avx2")),
+        ("sve", ("sve", "sve2")),
+    ],
+)
+def test_the_processor_has_what_the_machine_is_for(name: str, words: tuple[str, ...]) -> None:
+    done = lab(name, "--", "cat", "/proc/cpuinfo")
+    assert set(words) <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("vhe", "VHE mode initialized"), ("nvhe", "nVHE mode initialized")]
+)
+def test_sve_runs_kvm_with_and_without_vhe(mode: str, text: str) -> None:
+    assert text in lab("sve", "--mode", mode, "--", "dmesg").stdout
+
+
+def test_sve_has_the_vector_lengths_asked_for() -> None:
+    probe = (
+        "import ctypes; libc = ctypes.CDLL(None); lengths = set()\n"
+        "for vq in range(16, 0, -1): lengths.add((libc.prctl(50, 16 * vq) & 0xFFFF) // 16)\n"
+        "print(sorted(lengths))"
+    )
+    assert lab("sve", "--cpu", "vq=1,2,4,8", "--", "python3", "-c", probe).stdout == "[1, 2, 4, 8]\n"
+
+
+@pytest.mark.parametrize("name", ["svm", "sve", "amx"])
+def test_a_panic_is_reported_with_the_console(name: str) -> None:
+    done = lab(name, "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
+    assert done.returncode == 125
+    assert "panicked: sysrq triggered crash" in done.stderr
+    assert "end Kernel panic" in done.stderr
+
+
+def test_a_command_that_never_ends_is_ended() -> None:
+    done = lab("svm", "--timeout", "8", "--", "sh", "-c", "echo started; while :; do :; done")
+    assert (done.returncode, done.stdout) == (125, "started\n")
+    assert "within 8 s" in done.stderr
+
+
+def test_a_command_that_is_not_there_gives_127() -> None:
+    done = lab("svm", "--", "no-such-command")
+    assert done.returncode == 127
+    assert "cannot run no-such-command" in done.stderr
+
+
+def test_two_machines_talk_over_their_cable() -> None:
+    listen = "echo hello | nc -l -p 5555"
+    ask = "for i in 1 2 3 4 5 6 7 8 9; do nc a 5555 </dev/null && exit 4; sleep 1; done"
+    kernels = ("--kernel", "6.12", "--kernel", "7.2")
+    done = lab("sve", "--pair", *kernels, "--timeout", "120", "--", "sh", "-c", listen, "--", "sh", "-c", ask)
+    assert done.returncode == 4
+    assert "b| hello\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["svm", "sve", "amx"])
+def test_a_shell_takes_what_is_typed(name: str) -> None:
+    command = [sys.executable, str(REPOSITORY / "scripts" / "lab"), name, "--shell", "--timeout", "120"]
+    shell = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert shell.stdin is not None and shell.stdout is not None
+    seen = b""
+    while b"# " not in seen:
+        piece = shell.stdout.read1(4096)  # type: ignore[attr-defined]
+        assert piece, seen
+        seen += piece
+    shell.stdin.write(b"exit $((6*7))\n")
+    shell.stdin.flush()
+    assert shell.wait(100) == 42

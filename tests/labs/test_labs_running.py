@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running: the command line, frames, the supervision of an emulator, what it leaves; no machine is booted."""
+
+import io
+import os
+import random
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from labs.cache import Cache
+from labs.cli import main, make_plans, parse
+from labs.errors import LabError
+from labs.frames import FrameReader
+from labs.kernels import Kernel
+from labs.machines import Boot, Options, Port
+from labs.qemu import Sve, Svm, vector_properties
+from labs.session import StreamSink, _status, extract_files
+from labs.supervise import Guest, console_tail, supervise
+
+
+def frame(kind: str, payload: bytes) -> bytes:
+    return b"\xf5L" + kind.encode() + len(payload).to_bytes(4, "little") + payload
+
+
+# the command line
+
+
+def test_the_default_command_is_the_conformance_run(tmp_path: Path) -> None:
+    options, commands = parse(["amx"])
+    (plan,) = make_plans(Cache(tmp_path), options, commands)
+    assert plan.command == ["vmm", "check", "--format", "json"]
+    assert (plan.machine.name, plan.machine.options.kernel) == ("amx", "7.2")
+
+
+def test_a_commands_own_options_are_not_ours() -> None:
+    options, commands = parse(["svm", "--kernel", "6.1", "--", "vmm", "check", "--kernel", "x"])
+    assert options.kernel == ["6.1"]
+    assert commands == [["vmm", "check", "--kernel", "x"]]
+
+
+def test_a_pair_has_two_commands_kernels_and_sets_of_lengths(tmp_path: Path) -> None:
+    words = [
+        "sve",
+        "--pair",
+        "--kernel",
+        "6.12",
+        "--kernel",
+        "7.2",
+        "--cpu",
+        "vq=1,2",
+        "--",
+        "one",
+        "--",
+        "two",
+        "x",
+    ]
+    plans = make_plans(Cache(tmp_path), *parse(words))
+    assert [plan.command for plan in plans] == [["one"], ["two", "x"]]
+    assert [plan.machine.options.kernel for plan in plans] == ["6.12", "7.2"]
+    assert [plan.machine.options.cpu for plan in plans] == ["vq=1,2", "vq=1,2"]
+    assert [plan.address for plan in plans] == ["10.9.0.1", "10.9.0.2"]
+    assert plans[0].port is not None and plans[1].port is not None
+    assert plans[0].port.mac != plans[1].port.mac
+    os.write(plans[0].port.socket, b"ping")
+    assert os.read(plans[1].port.socket, 4) == b"ping"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["vax"],
+        ["svm", "--kernel", "2.4"],
+        ["svm", "--", "a", "--", "b"],
+        ["svm", "--shell", "--", "a"],
+        ["svm", "--kernel", "6.1", "--kernel", "7.2"],
+    ],
+)
+def test_wrong_usage_ends_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(words)
+    assert end.value.code == 2
+
+
+def test_a_lab_failure_is_one_sentence_and_125(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["amx", "--pair"]) == 125
+    assert capsys.readouterr().err.startswith("scripts/lab: Only svm and sve can be paired")
+
+
+# the emulators' command lines
+
+
+def test_vector_lengths_become_properties_for_every_length() -> None:
+    words = vector_properties("vq=1,2,4").split(",")
+    assert len(words) == 16
+    assert words[:5] == ["sve128=on", "sve256=on", "sve384=off", "sve512=on", "sve640=off"]
+
+
+@pytest.mark.parametrize("spec", ["vq=", "vq=0", "vq=1,17", "vq=1,3", "vq=2", "max", "vq=1,2;x"])
+def test_impossible_vector_lengths_are_refused(spec: str) -> None:
+    with pytest.raises(LabError):
+        vector_properties(spec)
+
+
+def fake_qemu(kind: type, tmp_path: Path, options: Options) -> list[str]:
+    class Root:
+        root = tmp_path
+
+        def command(self, program: str) -> list[str]:
+            return [program]
+
+    machine = kind(None, options)
+    machine._root = Root()
+    boot = Boot(
+        tmp_path, Kernel(tmp_path, "7.2"), tmp_path / "initrd", 7, tmp_path / "console", False, Port(9, "m")
+    )
+    return machine.command(boot)
+
+
+@pytest.mark.parametrize("kind", [Svm, Sve])
+def test_an_emulator_has_no_network_but_the_cable(kind: type, tmp_path: Path) -> None:
+    words = fake_qemu(kind, tmp_path, Options("7.2"))
+    assert words[words.index("-netdev") + 1] == "socket,id=cable,fd=9"
+    assert words.count("-netdev") == 1
+    assert "-nodefaults" in words
+    assert not any("user" in word.split(",") or "tcp:" in word for word in words)
+
+
+def test_nvhe_is_a_kernel_argument(tmp_path: Path) -> None:
+    words = fake_qemu(Sve, tmp_path, Options("7.2", mode="nvhe"))
+    assert "kvm-arm.mode=nvhe" in words[words.index("-append") + 1]
+    assert "kvm-arm" not in fake_qemu(Sve, tmp_path, Options("7.2"))[words.index("-append") + 1]
+
+
+def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="features"):
+        fake_qemu(Svm, tmp_path, Options("7.2", cpu="host,x=1"))
+
+
+# frames
+
+
+def test_frames_survive_any_cutting() -> None:
+    payloads = [("H", b"hello"), ("O", b"\xf5"), ("O", b"\xf5LO\xff" * 50), ("E", b""), ("X", b"3")]
+    stream = b"emulator's banner \xf5 \xf5L" + b"".join(frame(*payload) for payload in payloads) + b"bye"
+    chance = random.Random(1)
+    for _ in range(50):
+        reader, found, rest = FrameReader(), [], stream
+        while rest:
+            size = chance.randint(1, 9)
+            found += list(reader.feed(rest[:size]))
+            rest = rest[size:]
+        assert found == payloads
+        assert reader.noise.startswith(b"emulator's banner")
+
+
+def test_the_sink_labels_whole_lines(tmp_path: Path) -> None:
+    output, errors = io.BytesIO(), io.BytesIO()
+    sink = StreamSink(tmp_path / "tar", "a| ", output, errors)
+    sink.output(b"one\ntw")
+    sink.error(b"oops\n")
+    sink.output(b"o\nlast")
+    sink.finish()
+    assert output.getvalue() == b"a| one\na| two\na| last\n"
+    assert errors.getvalue() == b"a| oops\n"
+
+
+# supervision, with a Python program as the emulator
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.out, self.err, self.tar = b"", b"", b""
+
+    def output(self, data: bytes) -> None:
+        self.out += data
+
+    def error(self, data: bytes) -> None:
+        self.err += data
+
+    def files(self, data: bytes) -> None:
+        self.tar += data
+
+
+PRELUDE = """
+import os, sys, time
+fd, console = int(sys.argv[1]), sys.argv[2]
+def frame(kind, payload):
+    os.write(fd, b"\\xf5L" + kind + len(payload).to_bytes(4, "little") + payload)
+def say(text):
+    open(console, "a").write(text)
+"""
+
+
+def emulate(tmp_path: Path, program: str, timeout: float = 20) -> tuple[Guest, Collector, float]:
+    read, write = os.pipe()
+    console, sink = tmp_path / "console", Collector()
+    command = [sys.executable, "-c", PRELUDE + program, str(write), str(console)]
+    guest = Guest("test", command, {}, (read, write), False, console, tmp_path / "log", None, sink)
+    start = time.monotonic()
+    supervise([guest], timeout)
+    assert guest.ended
+    return guest, sink, time.monotonic() - start
+
+
+def test_output_files_and_status_arrive(tmp_path: Path) -> None:
+    program = (
+        "frame(b'H', b'hi'); frame(b'O', b'out'); frame(b'E', b'err'); frame(b'F', b'tar'); frame(b'X', b'7')"
+    )
+    guest, sink, _ = emulate(tmp_path, program)
+    assert (sink.out, sink.err, sink.tar) == (b"out", b"err", b"tar")
+    assert (guest.status, guest.failure) == (7, None)
+
+
+def test_a_machine_that_hangs_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guest, _, seconds = emulate(tmp_path, "say('the last line\\n'); time.sleep(60)", timeout=1)
+    assert guest.failure is not None and "within 1 s" in guest.failure
+    assert seconds < 10
+    assert console_tail(guest) == ["the last line"]
+    assert _status([guest]) == 125
+    assert "the last line" in capsys.readouterr().err
+
+
+def test_a_panic_ends_the_machine_before_the_time_limit(tmp_path: Path) -> None:
+    panic = "say('[ 1.0] Kernel panic - not syncing: no init\\r\\n[ 1.1] more\\r\\n'); time.sleep(60)"
+    guest, _, seconds = emulate(tmp_path, panic)
+    assert guest.failure == "The kernel of the machine test panicked: no init."
+    assert seconds < 10
+    assert console_tail(guest)[-1] == "[ 1.1] more"
+
+
+def test_an_emulator_that_dies_is_named(tmp_path: Path) -> None:
+    guest, _, _ = emulate(tmp_path, "print('cannot map', file=sys.stderr); sys.exit(4)")
+    assert guest.failure is not None and "status 4" in guest.failure
+    assert console_tail(guest) == ["cannot map"]
+
+
+def test_a_second_start_is_a_failure(tmp_path: Path) -> None:
+    guest, _, _ = emulate(tmp_path, "frame(b'H', b'1'); frame(b'H', b'2'); time.sleep(60)")
+    assert guest.failure is not None and "second time" in guest.failure
+
+
+def test_a_machine_that_does_not_switch_off_is_ended_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labs.supervise._END_GRACE", 0.5)
+    guest, _, seconds = emulate(tmp_path, "frame(b'X', b'0'); time.sleep(60)")
+    assert (guest.status, guest.failure) == (0, None)
+    assert seconds < 10
+
+
+def test_the_first_status_that_is_not_zero_counts(tmp_path: Path) -> None:
+    good, _, _ = emulate(tmp_path, "frame(b'X', b'0')")
+    bad, _, _ = emulate(tmp_path, "frame(b'X', b'9')")
+    assert _status([good, bad]) == 9
+    assert _status([good, good]) == 0
+
+
+# what comes back
+
+
+def test_files_come_back_and_none_escapes(tmp_path: Path) -> None:
+    archive = tmp_path / "out.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("./report.json", "deep/file", "../escape", "/absolute"):
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"ok"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    out = tmp_path / "out"
+    extract_files(archive, out)
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == [
+        "deep",
+        "deep/file",
+        "report.json",
+    ]
+    assert not (tmp_path / "escape").exists()
+
+
+def test_no_files_make_an_empty_folder_and_damage_is_named(tmp_path: Path) -> None:
+    extract_files(tmp_path / "none", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "bad.tar").write_bytes(b"x" * 1000)
+    with pytest.raises(LabError, match="damaged"):
+        extract_files(tmp_path / "bad.tar", tmp_path / "out")

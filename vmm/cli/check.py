@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmm check``: run the clauses and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TextIO
+
+import click
+
+from vmm.conformance.context import Options
+from vmm.conformance.model import ClauseResult, Totals
+from vmm.conformance.registry import Clause, all_clauses, select
+from vmm.conformance.runner import Job, Runner
+from vmm.report import FORMATS, Reporter, reporter
+
+__all__ = ["command"]
+
+
+@contextmanager
+def _output(path: str | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(open(path, "w", encoding="utf-8"))
+        except OSError as error:
+            raise click.UsageError(f"{path} cannot be written: {error.strerror}") from error
+        yield stream
+
+
+def _list(clauses: list[Clause], style: str) -> None:
+    for found in clauses:
+        if style == "json":
+            fields = {"id": found.id, "statement": found.statement, "source": found.source, "since": found.since,
+                      "needs": [str(need) for need in found.needs], "info": found.info,
+                      "dangerous": found.dangerous}  # fmt: skip
+            print(json.dumps(fields))
+        else:
+            needs = f" [needs {', '.join(map(str, found.needs))}]" if found.needs else ""
+            print(f"{found.id}\n    {found.statement}{needs}\n    {found.source}")
+
+
+def _run(runner: Runner, clauses: list[Clause], options: Options, report: Reporter) -> Totals:
+    """Run the clauses; results that come early wait for their turn."""
+    totals = Totals()
+    started = time.perf_counter()
+    report.begin(runner.host, runner.host_lines, [clause.id for clause in clauses])
+    early: dict[int, ClauseResult] = {}
+    turn = 0
+    for number, result in runner.run(Job.of(clause.id, options) for clause in clauses):
+        if result is None:
+            report.started(clauses[number].id)
+            continue
+        early[number] = result
+        while turn in early:
+            ended = early.pop(turn)
+            totals.add(ended)
+            report.result(ended)
+            turn += 1
+    report.finish(totals, time.perf_counter() - started)
+    return totals
+
+
+@click.command("check")
+@click.argument("globs", nargs=-1, metavar="[GLOB]...")
+@click.option("--list", "only_list", is_flag=True, help="Show the clauses and run none.")
+@click.option("--jobs", "-j", type=click.IntRange(1), help="Clauses at once (default: one a CPU).")
+@click.option("--format", "style", type=click.Choice(FORMATS), default="text", show_default=True, help="Report.")
+@click.option("--output", "-o", metavar="FILE", help="Write the report there.")
+@click.option("--exhaustive", is_flag=True, help="Run all of what is otherwise sampled.")
+@click.option("--dangerous", is_flag=True, help="Also run what could harm an unfixed host kernel.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the samples.")
+@click.option(
+    "--time-scale",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    help="Multiply all time limits.",
+)
+@click.option("--kselftest", is_flag=True, help="Exit as kselftests do: 0 pass, 1 fail, 2 xfail, 3 xpass, 4 skip.")
+def command(
+    globs: tuple[str, ...], only_list: bool, jobs: int | None, style: str, output: str | None, exhaustive: bool,
+    dangerous: bool, seed: int, time_scale: float, kselftest: bool,
+) -> int:  # fmt: skip
+    """Check this KVM clause by clause; GLOB picks clauses by their ids, such as 'xsave.*'.
+
+    Exits with 0 if nothing failed, 1 if something did, 2 for wrong usage or without a usable KVM, and 4 if
+    nothing could run.
+    """
+    # The server starts up while this process imports the clauses.
+    with Runner(jobs=jobs or os.cpu_count() or 1, start=not only_list) as runner:
+        try:
+            clauses = select(globs, all_clauses())
+        except LookupError as error:
+            raise click.UsageError(str(error.args[0])) from error
+        if only_list:
+            _list(clauses, style)
+            return 0
+        options = Options(exhaustive, dangerous, time_scale, seed)
+        with _output(output) as stream:
+            totals = _run(runner, clauses, options, reporter(style, stream))
+    if kselftest:
+        from vmm.report.ktap import kselftest_exit
+
+        return kselftest_exit(totals)
+    return totals.exit_status
