@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 #include <linux/kvm.h>
@@ -174,7 +176,8 @@ static void start(struct guest *guest)
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (guest->memory == MAP_FAILED)
 		fail("guest memory: %s", strerror(errno));
-	if (getenv("HUGE")) madvise(guest->memory, memory_size, MADV_HUGEPAGE);
+	/* Advice only: no matter where the kernel has no huge pages. */
+	(void)madvise(guest->memory, memory_size, MADV_HUGEPAGE);
 	region.memory_size = memory_size;
 	region.userspace_addr = (uintptr_t)guest->memory;
 	CALL(guest->vm, KVM_SET_USER_MEMORY_REGION, &region);
@@ -270,6 +273,7 @@ int main(int count, char **arguments)
 	if (count != 4)
 		fail("usage: baseline FOLDER MEMORY_SIZE TICK");
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL); /* a guest that never leaves must not outlive who waits for it */
 	folder = arguments[1];
 	memory_size = strtoull(arguments[2], NULL, 0);
 	tick = strtoull(arguments[3], NULL, 0);

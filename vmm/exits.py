@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vmm._kvm import ffi, lib
 
@@ -136,22 +136,15 @@ Exit = (
 )  # fmt: skip
 
 _UNION = ffi.offsetof("struct kvm_run", "io")
-_REASON = struct.Struct("=I")
 _REASON_AT = ffi.offsetof("struct kvm_run", "exit_reason")
-_IO = struct.Struct("=BBHIQ")
+# The reason and, as if it were one, the I/O exit: one look at the page serves the most frequent exits.
+_REASON_AND_IO = struct.Struct(f"=I{_UNION - _REASON_AT - 4}xBBHIQ")
 _MMIO = struct.Struct("=Q8sIB")
 _MSR = struct.Struct("=B7xIIQ")
 _PAIR32 = struct.Struct("=II")
 _FAIL = struct.Struct("=QI")
+_IO, _IO_IN = lib.KVM_EXIT_IO, lib.KVM_EXIT_IO_IN
 _from_bytes = int.from_bytes
-
-
-def _io(page: memoryview) -> Exit:
-    direction, size, port, count, offset = _IO.unpack_from(page, _UNION)
-    if direction != lib.KVM_EXIT_IO_OUT:
-        return IoIn(port, size)
-    # A string instruction may bring several items at once; they count as one wide value.
-    return IoOut(port, size, _from_bytes(page[offset : offset + size * count], "little"))
 
 
 def _mmio(page: memoryview) -> Exit:
@@ -178,7 +171,6 @@ def _wrmsr(page: memoryview) -> Exit:
 _HLT, _SHUTDOWN, _DEBUG = Hlt(), Shutdown(), Debug()
 
 _DECODERS: dict[int, Callable[[memoryview], Exit]] = {
-    lib.KVM_EXIT_IO: _io,
     lib.KVM_EXIT_MMIO: _mmio,
     lib.KVM_EXIT_HLT: lambda page: _HLT,
     lib.KVM_EXIT_SHUTDOWN: lambda page: _SHUTDOWN,
@@ -193,6 +185,11 @@ _DECODERS: dict[int, Callable[[memoryview], Exit]] = {
 
 def decode(page: memoryview) -> Exit:
     """Return the exit that a mapped ``struct kvm_run`` describes."""
-    reason: Any = _REASON.unpack_from(page, _REASON_AT)[0]
+    reason, direction, size, port, count, offset = _REASON_AND_IO.unpack_from(page, _REASON_AT)
+    if reason == _IO:
+        if direction == _IO_IN:
+            return IoIn(port, size)
+        # A string instruction may bring several items at once; they count as one wide value.
+        return IoOut(port, size, _from_bytes(page[offset : offset + size * count], "little"))
     decoder = _DECODERS.get(reason)
     return decoder(page) if decoder else Unsupported(reason)

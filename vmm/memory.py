@@ -24,6 +24,8 @@ BACKINGS = ("anonymous", "hugetlb", "guest_memfd")
 _MAP_HUGETLB = 0x40000
 _MAP_NORESERVE = 0x4000
 _HUGE_PAGE = 2 << 20
+# A small guest touches a few pages: a huge page would only make it large.
+_HUGE_WORTHWHILE = 32 << 20
 
 
 class MemoryUnavailable(Exception):
@@ -58,7 +60,7 @@ class GuestMemory:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         if self.backing == "anonymous":
             area = mmap.mmap(-1, self.size, private)
-            if self.size >= _HUGE_PAGE:
+            if self.size >= _HUGE_WORTHWHILE:
                 area.madvise(mmap.MADV_HUGEPAGE)
             return area
         if self.backing == "hugetlb":

@@ -63,9 +63,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         metavar="SPEC",
         help="sve: vq=1,2,4 (units of 128 bits); svm: features such as -pku",
     )
-    parser.add_argument(
-        "--mode", choices=("vhe", "nvhe"), default="vhe", help="sve: how KVM uses EL2 (default vhe)"
-    )
+    parser.add_argument("--mode", choices=("vhe", "nvhe"), default="vhe", help="sve: how KVM uses EL2 (default vhe)")
     parser.add_argument("--memory", type=int, metavar="MIB", help="the machine's RAM (default 1024, amx 512)")
     parser.add_argument("--append", default="", metavar="ARGS", help="more arguments for the kernel")
     parser.add_argument(
@@ -78,9 +76,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         action="store_true",
         help="two machines joined by a cable; --kernel and --cpu may be given for each",
     )
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the run's files: console, initrd, command line"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the run's files: console, initrd, command line")
     parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")
     options = parser.parse_args(own)
     if options.name is None and not options.clean:
@@ -111,9 +107,7 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
         command = ["sh", "-i"] if options.shell else [*(commands[0] if commands else _DEFAULT_COMMAND)]
         return [Plan(_machine(cache, options, 0), command, options.out, options.shell)]
     if options.name == "amx":
-        raise LabError(
-            "Only svm and sve can be paired: the emulator of amx has no network in this configuration."
-        )
+        raise LabError("Only svm and sve can be paired: the emulator of amx has no network in this configuration.")
     ends = [end.detach() for end in socket.socketpair()]
     plans = []
     for index, label in enumerate("ab"):
@@ -154,9 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.name is None:
                 return 0
             cache = Cache()
-        return run_plans(
-            cache, _REPOSITORY, make_plans(cache, options, commands), options.timeout, options.keep
-        )
+        return run_plans(cache, _REPOSITORY, make_plans(cache, options, commands), options.timeout, options.keep)
     except LabError as error:
         print(f"scripts/lab: {error}", file=sys.stderr)
         return LAB_FAILURE

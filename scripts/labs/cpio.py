@@ -65,9 +65,7 @@ class CpioWriter:
         self._parents(name)
         self._entry(name, stat.S_IFCHR | mode, b"", major, minor)
 
-    def tree(
-        self, root: Path, prefix: str = "", leave_out: Callable[[str], bool] = lambda name: False
-    ) -> None:
+    def tree(self, root: Path, prefix: str = "", leave_out: Callable[[str], bool] = lambda name: False) -> None:
         """Add everything below `root` under `prefix`; `leave_out` is asked with paths relative to `root`."""
         for folder, subfolders, files in os.walk(root):
             below = os.path.relpath(folder, root)

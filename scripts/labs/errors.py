@@ -53,9 +53,7 @@ def run_tool(
             timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        raise LabError(
-            f"{what} took longer than {timeout:.0f} s and was ended; is the machine overloaded?"
-        ) from None
+        raise LabError(f"{what} took longer than {timeout:.0f} s and was ended; is the machine overloaded?") from None
     except OSError as error:
         raise LabError(f"{what} could not start {words[0]}: {error.strerror}; is it installed?") from None
     if log is not None:

@@ -42,9 +42,7 @@ def extract_closure(cache: Cache, suite: str, arch: str, names: Sequence[str]) -
         archive.extract(packages, folder)
         cache.manifest(folder, archive.describe(packages))
 
-    return cache.build(
-        "root", [suite, arch, listing], make, f"extracting {' '.join(names)} of {suite} for {arch}"
-    )
+    return cache.build("root", [suite, arch, listing], make, f"extracting {' '.join(names)} of {suite} for {arch}")
 
 
 class HostRoot:

@@ -45,9 +45,7 @@ def build_agent(cache: Cache, arch: str) -> Path:
     compiler = find_compiler(cache, arch)
 
     def make(folder: Path) -> None:
-        compiler.compile(
-            ["-O2", "-Wall", "-static", "-s", "-o", folder / "agent", _AGENT], "Compiling the agent"
-        )
+        compiler.compile(["-O2", "-Wall", "-static", "-s", "-o", folder / "agent", _AGENT], "Compiling the agent")
 
     inputs = [compiler.identity, hash_files([_AGENT], _AGENT.parent)]
     return cache.build("agent", inputs, make, f"compiling the {arch} agent") / "agent"

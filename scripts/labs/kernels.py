@@ -76,9 +76,7 @@ def fetch_kernel(cache: Cache, series: str, arch: str) -> Kernel:
     def make(folder: Path) -> None:
         with cache.scratch("kernel-") as unpacked:
             archive.extract(packages, unpacked)
-            (image,) = [
-                path for path in unpacked.rglob("vmlinuz*") if path.is_file() and not path.is_symlink()
-            ]
+            (image,) = [path for path in unpacked.rglob("vmlinuz*") if path.is_file() and not path.is_symlink()]
             (tree,) = [path for path in unpacked.glob("**/lib/modules/*") if path.is_dir()]
             _store_modules(tree, modules, folder)
             if arch == "amd64":
@@ -125,9 +123,7 @@ def _store_modules(tree: Path, names: Sequence[str], folder: Path) -> None:
             raise LabError(f"The kernel {tree.name} has no module {name}; choose another --kernel.")
         if name not in contents:
             packed = files[name].read_bytes()
-            contents[name] = strip_signature(
-                lzma.decompress(packed) if files[name].suffix == ".xz" else packed
-            )
+            contents[name] = strip_signature(lzma.decompress(packed) if files[name].suffix == ".xz" else packed)
         return _dependencies(contents[name])
 
     groups = {}

@@ -63,9 +63,7 @@ def render(columns: Sequence[Column]) -> str:
     rows.append(["passed", *(_count(column, ("PASS",)) for column in columns)])
     rows.append(["failed", *(_count(column, _BAD) for column in columns)])
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "-" * len(lines[0]))
     lines.insert(-2, "-" * len(lines[0]))
     lines += [f"{column.name}: {column.error}" for column in columns if column.error]
@@ -134,9 +132,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of host, svm, amx, sve (default all)",
     )
     parser.add_argument("--all-kernels", action="store_true", help=f"every kernel: {', '.join(KERNELS)}")
-    parser.add_argument(
-        "--jobs", type=int, default=2, metavar="N", help="machines that run at the same time (2)"
-    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines that run at the same time (2)")
     parser.add_argument("--json", action="store_true", help="print the columns as JSON")
     options = parser.parse_args(arguments)
     unknown = set(options.machines) - {"host", "svm", "amx", "sve"}

@@ -176,9 +176,7 @@ class Archive:
         run_tool(command, f"Fetching the source of {name}", cwd=into, env=self._environment)
         tarballs = list(into.glob(f"{name}_*.orig.tar.*"))
         if len(tarballs) != 1:
-            raise LabError(
-                f"The source package {name} {version} has no single tarball; is it still in the archive?"
-            )
+            raise LabError(f"The source package {name} {version} has no single tarball; is it still in the archive?")
         return tarballs[0]
 
     def describe(self, packages: Iterable[Package]) -> list[dict[str, str]]:
@@ -197,11 +195,7 @@ class Archive:
     def _query(self, command: Sequence[str]) -> str:
         """Ask apt, remembering the answer beside the indices: a warm start must not load them again."""
         self._ready()
-        memory = (
-            self._folder
-            / "answers"
-            / (hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16] + ".txt")
-        )
+        memory = self._folder / "answers" / (hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16] + ".txt")
         if not memory.exists():
             answer = run_tool(command, f"Asking the indices of {self.suite}", env=self._environment)
             memory.parent.mkdir(exist_ok=True)
@@ -217,9 +211,7 @@ class Archive:
         require_tool("apt-get", "apt")
         require_tool("dpkg-deb", "dpkg")
         if not _KEYRING.exists():
-            raise LabError(
-                "The host has no keys of the Debian archive; install the package debian-archive-keyring."
-            )
+            raise LabError("The host has no keys of the Debian archive; install the package debian-archive-keyring.")
         with self.cache.lock(self._folder.name, f"indices of {self.suite}"):
             if not (self._folder / "apt.conf").exists():
                 self._update()
@@ -229,9 +221,7 @@ class Archive:
         for name in ("lists/partial", "cache/archives/partial"):
             (self._folder / name).mkdir(parents=True)
         (self._folder / "status").touch()
-        (self._folder / "sources.list").write_text(
-            source_list(find_mirror(), self.suite, sources=self._sources)
-        )
+        (self._folder / "sources.list").write_text(source_list(find_mirror(), self.suite, sources=self._sources))
         # The final name appears last: an interrupted update starts over.
         unfinished = self._folder / "apt.conf.new"
         unfinished.write_text(apt_configuration(self._folder, self.arch))

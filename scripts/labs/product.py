@@ -41,9 +41,7 @@ def build_product(cache: Cache, repository: Path, arch: str) -> Path:
     """Return the archive with the package of the working tree for a Debian architecture."""
     package = repository / "vmm"
     if not (package / "__init__.py").exists():
-        raise LabError(
-            f"The repository {repository} has no package vmm; run scripts/lab from a whole checkout."
-        )
+        raise LabError(f"The repository {repository} has no package vmm; run scripts/lab from a whole checkout.")
     compiler = find_compiler(cache, arch)
     extension = _build_extension(cache, repository, compiler)
     payloads = _build_payloads(cache, repository, compiler)
@@ -114,10 +112,7 @@ def _build_extension(cache: Cache, repository: Path, compiler: Compiler) -> Path
         compiler.compile([*flags, source, "-o", folder / "_kvm.abi3.so"], what, cwd=repository)
 
     inputs = [machine, compiler.identity, hash_files(source_files(bindings), repository)]
-    return (
-        cache.build("extension", inputs, make, f"building the extension module for {machine}")
-        / "_kvm.abi3.so"
-    )
+    return cache.build("extension", inputs, make, f"building the extension module for {machine}") / "_kvm.abi3.so"
 
 
 def _build_payloads(cache: Cache, repository: Path, compiler: Compiler) -> Path | None:
@@ -153,9 +148,7 @@ def _python_with_cffi(cache: Cache, repository: Path) -> str:
         run_tool([*install, "--disable-pip-version-check", "cffi"], "Installing cffi")
 
     # Called by its path, the environment works after the rename that finishes a cache entry.
-    entry = cache.build(
-        "cffi", [sys.executable, sys.version], make, "installing cffi in an environment of its own"
-    )
+    entry = cache.build("cffi", [sys.executable, sys.version], make, "installing cffi in an environment of its own")
     return str(entry / "venv/bin/python")
 
 

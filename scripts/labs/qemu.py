@@ -87,9 +87,7 @@ class Svm(_Qemu):
     def processor(self) -> str:
         extra = self.options.cpu
         if extra is not None and not re.fullmatch(r"[+-][a-z0-9_.-]+(,[+-][a-z0-9_.-]+)*", extra):
-            raise LabError(
-                f"--cpu {extra} is not known to svm; give features to add or remove: --cpu=-pku,+la57."
-            )
+            raise LabError(f"--cpu {extra} is not known to svm; give features to add or remove: --cpu=-pku,+la57.")
         return "max,+svm" + (f",{extra}" if extra else "")
 
     def machine_options(self) -> list[str]:
@@ -142,7 +140,5 @@ def vector_properties(spec: str) -> str:
     missing = {1 << power for power in range(5) if 1 << power < largest} - lengths
     if missing:
         text = ",".join(str(vq) for vq in sorted(missing))
-        raise LabError(
-            f"--cpu {spec}: the architecture requires every power of two below the largest; add {text}."
-        )
+        raise LabError(f"--cpu {spec}: the architecture requires every power of two below the largest; add {text}.")
     return ",".join(f"sve{128 * vq}={'on' if vq in lengths else 'off'}" for vq in range(1, _MAX_VQ + 1))

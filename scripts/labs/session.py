@@ -149,9 +149,7 @@ def _status(guests: Sequence[Guest]) -> int:
     return next((guest.status for guest in guests if guest.status), 0)
 
 
-def _guest(
-    cache: Cache, repository: Path, plan: Plan, folder: Path, sink: StreamSink, relay: Relay | None
-) -> Guest:
+def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: StreamSink, relay: Relay | None) -> Guest:
     machine = plan.machine
     kernel = machine.kernel()
     archives = [build_userland(cache, machine.arch), build_product(cache, repository, machine.arch)]

@@ -86,9 +86,7 @@ class Guest:
                     preexec_fn=_die_with_parent,
                 )
             except OSError as error:
-                raise LabError(
-                    f"The emulator {self.command[0]} could not be started: {error.strerror}."
-                ) from None
+                raise LabError(f"The emulator {self.command[0]} could not be started: {error.strerror}.") from None
         os.close(write)
         if self.cable is not None:
             os.close(self.cable)
@@ -109,9 +107,7 @@ class Guest:
             self.greetings += 1
             note(f"{self.name}: {payload.decode(errors='replace')}")
             if self.greetings > 1:
-                self.failure = (
-                    f"The machine {self.name} started a second time: something reset its processor."
-                )
+                self.failure = f"The machine {self.name} started a second time: something reset its processor."
         elif kind == OUTPUT:
             self.sink.output(payload)
         elif kind == ERROR:
@@ -195,9 +191,7 @@ def _farewell(guest: Guest) -> None:
     if guest.panic_at is not None or (guest.console is not None and _PANIC in _tail_bytes(guest.console)):
         guest.failure = _panic_sentence(guest)
     else:
-        guest.failure = (
-            f"The emulator of the machine {guest.name} ended with status {code} before the command did."
-        )
+        guest.failure = f"The emulator of the machine {guest.name} ended with status {code} before the command did."
 
 
 def console_tail(guest: Guest, lines: int = 12) -> list[str]:

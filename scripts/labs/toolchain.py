@@ -38,9 +38,7 @@ def find_compiler(cache: Cache, arch: str) -> Compiler:
     """Return the compiler for a Debian architecture, fetching a cross compiler for a foreign one."""
     if arch == host_arch():
         cc = require_tool("gcc", "gcc")
-        version = run_tool(
-            [cc, "-dumpfullversion", "-dumpmachine"], "Asking the compiler for its version"
-        ).decode()
+        version = run_tool([cc, "-dumpfullversion", "-dumpmachine"], "Asking the compiler for its version").decode()
         return Compiler(arch, cc, " ".join(version.split()))
     target = f"{MACHINE_NAMES[arch]}-linux-gnu"
     root = extract_closure(

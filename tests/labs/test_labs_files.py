@@ -223,6 +223,7 @@ def test_the_emulator_is_configured_without_disks_and_network() -> None:
     text = configuration(
         memory=512,
         model="m",
+        msrs="x",
         bios="b",
         vga_bios="v",
         rom="r",

@@ -117,9 +117,7 @@ def fake_qemu(kind: type, tmp_path: Path, options: Options) -> list[str]:
 
     machine = kind(None, options)
     machine._root = Root()
-    boot = Boot(
-        tmp_path, Kernel(tmp_path, "7.2"), tmp_path / "initrd", 7, tmp_path / "console", False, Port(9, "m")
-    )
+    boot = Boot(tmp_path, Kernel(tmp_path, "7.2"), tmp_path / "initrd", 7, tmp_path / "console", False, Port(9, "m"))
     return machine.command(boot)
 
 
@@ -210,9 +208,7 @@ def emulate(tmp_path: Path, program: str, timeout: float = 20) -> tuple[Guest, C
 
 
 def test_output_files_and_status_arrive(tmp_path: Path) -> None:
-    program = (
-        "frame(b'H', b'hi'); frame(b'O', b'out'); frame(b'E', b'err'); frame(b'F', b'tar'); frame(b'X', b'7')"
-    )
+    program = "frame(b'H', b'hi'); frame(b'O', b'out'); frame(b'E', b'err'); frame(b'F', b'tar'); frame(b'X', b'7')"
     guest, sink, _ = emulate(tmp_path, program)
     assert (sink.out, sink.err, sink.tar) == (b"out", b"err", b"tar")
     assert (guest.status, guest.failure) == (7, None)

@@ -75,6 +75,8 @@ def _run() -> int:
 
 def _sentence(error: Exception) -> str | None:
     """Return the sentence of an error that is the user's to mend, None for a fault of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python module {error.name} is missing: install this package with pip, or run scripts/check"
     from vmm.memory import MemoryUnavailable
     from vmm.payload import PayloadError
     from vmm.system import KvmUnavailable

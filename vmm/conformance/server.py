@@ -41,6 +41,7 @@ from vmm.system import Kvm, KvmUnavailable
 __all__ = ["main", "serve"]
 
 _OUTPUT_KEPT = 4000
+_KILL_AGAIN = 1.0  # seconds; a process inside a system call may need a moment to die
 
 
 @dataclass(slots=True)
@@ -164,7 +165,7 @@ class _Server:
     def _look_after(self, child: _Child, ready: set[int]) -> None:
         if child.deadline <= time.monotonic():
             child.timed_out = True
-            child.deadline = float("inf")
+            child.deadline = time.monotonic() + _KILL_AGAIN
             child.kill()
         ended = child.pidfd in ready
         status = os.waitpid(child.pid, 0)[1] if ended else 0

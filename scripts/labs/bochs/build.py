@@ -89,9 +89,7 @@ def _unpack(cache: Cache, work: Path, entry: Path) -> Path:
     archive = Archive(cache, BOCHS_SUITE, host_arch(), sources=True)
     tarball = archive.source_tarball("bochs", BOCHS_VERSION, work)
     digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
-    cache.manifest(
-        entry, [{"source": "bochs", "version": BOCHS_VERSION, "suite": BOCHS_SUITE, "sha256": digest}]
-    )
+    cache.manifest(entry, [{"source": "bochs", "version": BOCHS_VERSION, "suite": BOCHS_SUITE, "sha256": digest}])
     source = work / "source"
     source.mkdir()
     run_tool(["tar", "-xf", tarball, "-C", source, "--strip-components=1"], "Unpacking Bochs")

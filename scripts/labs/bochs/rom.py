@@ -108,10 +108,7 @@ def _code(entry: int, words: int) -> bytes:
     protected_at = len(real_mode % (b"..", b"...."))
     descriptors_at = (protected_at + len(protected_mode) + 7) // 8 * 8
     table_at = descriptors_at + 24
-    code = (
-        real_mode % (struct.pack("<H", table_at), struct.pack("<I", ROM_ADDRESS + protected_at))
-        + protected_mode
-    )
+    code = real_mode % (struct.pack("<H", table_at), struct.pack("<I", ROM_ADDRESS + protected_at)) + protected_mode
     # nothing, then flat 4 GiB code and data
     descriptors = struct.pack("<QQQ", 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
     table = struct.pack("<HI", len(descriptors) - 1, ROM_ADDRESS + descriptors_at)

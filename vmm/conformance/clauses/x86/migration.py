@@ -157,6 +157,7 @@ def idempotent(context: Context) -> None:
         saved = state.capture(guest.vcpu, msrs)
         twin = _copy(context, guest, saved)
         no_difference(f"point {point}", state.compare(saved, state.capture(twin.vcpu, msrs)))
+        guest.close()
         guest = twin
     guest.finish(guest.resume(context.timeout), f"the guest after {18} copies")
     image.check(guest)

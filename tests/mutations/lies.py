@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the lies are made of: interposers that change one answer, and handles on what the buffers hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from vmm._kvm import ffi, lib
+from vmm.ioctl import Call, Interposer
+from vmm.payload import load
+from vmm.system import Kvm
+from vmm.x86 import cpuid
+from vmm.x86.cpuid import Cpuid
+from vmm.x86.xfeature import AVX512, XFeature, mask
+
+__all__ = [
+    "COMPLETE",
+    "RUN",
+    "Change",
+    "Condition",
+    "Proceed",
+    "Shared",
+    "accept",
+    "after",
+    "after_entry",
+    "after_run",
+    "always",
+    "answer",
+    "before",
+    "both",
+    "called",
+    "drift",
+    "honest",
+    "kvm_table",
+    "nth",
+    "offered",
+    "once",
+    "refuse",
+    "succeed_with",
+    "toggle",
+    "top_component",
+]
+
+Proceed = Callable[[], int]
+Change = Callable[[Call], object]
+Condition = Callable[[Call], bool]
+
+# What called() says of the two ways into KVM_RUN: the shim's loop, and the one that completes an exit.
+RUN, COMPLETE = "run", "complete"
+
+
+def called(call: Call) -> str:
+    """Return the call's name, with KVM_RUN split into RUN and COMPLETE."""
+    if call.name != "KVM_RUN":
+        return call.name
+    return RUN if call.kind == "run" else COMPLETE
+
+
+def always(call: Call) -> bool:
+    """The condition that is met by every call."""
+    return True
+
+
+def honest(call: Call, proceed: Proceed) -> int:
+    """The interposer of a mutation that lies elsewhere."""
+    return proceed()
+
+
+def nth(number: int) -> Condition:
+    """Met by the ``number``-th call that is asked about (from 1) and by no other."""
+    count = 0
+
+    def condition(call: Call) -> bool:
+        nonlocal count
+        count += 1
+        return count == number
+
+    return condition
+
+
+def after(name: str, change: Change, when: Condition = always) -> Interposer:
+    """The kernel does what it is asked; ``change`` then spoils the answer if it was no refusal."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        matches = called(call) == name and when(call)
+        result = proceed()
+        if matches and result >= 0:
+            change(call)
+        return result
+
+    return interposer
+
+
+def before(name: str, change: Change, when: Condition = always) -> Interposer:
+    """``change`` spoils what the kernel is given."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if called(call) == name and when(call):
+            change(call)
+        return proceed()
+
+    return interposer
+
+
+def answer(name: str, result: int, when: Condition = always) -> Interposer:
+    """The kernel does nothing and says ``result`` (0, a value, or -errno)."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        return result if called(call) == name and when(call) else proceed()
+
+    return interposer
+
+
+def refuse(name: str, errno: int, when: Condition = always) -> Interposer:
+    """The kernel refuses what it has to do."""
+    return answer(name, -errno, when)
+
+
+def accept(name: str, when: Condition = always) -> Interposer:
+    """The kernel says that it did what it refused."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        matches = called(call) == name and when(call)
+        result = proceed()
+        return max(result, 0) if matches else result
+
+    return interposer
+
+
+def succeed_with(name: str, value: Callable[[Call, int], int], when: Condition = always) -> Interposer:
+    """The kernel succeeds with another value than its own: ``value(call, result)``."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        matches = called(call) == name and when(call)
+        result = proceed()
+        return value(call, result) if matches and result >= 0 else result
+
+    return interposer
+
+
+def drift(name: str, errno: int, when: Condition = always) -> Interposer:
+    """A refusal comes with another errno."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        matches = called(call) == name and when(call)
+        result = proceed()
+        return -errno if matches and result < 0 else result
+
+    return interposer
+
+
+def both(*interposers: Interposer) -> Interposer:
+    """All of them, the first one nearest to the kernel."""
+
+    def combined(call: Call, proceed: Proceed) -> int:
+        for one in interposers:
+            proceed = _bound(one, call, proceed)
+        return proceed()
+
+    return combined
+
+
+def _bound(interposer: Interposer, call: Call, proceed: Proceed) -> Proceed:
+    return lambda: interposer(call, proceed)
+
+
+def once(name: str, lie: Interposer, *, refused: bool = False, when: Condition = always) -> Interposer:
+    """``lie`` begins behind the first call of ``name`` that succeeds, or with ``refused`` that fails."""
+    begun = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal begun
+        if begun:
+            return lie(call, proceed)
+        matches = called(call) == name and when(call)
+        result = proceed()
+        begun = matches and (result < 0) == refused
+        return result
+
+    return interposer
+
+
+def toggle(field: str, bits: int) -> Change:
+    """Change some bits of a field of the argument (a struct or, with an empty name, a number behind a pointer)."""
+
+    def change(call: Call) -> None:
+        if field:
+            setattr(call.argument, field, getattr(call.argument, field) ^ bits)
+        else:
+            call.argument[0] ^= bits
+
+    return change
+
+
+@cache
+def kvm_table() -> Cpuid:
+    """What this KVM supports, asked behind the clause's back."""
+    with Kvm() as kvm:
+        return cpuid.supported(kvm)
+
+
+def offered() -> int:
+    """The components without meaning to the CPU that KVM offers: x87, SSE, AVX, AVX-512."""
+    return kvm_table().xcr0 & (mask(XFeature.FP, XFeature.SSE, XFeature.YMM) | AVX512)
+
+
+def top_component() -> int:
+    """The highest of the offered components: HI16_ZMM, YMM or SSE."""
+    return offered().bit_length() - 1
+
+
+class Shared:
+    """The memory that the latest VM shares with this process, and a payload's mailbox in it."""
+
+    def __init__(self, payload: str) -> None:
+        self.payload = load(payload)
+        self.entry = 0
+        self._base = 0
+
+    def watch(self, call: Call) -> None:
+        """Learn from a call where memory lies and at which entry point the guest will start."""
+        if call.name == "KVM_SET_USER_MEMORY_REGION" and call.argument.memory_size:
+            self._base = int(call.argument.userspace_addr - call.argument.guest_phys_addr)
+        elif call.name == "KVM_SET_REGS":
+            self.entry = int(call.argument.rip)
+
+    def at(self, gpa: int) -> Any:
+        """Return a ``uint64_t *`` to a guest physical address."""
+        return ffi.cast("uint64_t *", self._base + gpa)
+
+    def field(self, name: str) -> Any:
+        """Return a ``uint64_t *`` to a field of the mailbox."""
+        return self.at(self.payload.symbol("mailbox_" + name))
+
+
+def after_entry(
+    entry: str,
+    change: Callable[[Shared], object],
+    *,
+    payload: str = "hello",
+    when: Callable[[Shared], bool] | None = None,
+) -> Interposer:
+    """After each run from the entry point ``change`` spoils what the guest left in its memory.
+
+    ``when`` sees the parameters, before the run.
+    """
+    shared = Shared(payload)
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        shared.watch(call)
+        ours = called(call) == RUN and shared.entry == shared.payload.symbol(entry)
+        ours = ours and (when is None or when(shared))
+        result = proceed()
+        if ours and result >= 0:
+            change(shared)
+        return result
+
+    return interposer
+
+
+def after_run(change: Callable[[int], object]) -> Interposer:
+    """After some of a run's ticks the vCPU is taken out, ``change(fd)`` spoils its state, and it runs on."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if called(call) != RUN:
+            return proceed()
+        control = call.argument
+        wanted, control.budget = control.budget, 5
+        result = proceed()
+        control.budget = wanted
+        if result != lib.VMM_RUN_BUDGET:
+            return result
+        change(call.fd)
+        return proceed()
+
+    return interposer
