@@ -176,8 +176,6 @@ static void start(struct guest *guest)
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (guest->memory == MAP_FAILED)
 		fail("guest memory: %s", strerror(errno));
-	/* Advice only: no matter where the kernel has no huge pages. */
-	(void)madvise(guest->memory, memory_size, MADV_HUGEPAGE);
 	region.memory_size = memory_size;
 	region.userspace_addr = (uintptr_t)guest->memory;
 	CALL(guest->vm, KVM_SET_USER_MEMORY_REGION, &region);

@@ -13,14 +13,12 @@
  *	verify_LEVEL	store the registers into `observed` (whose other bytes are copied) and compare
  *	churn_LEVEL	fill, PARAM(0) ticks, verify, in one entry
  *	init_LEVEL	put every component back into its initial configuration
- *	xsave, xsavec, xsaveopt		into `area`, RFBM = PARAM(0) (CPL3 is enough)
- *	xrstor				from `area`, RFBM = PARAM(0)
- *	xsaves, xrstors			the same at CPL0
- *	xinuse		XGETBV(1) to VALUE(0)
+ *	xsave ... xinuse	see area.h
  *
  * The opmasks are 64 bits wide: LEVEL avx512 needs AVX512BW.
  */
 #include "mailbox.h"
+#include "area.h"
 
 	.set	MXCSR_AT, 128
 	.set	MASKS_AT, 192
@@ -160,26 +158,7 @@ ENTRY init_avx512
 	ldmxcsr	initial_mxcsr
 	DONE
 
-.macro AREA_ENTRY name, insn
-ENTRY \name
-	movl	PARAM(0), %eax
-	movl	PARAM(0) + 4, %edx
-	\insn	area
-	DONE
-.endm
-	AREA_ENTRY xsave, xsave64
-	AREA_ENTRY xsavec, xsavec64
-	AREA_ENTRY xsaveopt, xsaveopt64
-	AREA_ENTRY xsaves, xsaves64
-	AREA_ENTRY xrstor, xrstor64
-	AREA_ENTRY xrstors, xrstors64
-
-ENTRY xinuse
-	movl	$1, %ecx
-	xgetbv
-	movl	%eax, VALUE(0)
-	movl	%edx, VALUE(0) + 4
-	DONE
+	AREA_ENTRIES
 
 	.data
 	.balign	4

@@ -52,7 +52,9 @@ def build(folder: Path) -> Path:
             timeout=_COMPILE_TIMEOUT,
         )
     except subprocess.CalledProcessError as error:
-        raise BenchUnavailable(f"{_reason(command, error.stderr)}: the headers of libc and Linux are needed") from error
+        raise BenchUnavailable(
+            f"{_reason(command, error.stderr)}: the headers of libc and Linux are needed"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise BenchUnavailable(f"{command[0]} took more than {_COMPILE_TIMEOUT:.0f} s for {SOURCE.name}") from error
     except OSError as error:

@@ -32,6 +32,7 @@ __all__ = [
     "get_xsave",
     "get_xsave_raw",
     "host_layout",
+    "largest_size",
     "set_xsave",
 ]
 
@@ -297,17 +298,22 @@ class XsaveArea:
         return describe_byte(component.number, offset - component.ranges[0][0], component.name)
 
 
-# A page that is never backed would be better still, but costs two system calls a buffer.
+# Room behind the largest area that this CPU has, so that a byte too many is counted and does no harm.
 _CANARY = 4096
 
 
-def get_xsave(vcpu: Vcpu, size: int = LEGACY_SIZE, *, legacy: bool = False) -> XsaveArea:
+def largest_size() -> int:
+    """Return the size of the largest area any vCPU of this host can have: the CPU's own, never below 4096."""
+    return max(LEGACY_SIZE, host_layout().size())
+
+
+def get_xsave(vcpu: Vcpu, *, legacy: bool = False) -> XsaveArea:
     """KVM_GET_XSAVE2 (or, with ``legacy``, KVM_GET_XSAVE) as a value of the length KVM wrote.
 
-    ``size`` is how much is expected; the buffer is larger and poisoned, and what was written is counted,
-    because no call says how large a vCPU's area is.
+    The buffer has room for the largest area of this CPU and is poisoned, and what was written is counted: no
+    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 speaks of the process's permission.
     """
-    data = get_xsave_raw(vcpu, max(size, LEGACY_SIZE) + _CANARY, legacy=legacy)
+    data = get_xsave_raw(vcpu, largest_size() + _CANARY, legacy=legacy)
     written = lib.vmm_written_length(data, len(data), POISON)
     return XsaveArea(bytes(ffi.buffer(data, max(written, LEGACY_SIZE))))
 

@@ -82,7 +82,7 @@ def expands_buffer(context: Context) -> None:
     """
     permit_tiles(context)
     vcpu = configured(context, tile_table(context))
-    equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu, 65536).data), cpuid.host(0xD).ecx)
+    equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu).data), cpuid.host(0xD).ecx)
 
 
 @clause("setcpuid.buffer-sticky", arch="x86", needs=_TILES, since="5.17")
@@ -95,9 +95,9 @@ def buffer_sticky(context: Context) -> None:
     permit_tiles(context)
     table = tile_table(context)
     vcpu = configured(context, table)
-    large = len(get_xsave(vcpu, 65536).data)
+    large = len(get_xsave(vcpu).data)
     set_cpuid(vcpu, table.with_xcr0(table.xcr0 & ~xfeature.XTILE))
-    area = get_xsave(vcpu, 65536)
+    area = get_xsave(vcpu)
     equal("bytes KVM_GET_XSAVE2 writes", len(area.data), large)
     equal("tile components in XSTATE_BV", area.xstate_bv & xfeature.XTILE, 0)
     refused("KVM_GET_XSAVE", errno.EINVAL, get_xsave, vcpu, legacy=True)
@@ -113,7 +113,7 @@ def buffer_not_expanded(context: Context) -> None:
     """
     permit_tiles(context)
     vcpu = configured(context, context.host.facts.cpuid)
-    equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu, 65536).data), LEGACY_SIZE)
+    equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu).data), LEGACY_SIZE)
     succeeds("KVM_GET_XSAVE", get_xsave, vcpu, legacy=True)
 
 

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * amx: tiles and XFD. CPL0 throughout (MSRs), CR4.OSXSAVE and XCR0[18:17] set by the host.
+ *
+ * `expected` is 64 bytes of TILECFG followed by 8 tiles of 1024 bytes (16 rows of 64); `observed` has the
+ * same shape, and mailbox_difference is an offset into it.
+ *
+ *	load		LDTILECFG and TILELOADD of all 8 tiles from `expected`
+ *	verify		STTILECFG and TILESTORED into `observed` (rows and columns that the configuration
+ *			leaves out are copied), compare
+ *	churn		load, PARAM(0) ticks, verify
+ *	release		TILERELEASE
+ *	tdpXXX		load, then TMM0 += TMM1 * TMM2 by that instruction, TMM0 stored to `observed` + 64
+ *	ldtilecfg_once, tileload_once, tilezero_once, tdpbssd_once, sse_once	one instruction that may fault
+ *	demand		arm XFD, touch a tile, and do what an operating system does in #NM: PARAM(0) ticks, read
+ *			XFD_ERR to VALUE(0), clear it, read it again to VALUE(1), disarm XFD, retry. VALUE(2) is
+ *			CR0 as the handler saw it, VALUE(3) the vector, VALUE(15) the faults
+ *	xsave ... xinuse	see area.h
+ *
+ *	toggle_xfd	PARAM(0) times XFD on and off
+ *	rdmsr, wrmsr	as in hello; VALUE(15) counts faults, as for every entry that may fault
+ */
+#include "mailbox.h"
+#include "area.h"
+
+	.set	TILES, 8
+	.set	TILE_SIZE, 1024
+	.set	IMAGE_SIZE, 64 + TILES * TILE_SIZE
+	.globl	IMAGE_SIZE
+	.set	IA32_XFD, 0x1c4
+	.set	IA32_XFD_ERR, 0x1c5
+
+.macro EACH_TILE op
+	.irp n, 0, 1, 2, 3, 4, 5, 6, 7
+	\op	%tmm\n, \n
+	.endr
+.endm
+.macro LOAD_TILE tile, n
+	leaq	expected + 64 + TILE_SIZE * \n, %rsi
+	tileloadd (%rsi,%rbx), \tile
+.endm
+.macro STORE_TILE tile, n
+	leaq	observed + 64 + TILE_SIZE * \n, %rdi
+	tilestored \tile, (%rdi,%rbx)
+.endm
+.macro LOAD_TILES
+	ldtilecfg expected
+	movl	$64, %ebx
+	EACH_TILE LOAD_TILE
+.endm
+
+/* An unconfigured tile cannot be stored: only those whose row count is not 0. */
+.macro STORE_CONFIGURED tile, n
+	cmpb	$0, expected + 48 + \n
+	je	7f
+	STORE_TILE \tile, \n
+7:
+.endm
+.macro LOAD_CONFIGURED tile, n
+	cmpb	$0, expected + 48 + \n
+	je	7f
+	LOAD_TILE \tile, \n
+7:
+.endm
+
+	.text
+ENTRY _start
+	DONE
+
+ENTRY load
+	ldtilecfg expected
+	movl	$64, %ebx
+	EACH_TILE LOAD_CONFIGURED
+	DONE
+
+ENTRY verify
+	jmp	verify_tiles
+
+ENTRY churn
+	ldtilecfg expected
+	movl	$64, %ebx
+	EACH_TILE LOAD_CONFIGURED
+	movq	PARAM(0), %rcx
+1:	TICK
+	decq	%rcx
+	jnz	1b
+	jmp	verify_tiles
+
+verify_tiles:
+	leaq	expected, %rsi
+	leaq	observed, %rdi
+	movl	$(IMAGE_SIZE / 8), %ecx
+	rep movsq
+	sttilecfg observed
+	movl	$64, %ebx
+	EACH_TILE STORE_CONFIGURED
+	leaq	expected, %rsi
+	leaq	observed, %rdi
+	movl	$IMAGE_SIZE, %ecx
+	jmp	compare
+
+ENTRY release
+	tilerelease
+	DONE
+
+.macro PRODUCT name
+ENTRY \name
+	LOAD_TILES
+	\name	%tmm2, %tmm1, %tmm0
+	leaq	observed + 64, %rdi
+	tilestored %tmm0, (%rdi,%rbx)
+	DONE
+.endm
+	PRODUCT tdpbssd
+	PRODUCT tdpbsud
+	PRODUCT tdpbusd
+	PRODUCT tdpbuud
+	PRODUCT tdpbf16ps
+
+/* The instruction between the halves may fault and is then skipped. */
+.macro MAY_FAULT_BEGIN
+	movq	$0, mailbox_faults
+	movl	$64, %ebx
+	leaq	expected + 64, %rsi
+	ON_FAULT 8f
+	movl	PARAM(0), %ecx
+	movl	PARAM(1), %eax
+	movl	PARAM(1) + 4, %edx
+.endm
+.macro MAY_FAULT_END
+8:	movq	$0, mailbox_fixup
+	movq	mailbox_faults, %rax
+	movq	%rax, VALUE(15)
+	DONE
+.endm
+
+ENTRY ldtilecfg_once
+	MAY_FAULT_BEGIN
+	ldtilecfg expected
+	MAY_FAULT_END
+ENTRY tileload_once
+	MAY_FAULT_BEGIN
+	tileloadd (%rsi,%rbx), %tmm0
+	MAY_FAULT_END
+ENTRY tilezero_once
+	MAY_FAULT_BEGIN
+	tilezero %tmm0
+	MAY_FAULT_END
+ENTRY tdpbssd_once
+	MAY_FAULT_BEGIN
+	tdpbssd	%tmm2, %tmm1, %tmm0
+	MAY_FAULT_END
+ENTRY rdmsr
+	MAY_FAULT_BEGIN
+	rdmsr
+	movl	%eax, VALUE(0)
+	movl	%edx, VALUE(0) + 4
+	MAY_FAULT_END
+ENTRY wrmsr
+	MAY_FAULT_BEGIN
+	wrmsr
+	MAY_FAULT_END
+
+/* PARAM(0) times: XFD on, XFD off. */
+ENTRY toggle_xfd
+	movq	PARAM(0), %rsi
+	movl	$IA32_XFD, %ecx
+	xorl	%edx, %edx
+1:	movl	$(1 << 18), %eax
+	wrmsr
+	xorl	%eax, %eax
+	wrmsr
+	decq	%rsi
+	jnz	1b
+	DONE
+
+/* An SSE instruction while CR0.TS is set by the host: #NM of the old kind. */
+ENTRY sse_once
+	MAY_FAULT_BEGIN
+	movq	%rax, %xmm0
+	MAY_FAULT_END
+
+ENTRY demand
+	ldtilecfg expected
+	movq	$0, mailbox_faults
+	movl	$IA32_XFD, %ecx
+	movl	$(1 << 18), %eax
+	xorl	%edx, %edx
+	wrmsr
+	movl	$64, %ebx
+	leaq	expected + 64, %rsi
+	ON_FAULT 2f
+	.globl	at_demand
+at_demand:
+	tileloadd (%rsi,%rbx), %tmm0
+	movq	mailbox_faults, %rax
+	movq	%rax, VALUE(15)
+	DONE
+2:	movq	PARAM(0), %rsi
+	testq	%rsi, %rsi
+	jz	4f
+3:	TICK
+	decq	%rsi
+	jnz	3b
+4:	movl	$IA32_XFD_ERR, %ecx
+	rdmsr
+	movl	%eax, VALUE(0)
+	movl	%edx, VALUE(0) + 4
+	xorl	%eax, %eax
+	xorl	%edx, %edx
+	wrmsr
+	rdmsr
+	movl	%eax, VALUE(1)
+	movl	%edx, VALUE(1) + 4
+	movq	mailbox_cr0, %rax
+	movq	%rax, VALUE(2)
+	movq	mailbox_vector, %rax
+	movq	%rax, VALUE(3)
+	movl	$IA32_XFD, %ecx
+	xorl	%eax, %eax
+	wrmsr
+	leaq	expected + 64, %rsi
+	jmp	at_demand
+
+	AREA_ENTRIES
+
+	.bss
+	.balign	64
+	.globl	expected, observed, area
+expected:
+	.skip	IMAGE_SIZE
+	.balign	64
+observed:
+	.skip	IMAGE_SIZE
+	.balign	64
+area:	.skip	16384

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles in the guest: loaded, multiplied, kept over exits and copies, and put away by every XSAVE instruction."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+from vmm.conformance.clauses.x86 import state
+from vmm.conformance.clauses.x86.common import AVX512, GUEST_AMX, HOST_XFD, OSXSAVE, vector_guest, vector_level
+from vmm.conformance.clauses.x86.image import Image
+from vmm.conformance.clauses.x86.tiles import FULL, TileConfig, TileImage, tile_guest
+from vmm.conformance.clauses.x86.tmul import PRODUCTS, operands
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, no_difference, true
+from vmm.conformance.registry import clause
+from vmm.x86 import cpuid, xfeature
+from vmm.x86.guest import DONE, Guest
+from vmm.x86.registers import set_xcr0
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea, get_xsave, host_layout, set_xsave
+
+_TILES = (GUEST_AMX,)
+_EXITS = 10_000
+_AREA = 16384
+_XTILE = xfeature.XTILE
+_ODD = TileConfig(((16, 64), (1, 64), (16, 4), (7, 60), (3, 8), (0, 0), (16, 36), (5, 64)))
+
+
+def _loaded(context: Context, seed: int, config: TileConfig = FULL) -> tuple[Guest, TileImage]:
+    guest = tile_guest(context)
+    image = TileImage.random(seed, config)
+    image.load(guest)
+    equal("event of loading the tiles", guest.call("load", timeout=context.timeout), DONE)
+    return guest, image
+
+
+def _verify(context: Context, guest: Guest, image: TileImage) -> None:
+    guest.call("verify", timeout=context.timeout)
+    image.check(guest)
+
+
+def _twin(context: Context, guest: Guest) -> Guest:
+    """A new VM with the guest's memory, without its state."""
+    twin = tile_guest(context, guest.cpuid, permit=False)
+    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
+    return twin
+
+
+@clause("amx.tiles-in-area", arch="x86", needs=_TILES, since="5.17")
+def tiles_in_area(context: Context) -> None:
+    """All 8 tiles and their configuration are in the XSAVE area byte by byte, at the offsets of the host's CPUID.
+
+    Source: Intel SDM volume 1, 13.5.12, 13.5.13; arch/x86/kernel/fpu/core.c, fpu_copy_guest_fpstate_to_uabi.
+    """
+    guest, image = _loaded(context, 1)
+    image.check_area(get_xsave(guest.vcpu))
+
+
+@clause("amx.tile-roundtrip-all8", arch="x86", needs=_TILES, since="5.17", timeout=60)
+def survive_exits(context: Context) -> None:
+    """8 tiles of 16 rows with 64 bytes each survive 10,000 exits: the guest finds every byte where it was.
+
+    Source: arch/x86/kvm/x86.c, kvm_load_guest_fpu, kvm_put_guest_fpu; arch/x86/kernel/fpu/core.c,
+    fpu_swap_kvm_fpstate.
+    """
+    guest = tile_guest(context)
+    image = TileImage.random(2)
+    image.load(guest)
+    before = guest.vcpu.entries
+    guest.call("churn", _EXITS, timeout=10 * context.timeout)
+    true("entries of the guest", guest.vcpu.entries - before >= _EXITS, guest.vcpu.entries - before, f"{_EXITS}")
+    image.check(guest)
+
+
+@clause("amx.tiles-set-in-place", arch="x86", needs=_TILES, since="5.17")
+def set_in_place(context: Context) -> None:
+    """Tiles written back by KVM_SET_XSAVE after having been overwritten are what the guest then stores.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_copy_uabi_to_guest_fpstate.
+    """
+    guest, image = _loaded(context, 3)
+    saved = get_xsave(guest.vcpu)
+    other = TileImage.random(4)
+    other.load(guest)
+    guest.call("load", timeout=context.timeout)
+    set_xsave(guest.vcpu, saved)
+    image.load(guest)
+    _verify(context, guest, image)
+
+
+@clause("amx.tiles-new-vm", arch="x86", needs=_TILES, since="5.17")
+def restore_in_new_vm(context: Context) -> None:
+    """A new VM that is given a guest's saved state stores the same tiles.
+
+    Source: Documentation/virt/kvm/api.rst 4.43, 4.134; arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave.
+    """
+    guest, image = _loaded(context, 5)
+    msrs = state.saved_msrs(context.kvm)
+    saved = state.capture(guest.vcpu, msrs)
+    twin = _twin(context, guest)
+    state.restore(twin.vcpu, saved)
+    no_difference("the copied state", state.compare(saved, state.capture(twin.vcpu, msrs)))
+    _verify(context, twin, image)
+
+
+@clause("amx.tiles-json", arch="x86", needs=_TILES, since="5.17")
+def restore_from_json(context: Context) -> None:
+    """Tiles that went through a JSON text and back are the ones the guest of a new VM stores.
+
+    Source: Documentation/virt/kvm/api.rst 4.134 (the area is plain data).
+    """
+    guest, image = _loaded(context, 6)
+    text = json.dumps({"xsave": get_xsave(guest.vcpu).data.hex()})
+    twin = _twin(context, guest)
+    set_xsave(twin.vcpu, XsaveArea(bytes.fromhex(json.loads(text)["xsave"])))
+    _verify(context, twin, image)
+
+
+@clause("amx.set-then-run", arch="x86", needs=_TILES, since="5.17")
+def guest_stores_what_was_set(context: Context) -> None:
+    """A guest that never loaded a tile stores the tiles that KVM_SET_XSAVE gave it.
+
+    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave; Intel SDM volume 1, 13.8.
+    """
+    guest = tile_guest(context)
+    image = TileImage.random(7)
+    area = XsaveArea.initial(host_layout()[XFeature.XTILEDATA].end)
+    image.put(area)
+    set_xsave(guest.vcpu, area)
+    image.load(guest)
+    _verify(context, guest, image)
+
+
+@clause("amx.tilecfg-roundtrip", arch="x86", needs=_TILES, since="5.17")
+def odd_shapes(context: Context) -> None:
+    """Tiles of odd shapes, one of them not configured, come through exits and a new VM with their configuration.
+
+    Source: Intel SDM volume 1, 18.2; volume 2, LDTILECFG and STTILECFG.
+    """
+    guest = tile_guest(context)
+    image = TileImage.random(8, _ODD)
+    image.load(guest)
+    guest.call("churn", 50, timeout=context.timeout)
+    image.check(guest)
+    saved = get_xsave(guest.vcpu)
+    equal("TILECFG in the area", saved.component(XFeature.XTILECFG), _ODD.data)
+    twin = _twin(context, guest)
+    set_xsave(twin.vcpu, saved)
+    _verify(context, twin, image)
+
+
+@clause("amx.tilerelease-init", arch="x86", needs=_TILES, since="5.17")
+def release_means_initial(context: Context) -> None:
+    """After TILERELEASE both components are initial: for XGETBV(1), for XSAVEC, and in the XSAVE area as zeros.
+
+    Source: Intel SDM volume 2, TILERELEASE; volume 1, 13.6.
+    """
+    guest, _ = _loaded(context, 9)
+    guest.call("xinuse", timeout=context.timeout)
+    equal("XINUSE with tiles", guest.mailbox.values[0] & _XTILE, _XTILE)
+    guest.call("release", timeout=context.timeout)
+    guest.call("xinuse", timeout=context.timeout)
+    equal("XINUSE after TILERELEASE", guest.mailbox.values[0] & _XTILE, 0)
+    guest.call("xsavec", _XTILE, timeout=context.timeout)
+    equal("XSTATE_BV of XSAVEC", _guest_area(guest).xstate_bv & _XTILE, 0)
+    area = get_xsave(guest.vcpu)
+    equal("XSTATE_BV of KVM_GET_XSAVE2", area.xstate_bv & _XTILE, 0)
+    for number in (XFeature.XTILECFG, XFeature.XTILEDATA):
+        equal(f"bytes of {number.name}", area.component(number).strip(b"\0"), b"")
+
+
+def _guest_area(guest: Guest) -> XsaveArea:
+    return XsaveArea(guest.memory.read(guest.payload.symbol("area"), _AREA))
+
+
+def _fill_guest_area(guest: Guest, data: bytes) -> None:
+    guest.memory.write(guest.payload.symbol("area"), data)
+
+
+def _compacted_tiles(area: XsaveArea) -> bytes:
+    """TILECFG and TILEDATA of a compacted area that holds only them: right behind the header, 64-byte aligned."""
+    return bytes(area.data[576 : 576 + 64 + 8192])
+
+
+@clause("amx.xsave-standard", arch="x86", needs=_TILES, since="5.17")
+def xsave_standard(context: Context) -> None:
+    """XSAVE and XSAVEOPT in the guest write live tiles at the offsets of CPUID 0xD and set both bits.
+
+    Source: Intel SDM volume 1, 13.7, 13.9.
+    """
+    guest, image = _loaded(context, 10)
+    for instruction in ("xsave", "xsaveopt"):
+        _fill_guest_area(guest, bytes(_AREA))
+        guest.call(instruction, _XTILE, timeout=context.timeout)
+        area = _guest_area(guest)
+        equal(f"XSTATE_BV of {instruction}", area.xstate_bv, _XTILE)
+        image.check_area(area)
+
+
+@clause("amx.xsave-compacted", arch="x86", needs=_TILES, since="5.17")
+def xsave_compacted(context: Context) -> None:
+    """XSAVEC and XSAVES in the guest write live tiles right behind the header and name them in XCOMP_BV.
+
+    Source: Intel SDM volume 1, 13.10, 13.11, 13.4.3.
+    """
+    guest, image = _loaded(context, 11)
+    for instruction in ("xsavec", "xsaves"):
+        _fill_guest_area(guest, bytes([0xAA]) * 512 + bytes(64) + bytes([0xAA]) * (_AREA - 576))
+        guest.call(instruction, _XTILE, timeout=context.timeout)
+        area = _guest_area(guest)
+        equal(f"XSTATE_BV of {instruction}", area.xstate_bv, _XTILE)
+        equal(f"XCOMP_BV of {instruction}", area.xcomp_bv, 1 << 63 | _XTILE)
+        image.check(guest, _compacted_tiles(area))
+        rest = bytes(area.data[576 + 64 + 8192 :])
+        equal(f"bytes behind the {instruction} area", rest.count(0xAA), len(rest))
+
+
+@clause("amx.xrstor-restores", arch="x86", needs=_TILES, since="5.17")
+def xrstor_restores(context: Context) -> None:
+    """XRSTOR of a standard and of a compacted area, and XRSTORS, bring back every byte of the tiles.
+
+    Source: Intel SDM volume 1, 13.8, 13.12.
+    """
+    guest, image = _loaded(context, 12)
+    for save, restore in (("xsave", "xrstor"), ("xsavec", "xrstor"), ("xsaves", "xrstors")):
+        _fill_guest_area(guest, bytes(_AREA))
+        guest.call(save, _XTILE, timeout=context.timeout)
+        guest.call("release", timeout=context.timeout)
+        guest.call(restore, _XTILE, timeout=context.timeout)
+        equal(f"faults of {restore}", guest.mailbox.read("values", 15), 0)
+        _verify(context, guest, image)
+
+
+@clause("amx.xrstor-initialises", arch="x86", needs=_TILES, since="5.17")
+def xrstor_initialises(context: Context) -> None:
+    """XRSTOR with both bits clear in XSTATE_BV puts both components into their initial state.
+
+    Source: Intel SDM volume 1, 13.8, 13.6.
+    """
+    guest, _ = _loaded(context, 13)
+    _fill_guest_area(guest, bytes(_AREA))
+    guest.call("xrstor", _XTILE, timeout=context.timeout)
+    equal("faults of XRSTOR", guest.mailbox.read("values", 15), 0)
+    guest.call("xinuse", timeout=context.timeout)
+    equal("XINUSE", guest.mailbox.values[0] & _XTILE, 0)
+
+
+def _product(context: Context, name: str) -> None:
+    """Multiply in the guest and compare with Python's result, bit for bit."""
+    guest = tile_guest(context)
+    for seed in range(4):
+        image = operands(name, seed)
+        image.load(guest)
+        guest.call(name, timeout=context.timeout)
+        seen = guest.memory.read(guest.payload.symbol("observed") + 64, 1024)
+        wanted = PRODUCTS[name](image.tiles)
+        wrong = [n for n in range(256) if seen[4 * n : 4 * n + 4] != wanted[4 * n : 4 * n + 4]]
+        shown = [f"row {n // 16} column {n % 16}: {seen[4 * n : 4 * n + 4].hex()}" for n in wrong[:4]]
+        equal(f"elements of {name.upper()} that differ from the reference (operands {seed})", shown, [])
+
+
+def _define_products() -> None:
+    texts = {
+        "tdpbssd": ("signed bytes by signed bytes", "AMX-INT8"),
+        "tdpbsud": ("signed bytes by unsigned bytes", "AMX-INT8"),
+        "tdpbusd": ("unsigned bytes by signed bytes", "AMX-INT8"),
+        "tdpbuud": ("unsigned bytes by unsigned bytes", "AMX-INT8"),
+        "tdpbf16ps": ("BF16 pairs into single precision", "AMX-BF16"),
+    }
+    for name, (what, feature) in texts.items():
+
+        def check(context: Context, name: str = name) -> None:
+            _product(context, name)
+
+        check.__doc__ = (
+            f"{name.upper()} in the guest ({what}) gives bit by bit the result of a reference in Python.\n\n"
+            f"Source: Intel SDM volume 2, {name.upper()}; volume 1, 18.3 ({feature})."
+        )
+        clause(f"amx.tmul-{name}", arch="x86", needs=_TILES, since="5.17")(check)
+
+
+_define_products()
+
+
+@clause("amx.xcr0-off-ud", arch="x86", needs=_TILES, since="5.17")
+def disabled_means_undefined(context: Context) -> None:
+    """With XCR0[18:17] clear or CR4.OSXSAVE clear, tile instructions are #UD.
+
+    Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TILEZERO (exceptions type AMX-E1, E3, E5).
+    """
+    guest = tile_guest(context)
+    TileImage.random(14).load(guest)
+    entries = ("ldtilecfg_once", "tileload_once", "tilezero_once", "tdpbssd_once")
+    set_xcr0(guest.vcpu, guest.cpuid.xcr0 & ~_XTILE)
+    _expect_fault(context, guest, entries, "#UD", "XCR0[18:17]=0")
+    set_xcr0(guest.vcpu, guest.cpuid.xcr0)
+    guest.cr4 = 0
+    _expect_fault(context, guest, entries, "#UD", "CR4.OSXSAVE=0")
+
+
+def _expect_fault(context: Context, guest: Guest, entries: tuple[str, ...], name: str, where: str) -> None:
+    for entry in entries:
+        guest.call(entry, timeout=context.timeout)
+        equal(f"faults of {entry} with {where}", guest.mailbox.read("values", 15), 1)
+        equal(f"the fault of {entry} with {where}", guest.fault().name, name)
+
+
+@clause("amx.bad-tilecfg-gp", arch="x86", needs=_TILES, since="5.17")
+def bad_configuration(context: Context) -> None:
+    """LDTILECFG of palette 2, of a set reserved byte or of a tile with columns but no rows is #GP.
+
+    Source: Intel SDM volume 2, LDTILECFG.
+    """
+    guest = tile_guest(context)
+    good = FULL.data
+    wrong = {
+        "palette 2": bytes([2]) + good[1:],
+        "reserved byte 2": good[:2] + b"\1" + good[3:],
+        "no rows": good[:48] + b"\0" + good[49:],
+        "17 rows": good[:48] + b"\x11" + good[49:],
+        "65 bytes a row": good[:16] + b"\x41\0" + good[18:],
+    }
+    for name, config in wrong.items():
+        guest.memory.write(guest.payload.symbol("expected"), config)
+        _expect_fault(context, guest, ("ldtilecfg_once",), "#GP", name)
+    guest.memory.write(guest.payload.symbol("expected"), good)
+    guest.call("ldtilecfg_once", timeout=context.timeout)
+    equal("faults of the right configuration", guest.mailbox.read("values", 15), 0)
+
+
+@clause("amx.unconfigured-ud", arch="x86", needs=_TILES, since="5.17")
+def unconfigured_tile(context: Context) -> None:
+    """Tile operations without a configuration are #UD, not #NM and not ignored.
+
+    Source: Intel SDM volume 2, TILELOADD, TILEZERO, TDPBSSD.
+    """
+    guest = tile_guest(context)
+    _expect_fault(context, guest, ("tileload_once", "tilezero_once", "tdpbssd_once"), "#UD", "no configuration")
+
+
+@clause("amx.cpu-migration", arch="x86", needs=_TILES, since="5.17", timeout=30)
+def moved_between_threads(context: Context) -> None:
+    """Tiles stay the vCPU's when it is run by another host thread at each exit, on another CPU if there is one.
+
+    Source: arch/x86/kvm/x86.c, kvm_arch_vcpu_load; arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate.
+    """
+    guest = tile_guest(context)
+    image = TileImage.random(15)
+    image.load(guest)
+    cpus = sorted(os.sched_getaffinity(0))
+    context.note(f"CPUs: {len(cpus)}")
+    guest.prepare("churn", 20)
+    for turn in range(19):
+
+        def step(cpu: int = cpus[turn % len(cpus)]) -> None:
+            os.sched_setaffinity(0, {cpu})
+            guest.resume(context.timeout, ticks=1)
+
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+    guest.finish(guest.resume(context.timeout))
+    image.check(guest)
+
+
+@clause("amx.signal-interrupt", arch="x86", needs=_TILES, since="5.17", timeout=30)
+def interrupted_by_signals(context: Context) -> None:
+    """Signals with handlers that interrupt KVM_RUN lose no tile, and the guest permission does not grow their frames.
+
+    Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (only the host permission checks signal stacks).
+    """
+    guest = tile_guest(context)
+    image = TileImage.random(16)
+    image.load(guest)
+    guest.call("load", timeout=context.timeout)
+    handled: list[int] = []
+    signal.signal(signal.SIGALRM, lambda number, frame: handled.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        limit = time.monotonic() + context.timeout
+        while len(handled) < 20 and time.monotonic() < limit:
+            guest.prepare("ticks", 200)
+            guest.finish(guest.resume(context.timeout))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    true("signals handled", len(handled) >= 20, len(handled), "20 or more")
+    _verify(context, guest, image)
+
+
+@clause("amx.two-vcpus-isolated", arch="x86", needs=_TILES, since="5.17", timeout=30)
+def two_vcpus(context: Context) -> None:
+    """Two guests taking turns on one CPU keep their own tiles, and one without AMX in its CPUID never gets at any.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, kvm_load_xfeatures.
+    """
+    first, ours = _loaded(context, 17)
+    second = tile_guest(context, first.cpuid, permit=False)
+    theirs = TileImage.random(18)
+    theirs.load(second)
+    second.call("load", timeout=context.timeout)
+    plain_table = first.cpuid.with_xcr0(first.cpuid.xcr0 & ~_XTILE)
+    plain = tile_guest(context, plain_table, permit=False)
+    for _ in range(10):
+        for guest in (first, second):
+            guest.call("ticks", 3, timeout=context.timeout)
+        _expect_fault(context, plain, ("tilezero_once",), "#UD", "no AMX in CPUID")
+    _verify(context, first, ours)
+    _verify(context, second, theirs)
+    equal("bytes of the area of the guest without AMX", len(get_xsave(plain.vcpu).data), 4096)
+
+
+@clause("amx.no-perm-vcpu-fully-usable", arch="x86", needs=(HOST_XFD, AVX512), since="5.17")
+def usable_without_permission(context: Context) -> None:
+    """Without the guest permission AVX-512 guests work as ever, and XCR0 takes no tile component.
+
+    Source: arch/x86/kvm/x86.c, __kvm_set_xcr; arch/x86/kvm/x86.h, kvm_get_filtered_xcr0.
+    """
+    guest = vector_guest(context)
+    image = Image.random(random.Random(19))
+    guest.memory.write(guest.payload.symbol("expected"), image.data)
+    guest.call(f"churn_{vector_level(context)}", 20, privilege=3, timeout=context.timeout)
+    image.check(guest)
+    equal("tile components in the guest's CPUID", cpuid.supported(context.kvm).xcr0 & _XTILE, 0)
+    tiles = context.own(Guest(context.kvm, "amx", cpuid=cpuid.supported(context.kvm), cr4=OSXSAVE))
+    _expect_fault(context, tiles, ("tilezero_once", "ldtilecfg_once"), "#UD", "no permission")
