@@ -6,6 +6,7 @@
 #include "shim.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,26 @@ static __thread uint64_t expires;
 int vmm_kick_signal(void)
 {
     return SIGRTMIN + 4;
+}
+
+/* gettid costs as much as all the rest of a run, KVM_RUN excepted: asked once, and again in a fork's child. */
+static __thread pid_t known_id;
+
+static void forget_id(void)
+{
+    known_id = 0;
+}
+
+__attribute__((constructor)) static void forget_id_in_children(void)
+{
+    pthread_atfork(NULL, NULL, forget_id);
+}
+
+static pid_t thread_id(void)
+{
+    if (!known_id)
+        known_id = (pid_t)syscall(SYS_gettid);
+    return known_id;
 }
 
 static uint64_t now_ns(void)
@@ -148,7 +169,7 @@ static long run_loop(struct vmm_run_control *control, uint64_t deadline)
 
 long vmm_run(struct vmm_run_control *control)
 {
-    pid_t self = (pid_t)syscall(SYS_gettid);
+    pid_t self = thread_id();
     uint64_t deadline = UINT64_MAX;
     long result;
 
@@ -226,6 +247,40 @@ uint64_t vmm_xgetbv(uint32_t index)
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(index));
     return (uint64_t)high << 32 | low;
+}
+
+uint32_t vmm_rdpkru(void)
+{
+    uint32_t value, high;
+    __asm__ volatile("rdpkru" : "=a"(value), "=d"(high) : "c"(0));
+    return value;
+}
+
+void vmm_wrpkru(uint32_t value)
+{
+    __asm__ volatile("wrpkru" : : "a"(value), "c"(0), "d"(0) : "memory");
+}
+
+#define EACH_TILE(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7)
+#define LOAD_TILE(n) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #n : : "r"(tiles + 1024 * n), "r"((long)64) : "memory");
+#define STORE_TILE(n) \
+    __asm__ volatile("tilestored %%tmm" #n ", (%0,%1,1)" : : "r"(tiles + 1024 * n), "r"((long)64) : "memory");
+
+void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles)
+{
+    __asm__ volatile("ldtilecfg (%0)" : : "r"(config) : "memory");
+    EACH_TILE(LOAD_TILE)
+}
+
+void vmm_host_tiles_store(uint8_t *tiles)
+{
+    EACH_TILE(STORE_TILE)
+}
+
+void vmm_host_tiles_release(void)
+{
+    __asm__ volatile("tilerelease");
 }
 
 long vmm_sigaltstack(size_t size)

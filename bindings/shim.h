@@ -59,6 +59,16 @@ long vmm_arch_prctl_value(int code, unsigned long argument);
 void vmm_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint64_t vmm_xgetbv(uint32_t index); /* only where vmm_has_osxsave() */
 int vmm_has_osxsave(void);
+/* This thread's own protection keys; only where the host has OSPKE. */
+uint32_t vmm_rdpkru(void);
+void vmm_wrpkru(uint32_t value);
+/*
+ * This thread's own tiles: load 64 bytes of TILECFG and 8 full tiles, store the 8 tiles, release them.
+ * Only with the host permission for tile data; a tile instruction without it is SIGILL.
+ */
+void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
+void vmm_host_tiles_store(uint8_t *tiles);
+void vmm_host_tiles_release(void);
 /* Install an alternate signal stack of `size` bytes; 0 removes it. Returns -errno. */
 long vmm_sigaltstack(size_t size);
 #endif

@@ -210,7 +210,7 @@ static void run_to_tick(const struct guest *guest)
 
 static struct guest running;
 
-static uint64_t measure_ticks(unsigned long n)
+static uint64_t measure_exits(unsigned long n)
 {
 	uint64_t begin = now_ns();
 
@@ -249,7 +249,7 @@ static const struct {
 	const char *name;
 	uint64_t (*measure)(unsigned long n);
 } operations[] = {
-	{ "tick", measure_ticks },   /* one guest exit */
+	{ "exit", measure_exits },   /* one guest exit */
 	{ "call", measure_calls },   /* one ioctl that does next to nothing */
 	{ "start", measure_starts }, /* open /dev/kvm to the first guest exit; closing is not counted */
 };

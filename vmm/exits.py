@@ -145,6 +145,7 @@ _PAIR32 = struct.Struct("=II")
 _FAIL = struct.Struct("=QI")
 _IO, _IO_IN = lib.KVM_EXIT_IO, lib.KVM_EXIT_IO_IN
 _from_bytes = int.from_bytes
+_new = tuple.__new__  # a named tuple without the Python function in between
 
 
 def _mmio(page: memoryview) -> Exit:
@@ -190,6 +191,6 @@ def decode(page: memoryview) -> Exit:
         if direction == _IO_IN:
             return IoIn(port, size)
         # A string instruction may bring several items at once; they count as one wide value.
-        return IoOut(port, size, _from_bytes(page[offset : offset + size * count], "little"))
+        return _new(IoOut, (port, size, _from_bytes(page[offset : offset + size * count], "little")))
     decoder = _DECODERS.get(reason)
     return decoder(page) if decoder else Unsupported(reason)

@@ -28,6 +28,7 @@ class Vcpu(Handle):
     def __init__(self, fd: int, mmap_size: int, identifier: int) -> None:
         super().__init__(fd)
         self.identifier = identifier
+        self._timeout = 0.0  # what the shim was last told, in seconds
         try:
             self._map = mmap.mmap(fd, mmap_size)
         except BaseException:
@@ -62,7 +63,9 @@ class Vcpu(Handle):
         control = self._control
         control.budget = ticks
         control.absorbed = 0
-        control.timeout_ns = int(timeout * _NANOSECONDS)
+        if timeout != self._timeout:
+            self._timeout = timeout
+            control.timeout_ns = int(timeout * _NANOSECONDS)
         while True:
             reason = door.run(control)
             if reason == 0:  # VMM_RUN_EXIT

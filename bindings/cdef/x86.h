@@ -232,3 +232,8 @@ void vmm_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint64_t vmm_xgetbv(uint32_t index);
 int vmm_has_osxsave(void);
 long vmm_sigaltstack(size_t size);
+uint32_t vmm_rdpkru(void);
+void vmm_wrpkru(uint32_t value);
+void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
+void vmm_host_tiles_store(uint8_t *tiles);
+void vmm_host_tiles_release(void);

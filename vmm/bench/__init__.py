@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vmm bench``: how much slower than plain C this VMM is, and whether that is within its limits.
 
-The baseline, ``bench_baseline.c``, is compiled on the spot and runs the same guest: the payload, the tables
-and the registers that the Python side built. A round is N operations in C and N here, the order alternating,
-so that whatever else the machine does meets both. Only medians over the rounds are compared, never one side
-alone. What is measured:
+Two programs drive the same guest and answer to the same commands: ``bench_baseline.c``, compiled on the spot,
+and ``vmm.bench.subject``, in a process of its own that has loaded no more than it needs. A round is N
+operations in the one, then N in the other, the order alternating, so that whatever else the machine does
+meets both. Only medians over the rounds are compared, never one side alone. What is measured:
 
 * ``shim exit loop``: a guest exit that Vcpu.run absorbs; C handles it after a bare KVM_RUN.
 * ``exit handled in Python``: a guest exit that comes back as a value of vmm.exits.
-* ``ioctl through the door``: KVM_GET_API_VERSION by vmm.ioctl.ioctl, tracing off.
+* ``ioctl through the door``: KVM_GET_API_VERSION by vmm.ioctl.ioctl_value, tracing off.
 * ``start to first exit``: open /dev/kvm, API version, VM, memory, vCPU, CPUID, tables, payload, registers and
   the run to the first exit, in a warm process; closing is not counted.
 
@@ -20,8 +20,26 @@ alone. What is measured:
 * ``limit`` and ``limited``, which of ``ratio`` and ``difference`` must not exceed it; ``within``: it does not
 """
 
-from vmm.bench.baseline import BenchUnavailable
-from vmm.bench.compare import ROUNDS, SECONDS, run
-from vmm.bench.result import BenchResult
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmm.bench.result import BenchResult, BenchUnavailable
 
 __all__ = ["ROUNDS", "SECONDS", "BenchResult", "BenchUnavailable", "run"]
+
+ROUNDS = 150
+SECONDS = 8.0
+
+
+def run(
+    rounds: int = ROUNDS, seconds: float = SECONDS, progress: Callable[[int, int], None] | None = None
+) -> list[BenchResult]:
+    """Compare every operation and return the results, in the order of vmm.bench.compare.OPERATIONS.
+
+    ``rounds`` (2 or more) are cut short when ``seconds`` have passed; ``progress`` is called with the rounds
+    done and wanted. Raises KvmUnavailable, and BenchUnavailable where there is nothing to compare with.
+    """
+    from vmm.bench.compare import compare_all  # not above: the subject loads this module too
+
+    return compare_all(rounds, seconds, progress)

@@ -5,23 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import quantiles
 from typing import Literal
 
-__all__ = ["BenchResult", "Limit", "Limited", "compare"]
+__all__ = ["BenchResult", "BenchUnavailable", "Limit", "Limited", "compare", "quartiles"]
 
 Limited = Literal["ratio", "difference"]
 
 
+class BenchUnavailable(Exception):
+    """There is nothing to compare with; the message is one sentence that says why and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The largest ratio to the baseline, or difference from it (in the result's unit), that is accepted."""
+    """The largest ratio to the baseline, or difference from it in microseconds, that is accepted."""
 
     limited: Limited
     value: float
-
-    def __str__(self) -> str:
-        return f"<= {self.value:.2f}x" if self.limited == "ratio" else f"<= {self.value:+.2f} us"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,23 @@ class BenchResult:
         return asdict(self)
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the first quartile, the median and the third, interpolated between the nearest values."""
+    ordered = sorted(values)
+
+    def at(fraction: float) -> float:
+        below, rest = divmod(fraction * (len(ordered) - 1), 1)
+        low = ordered[int(below)]
+        return low + rest * (ordered[int(below) + 1] - low) if rest else low
+
+    return at(0.25), at(0.5), at(0.75)
+
+
 def compare(name: str, ours: Sequence[float], baseline: Sequence[float], limit: Limit) -> BenchResult:
-    """Compare the times of an operation, in microseconds, that two or more rounds took on each side."""
-    first, median, third = quantiles(ours, n=4, method="inclusive")
-    base_first, base_median, base_third = quantiles(baseline, n=4, method="inclusive")
-    measures: dict[Limited, float] = {"ratio": median / base_median, "difference": median - base_median}
+    """Compare the times of an operation, in microseconds, that the rounds took on each side."""
+    first, median, third = quartiles(ours)
+    base_first, base_median, base_third = quartiles(baseline)
+    measured: dict[Limited, float] = {"ratio": median / base_median, "difference": median - base_median}
     return BenchResult(
         name=name,
         unit="us",
@@ -59,9 +71,9 @@ def compare(name: str, ours: Sequence[float], baseline: Sequence[float], limit: 
         baseline=base_median,
         ours_quartiles=(first, third),
         baseline_quartiles=(base_first, base_third),
-        ratio=measures["ratio"],
-        difference=measures["difference"],
+        ratio=measured["ratio"],
+        difference=measured["difference"],
         limit=limit.value,
         limited=limit.limited,
-        within=measures[limit.limited] <= limit.value,
+        within=measured[limit.limited] <= limit.value,
     )

@@ -327,8 +327,10 @@ def get_xsave_raw(vcpu: Vcpu, size: int, *, legacy: bool = False, poison: int = 
 
 
 def set_xsave(vcpu: Vcpu, area: XsaveArea) -> None:
-    """KVM_SET_XSAVE: reads as many bytes as the vCPU's area has, so ``area`` must not be shorter.
+    """KVM_SET_XSAVE. The kernel reads as many bytes as the vCPU's area has: a shorter ``area`` is filled with zeros.
 
     EINVAL: a component this vCPU may not have, a non-zero XCOMP_BV or reserved byte, or a bad MXCSR.
     """
-    vcpu.ioctl(lib.KVM_SET_XSAVE, ffi.new("uint8_t[]", bytes(area.data)))
+    data = ffi.new("uint8_t[]", max(len(area.data), largest_size()))
+    ffi.memmove(data, area.data, len(area.data))
+    vcpu.ioctl(lib.KVM_SET_XSAVE, data)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changes with the guest permission for tile data: CPUID, and which areas are taken and shown."""
+
+from __future__ import annotations
+
+import errno
+
+from vmm._kvm import lib
+from vmm.conformance.clauses.x86.common import GUEST_AMX, TILEDATA, configured, permit_tiles, tile_table
+from vmm.conformance.clauses.x86.tiles import TileImage, tile_guest
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, subset, succeeds, true
+from vmm.conformance.host import Host
+from vmm.conformance.needs import Need
+from vmm.conformance.registry import clause
+from vmm.x86 import cpuid, xfeature
+from vmm.x86.cpuid import set_cpuid
+from vmm.x86.msr import Msr, set_msr
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea, get_xsave, largest_size, set_xsave
+
+_TILES = (GUEST_AMX,)
+_XTILE = xfeature.XTILE
+_ARMED = 1 << TILEDATA
+_SAMPLES = 50
+
+
+@clause("cpuid.hidden-without-perm", arch="x86", needs=_TILES, since="6.4")
+def hidden_without_permission(context: Context) -> None:
+    """Without guest permission CPUID 0xD leaves out both tile components and their subleaves; with it all are there.
+
+    From 5.17 to 6.3 TILECFG was listed without TILEDATA, and guests that enabled all they saw took #GP.
+
+    Source: arch/x86/kvm/x86.h, kvm_get_filtered_xcr0; arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd).
+    """
+    before = cpuid.supported(context.kvm)
+    equal("tile components without permission", before.xcr0 & _XTILE, 0)
+    listed = [n for n in (17, 18) if (entry := before.find(0xD, n)) and any(entry.registers)]
+    equal("tile subleaves without permission", listed, [])
+    permit_tiles(context)
+    after = cpuid.supported(context.kvm)
+    equal("tile components with permission", after.xcr0 & _XTILE, _XTILE)
+    for number in (17, 18):
+        seen = after.get(0xD, number)
+        equal(f"subleaf {number} with permission", seen.registers, cpuid.host(0xD, number).registers)
+
+
+@clause("cpuid.amx-isa-bits-not-hidden", arch="x86", needs=_TILES, since="5.17")
+def instruction_bits_stay(context: Context) -> None:
+    """Only leaf 0xD depends on the permission: AMX_TILE, XFD and leaves 0x1D and 0x1E are there without it.
+
+    A VMM that hands KVM's table through shows a guest AMX_TILE without the components in XCR0.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps; Documentation/virt/kvm/api.rst 4.46 says otherwise.
+    """
+    before = cpuid.supported(context.kvm)
+    for feature in ("AMX_TILE", "XFD"):
+        equal(f"{feature} without permission", before.has(feature), True)
+    permit_tiles(context)
+    after = cpuid.supported(context.kvm)
+    changed = {line.split(".")[0] for line in before.compare(after)}
+    equal("leaves that the permission changes", changed, {"0000000d"})
+
+
+@clause("cpuid.0x1e", arch="x86", needs=_TILES, since="5.17")
+def leaf_1e(context: Context) -> None:
+    """CPUID 0x1E.0 gives the CPU's own limits of the tile multiplier, and subleaf 1 no more than known features.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0x1e); 6.12 passes EAX through and has no subleaf 1.
+    """
+    table = cpuid.supported(context.kvm)
+    entry = table.get(0x1E)
+    equal("0x1E.0 EBX (maxk, maxn)", entry.ebx, cpuid.host(0x1E).ebx)
+    equal("0x1E.0 EBX on every CPU so far", entry.ebx, 0x4010)
+    equal("0x1E.0 ECX and EDX", (entry.ecx, entry.edx), (0, 0))
+    true("0x1E.0 EAX", entry.eax <= max(1, cpuid.host(0x1E).eax), entry.eax, "at most the CPU's")
+    extra = table.get(0x1E, 1)
+    subset("0x1E.1 EAX", extra.eax, 0x1FF)
+    equal("0x1E.1 EBX, ECX and EDX", (extra.ebx, extra.ecx, extra.edx), (0, 0, 0))
+
+
+def _has_aliases(host: Host) -> tuple[bool, str]:
+    value = host.facts.cpuid.get(0x1E).eax
+    return value > 0, f"0x1E.0 EAX is {value}"
+
+
+_ALIASES = Need("CPUID 0x1E.1", _has_aliases)
+
+
+@clause("cpuid.0x1e-alias-consistent", arch="x86", needs=(GUEST_AMX, _ALIASES), since="6.19")
+def leaf_1e_aliases(context: Context) -> None:
+    """The features of 0x1E.1 that leaf 7 has too agree with leaf 7.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps (CPUID_1E_1_EAX aliases).
+    """
+    table = cpuid.supported(context.kvm)
+    aliases = table.get(0x1E, 1).eax
+    for bit, feature in enumerate(("AMX_INT8", "AMX_BF16", "AMX_COMPLEX", "AMX_FP16")):
+        equal(f"0x1E.1 EAX[{bit}] against {feature}", aliases >> bit & 1, int(table.has(feature)))
+
+
+@clause("xsave.set-tile-needs-cpuid-first", arch="x86", needs=_TILES, since="5.17")
+def tiles_need_cpuid(context: Context) -> None:
+    """An area with tile data is EINVAL before KVM_SET_CPUID2 has offered it and accepted afterwards.
+
+    TILECFG alone always is. So a restore has one forced order: permission, vCPU, CPUID, XSAVE.
+
+    Source: arch/x86/kernel/fpu/xstate.c, fpstate_realloc, validate_user_xstate_header.
+    """
+    permit_tiles(context)
+    vcpu = context.vcpu()
+    area = XsaveArea.initial(largest_size())
+    TileImage.random(1).put(area)
+    refused("tile data before CPUID", errno.EINVAL, set_xsave, vcpu, area)
+    config = area.copy()
+    config.xstate_bv = 1 << XFeature.XTILECFG
+    succeeds("TILECFG alone before CPUID", set_xsave, vcpu, config)
+    set_cpuid(vcpu, tile_table(context))
+    succeeds("tile data after CPUID", set_xsave, vcpu, area)
+    TileImage.random(1).check_area(get_xsave(vcpu))
+
+
+@clause("xsave.set-without-perm-einval", arch="x86", needs=_TILES, since="5.17")
+def tiles_need_permission(context: Context) -> None:
+    """Without the permission an area with tile data is EINVAL, never taken without the tiles.
+
+    Source: arch/x86/kernel/fpu/xstate.c, validate_user_xstate_header.
+    """
+    vcpu = configured(context)
+    area = XsaveArea.initial(largest_size())
+    TileImage.random(2).put(area)
+    refused("tile data without permission", errno.EINVAL, set_xsave, vcpu, area)
+    equal("XSTATE_BV after the refusal", get_xsave(vcpu).xstate_bv & _XTILE, 0)
+
+
+@clause("xsave.xfd-hides-tiledata", arch="x86", needs=_TILES, since="5.17")
+def armed_hides_tiles(context: Context) -> None:
+    """While the guest has XFD armed the area shows no tile data: neither the bit nor a byte.
+
+    The state may be lost then, as XSAVE itself would lose it.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd (the comment on XSTATE_BV[i]=0).
+    """
+    guest = tile_guest(context)
+    TileImage.random(3).load(guest)
+    guest.call("load", timeout=context.timeout)
+    equal("XSTATE_BV[18] before", get_xsave(guest.vcpu).xstate_bv >> TILEDATA & 1, 1)
+    guest.call("wrmsr", Msr.XFD, _ARMED, timeout=context.timeout)
+    area = get_xsave(guest.vcpu)
+    equal("XSTATE_BV[18] with XFD armed", area.xstate_bv >> TILEDATA & 1, 0)
+    equal("tile bytes with XFD armed", area.component(TILEDATA).strip(b"\0"), b"")
+    equal("TILECFG with XFD armed", area.component(XFeature.XTILECFG), TileImage.random(3).config.data)
+
+
+@clause("xsave.set-xfd-filter", arch="x86", needs=_TILES, since="6.19")
+def armed_filters_tiles(context: Context) -> None:
+    """With XFD armed KVM_SET_XSAVE takes an area with tile data and leaves the tile data out.
+
+    Checked by reading back. Stable kernels have had it since 6.12.66 and 6.6.122.
+
+    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave; commit b45f72177594.
+    """
+    permit_tiles(context)
+    vcpu = configured(context, tile_table(context))
+    equal("IA32_XFD accepted", set_msr(vcpu, Msr.XFD, _ARMED), True)
+    area = XsaveArea.initial(largest_size())
+    TileImage.random(4).put(area)
+    try:
+        succeeds("KVM_SET_XSAVE with tile data", set_xsave, vcpu, area)
+        seen = get_xsave(vcpu)
+        equal("XSTATE_BV[18]", seen.xstate_bv >> TILEDATA & 1, 0)
+        equal("tile bytes", seen.component(TILEDATA).strip(b"\0"), b"")
+        equal("XSTATE_BV[17]", seen.xstate_bv >> XFeature.XTILECFG & 1, 1)
+    finally:
+        set_xsave(vcpu, XsaveArea.initial(largest_size()))
+
+
+@clause("xsave.xfd-after-xsave", arch="x86", needs=_TILES, since="5.17", info=True)
+def armed_after_set(context: Context) -> None:
+    """How often XSTATE_BV[18] is read as 1 when IA32_XFD is armed after, and before, KVM_SET_XSAVE.
+
+    A restore has to write IA32_XFD before KVM_SET_XSAVE. Recorded by reading back only.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd; arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave.
+    """
+    permit_tiles(context)
+    table = tile_table(context)
+    area = XsaveArea.initial(largest_size())
+    TileImage.random(5).put(area)
+    counts = {"XSAVE then XFD": 0, "XFD then XSAVE": 0}
+    with context.kvm.create_vm() as vm:
+        for number in range(2 * _SAMPLES):
+            with vm.create_vcpu(number) as vcpu:
+                set_cpuid(vcpu, table)
+                order = "XFD then XSAVE" if number % 2 else "XSAVE then XFD"
+                if number % 2:
+                    set_msr(vcpu, Msr.XFD, _ARMED)
+                set_xsave(vcpu, area)
+                if not number % 2:
+                    set_msr(vcpu, Msr.XFD, _ARMED)
+                counts[order] += get_xsave(vcpu).xstate_bv >> TILEDATA & 1
+                set_xsave(vcpu, XsaveArea.initial(largest_size()))
+    context.note(", ".join(f"{order}: {count} of {_SAMPLES}" for order, count in counts.items()))
+
+
+@clause("xsave.size.sticky-permission", arch="x86", needs=_TILES, since="5.17")
+def area_needs_both(context: Context) -> None:
+    """Of two vCPUs in one process only the one with tile data in its CPUID has the large area.
+
+    Source: arch/x86/kernel/fpu/xstate.c, fpstate_realloc; arch/x86/kernel/fpu/core.c, fpu_alloc_guest_fpstate.
+    """
+    permit_tiles(context)
+    plain = context.host.facts.cpuid
+    small = configured(context, plain.with_xcr0(plain.xcr0 & ~_XTILE))
+    large = configured(context, tile_table(context))
+    equal("bytes of the area without tile data", len(get_xsave(small).data), 4096)
+    equal("bytes of the area with tile data", len(get_xsave(large).data), cpuid.host(0xD).ecx)
+    equal("KVM_CAP_XSAVE2", context.kvm.check_extension(lib.KVM_CAP_XSAVE2), cpuid.host(0xD).ecx)

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IA32_XFD and IA32_XFD_ERR in use: #NM, what survives an exit, and whose they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from vmm._kvm import ffi, lib
+from vmm.conformance.clauses.x86 import state
+from vmm.conformance.clauses.x86.common import GUEST_AMX, TILEDATA
+from vmm.conformance.clauses.x86.tiles import FULL, TileImage, explain, tile_guest
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, true
+from vmm.conformance.registry import clause
+from vmm.x86 import boot, permission, xfeature
+from vmm.x86.guest import Guest
+from vmm.x86.msr import Msr, get_msr, name, set_msr
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea
+
+_TILES = (GUEST_AMX,)
+_ARMED = 1 << TILEDATA
+_CR0_TS = 1 << 3
+_XTILE = xfeature.XTILE
+_SAVES = ("xsave", "xsaveopt", "xsavec", "xsaves")
+
+
+def _ready(context: Context, seed: int = 1) -> tuple[Guest, TileImage]:
+    """A guest that may use tiles, its image in memory, nothing loaded yet."""
+    guest = tile_guest(context)
+    image = TileImage.random(seed)
+    image.load(guest)
+    return guest, image
+
+
+def _write(context: Context, guest: Guest, msr: Msr, value: int) -> int:
+    """WRMSR in the guest; return the number of faults."""
+    guest.call("wrmsr", msr, value, timeout=context.timeout)
+    return guest.mailbox.read("values", 15)
+
+
+def _read(context: Context, guest: Guest, msr: Msr) -> int:
+    """RDMSR in the guest."""
+    guest.call("rdmsr", msr, timeout=context.timeout)
+    equal(f"faults of RDMSR {name(msr)}", guest.mailbox.read("values", 15), 0)
+    return guest.mailbox.values[0]
+
+
+def _arm(context: Context, guest: Guest) -> None:
+    equal(f"faults of WRMSR {name(Msr.XFD)} {_ARMED:#x}", _write(context, guest, Msr.XFD, _ARMED), 0)
+
+
+def _check_demand(guest: Guest) -> None:
+    """What the guest's #NM handler saw has to be what an operating system relies on."""
+    values = guest.mailbox.values
+    equal("faults", values[15], 1)
+    equal("the vector", values[3], 7)
+    equal("RIP of the #NM", guest.fault().rip, guest.payload.symbol("at_demand"))
+    equal("IA32_XFD_ERR in the handler", values[0], _ARMED)
+    equal("CR0.TS in the handler", values[2] & _CR0_TS, 0)
+    equal("IA32_XFD_ERR after the handler cleared it", values[1], 0)
+
+
+@clause("xfd.reset", arch="x86", needs=_TILES, since="5.17")
+def reset(context: Context) -> None:
+    """A fresh vCPU with AMX has XFD and XFD_ERR 0, the architecture's values, not the host's armed XFD.
+
+    Source: arch/x86/kernel/fpu/xstate.c, __fpstate_reset (guest); Intel SDM volume 1, 13.14.
+    """
+    guest = tile_guest(context)
+    for msr in (Msr.XFD, Msr.XFD_ERR):
+        equal(f"{name(msr)} for the host", get_msr(guest.vcpu, msr), 0)
+        equal(f"{name(msr)} in the guest", _read(context, guest, msr), 0)
+
+
+@clause("xfd.set-rules-with-tiles", arch="x86", needs=_TILES, since="5.17")
+def set_rules(context: Context) -> None:
+    """With tile data in its CPUID a vCPU's XFD and XFD_ERR take 0 and 1<<18 from the host, and no other bit.
+
+    Source: arch/x86/kvm/x86.c, kvm_set_msr_common (kvm_guest_supported_xfd).
+    """
+    guest = tile_guest(context)
+    for msr in (Msr.XFD_ERR, Msr.XFD):
+        for value in (_ARMED, 0):
+            equal(f"{name(msr)} = {value:#x} accepted", set_msr(guest.vcpu, msr, value), True)
+            equal(f"{name(msr)} after {value:#x}", get_msr(guest.vcpu, msr), value)
+        for bit in (*range(18), *range(19, 64)):
+            equal(f"{name(msr)} = 1<<{bit} accepted", set_msr(guest.vcpu, msr, 1 << bit), False)
+        equal(f"{name(msr)} after the refusals", get_msr(guest.vcpu, msr), 0)
+
+
+@clause("xfd.guest-write-rules", arch="x86", needs=_TILES, since="5.17")
+def guest_write_rules(context: Context) -> None:
+    """The guest's WRMSR to XFD and XFD_ERR takes 0 and 1<<18, reads them back, and is #GP for reserved bits.
+
+    Source: arch/x86/kvm/x86.c, kvm_set_msr_common; Intel SDM volume 1, 13.14.
+    """
+    guest, _ = _ready(context)
+    for msr in (Msr.XFD_ERR, Msr.XFD):
+        for bit in (0, 2, 17, 19, 63):
+            equal(f"faults of WRMSR {name(msr)} 1<<{bit}", _write(context, guest, msr, 1 << bit), 1)
+            equal(f"the fault of WRMSR {name(msr)} 1<<{bit}", guest.fault().name, "#GP")
+        for value in (_ARMED, 0):
+            equal(f"faults of WRMSR {name(msr)} {value:#x}", _write(context, guest, msr, value), 0)
+            equal(f"{name(msr)} in the guest", _read(context, guest, msr), value)
+            equal(f"{name(msr)} for the host", get_msr(guest.vcpu, msr), value)
+
+
+@clause("xfd.needs-tiledata-in-cpuid", arch="x86", needs=_TILES, since="5.17")
+def needs_tiledata(context: Context) -> None:
+    """With XFD but without tile data in the guest's CPUID, every WRMSR of 1<<18 to XFD is #GP, also the second.
+
+    Source: arch/x86/kvm/x86.c, kvm_set_msr_common (kvm_guest_supported_xfd is 0).
+    """
+    plain = context.host.facts.cpuid.without(0xD, int(XFeature.XTILEDATA))
+    table = plain.with_xcr0(plain.xcr0 & ~_XTILE)
+    guest = tile_guest(context, table, permit=False)
+    for turn in (1, 2):
+        equal(f"faults of WRMSR {turn}", _write(context, guest, Msr.XFD, _ARMED), 1)
+        equal(f"the fault of WRMSR {turn}", guest.fault().name, "#GP")
+    equal("faults of WRMSR 0", _write(context, guest, Msr.XFD, 0), 0)
+
+
+@clause("xfd.nm-delivery", arch="x86", needs=_TILES, since="5.17")
+def nm_delivery(context: Context) -> None:
+    """With XFD armed a tile instruction is #NM at itself with XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
+
+    The guest does what an operating system does: read XFD_ERR, clear it, disarm XFD, retry.
+
+    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; Intel SDM volume 1, 13.14.
+    """
+    guest, _ = _ready(context)
+    guest.call("demand", 0, timeout=context.timeout)
+    _check_demand(guest)
+    guest.call("xinuse", timeout=context.timeout)
+    equal("tile data in use after the retry", guest.mailbox.values[0] >> TILEDATA & 1, 1)
+
+
+@clause("xfd.nm-each-instruction", arch="x86", needs=_TILES, since="5.17")
+def nm_each_instruction(context: Context) -> None:
+    """TILELOADD, TILEZERO and TDPBSSD are #NM with XFD armed and not otherwise.
+
+    Source: Intel SDM volume 1, 13.14; volume 2, exceptions types AMX-E3, E4, E5.
+    """
+    guest, _ = _ready(context)
+    guest.call("load", timeout=context.timeout)
+    for entry in ("tileload_once", "tilezero_once", "tdpbssd_once"):
+        for armed in (True, False):
+            _write(context, guest, Msr.XFD, _ARMED * armed)
+            guest.call(entry, timeout=context.timeout)
+            equal(f"faults of {entry} with XFD {_ARMED * armed:#x}", guest.mailbox.read("values", 15), int(armed))
+            if armed:
+                equal(f"the fault of {entry}", guest.fault().name, "#NM")
+                equal(f"XFD_ERR after {entry}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+                _write(context, guest, Msr.XFD_ERR, 0)
+
+
+@clause("xfd.err-survives-exit", arch="x86", needs=_TILES, since="5.17", timeout=60)
+def error_survives_exits(context: Context) -> None:
+    """XFD_ERR keeps 1<<18 over 1,000 exits between #NM and its handler's first read.
+
+    Source: arch/x86/kvm/x86.c, vcpu_enter_guest (guest_fpu.xfd_err is loaded and cleared around each entry).
+    """
+    guest, _ = _ready(context)
+    before = guest.vcpu.entries
+    guest.call("demand", 1000, timeout=4 * context.timeout)
+    true("entries of the guest", guest.vcpu.entries - before >= 1000, guest.vcpu.entries - before, "1000 or more")
+    _check_demand(guest)
+
+
+_COMPETITOR = """
+from vmm.x86 import permission
+from vmm._kvm import ffi, lib
+permission.request_host(18)
+config = bytes([1]) + bytes(15) + b"\\x40\\0" * 8 + bytes(16) + b"\\x10" * 8 + bytes(8)
+tiles = bytes(range(256)) * 32
+print("ready", flush=True)
+while True:
+    lib.vmm_host_tiles_load(config, tiles)
+    lib.vmm_host_tiles_release()
+"""
+
+
+@clause("xfd.err-survives-preemption", arch="x86", needs=_TILES, since="5.17", timeout=60)
+def error_survives_preemption(context: Context) -> None:
+    """XFD_ERR is the guest's own while another process on the same CPU uses tiles.
+
+    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff (read before preemption is possible).
+    """
+    guest, _ = _ready(context)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    competitor = subprocess.Popen([sys.executable, "-c", _COMPETITOR], stdout=subprocess.PIPE)
+    try:
+        assert competitor.stdout is not None
+        equal("the competitor", competitor.stdout.readline(), b"ready\n")
+        for _ in range(5):
+            guest.call("demand", 200, timeout=4 * context.timeout)
+            _check_demand(guest)
+        equal("the competitor's exit status", competitor.poll(), None)
+    finally:
+        competitor.kill()
+        competitor.wait()
+
+
+@clause("xfd.err-guest-write", arch="x86", needs=_TILES, since="5.17")
+def error_written_by_guest(context: Context) -> None:
+    """A value that the guest writes to XFD_ERR without any #NM stays there over exits until it writes 0.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_set_msr; arch/x86/kvm/x86.c, kvm_set_msr_common (MSR_IA32_XFD_ERR).
+    """
+    guest, _ = _ready(context)
+    for value in (_ARMED, 0):
+        equal(f"faults of WRMSR {value:#x}", _write(context, guest, Msr.XFD_ERR, value), 0)
+        guest.call("ticks", 50, timeout=context.timeout)
+        equal("XFD_ERR in the guest", _read(context, guest, Msr.XFD_ERR), value)
+        equal("XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
+
+
+@clause("xfd.err-ts-untouched", arch="x86", needs=_TILES, since="5.17")
+def task_switched_nm(context: Context) -> None:
+    """An #NM because of CR0.TS leaves XFD_ERR 0, also while XFD is armed.
+
+    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; fixed in 6.15 to not read XFD_ERR then.
+    """
+    guest, _ = _ready(context)
+    _arm(context, guest)
+    guest.prepare("sse_once")
+    boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4, cr0=boot.CR0 | _CR0_TS)
+    guest.finish(guest.resume(context.timeout), "an SSE instruction with CR0.TS")
+    equal("faults", guest.mailbox.read("values", 15), 1)
+    equal("the fault", guest.fault().name, "#NM")
+    equal("CR0.TS in the handler", guest.fault().cr0 & _CR0_TS, _CR0_TS)
+    equal("XFD_ERR", _read(context, guest, Msr.XFD_ERR), 0)
+
+
+@clause("xfd.err-sticky-or", arch="x86", needs=_TILES, since="5.17")
+def error_is_sticky(context: Context) -> None:
+    """A second #NM without the first one's XFD_ERR being cleared leaves the bit set; nothing but a write clears it.
+
+    Source: Intel SDM volume 1, 13.14.
+    """
+    guest, _ = _ready(context)
+    guest.call("ldtilecfg_once", timeout=context.timeout)
+    _arm(context, guest)
+    for turn in (1, 2):
+        guest.call("tilezero_once", timeout=context.timeout)
+        equal(f"faults of TILEZERO {turn}", guest.mailbox.read("values", 15), 1)
+        equal(f"XFD_ERR after #NM {turn}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+    _write(context, guest, Msr.XFD, 0)
+    equal("XFD_ERR after disarming XFD", _read(context, guest, Msr.XFD_ERR), _ARMED)
+
+
+@clause("xfd.ldtilecfg-not-nm", arch="x86", needs=_TILES, since="5.17")
+def configuration_is_not_data(context: Context) -> None:
+    """LDTILECFG, STTILECFG and TILERELEASE work with XFD armed: only tile data is subject to XFD.
+
+    Source: Intel SDM volume 1, 13.14 (XFD[17] does not exist); volume 2, LDTILECFG.
+    """
+    guest, _ = _ready(context)
+    _arm(context, guest)
+    guest.call("ldtilecfg_once", timeout=context.timeout)
+    equal("faults of LDTILECFG", guest.mailbox.read("values", 15), 0)
+    guest.call("release", timeout=context.timeout)
+    equal("XFD_ERR", _read(context, guest, Msr.XFD_ERR), 0)
+
+
+@clause("xfd.passthrough-coherent", arch="x86", needs=_TILES, since="5.17")
+def passthrough(context: Context) -> None:
+    """The host reads the value that the guest wrote last, at every exit, however often the guest toggles XFD.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_sync_guest_vmexit_xfd_state; arch/x86/kvm/vmx/vmx.c, vmx_set_msr.
+    """
+    guest, image = _ready(context)
+    guest.call("toggle_xfd", 1000, timeout=context.timeout)
+    equal("XFD for the host after 1000 toggles", get_msr(guest.vcpu, Msr.XFD), 0)
+    for value in (_ARMED, 0, _ARMED, 0):
+        _write(context, guest, Msr.XFD, value)
+        equal("XFD for the host", get_msr(guest.vcpu, Msr.XFD), value)
+    guest.call("load", timeout=context.timeout)
+    guest.call("verify", timeout=context.timeout)
+    image.check(guest)
+
+
+@clause("xfd.host-isolation", arch="x86", needs=_TILES, since="5.17")
+def host_isolation(context: Context) -> None:
+    """The VMM thread's own tiles survive guests that arm XFD, take #NM and load tiles; the guest's survive the VMM's.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, vcpu_enter_guest (XFD_ERR = 0).
+    """
+    guest, image = _ready(context)
+    permission.request_host(TILEDATA)
+    ours = TileImage.random(2)
+    for round_number in range(5):
+        lib.vmm_host_tiles_load(FULL.data, ours.tiles)
+        guest.call("demand", 5, timeout=context.timeout)
+        _check_demand(guest)
+        guest.call("load", timeout=context.timeout)
+        stored = ffi.new("uint8_t[]", len(ours.tiles))
+        lib.vmm_host_tiles_store(stored)
+        lib.vmm_host_tiles_release()
+        lines = explain(ours.data, FULL.data + bytes(ffi.buffer(stored)))
+        equal(f"the VMM thread's tiles after round {round_number}", lines, [])
+        guest.call("verify", timeout=context.timeout)
+        image.check(guest)
+
+
+@clause("xfd.err-not-leaked-to-host", arch="x86", needs=_TILES, since="5.17")
+def error_not_leaked(context: Context) -> None:
+    """A guest that leaves with XFD_ERR set does not disturb the VMM's own first use of tiles.
+
+    Source: arch/x86/kvm/x86.c, vcpu_enter_guest (XFD_ERR is written 0 after the exit).
+    """
+    guest, _ = _ready(context)
+    _arm(context, guest)
+    guest.call("ldtilecfg_once", timeout=context.timeout)
+    guest.call("tilezero_once", timeout=context.timeout)
+    equal("XFD_ERR of the guest", get_msr(guest.vcpu, Msr.XFD_ERR), _ARMED)
+    permission.request_host(TILEDATA)
+    ours = TileImage.random(3)
+    stored = ffi.new("uint8_t[]", len(ours.tiles))
+    lib.vmm_host_tiles_load(FULL.data, ours.tiles)  # the first use: #NM in the host
+    lib.vmm_host_tiles_store(stored)
+    lib.vmm_host_tiles_release()
+    equal("the VMM thread's tiles", explain(ours.data, FULL.data + bytes(ffi.buffer(stored))), [])
+    equal("XFD_ERR of the guest afterwards", _read(context, guest, Msr.XFD_ERR), _ARMED)
+
+
+@clause("xfd.migrates", arch="x86", needs=_TILES, since="5.17")
+def migrates(context: Context) -> None:
+    """XFD and XFD_ERR come over in the MSR list, and on the destination the next tile instruction is #NM.
+
+    A VMM that leaves them out resumes a guest whose kernel believes XFD armed while it is not.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_set_msr (MSR_IA32_XFD arms the intercept for host writes too).
+    """
+    guest, image = _ready(context)
+    guest.call("ldtilecfg_once", timeout=context.timeout)
+    _arm(context, guest)
+    _write(context, guest, Msr.XFD_ERR, _ARMED)
+    saved = state.capture(guest.vcpu, state.saved_msrs(context.kvm))
+    equal("the saved XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
+    equal("the saved XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
+    twin = tile_guest(context, guest.cpuid, permit=False)
+    image.load(twin)
+    # MSRs before XSAVE: IA32_XFD decides which components KVM_SET_XSAVE takes.
+    state.restore(twin.vcpu, saved, ("MP_STATE", "SREGS", "REGS", "XCRS", "MSRS", "XSAVE", "DEBUGREGS", "EVENTS"))
+    equal("XFD in the copy", _read(context, twin, Msr.XFD), _ARMED)
+    equal("XFD_ERR in the copy", _read(context, twin, Msr.XFD_ERR), _ARMED)
+    _write(context, twin, Msr.XFD_ERR, 0)
+    twin.call("tilezero_once", timeout=context.timeout)
+    equal("faults of TILEZERO in the copy", twin.mailbox.read("values", 15), 1)
+    equal("the fault of TILEZERO in the copy", twin.fault().name, "#NM")
+    equal("XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
+
+
+def _area(guest: Guest) -> XsaveArea:
+    return XsaveArea(guest.memory.read(guest.payload.symbol("area"), 16384))
+
+
+@clause("amx.xsave-with-xfd", arch="x86", needs=_TILES, since="5.17")
+def save_while_armed(context: Context) -> None:
+    """With XFD armed no XSAVE instruction faults, all write XSTATE_BV[18]=0, and XSAVE writes zeros for the tiles.
+
+    Source: Intel SDM volume 1, 13.14.
+    """
+    guest, image = _ready(context)
+    for instruction in _SAVES:
+        guest.call("load", timeout=context.timeout)
+        _arm(context, guest)
+        guest.memory.write(guest.payload.symbol("area"), bytes(576) + bytes([0x55]) * (16384 - 576))
+        guest.call(instruction, _XTILE, timeout=context.timeout)
+        equal(f"faults of {instruction}", guest.mailbox.read("values", 15), 0)
+        area = _area(guest)
+        equal(f"XSTATE_BV[18] of {instruction}", area.xstate_bv >> TILEDATA & 1, 0)
+        equal(f"XSTATE_BV[17] of {instruction}", area.xstate_bv >> XFeature.XTILECFG & 1, 1)
+        if instruction in ("xsavec", "xsaves"):
+            equal(f"XCOMP_BV of {instruction}", area.xcomp_bv, 1 << 63 | _XTILE)
+        if instruction == "xsave":
+            equal("tile bytes of xsave", area.component(XFeature.XTILEDATA).strip(b"\0"), b"")
+        _write(context, guest, Msr.XFD, 0)
+    equal("configuration in the area", _area(guest).data[576:640], image.config.data)
+
+
+@clause("amx.xrstor-with-xfd", arch="x86", needs=_TILES, since="5.17")
+def restore_while_armed(context: Context) -> None:
+    """With XFD armed XRSTOR and XRSTORS are #NM if the area has tile data, and work if it has none.
+
+    Source: Intel SDM volume 1, 13.14.
+    """
+    guest, _ = _ready(context)
+    for save, restore in (("xsave", "xrstor"), ("xsavec", "xrstor"), ("xsaves", "xrstors")):
+        guest.call("load", timeout=context.timeout)
+        guest.memory.write(guest.payload.symbol("area"), bytes(16384))
+        guest.call(save, _XTILE, timeout=context.timeout)
+        _arm(context, guest)
+        guest.call(restore, _XTILE, timeout=context.timeout)
+        equal(f"faults of {restore} after {save}", guest.mailbox.read("values", 15), 1)
+        equal(f"the fault of {restore} after {save}", guest.fault().name, "#NM")
+        equal(f"XFD_ERR of {restore} after {save}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+        _write(context, guest, Msr.XFD_ERR, 0)
+        area = _area(guest)
+        area.xstate_bv &= ~(1 << TILEDATA)
+        guest.memory.write(guest.payload.symbol("area"), bytes(area.data))
+        guest.call(restore, _XTILE, timeout=context.timeout)
+        equal(f"faults of {restore} without tile data", guest.mailbox.read("values", 15), 0)
+        _write(context, guest, Msr.XFD, 0)
+
+
+@clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, since="5.17", dangerous=True, timeout=60)
+def toggled_under_load(context: Context) -> None:
+    """A guest that toggles XFD with live tiles in a tight loop goes on and can use its tiles afterwards.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd; arch/x86/kvm/vmx/vmx.c, vmx_set_msr.
+    """
+    guest, image = _ready(context)
+    guest.call("load", timeout=context.timeout)
+    for _ in range(20):
+        guest.call("toggle_xfd", 20_000, timeout=4 * context.timeout)
+    guest.call("load", timeout=context.timeout)
+    guest.call("verify", timeout=context.timeout)
+    image.check(guest)
