@@ -215,7 +215,12 @@ def test_memory_of_each_backing_is_the_guests(kvm: Kvm, backing: str) -> None:
 
 def test_wrong_memory_is_refused_before_the_kernel_sees_it(kvm: Kvm) -> None:
     with kvm.create_vm() as vm:
-        for size, gpa, backing in ((0, 0, "anonymous"), (4097, 0, "anonymous"), (4096, 1, "anonymous"), (4096, 0, "x")):
+        for size, gpa, backing in (
+            (0, 0, "anonymous"),
+            (4097, 0, "anonymous"),
+            (4096, 1, "anonymous"),
+            (4096, 0, "x"),
+        ):
             with pytest.raises(ValueError, match="memory|backing"):
                 vm.add_memory(size, gpa, backing=backing)
 

@@ -29,7 +29,10 @@ class PayloadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """An ELF's loadable bytes by guest physical address, its entry point and its symbols."""
+    """An ELF's loadable bytes by guest physical address, its entry point and its symbols.
+
+    ``segments`` hold what is in the file; the zeros that follow in memory end at ``end`` at the latest.
+    """
 
     name: str
     entry: int
@@ -45,7 +48,7 @@ class Payload:
             raise PayloadError(f"payload {self.name} has no symbol {name!r}: build it again") from None
 
     def write_to(self, memory: GuestMemory) -> None:
-        """Copy the segments into guest memory."""
+        """Copy the segments into fresh guest memory, which is zero already."""
         for address, data in self.segments:
             memory.write(address, data)
 
@@ -115,7 +118,7 @@ def _parse(path: Path, file: BinaryIO) -> Payload:
     symbols = {}
     if isinstance(table, SymbolTableSection):
         symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name}
-    end = max(address + len(data) for address, data in segments)
+    end = max(segment["p_paddr"] + segment["p_memsz"] for segment in elf.iter_segments("PT_LOAD"))
     return Payload(path.stem, elf["e_entry"], segments, symbols, end)
 
 
@@ -126,4 +129,4 @@ def _segment(path: Path, segment: Segment) -> tuple[int, bytes]:
     data = segment.data()
     if len(data) != header["p_filesz"]:
         raise PayloadError(f"{path} is truncated: a segment has {len(data)} of {header['p_filesz']} bytes")
-    return header["p_paddr"], data + bytes(header["p_memsz"] - len(data))
+    return header["p_paddr"], data

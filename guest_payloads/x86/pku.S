@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pku: protection keys of the guest. CR4.PKE set by the host; every page has key 0.
+ * pku: protection keys of the guest. CR4.PKE set by the host; pages have key 0 but for those the host gives another.
  *
  *	wrpkru		PKRU = PARAM(0)
  *	rdpkru		PKRU to VALUE(0)
  *	churn		PKRU = PARAM(1), PARAM(0) ticks, PKRU to VALUE(0)
- *	denied		PKRU = 1 (no access to key 0), one load, PKRU = 0; VALUE(15) counts the faults and
- *			VALUE(0) is the error code (CPL3: supervisor pages ignore PKRU)
+ *	denied		PKRU = PARAM(0), a load from address PARAM(1), PKRU = 0; VALUE(15) counts the faults and VALUE(0)
+ *			is the error code
  */
 #include "mailbox.h"
 
@@ -45,12 +45,11 @@ ENTRY churn
 	movq	%rax, VALUE(0)
 	DONE
 
-/* While access is denied no memory may be touched: the addresses are in registers before. */
 ENTRY denied
 	movq	$0, mailbox_faults
 	ON_FAULT 2f
-	leaq	VALUE(1), %rbx
-	movl	$1, %eax
+	movq	PARAM(1), %rbx
+	movl	PARAM(0), %eax
 	SET_PKRU
 	movq	(%rbx), %rax
 2:	xorl	%eax, %eax

@@ -28,6 +28,7 @@ mailbox_\name:
 	FIELD	cr0, 1
 	FIELD	faults, 1	/* how many exceptions arrived */
 	FIELD	fixup, 1	/* where to go on after the next exception; 0: report it */
+	FIELD	hook, 1		/* CPL0 code that takes over after the next exception, its frame on the stack */
 	FIELD	scratch, 2
 	FIELD	difference, 1	/* offset of the first byte that differs */
 	FIELD	differences, 1	/* how many bytes differ */
@@ -71,7 +72,12 @@ exception:
 	movq	%cr0, %rax
 	movq	%rax, mailbox_cr0
 	incq	mailbox_faults
-	movq	mailbox_fixup, %rax
+	movq	mailbox_hook, %rax
+	testq	%rax, %rax
+	jz	2f
+	movq	$0, mailbox_hook
+	jmp	*%rax
+2:	movq	mailbox_fixup, %rax
 	testq	%rax, %rax
 	jz	1f
 	movq	%rax, (%rsp)

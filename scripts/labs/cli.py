@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import socket
 import sys
@@ -104,7 +105,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Sequence[str]]) -> list[Plan]:
     """Return the machines to run: one, or two with a cable."""
     if not options.pair:
-        command = ["sh", "-i"] if options.shell else [*(commands[0] if commands else _DEFAULT_COMMAND)]
+        command = _shell() if options.shell else [*(commands[0] if commands else _DEFAULT_COMMAND)]
         return [Plan(_machine(cache, options, 0), command, options.out, options.shell)]
     if options.name == "amx":
         raise LabError("Only svm and sve can be paired: the emulator of amx has no network in this configuration.")
@@ -124,6 +125,12 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
             )
         )
     return plans
+
+
+def _shell() -> list[str]:
+    """Return the command of `--shell`: a serial line cannot tell the size of the user's terminal, so we do."""
+    size = shutil.get_terminal_size()
+    return ["sh", "-c", f"stty rows {size.lines} cols {size.columns}; export TERM=linux; exec sh -i"]
 
 
 def _machine(cache: Cache, options: argparse.Namespace, index: int) -> Machine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from .progress import note
 __all__ = ["Guest", "Sink", "console_tail", "supervise"]
 
 _PANIC = b"Kernel panic - not syncing"
+_FAULT = re.compile(r"\b(?:BUG|Oops|Internal error|Kernel panic|Unable to handle|general protection|double fault)\b")
 _PANIC_GRACE = 1.0  # seconds for the rest of the panic's text
 _END_GRACE = 5.0  # seconds to switch off after the command's status has come
 _PR_SET_PDEATHSIG = 1
@@ -195,12 +197,18 @@ def _farewell(guest: Guest) -> None:
 
 
 def console_tail(guest: Guest, lines: int = 12) -> list[str]:
-    """Return the last lines of a guest's console, or of the emulator's own words when there are none."""
+    """Return the last lines of a guest's console, or of the emulator's own words when there are none.
+
+    When the kernel has reported a fault, the lines begin there: what led to a panic says more than its trace.
+    """
     for file in (guest.console, guest.log):
         if file is None:
             continue
         text = _tail_bytes(file).decode(errors="replace").replace("\r", "")
         found = [line for line in text.splitlines() if line.strip()]
+        fault = next((index for index, line in enumerate(found) if _FAULT.search(line)), None)
+        if fault is not None:
+            return found[fault : fault + 2 * lines]
         if found:
             return found[-lines:]
     return []

@@ -25,6 +25,7 @@ __all__ = [
     "change_msr",
     "entry",
     "flip",
+    "leaf",
     "lengthen",
     "lists",
     "msr_values",
@@ -149,12 +150,15 @@ def entry(call: Call, function: int, index: int = 0) -> Any:
     return new
 
 
+def leaf(call: Call, function: int, index: int = 0) -> tuple[int, ...]:
+    """Return eax, ebx, ecx, edx of a leaf in the table, zeros if it has none."""
+    return next((row[3:] for row in rows(call) if row[:2] == (function, index)), (0, 0, 0, 0))
+
+
 def offers(call: Call) -> int:
     """Return the components that a table's leaf 0xD.0 offers (0 without the leaf)."""
-    for function, index, _, eax, _, _, edx in rows(call):
-        if (function, index) == (0xD, 0):
-            return edx << 32 | eax
-    return 0
+    eax, _, _, edx = leaf(call, 0xD)
+    return edx << 32 | eax
 
 
 def lists(call: Call) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.mutations.registry import Mutation
+from tests.mutations.registry import Mutation, modules
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.runner import Job, Runner
@@ -56,7 +56,7 @@ def check_all(mutations: Iterable[Mutation], time_scale: float = 1.0) -> Iterato
     chosen = list(mutations)
     clauses = sorted({mutation.clause for mutation in chosen})
     options = Options(time_scale=time_scale)
-    with Runner(preload=["tests.mutations.registry"]) as runner:
+    with Runner(preload=modules()) as runner:
         honest = {r.id: r for r in runner.results(Job.of(clause, options) for clause in clauses)}
         jobs = [Job.of(m.clause, options, _FACTORY, m.clause, m.name) for m in chosen]
         for mutation, lying in zip(chosen, runner.results(jobs), strict=True):

@@ -216,23 +216,38 @@ class Shared:
 
     def __init__(self, payload: str) -> None:
         self.payload = load(payload)
-        self.entry = 0
+        self.entry = self.vcpu = 0
+        self.user = False
         self._base = 0
 
     def watch(self, call: Call) -> None:
-        """Learn from a call where memory lies and at which entry point the guest will start."""
+        """Learn from a call where memory lies, and where and at which privilege the guest will start."""
         if call.name == "KVM_SET_USER_MEMORY_REGION" and call.argument.memory_size:
             self._base = int(call.argument.userspace_addr - call.argument.guest_phys_addr)
         elif call.name == "KVM_SET_REGS":
-            self.entry = int(call.argument.rip)
+            self.entry, self.vcpu = int(call.argument.rip), call.fd
+        elif call.name == "KVM_SET_SREGS":
+            self.user = call.argument.cs.dpl == 3
 
     def at(self, gpa: int) -> Any:
         """Return a ``uint64_t *`` to a guest physical address."""
         return ffi.cast("uint64_t *", self._base + gpa)
 
-    def field(self, name: str) -> Any:
-        """Return a ``uint64_t *`` to a field of the mailbox."""
-        return self.at(self.payload.symbol("mailbox_" + name))
+    def get(self, field: str, index: int = 0) -> int:
+        """Return a field of the mailbox."""
+        return int(self.at(self.payload.symbol("mailbox_" + field))[index])
+
+    def set(self, field: str, value: int, index: int = 0) -> None:
+        """Change a field of the mailbox."""
+        self.at(self.payload.symbol("mailbox_" + field))[index] = value
+
+    def byte(self, symbol: str, offset: int = 0) -> int:
+        """Return a byte behind a symbol of the payload."""
+        return int(ffi.cast("uint8_t *", self.at(self.payload.symbol(symbol) + offset))[0])
+
+    def poke(self, symbol: str, offset: int = 0, bits: int = 1) -> None:
+        """Change some bits of a byte behind a symbol of the payload."""
+        ffi.cast("uint8_t *", self.at(self.payload.symbol(symbol) + offset))[0] ^= bits
 
 
 def after_entry(

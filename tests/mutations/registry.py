@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vmm.ioctl import Interposer
 
-__all__ = ["Mutation", "all_mutations", "make", "mutation"]
+__all__ = ["Mutation", "all_mutations", "make", "modules", "mutation"]
 
 Factory = Callable[[], Interposer]
 
@@ -41,12 +41,17 @@ def mutation(*clauses: str) -> Callable[[Factory], Factory]:
     return register
 
 
+def modules() -> list[str]:
+    """Return the names of the modules that hold mutations."""
+    package = importlib.import_module("tests.mutations")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return [f"tests.mutations.{name}" for name in names if name not in ("__main__", "check", "registry")]
+
+
 def all_mutations() -> list[Mutation]:
     """Import every module of this package and return all mutations."""
-    package = importlib.import_module("tests.mutations")
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("__main__", "registry"):
-            importlib.import_module(f"tests.mutations.{module.name}")
+    for module in modules():
+        importlib.import_module(module)
     return list(_mutations.values())
 
 

@@ -2,9 +2,10 @@
 """``vmm bench``: how much slower than plain C this VMM is, and whether that is within its limits.
 
 Two programs drive the same guest and answer to the same commands: ``bench_baseline.c``, compiled on the spot,
-and ``vmm.bench.subject``, in a process of its own that has loaded no more than it needs. A round is N
-operations in the one, then N in the other, the order alternating, so that whatever else the machine does
-meets both. Only medians over the rounds are compared, never one side alone. What is measured:
+and ``vmm.bench.subject``, in a process of its own that has loaded no more than it needs. In a round the one does N
+operations, then the other, the order alternating, so that whatever else the machine does meets both; each
+tries three times and its fastest counts, because a try that had to wait for a CPU says nothing. Only the
+medians over the rounds are compared, never one side alone. What is measured:
 
 * ``shim exit loop``: a guest exit that Vcpu.run absorbs; C handles it after a bare KVM_RUN.
 * ``exit handled in Python``: a guest exit that comes back as a value of vmm.exits.
@@ -28,7 +29,7 @@ from vmm.bench.result import BenchResult, BenchUnavailable
 
 __all__ = ["ROUNDS", "SECONDS", "BenchResult", "BenchUnavailable", "run"]
 
-ROUNDS = 150
+ROUNDS = 300
 SECONDS = 8.0
 
 

@@ -7,21 +7,40 @@ Guest physical layout, all below the payload at 1 MiB:
     0x3000  TSS with an I/O bitmap that allows every port, up to 0x5080
     0x6000  PML4     0x7000  PDPT     0x8000..0xbfff  four page directories: 4 GiB in 2 MiB pages,
                                        user-accessible, writable
+    0xc000  a page table for 2 to 4 MiB, in use only with shadow stacks: the first page is a user shadow
+            stack, the second a supervisor shadow stack with its token at the top, the rest is ordinary
 """
 
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Any
 
+from vmm._kvm import ffi
 from vmm.memory import GuestMemory
 from vmm.payload import Payload
 from vmm.vcpu import Vcpu
 from vmm.x86.registers import get_sregs, set_sregs
 
-__all__ = ["CR0", "CR4_OSFXSR", "CR4_OSXMMEXCPT", "CR4_OSXSAVE", "enter", "write_tables"]
+__all__ = [
+    "CR0",
+    "CR4_OSFXSR",
+    "CR4_OSXMMEXCPT",
+    "CR4_OSXSAVE",
+    "DIRECTORIES",
+    "KERNEL_SHADOW_STACK_TOKEN",
+    "PAGE_2M",
+    "USER_SHADOW_STACK_TOP",
+    "enter",
+    "write_shadow_stacks",
+    "write_tables",
+]
 
-GDT, IDT, TSS, PML4, PDPT, DIRECTORIES = 0x1000, 0x2000, 0x3000, 0x6000, 0x7000, 0x8000
+GDT, IDT, TSS, PML4, PDPT, DIRECTORIES, TABLE = 0x1000, 0x2000, 0x3000, 0x6000, 0x7000, 0x8000, 0xC000
+# Where a shadow stack pointer starts: pushes go down from here (user), the token itself (supervisor).
+USER_SHADOW_STACK_TOP = 0x201000
+KERNEL_SHADOW_STACK_TOKEN = 0x201FF8
 
 # Selectors in the GDT below.
 KERNEL_CODE, KERNEL_DATA, USER_DATA, USER_CODE = 0x08, 0x10, 0x1B, 0x23
@@ -35,7 +54,10 @@ CR4_OSXSAVE = 1 << 18
 EFER_LONG_MODE = 0xD00  # NXE LMA LME
 _IO_BITMAP_AT = 104
 _TSS_LIMIT = _IO_BITMAP_AT + 8192
-_PAGE_2M = 0x87  # present, writable, user, large
+PAGE_2M = 0x87  # present, writable, user, large
+_PAGE_4K = 0x07
+# Dirty and not writable: that combination is what makes a page a shadow stack. Intel SDM volume 3, 4.6.
+_USER_SHADOW, _KERNEL_SHADOW = 0x65, 0x61
 
 
 def _descriptor(kind: int, dpl: int, *, long: bool = False, present: bool = True) -> int:
@@ -76,14 +98,35 @@ def _tss(kernel_stack: int) -> bytes:
     return bytes(head) + bytes(8192) + b"\xff"
 
 
+@cache
+def _tables(vectors: int, kernel_stack: int) -> bytes:
+    parts = {
+        GDT: _gdt(),
+        IDT: _idt(vectors),
+        TSS: _tss(kernel_stack),
+        PML4: struct.pack("<Q", PDPT | 7),
+        PDPT: struct.pack("<4Q", *(DIRECTORIES + 0x1000 * n | 7 for n in range(4))),
+        DIRECTORIES: struct.pack("<2048Q", *range(PAGE_2M, 4 << 30, 2 << 20)),
+    }
+    image = bytearray()
+    for address, part in parts.items():
+        image += bytes(address - GDT - len(image)) + part
+    return bytes(image)
+
+
 def write_tables(memory: GuestMemory, payload: Payload) -> None:
     """Write descriptor tables and page tables into the first 48 KiB of guest memory."""
-    memory.write(GDT, _gdt())
-    memory.write(IDT, _idt(payload.symbol("vectors")))
-    memory.write(TSS, _tss(payload.symbol("kernel_stack_top")))
-    memory.write(PML4, struct.pack("<Q", PDPT | 7))
-    memory.write(PDPT, struct.pack("<4Q", *(DIRECTORIES + 0x1000 * n | 7 for n in range(4))))
-    memory.write(DIRECTORIES, struct.pack("<2048Q", *(n << 21 | _PAGE_2M for n in range(2048))))
+    memory.write(GDT, _tables(payload.symbol("vectors"), payload.symbol("kernel_stack_top")))
+
+
+def write_shadow_stacks(memory: GuestMemory) -> None:
+    """Make two pages at 2 MiB shadow stacks, one of the user's and one of the supervisor's with its token."""
+    first = 2 << 20
+    entries = [first + 0x1000 * n | _PAGE_4K for n in range(512)]
+    entries[0], entries[1] = first | _USER_SHADOW, first + 0x1000 | _KERNEL_SHADOW
+    memory.write(TABLE, struct.pack("<512Q", *entries))
+    memory.write(DIRECTORIES + 8, struct.pack("<Q", TABLE | 7))
+    memory.write(KERNEL_SHADOW_STACK_TOKEN, struct.pack("<Q", KERNEL_SHADOW_STACK_TOKEN))
 
 
 def _segment(selector: int, *, code: bool, dpl: int) -> dict[str, int]:
@@ -93,6 +136,21 @@ def _segment(selector: int, *, code: bool, dpl: int) -> dict[str, int]:
     }  # fmt: skip
 
 
+@cache
+def _segments(privilege: int) -> Any:
+    """Return sregs with all that is the same at every entry: the segments and the descriptor tables."""
+    sregs = ffi.new("struct kvm_sregs *")
+    code, data = (USER_CODE, USER_DATA) if privilege else (KERNEL_CODE, KERNEL_DATA)
+    sregs.cs = _segment(code, code=True, dpl=privilege)
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        setattr(sregs, name, _segment(data, code=False, dpl=privilege))
+    sregs.tr = {"base": TSS, "limit": _TSS_LIMIT, "selector": TASK, "type": 0xB, "present": 1}
+    sregs.ldt = {"limit": 0xFFFF, "type": 2, "present": 1, "unusable": 1}
+    sregs.gdt = {"base": GDT, "limit": 8 * 8 - 1}
+    sregs.idt = {"base": IDT, "limit": 32 * 16 - 1}
+    return sregs
+
+
 def enter(vcpu: Vcpu, *, privilege: int, cr4: int = 0, cr0: int = CR0) -> Any:
     """Put the vCPU into long mode at CPL ``privilege`` (0 or 3); return the sregs that were set.
 
@@ -100,14 +158,7 @@ def enter(vcpu: Vcpu, *, privilege: int, cr4: int = 0, cr0: int = CR0) -> Any:
     the caller.
     """
     sregs = get_sregs(vcpu)
-    code, data = (USER_CODE, USER_DATA) if privilege else (KERNEL_CODE, KERNEL_DATA)
-    sregs.cs = _segment(code, code=True, dpl=privilege)
-    for name in ("ds", "es", "fs", "gs", "ss"):
-        setattr(sregs, name, _segment(data, code=False, dpl=privilege))
-    sregs.tr = {"base": TSS, "limit": _TSS_LIMIT, "selector": TASK, "type": 0xB, "present": 1}
-    sregs.ldt = {"unusable": 1, "type": 2}
-    sregs.gdt = {"base": GDT, "limit": 8 * 8 - 1}
-    sregs.idt = {"base": IDT, "limit": 32 * 16 - 1}
+    ffi.memmove(sregs, _segments(privilege), ffi.offsetof("struct kvm_sregs", "cr0"))
     sregs.cr0, sregs.cr3 = cr0, PML4
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | cr4
     sregs.efer = EFER_LONG_MODE

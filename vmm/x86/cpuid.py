@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 from vmm._kvm import ffi, lib
 from vmm.system import Kvm
@@ -31,6 +33,8 @@ __all__ = [
 # KVM_MAX_CPUID_ENTRIES, arch/x86/include/asm/kvm_host.h.
 MAX_ENTRIES = 256
 REGISTERS = ("eax", "ebx", "ecx", "edx")
+# struct kvm_cpuid_entry2: function, index, flags, the four registers, padding.
+_ENTRY = struct.Struct("=7I12x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,30 @@ class Entry:
 
 
 class Cpuid:
-    """An immutable, ordered CPUID table."""
+    """An immutable, ordered CPUID table: its ``entries``, and ``packed`` the same as KVM's array of them.
+
+    Each is made of the other when it is first asked for, so that a table from KVM goes back as it came.
+    """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.entries = tuple(entries)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Return the table of an array of ``struct kvm_cpuid_entry2``."""
+        table = cls.__new__(cls)
+        table.packed = packed
+        return table
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The entries, in KVM's order."""
+        return tuple(Entry(*row) for row in _ENTRY.iter_unpack(self.packed))
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The entries as an array of ``struct kvm_cpuid_entry2``."""
+        return b"".join(_ENTRY.pack(e.function, e.index, e.flags, *e.registers) for e in self.entries)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -160,13 +184,14 @@ def _compare_registers(ours: Entry, theirs: Entry) -> list[str]:
 def _buffer(entries: Iterable[Entry] | int) -> Any:
     if isinstance(entries, int):
         return ffi.new("struct kvm_cpuid2 *", {"nent": entries, "entries": entries})
-    rows = [(e.function, e.index, e.flags, *e.registers) for e in entries]
-    return ffi.new("struct kvm_cpuid2 *", {"nent": len(rows), "entries": rows})
+    packed = (entries if isinstance(entries, Cpuid) else Cpuid(entries)).packed
+    buffer = _buffer(len(packed) // _ENTRY.size)
+    ffi.memmove(buffer.entries, packed, len(packed))
+    return buffer
 
 
 def _table(buffer: Any) -> Cpuid:
-    rows = buffer.entries[0 : buffer.nent]
-    return Cpuid(Entry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in rows)
+    return Cpuid.unpack(bytes(ffi.buffer(buffer.entries, buffer.nent * _ENTRY.size)))
 
 
 def supported(kvm: Kvm) -> Cpuid:
@@ -181,7 +206,7 @@ def supported(kvm: Kvm) -> Cpuid:
 
 def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
     """KVM_SET_CPUID2. EPERM: an xfeature without guest permission; EINVAL: the vCPU has run."""
-    vcpu.ioctl(lib.KVM_SET_CPUID2, _buffer(table.entries))
+    vcpu.ioctl(lib.KVM_SET_CPUID2, _buffer(table))
 
 
 def get_cpuid(vcpu: Vcpu) -> Cpuid:

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cet: shadow stacks and indirect branch tracking. The host sets CR4.CET, the MSRs, the shadow stack pages and,
+ * for CPL3, the SSP.
+ *
+ *	descend		CPL3: PARAM(0) nested calls, one tick at the bottom, all the returns; VALUE(0) counts them
+ *	smash		CPL3: a return address changed on the stack, then RET at `at_smash`: #CP(1)
+ *	branch		CPL3: indirect jump to PARAM(0): `with_endbr`, or `without_endbr`: #CP(3) there
+ *	rdssp		RDSSP to VALUE(0)
+ *	live		CPL3: PARAM(0) nested calls; at the bottom an exception into CPL0, where with a supervisor
+ *			shadow stack: a call, XSAVES of components 0 and 11, one tick; then what needs each register:
+ *			XRSTORS (IA32_XSS), INCSSP (S_CET), RET (SSP), IRET to CPL3 (PL3_SSP), INCSSP there (U_CET),
+ *			and the returns. VALUE(0) counts them
+ *	write_cr4, write_cr0, rdmsr, wrmsr	as in hello (CPL0); VALUE(15) counts faults
+ *	xsaves, xrstors ...	see area.h
+ */
+#include "mailbox.h"
+#include "area.h"
+
+	.text
+ENTRY _start
+	DONE
+
+ENTRY descend
+	movq	PARAM(0), %rcx
+	movq	$0, VALUE(0)
+	call	level
+	DONE
+level:	decq	%rcx
+	jz	1f
+	call	level
+	incq	VALUE(0)
+	ret
+1:	TICK
+	incq	VALUE(0)
+	ret
+
+ENTRY smash
+	call	1f
+	DONE
+1:	leaq	2f(%rip), %rax
+	movq	%rax, (%rsp)
+	.globl	at_smash
+at_smash:
+	ret
+2:	DONE
+
+ENTRY branch
+	movq	PARAM(0), %rax
+	jmp	*%rax
+	.globl	with_endbr, without_endbr
+with_endbr:
+	endbr64
+without_endbr:
+	DONE
+
+ENTRY rdssp
+	xorl	%eax, %eax
+	rdsspq	%rax
+	movq	%rax, VALUE(0)
+	DONE
+
+ENTRY live
+	movq	PARAM(0), %rcx
+	movq	$0, VALUE(0)
+	leaq	inside(%rip), %rax
+	movq	%rax, mailbox_hook
+	call	1f
+	DONE
+1:	decq	%rcx
+	jz	2f
+	call	1b
+	incq	VALUE(0)
+	ret
+2:	ud2
+	xorl	%eax, %eax
+	.globl	at_user_incssp
+at_user_incssp:
+	incsspq	%rax
+	incq	VALUE(0)
+	.globl	at_user_ret
+at_user_ret:
+	ret
+
+/* CPL0, the frame of #UD on the stack. */
+inside:
+	call	1f
+	addq	$2, (%rsp)		/* behind the UD2 */
+	.globl	at_iret
+at_iret:
+	iretq
+1:	movl	$0x801, %eax
+	xorl	%edx, %edx
+	xsaves64 area
+	TICK
+	movl	$1, %eax		/* x87 alone is restored, but XCOMP_BV names component 11 */
+	xorl	%edx, %edx
+	.globl	at_xrstors
+at_xrstors:
+	xrstors64 area
+	xorl	%eax, %eax
+	.globl	at_kernel_incssp
+at_kernel_incssp:
+	incsspq	%rax
+	.globl	at_kernel_ret
+at_kernel_ret:
+	ret
+
+.macro MAY_FAULT_BEGIN
+	movq	$0, mailbox_faults
+	ON_FAULT 8f
+	movl	PARAM(0), %ecx
+	movl	PARAM(1), %eax
+	movl	PARAM(1) + 4, %edx
+.endm
+.macro MAY_FAULT_END
+8:	movq	$0, mailbox_fixup
+	movq	mailbox_faults, %rax
+	movq	%rax, VALUE(15)
+	DONE
+.endm
+
+ENTRY rdmsr
+	MAY_FAULT_BEGIN
+	rdmsr
+	movl	%eax, VALUE(0)
+	movl	%edx, VALUE(0) + 4
+	MAY_FAULT_END
+ENTRY wrmsr
+	MAY_FAULT_BEGIN
+	wrmsr
+	MAY_FAULT_END
+ENTRY write_cr4
+	MAY_FAULT_BEGIN
+	movq	PARAM(0), %rax
+	movq	%rax, %cr4
+	MAY_FAULT_END
+ENTRY write_cr0
+	MAY_FAULT_BEGIN
+	movq	PARAM(0), %rax
+	movq	%rax, %cr0
+	MAY_FAULT_END
+
+	AREA_ENTRIES
+
+	.bss
+	.balign	64
+	.globl	area
+area:	.skip	16384

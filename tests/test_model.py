@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts, results and totals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmm.conformance.model import FAILING, ClauseResult, Totals, Verdict
+
+text = st.text(alphabet='ab #\n\0"\\\u00e9\u2603', max_size=6)
+results = st.builds(
+    ClauseResult,
+    id=text, verdict=st.sampled_from(Verdict), statement=text, seconds=st.floats(0, 100), what=text, expected=text,
+    observed=text, finding=text, reason=text, reference=text, notes=st.lists(text, max_size=3),
+    trace=st.lists(text, max_size=3),
+)  # fmt: skip
+
+
+def of(*verdicts: Verdict) -> Totals:
+    """The totals of results with these verdicts."""
+    return Totals(ClauseResult(f"a.{n}", verdict, "S.") for n, verdict in enumerate(verdicts))
+
+
+def test_a_verdict_is_missing_or_written_differently() -> None:
+    assert [str(verdict) for verdict in Verdict] == [
+        "PASS", "FAIL", "KNOWN", "XPASS", "SKIP", "INFO", "TIMEOUT", "ERROR",
+    ]  # fmt: skip
+    assert {str(verdict) for verdict in FAILING} == {"FAIL", "TIMEOUT", "ERROR"}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status"),
+    [
+        ((Verdict.PASS,), 0),
+        ((Verdict.PASS, Verdict.SKIP), 0),
+        ((Verdict.KNOWN,), 0),
+        ((Verdict.INFO, Verdict.SKIP), 0),
+        ((Verdict.XPASS,), 0),
+        ((Verdict.PASS, Verdict.FAIL), 1),
+        ((Verdict.PASS, Verdict.TIMEOUT), 1),
+        ((Verdict.SKIP, Verdict.ERROR), 1),
+        ((Verdict.SKIP, Verdict.SKIP), 4),
+        ((), 4),
+    ],
+)
+def test_the_exit_status_is_wrong(verdicts: tuple[Verdict, ...], status: int) -> None:
+    assert of(*verdicts).exit_status == status
+
+
+def test_totals_are_miscounted() -> None:
+    totals = of(Verdict.PASS, Verdict.PASS, Verdict.TIMEOUT, Verdict.KNOWN)
+    totals.add(ClauseResult("b", Verdict.ERROR, "S."))
+    assert (totals.total, totals.failed) == (5, 2)
+    assert totals.to_json() == {
+        "total": 5, "PASS": 2, "FAIL": 0, "KNOWN": 1, "XPASS": 0, "SKIP": 0, "INFO": 0, "TIMEOUT": 1, "ERROR": 1,
+    }  # fmt: skip
+    assert str(totals) == "5 clauses: 2 PASS, 1 KNOWN, 1 TIMEOUT, 1 ERROR"
+    assert str(of()) == "0 clauses: none"
+
+
+@given(result=results)
+@settings(deadline=None, max_examples=30)
+def test_a_result_changes_on_its_way_through_json(result: ClauseResult) -> None:
+    assert ClauseResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_a_result_has_empty_fields_or_lacks_one_that_always_is() -> None:
+    assert ClauseResult("a.b", Verdict.PASS, "S.").to_json() == {
+        "id": "a.b", "verdict": "PASS", "statement": "S.", "seconds": 0.0,
+    }  # fmt: skip
+    assert set(ClauseResult("a.b", Verdict.SKIP, "S.", reason="r", notes=["n"]).to_json()) == {
+        "id", "verdict", "statement", "seconds", "reason", "notes",
+    }  # fmt: skip
+
+
+def test_an_unknown_verdict_is_accepted() -> None:
+    with pytest.raises(ValueError, match="MAYBE"):
+        ClauseResult.from_json({"id": "a", "verdict": "MAYBE", "statement": "S."})
+
+
+def test_results_share_their_lists() -> None:
+    first, second = (ClauseResult(name, Verdict.PASS, "S.") for name in "ab")
+    first.notes.append("mine")
+    first.trace.append("mine")
+    assert second.notes == [] and second.trace == []

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every clause can fail: for each there is a lying kernel, and the clause notices it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutations.check import Outcome, check_all
+from tests.mutations.registry import all_mutations
+from vmm.arch import ARCHITECTURE
+from vmm.conformance.registry import all_clauses
+from vmm.system import Kvm, KvmUnavailable
+
+pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"the mutations are x86, this is {ARCHITECTURE}")
+
+# The least part of the mutations that a machine has to be able to judge. One without AMX cannot judge those
+# of the clauses that need it, a third of all; what its KVM is known to fail takes a few more.
+_USABLE = 0.5
+
+
+def test_every_clause_has_a_mutation() -> None:
+    covered = {mutation.clause for mutation in all_mutations()}
+    missing = [clause.id for clause in all_clauses() if clause.id not in covered]
+    assert not missing, f"clauses that nobody has seen fail: {', '.join(missing)}"
+
+
+def test_no_mutation_is_of_an_unknown_clause() -> None:
+    known = {clause.id for clause in all_clauses()}
+    unknown = [f"{m.name} of {m.clause}" for m in all_mutations() if m.clause not in known]
+    assert not unknown, f"mutations of clauses that do not exist: {', '.join(unknown)}"
+
+
+def _line(outcome: Outcome) -> str:
+    verdicts = f"{outcome.honest} honestly, {outcome.lying} with the lie"
+    return f"{outcome.clause}: {outcome.mutation} ({verdicts}) {outcome.detail}"
+
+
+@pytest.mark.kvm
+def test_every_lie_is_noticed() -> None:
+    try:
+        Kvm().close()
+    except KvmUnavailable as error:
+        pytest.skip(str(error))
+    # Machines under load are slow, not wrong.
+    outcomes = list(check_all(all_mutations(), time_scale=5.0))
+    unnoticed = [_line(outcome) for outcome in outcomes if outcome.outcome == "unnoticed"]
+    assert not unnoticed, "lies that no clause noticed:\n" + "\n".join(unnoticed)
+    usable = [outcome for outcome in outcomes if outcome.outcome == "noticed"]
+    unusable = sorted({f"{o.clause} is {o.honest}: {o.detail}" for o in outcomes if o.outcome == "unusable"})
+    assert len(usable) >= _USABLE * len(outcomes), (
+        f"only {len(usable)} of {len(outcomes)} lies could be judged here:\n" + "\n".join(unusable)
+    )
