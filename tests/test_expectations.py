@@ -155,9 +155,6 @@ def test_a_wrong_key_is_only_refused_on_the_hosts_concerned(known: Any, make_hos
         known(f'backend = "kvm_other"\n{ENTRY}{ENTRY}when = "never"\n', make_host())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=tomllib.TOMLDecodeError, reason="a file that is no TOML is reported without its name"
-)
 def test_a_file_that_is_no_toml_is_not_named(known: Any, make_host: MakeHost) -> None:
     with pytest.raises(ExpectationError, match=r"some\.toml"):
         known("[[known]\n", make_host())

@@ -221,7 +221,7 @@ def test_wrong_memory_is_refused_before_the_kernel_sees_it(kvm: Kvm) -> None:
             (4096, 1, "anonymous"),
             (4096, 0, "x"),
         ):
-            with pytest.raises(ValueError, match="memory|backing"):
+            with pytest.raises(ValueError, match=r"memory|backing"):
                 vm.add_memory(size, gpa, backing=backing)
 
 

@@ -13,9 +13,9 @@ from vmm.system import Kvm, KvmUnavailable
 
 pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"the mutations are x86, this is {ARCHITECTURE}")
 
-# The least part of the mutations that a machine has to be able to judge. One without AMX cannot judge those
-# of the clauses that need it, a third of all; what its KVM is known to fail takes a few more.
-_USABLE = 0.5
+# So many lies any machine has to be able to judge. A kvm_pvm host and an AMD one without AMX judge about 370 each,
+# one with AMX nearly all; fewer than this means that the clauses did not run.
+_USABLE = 300
 
 
 def test_every_clause_has_a_mutation() -> None:
@@ -47,6 +47,6 @@ def test_every_lie_is_noticed() -> None:
     assert not unnoticed, "lies that no clause noticed:\n" + "\n".join(unnoticed)
     usable = [outcome for outcome in outcomes if outcome.outcome == "noticed"]
     unusable = sorted({f"{o.clause} is {o.honest}: {o.detail}" for o in outcomes if o.outcome == "unusable"})
-    assert len(usable) >= _USABLE * len(outcomes), (
-        f"only {len(usable)} of {len(outcomes)} lies could be judged here:\n" + "\n".join(unusable)
+    assert len(usable) >= _USABLE, f"only {len(usable)} of {len(outcomes)} lies could be judged here:\n" + "\n".join(
+        unusable
     )

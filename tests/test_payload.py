@@ -61,7 +61,7 @@ def test_a_payload_is_not_built_or_does_not_load(name: str) -> None:
     assert name in names()
     payload = load(name)
     assert payload.name == name
-    assert payload.segments and payload.end == max(address + len(data) for address, data in payload.segments)
+    assert payload.segments and payload.end >= max(address + len(data) for address, data in payload.segments)
     assert any(address <= payload.entry < address + len(data) for address, data in payload.segments)
 
 
@@ -111,11 +111,12 @@ def test_a_payload_by_path_differs_from_one_by_name() -> None:
     assert load(str(FOLDER / "hello.elf")) == load("hello")
 
 
-def test_bss_is_not_zero_or_not_there(elf: Any) -> None:
+def test_bss_is_not_counted_into_the_end(elf: Any) -> None:
     size = struct.unpack_from("<Q", GOOD, PHDR + PHDR_SIZE + P_FILESZ)[0]
-    payload = load(str(elf((PHDR + PHDR_SIZE + P_MEMSZ, "Q", size + 1000))))
-    data = payload.segments[1][1]
-    assert len(data) == size + 1000 and data[size:] == bytes(1000)
+    start = struct.unpack_from("<Q", GOOD, PHDR + PHDR_SIZE + P_PADDR)[0]
+    payload = load(str(elf((PHDR + PHDR_SIZE + P_MEMSZ, "Q", size + 100_000))))
+    assert len(payload.segments[1][1]) == size
+    assert payload.end == start + size + 100_000
 
 
 def test_a_segment_of_no_bytes_is_loaded(elf: Any) -> None:
@@ -133,7 +134,7 @@ def test_a_missing_file_is_not_refused_with_the_names_there_are(tmp_path: Path) 
 
 
 def test_a_directory_is_not_refused(tmp_path: Path) -> None:
-    assert "cannot be read: Is a directory" in refused(tmp_path)
+    assert "is not a regular file" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,6 @@ def test_a_segment_with_more_file_than_memory_is_not_refused(elf: Any) -> None:
     refused(elf((PHDR + P_MEMSZ, "Q", size - 1)))
 
 
-@pytest.mark.xfail(strict=True, reason="the sentence speaks of the size limit, which such a segment does not break")
 def test_a_segment_with_more_file_than_memory_is_called_too_large(elf: Any) -> None:
     size = struct.unpack_from("<Q", GOOD, PHDR + P_FILESZ)[0]
     assert "at most" not in refused(elf((PHDR + P_MEMSZ, "Q", size - 1)))
@@ -215,7 +215,6 @@ def test_an_unreadable_name_is_no_payload_error() -> None:
         load("no/such/folder/file.elf")
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="Path.exists raises ENAMETOOLONG, and nobody catches that")
 def test_a_name_that_is_too_long_is_no_payload_error() -> None:
     with pytest.raises(PayloadError):
         load("x" * 300)

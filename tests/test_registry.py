@@ -52,9 +52,6 @@ def test_a_clause_is_badly_written(clause: Clause) -> None:
     assert all(isinstance(need, Need) and str(need) for need in clause.needs)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an area with clauses in two modules is in two pieces, which KtapReporter cannot nest"
-)
 def test_an_area_comes_in_pieces() -> None:
     # KTAP reports an area as one block, in the order of the clauses.
     areas = [clause.id.split(".")[0] for clause in CLAUSES]
@@ -154,12 +151,7 @@ def test_a_second_clause_of_the_same_id_is_not_refused(empty_registry: dict[str,
         "",
         "A statement without more.",
         "A statement.\n\nSource:",
-        pytest.param(
-            "Source: that",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a first paragraph that is the source is taken for a statement"
-            ),
-        ),
+        pytest.param("Source: that"),
     ],
 )
 def test_a_clause_without_statement_or_source_is_not_refused(

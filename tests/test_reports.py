@@ -248,9 +248,6 @@ def test_a_ktap_line_waits_for_the_end() -> None:
     assert stream.getvalue().splitlines()[-1] == "  ok 1 perm.works"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an area with clauses in two modules is in two pieces, which KtapReporter cannot nest"
-)
 def test_the_whole_catalogue_is_no_ktap() -> None:
     results = [ClauseResult(clause.id, Verdict.PASS, clause.statement) for clause in all_clauses()]
     areas, _ = ktap(results)

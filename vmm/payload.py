@@ -16,11 +16,13 @@ from elftools.elf.segments import Segment
 
 from vmm.memory import GuestMemory
 
-__all__ = ["FOLDER", "Mailbox", "Payload", "PayloadError", "load", "names"]
+__all__ = ["FOLDER", "PARAMETERS", "Mailbox", "Payload", "PayloadError", "load", "names"]
 
 FOLDER = Path(__file__).resolve().parent / "payloads"
 _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 _LARGEST = 64 << 20
+# The mailbox's words for parameters and for values.
+PARAMETERS, _VALUES = 8, 16
 
 
 class PayloadError(Exception):
@@ -47,6 +49,14 @@ class Payload:
         except KeyError:
             raise PayloadError(f"payload {self.name} has no symbol {name!r}: build it again") from None
 
+    def check_range(self, start: int, stop: int) -> None:
+        """Raise PayloadError unless all of it lies between two guest physical addresses."""
+        lowest = min(address for address, _ in self.segments)
+        if lowest < start or self.end > stop:
+            raise PayloadError(
+                f"{self.name} occupies {lowest:#x} to {self.end:#x}: link it between {start:#x} and {stop:#x}"
+            )
+
     def write_to(self, memory: GuestMemory) -> None:
         """Copy the segments into fresh guest memory, which is zero already."""
         for address, data in self.segments:
@@ -72,7 +82,7 @@ class Mailbox:
     @property
     def values(self) -> list[int]:
         """The values that the last entry point left."""
-        return [self.read("values", index) for index in range(16)]
+        return [self.read("values", index) for index in range(_VALUES)]
 
 
 def names() -> list[str]:
@@ -87,16 +97,18 @@ def load(name: str) -> Payload:
     Raises PayloadError for anything but a complete static ELF of this machine.
     """
     path = FOLDER / f"{name}.elf"
-    if not path.exists():
-        path = Path(name)
-        if not path.exists():
-            known = ", ".join(names()) or "none is built"
-            raise PayloadError(f"{name} is neither a file nor one of the payloads here ({known})")
     try:
+        if not path.exists():
+            path = Path(name)
+            if not path.exists():
+                known = ", ".join(names()) or "none is built"
+                raise PayloadError(f"{name} is neither a file nor one of the payloads here ({known})")
+        if not path.is_file():
+            raise PayloadError(f"{path} is not a regular file")
         with path.open("rb") as file:
             return _parse(path, file)
     except OSError as error:
-        raise PayloadError(f"{path} cannot be read: {error.strerror}") from error
+        raise PayloadError(f"{name} cannot be read: {error.strerror}") from error
     except (ELFError, ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError) as error:
         # pyelftools reports a damaged file in many ways.
         raise PayloadError(f"{path} is not a complete ELF file: {type(error).__name__}") from error
@@ -124,8 +136,10 @@ def _parse(path: Path, file: BinaryIO) -> Payload:
 
 def _segment(path: Path, segment: Segment) -> tuple[int, bytes]:
     header = segment.header
-    if header["p_memsz"] > _LARGEST or header["p_filesz"] > header["p_memsz"]:
+    if header["p_memsz"] > _LARGEST:
         raise PayloadError(f"{path} has a segment of {header['p_memsz']} bytes: payloads are at most {_LARGEST}")
+    if header["p_filesz"] > header["p_memsz"]:
+        raise PayloadError(f"{path} is damaged: a segment has more bytes in the file than in memory")
     data = segment.data()
     if len(data) != header["p_filesz"]:
         raise PayloadError(f"{path} is truncated: a segment has {len(data)} of {header['p_filesz']} bytes")

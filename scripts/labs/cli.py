@@ -161,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return LAB_FAILURE
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        print(f"scripts/lab: {error}; is the disk full, or a file not readable?", file=sys.stderr)
+        return LAB_FAILURE
     except KeyboardInterrupt:
         print("scripts/lab: interrupted; the machine was ended", file=sys.stderr)
         return 130

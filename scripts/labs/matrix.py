@@ -112,7 +112,7 @@ def _run(column: Column) -> None:
     column.verdicts = parse_results(done.stdout)
     if not column.verdicts:
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        column.error = f"no results (status {done.returncode}): {lines[0]}"
+        column.error = f"no results (status {done.returncode}): {lines[-1]}"
     note(f"{column.name}: {len(column.verdicts)} clauses, status {done.returncode}")
 
 

@@ -8,6 +8,7 @@ content of its sources; the Python files are taken as they are, with byte code b
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tomllib
@@ -136,7 +137,7 @@ def _python_with_cffi(cache: Cache, repository: Path) -> str:
     if importlib.util.find_spec("cffi") is not None:
         return sys.executable
     environment = repository / ".venv/bin/python"
-    if environment.exists():
+    if os.access(environment, os.X_OK):
         probe = subprocess.run([environment, "-c", "import cffi"], capture_output=True)
         if probe.returncode == 0:
             return str(environment)

@@ -23,7 +23,7 @@ from .machines import Boot, Machine, Port
 from .product import build_product
 from .progress import note
 from .qemu import Sve, Svm
-from .supervise import Guest, console_tail, supervise
+from .supervise import Guest, console_reports, console_tail, supervise
 from .terminal import Relay
 from .userland import build_userland
 
@@ -144,6 +144,9 @@ def _status(guests: Sequence[Guest]) -> int:
             tail = "".join(f"\n  {line}" for line in console_tail(guest))
             where = f" Its last words were:{tail}" if tail else " It printed nothing."
             print(f"scripts/lab: {guest.failure}{where}", file=sys.stderr)
+        else:
+            for line in console_reports(guest):
+                print(f"scripts/lab: the kernel of {guest.name} reported: {line}", file=sys.stderr)
     if any(guest.failure for guest in guests):
         return LAB_FAILURE
     return next((guest.status for guest in guests if guest.status), 0)

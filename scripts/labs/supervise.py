@@ -24,10 +24,11 @@ from .errors import LabError
 from .frames import ERROR, FILES, HELLO, OUTPUT, STATUS, FrameReader
 from .progress import note
 
-__all__ = ["Guest", "Sink", "console_tail", "supervise"]
+__all__ = ["Guest", "Sink", "console_reports", "console_tail", "supervise"]
 
 _PANIC = b"Kernel panic - not syncing"
 _FAULT = re.compile(r"\b(?:BUG|Oops|Internal error|Kernel panic|Unable to handle|general protection|double fault)\b")
+_REPORT = re.compile(r"\b(?:WARNING:|BUG:|Oops:|Internal error:)")
 _PANIC_GRACE = 1.0  # seconds for the rest of the panic's text
 _END_GRACE = 5.0  # seconds to switch off after the command's status has come
 _PR_SET_PDEATHSIG = 1
@@ -212,6 +213,12 @@ def console_tail(guest: Guest, lines: int = 12) -> list[str]:
         if found:
             return found[-lines:]
     return []
+
+
+def console_reports(guest: Guest, most: int = 5) -> list[str]:
+    """Return the first lines with which a guest's kernel has reported a fault of its own that it survived."""
+    text = _tail_bytes(guest.console, 1 << 20).decode(errors="replace") if guest.console is not None else ""
+    return [line.strip() for line in text.splitlines() if _REPORT.search(line)][:most]
 
 
 def _tail_bytes(file: Path, size: int = 16384) -> bytes:

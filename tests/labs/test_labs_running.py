@@ -231,6 +231,12 @@ def test_a_panic_ends_the_machine_before_the_time_limit(tmp_path: Path) -> None:
     assert console_tail(guest)[-1] == "[ 1.1] more"
 
 
+def test_a_warning_that_the_kernel_survived_is_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guest, _, _ = emulate(tmp_path, "say('[ 1.0] WARNING: CPU: 0 at x.c:1\\r\\n'); frame(b'X', b'0')")
+    assert _status([guest]) == 0
+    assert "reported: [ 1.0] WARNING: CPU: 0 at x.c:1\n" in capsys.readouterr().err
+
+
 def test_an_emulator_that_dies_is_named(tmp_path: Path) -> None:
     guest, _, _ = emulate(tmp_path, "print('cannot map', file=sys.stderr); sys.exit(4)")
     assert guest.failure is not None and "status 4" in guest.failure

@@ -34,8 +34,9 @@ class Outcome:
 
 
 def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Outcome:
-    if honest.verdict is Verdict.PASS:
-        noticed = lying.verdict in (Verdict.FAIL, Verdict.TIMEOUT)
+    if honest.verdict in (Verdict.PASS, Verdict.XPASS):
+        # A clause that is known to fail here and yet passes fails as KNOWN when it is lied to.
+        noticed = lying.verdict in (Verdict.FAIL, Verdict.KNOWN, Verdict.TIMEOUT)
     elif honest.verdict is Verdict.INFO:
         noticed = (lying.notes, lying.observed) != (honest.notes, honest.observed)
     else:

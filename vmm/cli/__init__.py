@@ -7,10 +7,13 @@ Exit status: 0 nothing failed, 1 something failed, 2 wrong usage or no usable KV
 
 from __future__ import annotations
 
+import errno
 import importlib
+import importlib.metadata
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import click
 
@@ -41,8 +44,15 @@ class _LazyGroup(click.Group):
             formatter.write_dl(sorted(_COMMANDS.items()))
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("xstate-vmm")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="xstate-vmm", prog_name="vmm")
+@click.version_option(_version(), prog_name="vmm")
 def _vmm() -> None:
     """Prove, clause by clause, that a KVM keeps a guest's extended state as its ABI promises."""
 
@@ -51,9 +61,20 @@ def _terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def _discard_output() -> None:
+    """Nobody takes our output any more: what is still buffered must not fail again at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run() -> int:
     try:
-        result = _vmm.main(standalone_mode=False)
+        # Not _vmm.main: it would turn a broken pipe into status 1 by itself.
+        with _vmm.make_context("vmm", sys.argv[1:]) as context:
+            result = _vmm.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exit:
+        return exit.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -61,13 +82,14 @@ def _run() -> int:
         print("vmm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has had enough; nothing may be written to it at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
+        if isinstance(error, OSError):
+            _discard_output()
         print(f"vmm: {sentence}", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
@@ -77,11 +99,15 @@ def _sentence(error: Exception) -> str | None:
     """Return the sentence of an error that is the user's to mend, None for a fault of ours."""
     if isinstance(error, ModuleNotFoundError):
         return f"the Python module {error.name} is missing: install this package with pip, or run scripts/check"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+        return f"the output could not be written: {error.strerror}"
+    from vmm.ioctl import KvmError
     from vmm.memory import MemoryUnavailable
     from vmm.payload import PayloadError
     from vmm.system import KvmUnavailable
 
-    return str(error) if isinstance(error, KvmUnavailable | PayloadError | MemoryUnavailable) else None
+    known = KvmUnavailable | PayloadError | MemoryUnavailable | KvmError
+    return str(error) if isinstance(error, known) else None
 
 
 def main() -> None:

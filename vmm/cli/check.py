@@ -13,6 +13,7 @@ from typing import TextIO
 
 import click
 
+from vmm.cli.seconds import Seconds
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Totals
 from vmm.conformance.registry import Clause, all_clauses, select
@@ -79,7 +80,7 @@ def _run(runner: Runner, clauses: list[Clause], options: Options, report: Report
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the samples.")
 @click.option(
     "--time-scale",
-    type=click.FloatRange(0.1),
+    type=Seconds(0.1),
     default=1.0,
     show_default=True,
     help="Multiply all time limits.",

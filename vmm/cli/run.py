@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from vmm.arch import module
+from vmm.cli.seconds import Seconds
 from vmm.exits import Deadline, Hlt, IoIn, MmioRead, Shutdown
-from vmm.payload import load, names
+from vmm.payload import PARAMETERS, load, names
 from vmm.system import Kvm
 
 __all__ = ["command"]
@@ -47,7 +48,7 @@ def _exits(guest: Any, timeout: float, limit: int) -> int:
 @click.argument("entry", required=False)
 @click.argument("parameters", nargs=-1)
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
-@click.option("--timeout", type=click.FloatRange(0.001), default=5.0, show_default=True, help="Seconds an exit.")
+@click.option("--timeout", type=Seconds(0.001), default=5.0, show_default=True, help="Seconds an exit.")
 @click.option("--exits", type=click.IntRange(1), default=1000, show_default=True, help="Stop after so many.")
 def command(
     payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, timeout: float, exits: int
@@ -63,6 +64,8 @@ def command(
     if isinstance(start, str):
         loaded.symbol(start)
     values = [_number(text) for text in parameters]
+    if len(values) > PARAMETERS:
+        raise click.UsageError(f"a payload takes at most {PARAMETERS} parameters, not {len(values)}")
     with Kvm() as kvm, module("guest").Guest(kvm, loaded) as guest:
         guest.prepare(start, *values, privilege=privilege)
         status = _exits(guest, timeout, exits)

@@ -65,7 +65,10 @@ def _check_keys(table: dict[str, Any], allowed: set[str], required: set[str], wh
 
 
 def _read(path: Path, host: Host) -> list[Expectation]:
-    data = tomllib.loads(path.read_text())
+    try:
+        data = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ExpectationError(f"{path.name} is no TOML: {error}") from error
     _check_keys(data, _FILE_KEYS, set(), path.name)
     found = []
     for number, entry in enumerate(data.get("known", [])):

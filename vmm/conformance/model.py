@@ -93,4 +93,4 @@ class Totals:
 
     def __str__(self) -> str:
         parts = [f"{self.counts[verdict]} {verdict}" for verdict in Verdict if self.counts[verdict]]
-        return f"{self.total} clauses: {', '.join(parts) or 'none'}"
+        return f"{self.total} clause{'' if self.total == 1 else 's'}: {', '.join(parts) or 'none'}"

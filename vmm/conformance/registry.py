@@ -43,6 +43,11 @@ class Clause:
     source: str
     timeout: float
 
+    @property
+    def area(self) -> str:
+        """The id up to its first dot."""
+        return self.id.split(".")[0]
+
 
 _clauses: dict[str, Clause] = {}
 
@@ -67,7 +72,7 @@ def clause(
         text = inspect.getdoc(function) or ""
         statement = " ".join(text.split("\n\n")[0].split())
         source = re.search(r"^Source: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
-        if not statement or not source:
+        if not statement or not source or statement.startswith("Source:"):
             raise ValueError(f"clause {identifier}: the docstring needs a statement and a 'Source:' line")
         if identifier in _clauses:
             raise ValueError(f"clause {identifier} is registered twice")
@@ -81,7 +86,7 @@ def clause(
 
 
 def all_clauses(arch: str = ARCHITECTURE) -> list[Clause]:
-    """Import every clause module of an architecture and return its clauses in the order they were written."""
+    """Import every clause module of an architecture and return its clauses, area by area, as they were written."""
     name = f"vmm.conformance.clauses.{arch}"
     try:
         package = importlib.import_module(name)
@@ -91,7 +96,10 @@ def all_clauses(arch: str = ARCHITECTURE) -> list[Clause]:
         return []
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{name}.{module.name}")
-    return [found for found in _clauses.values() if found.arch == arch]
+    chosen = [found for found in _clauses.values() if found.arch == arch]
+    # An area may have several modules; reports show it in one piece.
+    areas = list(dict.fromkeys(found.area for found in chosen))
+    return sorted(chosen, key=lambda found: areas.index(found.area))
 
 
 def select(patterns: Iterable[str], clauses: list[Clause]) -> list[Clause]:

@@ -31,6 +31,7 @@ __all__ = [
     "DIRECTORIES",
     "KERNEL_SHADOW_STACK_TOKEN",
     "PAGE_2M",
+    "TABLES_END",
     "USER_SHADOW_STACK_TOP",
     "enter",
     "write_shadow_stacks",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 GDT, IDT, TSS, PML4, PDPT, DIRECTORIES, TABLE = 0x1000, 0x2000, 0x3000, 0x6000, 0x7000, 0x8000, 0xC000
+TABLES_END = 0xD000
 # Where a shadow stack pointer starts: pushes go down from here (user), the token itself (supervisor).
 USER_SHADOW_STACK_TOP = 0x201000
 KERNEL_SHADOW_STACK_TOKEN = 0x201FF8

@@ -133,7 +133,8 @@ class Cpuid:
         if old is None:
             flags = lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX if index or function in (4, 7, 0xB, 0xD) else 0
             return Cpuid((*self.entries, replace(Entry(function, index, flags), **registers)))
-        return Cpuid(replace(entry, **registers) if entry is old else entry for entry in self.entries)
+        position = self.entries.index(old)
+        return Cpuid((*self.entries[:position], replace(old, **registers), *self.entries[position + 1 :]))
 
     def without(self, function: int, index: int | None = None) -> Cpuid:
         """Return a copy without a leaf, or without one subleaf of it."""

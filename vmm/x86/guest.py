@@ -16,7 +16,7 @@ from vmm._kvm import ffi
 from vmm.exits import Budget, Exit, IoOut
 from vmm.machine import VirtualMachine
 from vmm.memory import GuestMemory
-from vmm.payload import Mailbox, Payload, load
+from vmm.payload import PARAMETERS, Mailbox, Payload, load
 from vmm.system import Kvm
 from vmm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.x86 import boot
@@ -80,6 +80,7 @@ class Guest:
         self.payload = payload if isinstance(payload, Payload) else load(payload)
         self.cpuid = supported(kvm) if cpuid is None else cpuid
         self.cr4 = cr4
+        self.payload.check_range(boot.TABLES_END, MEMORY_SIZE)
         with ExitStack() as stack:
             self.vm: VirtualMachine = stack.enter_context(kvm.create_vm())
             self.memory: GuestMemory = self.vm.add_memory(MEMORY_SIZE)
@@ -94,6 +95,8 @@ class Guest:
 
     def prepare(self, entry: str | int, *parameters: int, privilege: int = 0, rflags: int = 2) -> None:
         """Point the vCPU at an entry point with its parameters in the mailbox; nothing runs yet."""
+        if len(parameters) > PARAMETERS:
+            raise ValueError(f"a payload takes at most {PARAMETERS} parameters, not {len(parameters)}")
         for index, value in enumerate(parameters):
             self.mailbox.write("params", value, index)
         boot.enter(self.vcpu, privilege=privilege, cr4=self.cr4)

@@ -234,15 +234,24 @@ class XsaveArea:
         """Bytes 464 to 511, which hardware leaves to software."""
         return bytes(self.data[_SOFTWARE])
 
+    def _component(self, number: int) -> Component:
+        component = self.layout[number]
+        if component.supervisor:
+            raise ValueError(f"{component.name} is a supervisor component: it has no place in a standard area")
+        if component.end > len(self.data):
+            raise ValueError(f"{component.name} ends at {component.end}, beyond this area of {len(self.data)} bytes")
+        return component
+
     def component(self, number: int) -> bytes:
-        """Return the bytes of one component."""
-        return b"".join(bytes(self.data[start : start + length]) for start, length in self.layout[number].ranges)
+        """Return the bytes of one component; ValueError if the area has no room for it."""
+        ranges = self._component(number).ranges
+        return b"".join(bytes(self.data[start : start + length]) for start, length in ranges)
 
     def set_component(self, number: int, data: bytes, *, mark: bool = True) -> None:
         """Put ``data`` into one component, and its bit into XSTATE_BV if ``mark``."""
-        component = self.layout[number]
-        if len(data) != component.size or component.end > len(self.data):
-            raise ValueError(f"{component.name} has {component.size} bytes up to {component.end}, got {len(data)}")
+        component = self._component(number)
+        if len(data) != component.size:
+            raise ValueError(f"{component.name} has {component.size} bytes, not {len(data)}")
         at = 0
         for start, length in component.ranges:
             self.data[start : start + length] = data[at : at + length]
