@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 from tests.mutations.buffers import XSTATE_BV, change_msr, msr_values, of_msr, set_msr_now
 from tests.mutations.lies import (
@@ -13,7 +14,6 @@ from tests.mutations.lies import (
     after_run,
     answer,
     before,
-    once,
 )
 from tests.mutations.registry import mutation
 from tests.mutations.tiles import GP, NM, UD, before_run, faults, in_tile_guest, lose, tile_byte
@@ -38,13 +38,13 @@ def _guest_reads(index: int, value: int) -> Interposer:
     )
 
 
-def _guest_writes(index: int, value: int, count: int, vector: int = GP) -> Interposer:
+def _guest_writes(index: int, value: int, number: int, vector: int = GP) -> Interposer:
     """Let one WRMSR of the guest fault, or not."""
 
     def matches(guest: Shared) -> bool:
         return (guest.get("params"), guest.get("params", 1)) == (index, value)
 
-    return in_tile_guest("wrmsr", faults(count, vector), matches)
+    return in_tile_guest("wrmsr", faults(number, vector), matches)
 
 
 @mutation("xfd.reset")
@@ -104,7 +104,8 @@ def arming_works_without_tile_data_in_cpuid() -> Interposer:
 
 @mutation("xfd.needs-tiledata-in-cpuid")
 def the_second_attempt_to_arm_works() -> Interposer:
-    return once(RUN, _guest_writes(Msr.XFD, ARMED, 0))
+    turns = count(1)
+    return in_tile_guest("wrmsr", faults(0), lambda guest: next(turns) == 2)
 
 
 @mutation("xfd.needs-tiledata-in-cpuid")

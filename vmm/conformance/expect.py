@@ -41,6 +41,8 @@ def _text(value: Any) -> str:
         return f"{value:#x}" if abs(value) > 9 else str(value)
     if isinstance(value, bytes):
         return value.hex(" ", 4) if len(value) <= 64 else f"{value[:64].hex(' ', 4)}... ({len(value)} bytes)"
+    if hasattr(value, "_fields"):  # an exit: a named tuple says what it is
+        return str(value)
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
         return "[" + ", ".join(_text(item) for item in items) + "]"

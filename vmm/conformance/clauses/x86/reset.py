@@ -13,6 +13,8 @@ from vmm.conformance.expect import equal, no_difference
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.exits import Deadline
+from vmm.machine import VirtualMachine
+from vmm.vcpu import Vcpu
 from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.msr import Msr
 from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs, set_xcr0
@@ -20,6 +22,7 @@ from vmm.x86.xsave import get_xsave, set_xsave
 
 _PAT_AT_RESET = 0x0007040600070406
 _CD_NW = 0x60000000
+_DELIVER_INIT = 5 << 8 | 1 << 14  # delivery mode INIT, assert
 
 
 @clause("reset.xcr0-xss-xfd", arch="x86")
@@ -89,9 +92,6 @@ def init_preserves(context: Context) -> None:
     cpuid.set_cpuid(second, context.host.facts.cpuid)
     plain = plain_features(context)
     pat = 0x0006040600070406
-    second.mp_state = lib.KVM_MP_STATE_RUNNABLE
-    # A vCPU is not yet in the map of APIC ids when its own APIC is reset; writing the APIC makes KVM look again.
-    second.ioctl(lib.KVM_SET_LAPIC, second.get(lib.KVM_GET_LAPIC, "kvm_lapic_state"))
     set_xcr0(second, plain)
     set_xsave(second, pattern(plain & ~1, random.Random(32).randrange(1 << 30)))
     msr.set_msr(second, Msr.PAT, pat)
@@ -99,10 +99,7 @@ def init_preserves(context: Context) -> None:
     regs = get_regs(second)
     regs.rip, regs.rbx = 0x1234, 0x5678
     set_regs(second, regs)
-    _send_init(vm.ioctl, 1)
-    # The INIT is taken by KVM_RUN, which then waits for a SIPI that never comes.
-    equal("the exit of a vCPU that waits for SIPI", second.run(0.05), Deadline())
-    equal("mp_state after INIT", second.mp_state, lib.KVM_MP_STATE_INIT_RECEIVED)
+    send_init(vm, second)
     after = get_regs(second)
     equal("RIP and RBX after INIT", (after.rip, after.rbx), (0xFFF0, 0))
     equal("XCR0 after INIT", get_xcr0(second), plain)
@@ -112,7 +109,12 @@ def init_preserves(context: Context) -> None:
         equal(f"bytes of {xfeature.name(number)} after INIT", seen.component(number), before.component(number))
 
 
-def _send_init(ioctl: object, apic_id: int) -> None:
-    """KVM_SIGNAL_MSI with delivery mode INIT (5) to one APIC id."""
-    message = ffi.new("struct kvm_msi *", {"address_lo": 0xFEE00000 | apic_id << 12, "data": 5 << 8 | 1 << 14})
-    ioctl(lib.KVM_SIGNAL_MSI, message)  # type: ignore[operator]
+def send_init(vm: VirtualMachine, vcpu: Vcpu) -> None:
+    """Send INIT to a vCPU other than the first, as a message-signalled interrupt, and have KVM_RUN take it."""
+    vcpu.mp_state = lib.KVM_MP_STATE_RUNNABLE
+    # A vCPU is not yet in the map of APIC ids when its own APIC is reset; writing the APIC makes KVM look again.
+    vcpu.ioctl(lib.KVM_SET_LAPIC, vcpu.get(lib.KVM_GET_LAPIC, "kvm_lapic_state"))
+    address = 0xFEE00000 | vcpu.identifier << 12
+    vm.ioctl(lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", {"address_lo": address, "data": _DELIVER_INIT}))
+    equal("the exit of a vCPU that waits for SIPI", vcpu.run(0.05), Deadline())
+    equal("mp_state after INIT", vcpu.mp_state, lib.KVM_MP_STATE_INIT_RECEIVED)

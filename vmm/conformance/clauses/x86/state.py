@@ -105,7 +105,7 @@ def _explain(name: str, ours: Any, theirs: Any) -> list[str]:
         return [f"{msr.name(index)} {ours.get(index)} {theirs.get(index)}" for index in changed]
     if isinstance(ours, int):
         return [f"{ours:#x} {theirs:#x}"]
-    return [field for field in _fields(name, ours, theirs)]
+    return _fields(name, ours, theirs)
 
 
 def _fields(name: str, ours: bytes, theirs: bytes) -> list[str]:
@@ -115,6 +115,14 @@ def _fields(name: str, ours: bytes, theirs: bytes) -> list[str]:
     lines = []
     for field, description in kind.fields:
         part = slice(description.offset, description.offset + ffi.sizeof(description.type))
-        if ours[part] != theirs[part]:
+        if ours[part] != theirs[part] and not _both_unusable(description.type, ours[part], theirs[part]):
             lines.append(f"{field} {ours[part].hex()} {theirs[part].hex()}")
     return lines
+
+
+def _both_unusable(kind: Any, ours: bytes, theirs: bytes) -> bool:
+    """An unusable segment has a selector and nothing else: KVM marks the rest accessed when it is written back."""
+    if kind.cname != "struct kvm_segment":
+        return False
+    first, second = (ffi.from_buffer("struct kvm_segment *", data) for data in (ours, theirs))
+    return bool(first.unusable and second.unusable and first.selector == second.selector)

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CET in the guest: shadow stacks and indirect branch tracking at work, over exits, copies and INIT."""
+
+from __future__ import annotations
+
+import struct
+
+from vmm._kvm import lib
+from vmm.conformance.clauses.x86 import shadow, state
+from vmm.conformance.clauses.x86.reset import send_init
+from vmm.conformance.clauses.x86.shadow import CR4_CET, ENDBR_EN, IBT, SH_STK_EN, SHSTK, XSAVES, shadow_guest, ssp
+from vmm.conformance.context import Context
+from vmm.conformance.expect import Violation, equal, no_difference, true
+from vmm.conformance.needs import capability
+from vmm.conformance.registry import clause
+from vmm.exits import Budget, FailEntry
+from vmm.ioctl import KvmError
+from vmm.x86 import boot, cpuid
+from vmm.x86.cpuid import get_cpuid
+from vmm.x86.guest import DONE, Fault, Guest, GuestError
+from vmm.x86.msr import Msr, get_msr, name, set_msr
+from vmm.x86.registers import get_sregs, get_xcr0, set_sregs, set_xcr0
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import Layout, XsaveArea, get_xsave, set_xsave
+
+_CP = 21
+_DEPTH = 12
+_CET_U, _CET_S = int(XFeature.CET_U), int(XFeature.CET_S)
+_WP = 1 << 16
+_MESSAGES = (capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI"))
+_USER_BOTH = SH_STK_EN | 2
+
+
+def _call(context: Context, guest: Guest, entry: str, *parameters: int, privilege: int = 0) -> int:
+    return guest.call(entry, *parameters, privilege=privilege, timeout=context.timeout)
+
+
+def _fault_of(context: Context, guest: Guest, entry: str, *parameters: int) -> Fault:
+    """Run an entry at CPL3 that has to fault, and return the fault."""
+    try:
+        _call(context, guest, entry, *parameters, privilege=3)
+    except GuestError as error:
+        if isinstance(error.exit, Fault):
+            return error.exit
+        raise
+    raise Violation(f"the guest in {entry}", "a fault", "none")
+
+
+@clause("cet.shadow-stack-calls", arch="x86", needs=(SHSTK,), since="6.18")
+def calls_and_returns(context: Context) -> None:
+    """With a user shadow stack nested calls return, the return addresses are on it, and SSP ends where it began.
+
+    Source: Intel SDM volume 1, 17.2; arch/x86/kvm/vmx/vmx.c (GUEST_SSP).
+    """
+    guest = shadow_guest(context)
+    top = boot.USER_SHADOW_STACK_TOP
+    guest.prepare("descend", _DEPTH, privilege=3)
+    equal("the exit at the bottom", guest.resume(context.timeout, ticks=1), Budget(1))
+    equal("SSP at the bottom", ssp(guest.vcpu), top - 8 * _DEPTH)
+    entries = struct.unpack(f"<{_DEPTH}Q", guest.memory.read(top - 8 * _DEPTH, 8 * _DEPTH))
+    low, high = guest.payload.symbol("descend"), guest.payload.symbol("smash")
+    true("return addresses on the shadow stack", all(low < entry < high for entry in entries), entries, "in descend")
+    guest.vcpu.complete()
+    guest.finish(guest.resume(context.timeout))
+    equal("returns", guest.mailbox.values[0], _DEPTH)
+    equal("SSP at the end", ssp(guest.vcpu), top)
+
+
+@clause("cet.shadow-stack-cp", arch="x86", needs=(SHSTK,), since="6.18")
+def changed_return_address(context: Context) -> None:
+    """A return to an address that was changed on the stack is #CP with error code 1, at the RET.
+
+    Source: Intel SDM volume 3, 7.15 (#CP); volume 1, 17.2.
+    """
+    guest = shadow_guest(context)
+    fault = _fault_of(context, guest, "smash")
+    equal("vector and error code", (fault.vector, fault.error), (_CP, 1))
+    equal("RIP", fault.rip, guest.payload.symbol("at_smash"))
+    plain = shadow_guest(context, user=0)
+    equal("the same without a shadow stack", _call(context, plain, "smash", privilege=3), DONE)
+
+
+@clause("cet.branch-tracking-cp", arch="x86", needs=(IBT,), since="6.18")
+def indirect_branches(context: Context) -> None:
+    """With tracking an indirect jump has to land on ENDBR64, else it is #CP with error code 3 at the target.
+
+    Source: Intel SDM volume 1, 17.3; volume 3, 7.15.
+    """
+    guest = shadow_guest(context, user=ENDBR_EN)
+    good, bad = guest.payload.symbol("with_endbr"), guest.payload.symbol("without_endbr")
+    equal("a jump to ENDBR64", _call(context, guest, "branch", good, privilege=3), DONE)
+    fault = _fault_of(context, guest, "branch", bad)
+    equal("vector and error code", (fault.vector, fault.error), (_CP, 3))
+    equal("RIP", fault.rip, bad)
+    plain = shadow_guest(context, user=0)
+    equal("the same without tracking", _call(context, plain, "branch", bad, privilege=3), DONE)
+
+
+def _stopped_inside(context: Context) -> Guest:
+    """A guest in the middle of `live`: at CPL0 in an exception from CPL3, with both shadow stacks in use."""
+    guest = shadow_guest(context, user=_USER_BOTH, kernel=_USER_BOTH)
+    guest.prepare("live", _DEPTH, privilege=3)
+    equal("the exit inside", guest.resume(context.timeout, ticks=1), Budget(1))
+    guest.vcpu.complete()
+    return guest
+
+
+@clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+def live_state(context: Context) -> None:
+    """A guest that is stopped inside an exception with user and supervisor shadow stacks goes on in a new VM.
+
+    Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP).
+    """
+    guest = _stopped_inside(context)
+    saved = shadow.capture(context, guest)
+    true("PL3_SSP inside", get_msr(guest.vcpu, Msr.PL3_SSP) != 0, get_msr(guest.vcpu, Msr.PL3_SSP), "in use")
+    copy = shadow.twin(context, guest)
+    shadow.restore(copy.vcpu, saved)
+    again = shadow.capture(context, copy)
+    no_difference("the copied state", state.compare(saved[0], again[0]))
+    equal("the copied SSP", again[1], saved[1])
+    equal("the event of the copy", copy.finish(copy.resume(context.timeout)), DONE)
+    equal("returns of the copy", copy.mailbox.values[0], _DEPTH)
+
+
+@clause("cet.state-each-needed", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+def each_register_needed(context: Context) -> None:
+    """Restored without U_CET, S_CET, PL3_SSP, SSP or IA32_XSS, each alone, the guest faults where it needs that.
+
+    So a VMM that saves four of the five breaks a guest, and this says which one was missing.
+
+    Source: Intel SDM volume 1, 17.2, 13.12; arch/x86/kvm/x86.c, msrs_to_save_base.
+    """
+    guest = _stopped_inside(context)
+    saved = shadow.capture(context, guest)
+    # After the UD2 nothing else may stop the guest: a fault is the evidence.
+    for register in ("U_CET", "S_CET", "PL3_SSP", "SSP", "XSS"):
+        copy = shadow.twin(context, guest)
+        shadow.restore(copy.vcpu, saved, omit=register)
+        try:
+            copy.finish(copy.resume(context.timeout), f"the guest without {register}")
+        except GuestError as error:
+            context.note(f"without {register}: {error.exit}")
+        else:
+            raise Violation(f"the guest restored without {register}", "a fault", "none")
+    shadow.restore(guest.vcpu, saved)
+    equal("the event of the guest itself", guest.finish(guest.resume(context.timeout)), DONE)
+
+
+@clause("cet.survives-exits", arch="x86", needs=(SHSTK,), since="6.18")
+def survives_exits(context: Context) -> None:
+    """The CET registers keep their values over exits and runs of the guest.
+
+    Source: arch/x86/kvm/x86.c, kvm_load_guest_fpu (U_CET and PLn_SSP are xstate); arch/x86/kvm/vmx/vmx.c (S_CET).
+    """
+    guest = shadow_guest(context)
+    values = {Msr.PL0_SSP: 0x201000, Msr.PL1_SSP: 0x1000, Msr.PL2_SSP: 0x2000, Msr.INT_SSP_TAB: 0x3000}
+    for msr, value in values.items():
+        set_msr(guest.vcpu, msr, value)
+    _call(context, guest, "descend", 3, privilege=3)
+    for msr, value in {**values, Msr.U_CET: _USER_BOTH, Msr.S_CET: 0}.items():
+        equal(name(msr), get_msr(guest.vcpu, msr), value)
+
+
+@clause("cet.guest-host-agree", arch="x86", needs=(SHSTK,), since="6.18")
+def guest_and_host_agree(context: Context) -> None:
+    """What the guest writes to a CET register the host reads, and the other way round; wrong values are #GP.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_recalc_msr_intercepts; arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet.
+    """
+    guest = shadow_guest(context, user=0)
+    good = {Msr.U_CET: 1, Msr.PL3_SSP: 0x1230, Msr.PL0_SSP: 0x4560, Msr.INT_SSP_TAB: 0x7891}
+    for msr, value in good.items():
+        _call(context, guest, "wrmsr", msr, value)
+        equal(f"faults of WRMSR {name(msr)}", guest.mailbox.read("values", 15), 0)
+        equal(f"{name(msr)} for the host", get_msr(guest.vcpu, msr), value)
+        set_msr(guest.vcpu, msr, value & ~0xFF)
+        _call(context, guest, "rdmsr", msr)
+        equal(f"{name(msr)} in the guest", guest.mailbox.values[0], value & ~0xFF)
+    for msr, value in {Msr.U_CET: 1 << 6, Msr.S_CET: 1 << 9, Msr.PL3_SSP: 1, Msr.PL0_SSP: 1 << 63}.items():
+        _call(context, guest, "wrmsr", msr, value)
+        equal(f"faults of WRMSR {name(msr)} {value:#x}", guest.mailbox.read("values", 15), 1)
+        equal(f"the fault of WRMSR {name(msr)} {value:#x}", guest.fault().name, "#GP")
+
+
+@clause("cet.ssp-not-a-guest-msr", arch="x86", needs=(SHSTK,), since="6.18")
+def internal_number(context: Context) -> None:
+    """KVM's internal number for SSP is no MSR of the guest's: RDMSR and WRMSR of it are #GP.
+
+    Source: arch/x86/kvm/x86.c, MSR_KVM_INTERNAL_GUEST_SSP.
+    """
+    guest = shadow_guest(context, user=0)
+    for entry in ("rdmsr", "wrmsr"):
+        _call(context, guest, entry, 0x4B564DFF, 0x1000)
+        equal(f"faults of {entry}", guest.mailbox.read("values", 15), 1)
+
+
+@clause("cet.cr4-wp", arch="x86", needs=(SHSTK,), since="6.18")
+def needs_write_protect(context: Context) -> None:
+    """Setting CR4.CET while CR0.WP is 0, and clearing CR0.WP while CR4.CET is 1, are #GP.
+
+    Source: arch/x86/kvm/x86.c, kvm_set_cr4, kvm_set_cr0; Intel SDM volume 3, 2.5.
+    """
+    guest = shadow_guest(context, user=0)
+    cr4 = boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4).cr4
+    _call(context, guest, "write_cr0", boot.CR0 & ~_WP)
+    equal("faults of clearing CR0.WP with CR4.CET", guest.mailbox.read("values", 15), 1)
+    guest.prepare("write_cr4", cr4)
+    boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4 & ~CR4_CET, cr0=boot.CR0 & ~_WP)
+    guest.finish(guest.resume(context.timeout), "MOV to CR4")
+    equal("faults of setting CR4.CET without CR0.WP", guest.mailbox.read("values", 15), 1)
+    equal("CR4.CET afterwards", get_sregs(guest.vcpu).cr4 & CR4_CET, 0)
+
+
+@clause("cet.sregs-wp-hole", arch="x86", needs=(SHSTK,), since="6.18", info=True)
+def contradiction_by_sregs(context: Context) -> None:
+    """Whether KVM_SET_SREGS takes CR4.CET together with CR0.WP 0, which no guest can reach by itself.
+
+    Source: arch/x86/kvm/x86.c, kvm_is_valid_sregs (CR0 and CR4 are looked at one by one).
+    """
+    guest = shadow_guest(context, user=0)
+    guest.prepare("_start")
+    sregs = get_sregs(guest.vcpu)
+    sregs.cr0 &= ~_WP
+    try:
+        set_sregs(guest.vcpu, sregs)
+    except KvmError as error:
+        context.note(f"refused with {error.errno_name}")
+        return
+    exit = guest.resume(context.timeout)
+    shown = f"FailEntry({exit.reason:#x})" if isinstance(exit, FailEntry) else str(exit)
+    context.note(f"accepted; the run ends with {shown}")
+
+
+@clause("xsave.no-supervisor", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+def area_has_no_supervisor_state(context: Context) -> None:
+    """The XSAVE area never shows CET components, however live: neither bits nor bytes nor a larger size.
+
+    CET state travels in MSRs and KVM_REG_GUEST_SSP.
+
+    Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (user_xfeatures).
+    """
+    guest = _stopped_inside(context)
+    area = get_xsave(guest.vcpu)
+    equal("CET components in XSTATE_BV", area.xstate_bv & shadow.CET, 0)
+    equal("bytes of the area", len(area.data), 4096)
+    pointer = get_msr(guest.vcpu, Msr.PL3_SSP).to_bytes(8, "little")
+    equal("PL3_SSP in the area", area.data.find(pointer), -1)
+
+
+@clause("xsave.set-preserves-supervisor", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+def set_preserves_supervisor_state(context: Context) -> None:
+    """KVM_SET_XSAVE with XSTATE_BV 0 leaves U_CET and the shadow stack pointers as they are.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (XFEATURE_MASK_SUPERVISOR_ALL is kept).
+    """
+    guest = _stopped_inside(context)
+    registers = (Msr.U_CET, Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
+    before = [get_msr(guest.vcpu, msr) for msr in registers]
+    set_xsave(guest.vcpu, XsaveArea.initial())
+    equal("U_CET and PLn_SSP", [get_msr(guest.vcpu, msr) for msr in registers], before)
+    guest.finish(guest.resume(context.timeout))
+    equal("returns of the guest", guest.mailbox.values[0], _DEPTH)
+
+
+@clause("setcpuid.runtime-size-0xd1", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+def compacted_size_follows(context: Context) -> None:
+    """CPUID 0xD.1 EBX follows XCR0 and IA32_XSS: 16 bytes more with CET_U, 24 with CET_S, aligned as CPUID says.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime.
+    """
+    guest = shadow_guest(context, user=0)
+    table = context.host.facts.cpuid
+    layout = Layout.from_cpuid(table)
+    for xss in (0, 1 << _CET_U, shadow.CET, 0):
+        _call(context, guest, "wrmsr", Msr.XSS, xss)
+        equal(f"faults of WRMSR {name(Msr.XSS)} {xss:#x}", guest.mailbox.read("values", 15), 0)
+        wanted = layout.compacted_size(get_xcr0(guest.vcpu) | xss)
+        equal(f"0xD.1 EBX with IA32_XSS {xss:#x}", get_cpuid(guest.vcpu).get(0xD, 1).ebx, wanted)
+    equal("bytes of CET_U", layout[_CET_U].size, 16)
+    equal("bytes of CET_S", layout[_CET_S].size, 24)
+
+
+@clause("mig.xss-roundtrip", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+def xss_roundtrip(context: Context) -> None:
+    """IA32_XSS set by the guest comes over, and XRSTORS of what XSAVES wrote before works; without it it is #GP.
+
+    Source: arch/x86/kvm/x86.c, msrs_to_save_base (MSR_IA32_XSS, since 6.18); Intel SDM volume 1, 13.12.
+    """
+    guest = shadow_guest(context, user=0)
+    _call(context, guest, "xsaves", 0x801)
+    saved = shadow.capture(context, guest)
+    equal("the saved IA32_XSS", saved[0]["MSRS"].get(Msr.XSS), shadow.CET & context.host.facts.cpuid.xss)
+    for omit, faults in (("", 0), ("XSS", 1)):
+        copy = shadow.twin(context, guest)
+        shadow.restore(copy.vcpu, saved, omit=omit)
+        _call(context, copy, "xrstors", 0x801)
+        equal(
+            f"faults of XRSTORS {'without IA32_XSS' if omit else 'in the copy'}",
+            copy.mailbox.read("values", 15),
+            faults,
+        )
+
+
+@clause("cet.xsaves-carries-user-state", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+def xsaves_carries_user_state(context: Context) -> None:
+    """The guest's XSAVES puts U_CET and PL3_SSP into component 11, and XRSTORS brings them back for the host to read.
+
+    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/x86.c, kvm_access_xstate_msr.
+    """
+    guest = shadow_guest(context, user=0)
+    set_msr(guest.vcpu, Msr.U_CET, _USER_BOTH)
+    set_msr(guest.vcpu, Msr.PL3_SSP, 0x123450)
+    guest.memory.write(guest.payload.symbol("area"), bytes(16384))
+    _call(context, guest, "xsaves", 1 << _CET_U)
+    stored = guest.memory.read(guest.payload.symbol("area") + 576, 16)
+    equal("component 11 (U_CET, PL3_SSP)", struct.unpack("<2Q", stored), (_USER_BOTH, 0x123450))
+    set_msr(guest.vcpu, Msr.U_CET, 0)
+    set_msr(guest.vcpu, Msr.PL3_SSP, 0)
+    _call(context, guest, "xrstors", 1 << _CET_U)
+    equal("faults of XRSTORS", guest.mailbox.read("values", 15), 0)
+    seen = (get_msr(guest.vcpu, Msr.U_CET), get_msr(guest.vcpu, Msr.PL3_SSP))
+    equal("U_CET and PL3_SSP for the host", seen, (_USER_BOTH, 0x123450))
+
+
+@clause("cet.s-cet-not-xstate", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+def supervisor_registers_not_xstate(context: Context) -> None:
+    """XRSTORS of component 12 with its bit clear resets PL0 to PL2_SSP and leaves S_CET and INT_SSP_TAB alone.
+
+    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/vmx/vmx.c (S_CET is in the VMCS).
+    """
+    guest = shadow_guest(context, user=0)
+    kept = {Msr.S_CET: 2, Msr.INT_SSP_TAB: 0x5000}
+    for msr, value in {**kept, Msr.PL0_SSP: 0x1000, Msr.PL1_SSP: 0x2000, Msr.PL2_SSP: 0x3000}.items():
+        set_msr(guest.vcpu, msr, value)
+    area = bytearray(16384)
+    area[520:528] = (1 << 63 | 1 << _CET_S).to_bytes(8, "little")
+    guest.memory.write(guest.payload.symbol("area"), bytes(area))
+    _call(context, guest, "xrstors", 1 << _CET_S)
+    equal("faults of XRSTORS", guest.mailbox.read("values", 15), 0)
+    for msr, value in kept.items():
+        equal(name(msr), get_msr(guest.vcpu, msr), value)
+    for msr in (Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP):
+        equal(name(msr), get_msr(guest.vcpu, msr), 0)
+
+
+@clause("cet.xsaves-intercept", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+def xsaves_not_offered(context: Context) -> None:
+    """A guest whose CPUID lacks XSAVES takes #UD for it on Intel; on AMD it executes, with IA32_XSS 0.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_adjust_secondary_exec_control; arch/x86/kvm/svm/svm.c,
+    svm_vcpu_after_set_cpuid.
+    """
+    table = context.host.facts.cpuid
+    leaf = table.get(0xD, 1)
+    table = table.edit(0xD, 1, eax=leaf.eax & ~(1 << 3), ecx=0)
+    leaf7 = table.get(7)
+    table = table.edit(7, 0, ecx=leaf7.ecx & ~(1 << 7), edx=leaf7.edx & ~(1 << 20))
+    guest = context.own(Guest(context.kvm, "cet", cpuid=table, cr4=shadow.OSXSAVE))
+    set_xcr0(guest.vcpu, table.xcr0)
+    _call(context, guest, "xsaves", 1)
+    faults = guest.mailbox.read("values", 15)
+    if context.host.backend == "kvm_intel":
+        equal("faults of XSAVES", faults, 1)
+        equal("the fault of XSAVES", guest.fault().name, "#UD")
+    else:
+        equal("faults of XSAVES", faults, 0)
+        equal("XCOMP_BV of XSAVES", guest.memory.read(guest.payload.symbol("area") + 520, 8)[:2], b"\1\0")
+
+
+@clause(
+    "cet.init",
+    arch="x86",
+    needs=(SHSTK, *_MESSAGES),
+    since="6.18",
+)
+def init_clears(context: Context) -> None:
+    """INIT clears every CET register and SSP, and leaves XCR0 and IA32_XSS.
+
+    Source: arch/x86/kvm/x86.c, kvm_xstate_reset; arch/x86/kvm/vmx/vmx.c, vmx_vcpu_reset.
+    """
+    vm = context.vm()
+    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm.create_vcpu(0)
+    second = vm.create_vcpu(1)
+    table = context.host.facts.cpuid
+    cpuid.set_cpuid(second, table)
+    registers = {Msr.U_CET: 1, Msr.S_CET: 1, Msr.PL0_SSP: 0x1000, Msr.PL1_SSP: 0x2000, Msr.PL2_SSP: 0x3000,
+                 Msr.PL3_SSP: 0x4000, Msr.INT_SSP_TAB: 0x5000}  # fmt: skip
+    set_xcr0(second, table.xcr0)
+    for msr, value in {**registers, Msr.XSS: table.xss & shadow.CET}.items():
+        equal(f"{name(msr)} accepted", set_msr(second, msr, value), True)
+    shadow.set_ssp(second, 0x6000)
+    send_init(vm, second)
+    for msr in registers:
+        equal(f"{name(msr)} after INIT", get_msr(second, msr), 0)
+    equal("SSP after INIT", ssp(second), 0)
+    equal("XCR0 after INIT", get_xcr0(second), table.xcr0)
+    equal("IA32_XSS after INIT", get_msr(second, Msr.XSS), table.xss & shadow.CET)
