@@ -3,13 +3,14 @@
 
 A closed set of classes with :class:`Unsupported` for what this package has no name for. They are named
 tuples because one is made at every exit: immutable, comparable, and built in a fraction of a microsecond.
+Unlike plain tuples, two of them are equal only if they are of one class.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vmm._kvm import ffi, lib
 
@@ -35,6 +36,29 @@ __all__ = [
 ]
 
 
+T = TypeVar("T", bound=tuple[object, ...])
+
+
+def _equal(self: tuple[object, ...], other: object) -> bool:
+    return type(self) is type(other) and tuple.__eq__(self, other)
+
+
+def _differ(self: tuple[object, ...], other: object) -> bool:
+    return not _equal(self, other)
+
+
+def _hash(self: tuple[object, ...]) -> int:
+    return hash((type(self), *self))
+
+
+def _exit(kind: type[T]) -> type[T]:
+    """Make equality of a named tuple depend on its class: Hlt() is not Shutdown()."""
+    for name, method in (("__eq__", _equal), ("__ne__", _differ), ("__hash__", _hash)):
+        setattr(kind, name, method)
+    return kind
+
+
+@_exit
 class IoOut(NamedTuple):
     """The guest wrote ``value`` (``size`` bytes) to I/O port ``port``."""
 
@@ -43,6 +67,7 @@ class IoOut(NamedTuple):
     value: int
 
 
+@_exit
 class IoIn(NamedTuple):
     """The guest reads ``size`` bytes from ``port``; Vcpu.reply answers before the next run."""
 
@@ -50,6 +75,7 @@ class IoIn(NamedTuple):
     size: int
 
 
+@_exit
 class MmioWrite(NamedTuple):
     """The guest wrote ``value`` (``size`` bytes) to unbacked guest physical address ``address``."""
 
@@ -58,6 +84,7 @@ class MmioWrite(NamedTuple):
     value: int
 
 
+@_exit
 class MmioRead(NamedTuple):
     """The guest reads ``size`` bytes at unbacked ``address``; Vcpu.reply answers before the next run."""
 
@@ -65,18 +92,22 @@ class MmioRead(NamedTuple):
     size: int
 
 
+@_exit
 class Hlt(NamedTuple):
     """The guest halted and no in-kernel interrupt controller waits for it."""
 
 
+@_exit
 class Shutdown(NamedTuple):
     """The guest triple-faulted."""
 
 
+@_exit
 class Debug(NamedTuple):
     """A debug event that KVM_SET_GUEST_DEBUG asked for."""
 
 
+@_exit
 class FailEntry(NamedTuple):
     """The CPU refused to enter the guest; ``reason`` is the hardware's."""
 
@@ -84,6 +115,7 @@ class FailEntry(NamedTuple):
     cpu: int
 
 
+@_exit
 class InternalError(NamedTuple):
     """KVM gave up on the guest; ``suberror`` 1 is an instruction it cannot emulate."""
 
@@ -91,12 +123,14 @@ class InternalError(NamedTuple):
     data: tuple[int, ...]
 
 
+@_exit
 class MsrRead(NamedTuple):
     """KVM_EXIT_X86_RDMSR of MSR number ``msr``."""
 
     msr: int
 
 
+@_exit
 class MsrWrite(NamedTuple):
     """KVM_EXIT_X86_WRMSR of ``value`` to MSR number ``msr``."""
 
@@ -104,26 +138,31 @@ class MsrWrite(NamedTuple):
     value: int
 
 
+@_exit
 class SystemEvent(NamedTuple):
     """KVM_EXIT_SYSTEM_EVENT: shutdown (1), reset (2), crash (3), ..."""
 
     kind: int
 
 
+@_exit
 class Unsupported(NamedTuple):
     """An exit reason without a class of its own."""
 
     reason: int
 
 
+@_exit
 class Deadline(NamedTuple):
     """The time given to ``run`` passed; the guest may go on in another run."""
 
 
+@_exit
 class Stopped(NamedTuple):
     """``kick`` asked the vCPU to stop."""
 
 
+@_exit
 class Budget(NamedTuple):
     """``ticks`` tick exits were absorbed, as many as ``run`` was asked to."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "change_msr",
     "entry",
     "flip",
+    "get_msr_now",
     "leaf",
     "lengthen",
     "lists",
@@ -199,6 +200,13 @@ def change_msr(index: int, value: Callable[[int], int]) -> Change:
 def of_msr(*indices: int) -> Condition:
     """Met by a batch that begins with one of these MSRs."""
     return lambda call: call.argument.nmsrs > 0 and call.argument.entries[0].index in indices
+
+
+def get_msr_now(fd: int, index: int) -> int:
+    """Return an MSR's value, read behind the clause's back."""
+    batch = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(index, 0, 0)]})
+    lib.vmm_ioctl(fd, lib.KVM_GET_MSRS, batch)
+    return int(batch.entries[0].data)
 
 
 def set_msr_now(fd: int, index: int, value: int) -> None:

@@ -275,14 +275,14 @@ def after_entry(
     return interposer
 
 
-def after_run(change: Callable[[int], object]) -> Interposer:
-    """After some of a run's ticks the vCPU is taken out, ``change(fd)`` spoils its state, and it runs on."""
+def after_run(change: Callable[[int], object], ticks: int = 5) -> Interposer:
+    """After so many of a run's ticks the vCPU is taken out, ``change(fd)`` spoils its state, and it runs on."""
 
     def interposer(call: Call, proceed: Proceed) -> int:
         if called(call) != RUN:
             return proceed()
         control = call.argument
-        wanted, control.budget = control.budget, 5
+        wanted, control.budget = control.budget, ticks
         result = proceed()
         control.budget = wanted
         if result != lib.VMM_RUN_BUDGET:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -44,15 +43,22 @@ class _LazyGroup(click.Group):
             formatter.write_dl(sorted(_COMMANDS.items()))
 
 
-def _version() -> str:
+def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata
+
     try:
-        return importlib.metadata.version("xstate-vmm")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        click.echo(f"vmm {metadata.version('xstate-vmm')}")
+    except metadata.PackageNotFoundError:
+        click.echo("vmm, not installed")
+    context.exit()
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version(), prog_name="vmm")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def _vmm() -> None:
     """Prove, clause by clause, that a KVM keeps a guest's extended state as its ABI promises."""
 

@@ -16,7 +16,7 @@ import click
 from vmm.cli.seconds import Seconds
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Totals
-from vmm.conformance.registry import Clause, all_clauses, select
+from vmm.conformance.registry import matching
 from vmm.conformance.runner import Job, Runner
 from vmm.report import FORMATS, Reporter, reporter
 
@@ -36,8 +36,10 @@ def _output(path: str | None) -> Iterator[TextIO]:
         yield stream
 
 
-def _list(clauses: list[Clause], style: str) -> None:
-    for found in clauses:
+def _list(globs: tuple[str, ...], style: str) -> None:
+    from vmm.conformance.registry import all_clauses, select
+
+    for found in select(globs, all_clauses()):
         if style == "json":
             fields = {"id": found.id, "statement": found.statement, "source": found.source, "since": found.since,
                       "needs": [str(need) for need in found.needs], "info": found.info,
@@ -48,16 +50,16 @@ def _list(clauses: list[Clause], style: str) -> None:
             print(f"{found.id}\n    {found.statement}{needs}\n    {found.source}")
 
 
-def _run(runner: Runner, clauses: list[Clause], options: Options, report: Reporter) -> Totals:
+def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter) -> Totals:
     """Run the clauses; results that come early wait for their turn."""
     totals = Totals()
     started = time.perf_counter()
-    report.begin(runner.host, runner.host_lines, [clause.id for clause in clauses])
+    report.begin(runner.host, runner.host_lines, clauses)
     early: dict[int, ClauseResult] = {}
     turn = 0
-    for number, result in runner.run(Job.of(clause.id, options) for clause in clauses):
+    for number, result in runner.run(Job.of(clause, options) for clause in clauses):
         if result is None:
-            report.started(clauses[number].id)
+            report.started(clauses[number])
             continue
         early[number] = result
         while turn in early:
@@ -95,16 +97,21 @@ def command(
     Exits with 0 if nothing failed, 1 if something did, 2 for wrong usage or without a usable KVM, and 4 if
     nothing could run.
     """
-    # The server starts up while this process imports the clauses.
-    with Runner(jobs=jobs or os.cpu_count() or 1, start=not only_list) as runner:
-        try:
-            clauses = select(globs, all_clauses())
-        except LookupError as error:
-            raise click.UsageError(str(error.args[0])) from error
+    try:
         if only_list:
-            _list(clauses, style)
+            _list(globs, style)
             return 0
-        options = Options(exhaustive, dangerous, time_scale, seed)
+        return _check(globs, jobs, style, output, kselftest, Options(exhaustive, dangerous, time_scale, seed))
+    except LookupError as error:
+        raise click.UsageError(str(error.args[0])) from error
+
+
+def _check(
+    globs: tuple[str, ...], jobs: int | None, style: str, output: str | None, kselftest: bool, options: Options
+) -> int:
+    with Runner(jobs=jobs or os.cpu_count() or 1) as runner:
+        # The server alone imports the clauses: this process needs their names only.
+        clauses = matching(globs, runner.clauses)
         with _output(output) as stream:
             totals = _run(runner, clauses, options, reporter(style, stream))
     if kselftest:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmm.conformance.context import Context
     from vmm.conformance.needs import Need
 
-__all__ = ["Clause", "all_clauses", "clause", "select"]
+__all__ = ["Clause", "all_clauses", "clause", "matching", "select"]
 
 Function = Callable[["Context"], None]
 
@@ -102,13 +102,19 @@ def all_clauses(arch: str = ARCHITECTURE) -> list[Clause]:
     return sorted(chosen, key=lambda found: areas.index(found.area))
 
 
-def select(patterns: Iterable[str], clauses: list[Clause]) -> list[Clause]:
-    """Return the clauses whose id matches one of the shell patterns (all if there is none).
+def matching(patterns: Iterable[str], identifiers: Iterable[str]) -> list[str]:
+    """Return the ids that match one of the shell patterns (all if there is none).
 
     Raises LookupError for a pattern that matches nothing, so that a typing error is no success.
     """
-    wanted = list(patterns)
+    wanted, known = list(patterns), list(identifiers)
     for pattern in wanted:
-        if not any(fnmatch.fnmatchcase(found.id, pattern) for found in clauses):
+        if not fnmatch.filter(known, pattern):
             raise LookupError(f"no clause matches {pattern!r}: `vmm check --list` shows them all")
-    return [f for f in clauses if not wanted or any(fnmatch.fnmatchcase(f.id, p) for p in wanted)]
+    return [name for name in known if not wanted or any(fnmatch.fnmatchcase(name, p) for p in wanted)]
+
+
+def select(patterns: Iterable[str], clauses: list[Clause]) -> list[Clause]:
+    """Return the clauses whose ids match; see matching."""
+    chosen = set(matching(patterns, (found.id for found in clauses)))
+    return [found for found in clauses if found.id in chosen]

@@ -34,20 +34,17 @@ class Runner:
     """Owns a fork server, which starts at once and is waited for at the first use.
 
     ``jobs`` is how many clauses run at once (default: one a CPU), ``preload`` names modules that the server
-    imports. Leaving the ``with`` block ends the server and every child of it. With ``start`` false there is no
-    server and nothing can be run.
+    imports. Leaving the ``with`` block ends the server and every child of it.
     """
 
-    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = (), start: bool = True) -> None:
+    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = ()) -> None:
         self._sent = 0
         self._jobs = jobs
-        self._process: subprocess.Popen[bytes] | None = None
         self._channel, theirs = socket.socketpair()
         with theirs:
             self._lines = self._channel.makefile("rb")
-            if start:
-                command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     @cached_property
     def _greeting(self) -> dict[str, Any]:
@@ -68,13 +65,18 @@ class Runner:
         """The host as (name, value) pairs for people. Raises KvmUnavailable if there is no usable KVM."""
         return [(name, value) for name, value in self._greeting["lines"]]
 
+    @property
+    def clauses(self) -> list[str]:
+        """The ids of all clauses, area by area. Raises KvmUnavailable if there is no usable KVM."""
+        return list(self._greeting["clauses"])
+
     def _send(self, message: dict[str, Any]) -> None:
         self._channel.sendall(json.dumps(message).encode() + b"\n")
 
     def _receive(self) -> dict[str, Any]:
         line = self._lines.readline()
         if not line:
-            status = self._process.wait(_STOP_SECONDS) if self._process else None
+            status = self._process.wait(_STOP_SECONDS)
             raise RuntimeError(f"the clause server ended with status {status}: its message is on standard error")
         return dict(json.loads(line))
 
@@ -107,8 +109,6 @@ class Runner:
         """End the server, which ends its children first."""
         self._lines.close()
         self._channel.close()
-        if self._process is None:
-            return
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:

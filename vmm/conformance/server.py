@@ -109,6 +109,7 @@ def _run_child(clause: Clause, host: Host, job: dict[str, Any], results: int, ou
         if lib.vmm_die_with_parent(parent) < 0:
             return
         os.setpgid(0, 0)
+        gc.disable()  # the child ends soon, and a collection would copy the pages it shares with the server
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -234,7 +235,8 @@ def serve(channel: socket.socket, preload: list[str]) -> None:
         except KvmUnavailable as error:
             channel.sendall(json.dumps({"unavailable": str(error)}).encode() + b"\n")
             return
-        channel.sendall(json.dumps({"host": host.to_json(), "lines": host.lines()}).encode() + b"\n")
+        greeting = {"host": host.to_json(), "lines": host.lines(), "clauses": list(clauses)}
+        channel.sendall(json.dumps(greeting).encode() + b"\n")
         gc.collect()
         gc.freeze()  # children must not copy pages just because their collector looks at them
         _Server(channel, host, clauses).loop()

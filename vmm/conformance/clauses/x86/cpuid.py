@@ -4,26 +4,36 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import GUEST_XSAVE, guest_supported
+from vmm.conformance.clauses.x86.common import GUEST_XSAVE, guest_supported, permit_tiles
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, subset, succeeds, true
-from vmm.conformance.host import Host, version
+from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.x86 import cpuid, xfeature
+from vmm.x86.cpuid import Cpuid
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout
 
-# The newest kernel whose source these expectations were read from.
-_NEWEST = "7.2"
+# The newest series whose source these expectations were read from.
+_NEWEST = (7, 2)
 # What KVM exposes as of 7.2: KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
 _XCR0 = 0x602FF
 _XSS = 0x1800
 _PALETTE = {"eax": 0x04002000, "ebx": 0x00080040, "ecx": 0x10, "edx": 0}
+
+
+def _tables(context: Context) -> Iterator[tuple[str, Cpuid]]:
+    """Yield what KVM supports without the guest permission for tiles and, where AMX guests are possible, with it."""
+    yield "without tiles", cpuid.supported(context.kvm)
+    if guest_supported(context) & xfeature.XTILE == xfeature.XTILE:
+        permit_tiles(context)
+        yield "with tiles", cpuid.supported(context.kvm)
 
 
 @clause("cpuid.0xd0-size", arch="x86", needs=(GUEST_XSAVE,))
@@ -32,12 +42,12 @@ def leaf_d0_size(context: Context) -> None:
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd), xstate_required_size.
     """
-    table = cpuid.supported(context.kvm)
-    entry = table.get(0xD)
-    size = Layout.from_cpuid(table).size(table.xcr0)
-    equal("0xD.0 ECX", entry.ecx, size)
-    equal("0xD.0 EBX", entry.ebx, size)
-    subset("0xD.0 EDX:EAX against what KVM supports", table.xcr0, guest_supported(context))
+    for which, table in _tables(context):
+        entry = table.get(0xD)
+        size = Layout.from_cpuid(table).size(table.xcr0)
+        equal(f"0xD.0 ECX {which}", entry.ecx, size)
+        equal(f"0xD.0 EBX {which}", entry.ebx, size)
+        subset(f"0xD.0 EDX:EAX {which} against what KVM supports", table.xcr0, guest_supported(context))
 
 
 @clause("cpuid.0xd1-size", arch="x86", needs=(GUEST_XSAVE,))
@@ -46,40 +56,38 @@ def leaf_d1_size(context: Context) -> None:
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd); before 5.17 alignment was ignored.
     """
-    table = cpuid.supported(context.kvm)
-    entry = table.get(0xD, 1)
-    compacts = table.has("XSAVEC") or table.has("XSAVES")
-    layout = Layout.from_cpuid(table)
-    equal("0xD.1 EBX", entry.ebx, layout.compacted_size(table.xcr0 | table.xss) if compacts else 0)
-    subset("0xD.1 EDX:ECX against supervisor components", table.xss, xfeature.SUPERVISOR)
+    for which, table in _tables(context):
+        compacts = table.has("XSAVEC") or table.has("XSAVES")
+        size = Layout.from_cpuid(table).compacted_size(table.xcr0 | table.xss) if compacts else 0
+        equal(f"0xD.1 EBX {which}", table.get(0xD, 1).ebx, size)
+        subset(f"0xD.1 EDX:ECX {which} against supervisor components", table.xss, xfeature.SUPERVISOR)
 
 
 @clause("cpuid.0xd-subleaf-kind", arch="x86", needs=(GUEST_XSAVE,))
 def leaf_d_subleaf_kind(context: Context) -> None:
-    """Each advertised component has a subleaf of its own kind and size, and no other component has one.
+    """Each advertised component has the subleaf that the CPU has, of the right kind, and no other component has one.
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd).
     """
-    table = cpuid.supported(context.kvm)
-    advertised = (table.xcr0 | table.xss) & ~3
-    for number in xfeature.bits(advertised):
-        entry = table.find(0xD, number)
-        name = xfeature.name(number)
-        if entry is None:
-            equal(f"subleaf of {name}", "absent", "present")
-            return
-        true(f"size of {name}", entry.eax > 0, entry.eax, "more than 0")
-        supervisor = table.xss >> number & 1
-        equal(f"supervisor bit of {name}", entry.ecx & 1, supervisor)
-        true(
-            f"offset of {name}",
-            (entry.ebx == 0) == bool(supervisor),
-            entry.ebx,
-            "0 for supervisor components only",
-        )
-        equal(f"EDX of {name}", entry.edx, 0)
-    listed = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and any(e.registers)))
-    equal("components with a subleaf", listed, advertised)
+    for which, table in _tables(context):
+        advertised = (table.xcr0 | table.xss) & ~3
+        for number in xfeature.bits(advertised):
+            name = f"{xfeature.name(number)} {which}"
+            entry = table.get(0xD, number)
+            real = cpuid.host(0xD, number)
+            equal(f"size and offset of {name}", (entry.eax, entry.ebx), (real.eax, real.ebx))
+            true(f"size of {name}", entry.eax > 0, entry.eax, "more than 0")
+            supervisor = table.xss >> number & 1
+            equal(f"supervisor bit of {name}", entry.ecx & 1, supervisor)
+            true(
+                f"offset of {name}",
+                (entry.ebx == 0) == bool(supervisor),
+                entry.ebx,
+                "0 for supervisor components only",
+            )
+            equal(f"EDX of {name}", entry.edx, 0)
+        present = (e.index for e in table if e.function == 0xD and e.index >= 2 and any(e.registers))
+        equal(f"components with a subleaf {which}", xfeature.mask(*present), advertised)
 
 
 @clause("cpuid.0xd-xfd-bit", arch="x86", needs=(GUEST_XSAVE,), since="5.17")
@@ -88,10 +96,10 @@ def leaf_d_xfd_bit(context: Context) -> None:
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd: ECX[2] is cleared without X86_FEATURE_XFD).
     """
-    table = cpuid.supported(context.kvm)
-    marked = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and e.ecx & 4))
-    present = table.find(0xD, XFeature.XTILEDATA) is not None and table.has("XFD")
-    equal("components with XFD", marked, xfeature.DYNAMIC if present else 0)
+    for which, table in _tables(context):
+        marked = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and e.ecx & 4))
+        offered = bool(table.xcr0 >> XFeature.XTILEDATA & 1) and table.has("XFD")
+        equal(f"components with XFD {which}", marked, xfeature.DYNAMIC if offered else 0)
 
 
 @clause("cpuid.0x1d", arch="x86", since="5.17")
@@ -144,10 +152,9 @@ def not_exposed(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
     """
     table = cpuid.supported(context.kvm)
-    if context.host.version > version(_NEWEST) and (table.xcr0 & ~_XCR0 or table.xss & ~_XSS):
-        context.note(
-            f"newer than {_NEWEST}: XCR0 {xfeature.describe(table.xcr0)}, XSS {xfeature.describe(table.xss)}"
-        )
+    if context.host.version[:2] > _NEWEST and (table.xcr0 & ~_XCR0 or table.xss & ~_XSS):
+        offered = f"XCR0 {xfeature.describe(table.xcr0)}, XSS {xfeature.describe(table.xss)}"
+        context.note(f"newer than {_NEWEST[0]}.{_NEWEST[1]}: {offered}")
         return
     subset("0xD.0 EDX:EAX", table.xcr0, _XCR0)
     subset("0xD.1 EDX:ECX", table.xss, _XSS)
@@ -160,13 +167,14 @@ def all_or_none(context: Context) -> None:
 
     Source: arch/x86/kvm/x86.c, __kvm_set_xcr (which refuses anything else); Intel SDM volume 1, 13.3.
     """
-    xcr0 = cpuid.supported(context.kvm).xcr0
-    for name, group in (("MPX", xfeature.MPX), ("AVX-512", xfeature.AVX512), ("XTILE", xfeature.XTILE)):
-        true(f"{name} in 0xD.0", xcr0 & group in (0, group), xcr0 & group, f"0 or {group:#x}")
     chain = ((XFeature.YMM, XFeature.SSE), (XFeature.OPMASK, XFeature.YMM), (XFeature.SSE, XFeature.FP))
-    for upper, lower in chain:
-        if xcr0 >> upper & 1:
-            equal(f"{lower.name}, which {upper.name} needs", xcr0 >> lower & 1, 1)
+    for which, table in _tables(context):
+        xcr0 = table.xcr0
+        for name, group in (("MPX", xfeature.MPX), ("AVX-512", xfeature.AVX512), ("XTILE", xfeature.XTILE)):
+            true(f"{name} in 0xD.0 {which}", xcr0 & group in (0, group), xcr0 & group, f"0 or {group:#x}")
+        for upper, lower in chain:
+            if xcr0 >> upper & 1:
+                equal(f"{lower.name} {which}, which {upper.name} needs", xcr0 >> lower & 1, 1)
 
 
 def _two_dimensional_paging(host: Host) -> str:
@@ -239,8 +247,8 @@ def leaf0_max(context: Context) -> None:
     """
     table = cpuid.supported(context.kvm)
     top, last = table.get(0).eax, table.get(7).eax
-    if context.host.version > version(_NEWEST) and (top > 0x24 or last > 2):
-        context.note(f"newer than {_NEWEST}: highest leaf {top:#x}, last subleaf of 7 is {last}")
+    if context.host.version[:2] > _NEWEST and (top > 0x24 or last > 2):
+        context.note(f"newer than {_NEWEST[0]}.{_NEWEST[1]}: highest leaf {top:#x}, last subleaf of 7 is {last}")
         return
     true("0.EAX", min(0xD, cpuid.host(0).eax) <= top <= 0x24, top, "0xd to 0x24")
     true("7.0.EAX", last <= 2, last, "at most 2")

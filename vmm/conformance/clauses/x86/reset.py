@@ -17,7 +17,7 @@ from vmm.machine import VirtualMachine
 from vmm.vcpu import Vcpu
 from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.msr import Msr
-from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs, set_xcr0
+from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs, set_sregs, set_xcr0
 from vmm.x86.xsave import get_xsave, set_xsave
 
 _PAT_AT_RESET = 0x0007040600070406
@@ -79,7 +79,7 @@ def reset_by_writing_back(context: Context) -> None:
     needs=(GUEST_XSAVE, capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI")),
 )
 def init_preserves(context: Context) -> None:
-    """INIT leaves XCR0, IA32_PAT and the vector registers as they are, and resets RIP and the control registers.
+    """INIT leaves XCR0, IA32_PAT, CR0.CD and NW, x87 and the vector registers alone; RIP, CR4, EFER are reset.
 
     The signal is sent to the second vCPU as a message-signalled INIT.
 
@@ -93,7 +93,10 @@ def init_preserves(context: Context) -> None:
     plain = plain_features(context)
     pat = 0x0006040600070406
     set_xcr0(second, plain)
-    set_xsave(second, pattern(plain & ~1, random.Random(32).randrange(1 << 30)))
+    set_xsave(second, pattern(plain, random.Random(32).randrange(1 << 30)))
+    sregs = get_sregs(second)
+    sregs.cr0, sregs.cr4, sregs.efer = 0x33, 0x220, 0x100
+    set_sregs(second, sregs)
     msr.set_msr(second, Msr.PAT, pat)
     before = get_xsave(second).normalised()
     regs = get_regs(second)
@@ -105,7 +108,9 @@ def init_preserves(context: Context) -> None:
     equal("XCR0 after INIT", get_xcr0(second), plain)
     equal("IA32_PAT after INIT", msr.get_msr(second, Msr.PAT), pat)
     seen = get_xsave(second).normalised()
-    for number in xfeature.bits(plain & ~1):
+    sregs = get_sregs(second)
+    equal("CR0, CR4 and EFER after INIT", (sregs.cr0, sregs.cr4, sregs.efer), (0x10, 0, 0))
+    for number in xfeature.bits(plain):
         equal(f"bytes of {xfeature.name(number)} after INIT", seen.component(number), before.component(number))
 
 

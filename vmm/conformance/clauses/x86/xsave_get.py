@@ -157,6 +157,8 @@ def live_after_run(context: Context) -> None:
         wanted = image.component(number)
         equal(f"bytes of {name}", area.component(number)[-len(wanted) :], wanted)
     equal("MXCSR", area.mxcsr, image.mxcsr)
+    equal("FCW", area.fcw, INITIAL_FCW)
+    equal("FTW (all registers in use)", area.data[4], 0xFF)
 
 
 @clause("xsave.init-optimisation", arch="x86", needs=(GUEST_XSAVE,))

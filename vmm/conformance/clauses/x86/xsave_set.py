@@ -68,12 +68,17 @@ def independent_of_cpuid(context: Context) -> None:
     area = pattern(full, 11)
     vcpu = context.vcpu()
     succeeds("before KVM_SET_CPUID2", set_xsave, vcpu, area)
+    set_cpuid(vcpu, context.host.facts.cpuid)
+    no_difference("what was set before KVM_SET_CPUID2", area.normalised().compare(get_xsave(vcpu).normalised()))
     for name, table in (
         ("an empty CPUID", Cpuid()),
         ("a masked CPUID", context.host.facts.cpuid.with_xcr0(less)),
     ):
         set_cpuid(vcpu, table)
-        succeeds(f"with {name}", set_xsave, vcpu, area)
+        changed = pattern(full, 100 + len(table))
+        succeeds(f"with {name}", set_xsave, vcpu, changed)
+        set_cpuid(vcpu, context.host.facts.cpuid)
+        no_difference(f"what was set with {name}", changed.normalised().compare(get_xsave(vcpu).normalised()))
 
 
 @clause("xsave.set-header-checks", arch="x86", needs=(_XSAVE,))
@@ -135,6 +140,16 @@ def refusal_changes_nothing(context: Context) -> None:
         no_difference(f"the state after {name}", before.compare(get_xsave(vcpu)))
 
 
+def _check_others(area: XsaveArea, seen: XsaveArea, cleared: int) -> None:
+    """Every component but the cleared one has to be what was set, MXCSR included while SSE or AVX comes along."""
+    for number in xfeature.bits(area.xstate_bv):
+        skip = 8 if number == 1 else 0
+        name = f"bytes of {xfeature.name(number)} without {xfeature.name(cleared)}"
+        equal(name, seen.component(number)[skip:], area.component(number)[skip:])
+    loaded = area.xstate_bv & 6
+    equal(f"MXCSR without {xfeature.name(cleared)}", seen.mxcsr, area.mxcsr if loaded else INITIAL_MXCSR)
+
+
 @clause("xsave.set-bit-clear-means-init", arch="x86", needs=(GUEST_XSAVE,))
 def clear_bit_means_initial(context: Context) -> None:
     """A component whose bit is clear becomes initial, whatever bytes come along and whatever it held before.
@@ -150,6 +165,7 @@ def clear_bit_means_initial(context: Context) -> None:
         set_xsave(vcpu, area)
         seen = get_xsave(vcpu)
         name = xfeature.name(number)
+        _check_others(area, seen, number)
         equal(f"XSTATE_BV without {name}", seen.xstate_bv & plain, plain & ~(1 << number))
         data = seen.component(number)
         cleared = data[2:] if number == 0 else data[8:] if number == 1 else data
@@ -209,3 +225,5 @@ def set_get_identity(context: Context) -> None:
             skip = 8 if number == 1 else 0  # MXCSR_MASK is the CPU's
             name = xfeature.name(number)
             equal(f"bytes of {name}", seen.component(number)[skip:], area.component(number)[skip:])
+        if features & 2:
+            equal("MXCSR", seen.mxcsr, area.mxcsr)
