@@ -308,3 +308,11 @@ long vmm_sigaltstack(size_t size)
     return 0;
 }
 #endif
+
+#ifdef __aarch64__
+long vmm_prctl(int option, unsigned long argument)
+{
+    long result = prctl(option, argument, 0, 0, 0);
+    return result < 0 ? -errno : result;
+}
+#endif

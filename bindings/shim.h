@@ -73,4 +73,8 @@ void vmm_host_tiles_release(void);
 long vmm_sigaltstack(size_t size);
 #endif
 
+#ifdef __aarch64__
+long vmm_prctl(int option, unsigned long argument);
+#endif
+
 #endif

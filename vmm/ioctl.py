@@ -31,6 +31,7 @@ __all__ = [
     "interpose",
     "ioctl",
     "ioctl_value",
+    "prctl",
     "request_name",
     "run",
     "set_trace",
@@ -40,6 +41,8 @@ NULL = ffi.NULL
 
 _PRCTLS = ("ARCH_GET_XCOMP_SUPP", "ARCH_GET_XCOMP_PERM", "ARCH_REQ_XCOMP_PERM",
            "ARCH_GET_XCOMP_GUEST_PERM", "ARCH_REQ_XCOMP_GUEST_PERM")  # fmt: skip
+# prctl options of an arm64 process, uapi linux/prctl.h.
+_ARM64_PRCTLS = {50: "PR_SVE_SET_VL", 51: "PR_SVE_GET_VL"}
 
 # What an errno of a call usually means; the errno's own text where nothing better is known.
 _MEANINGS = {
@@ -112,7 +115,7 @@ class KvmError(OSError):
 
 @dataclass(slots=True)
 class Call:
-    """One call at the door: ``kind`` is ioctl, arch_prctl or run; ``argument`` a cdata or a number."""
+    """One call at the door: ``kind`` is ioctl, arch_prctl, prctl or run; ``argument`` a cdata or a number."""
 
     kind: str
     fd: int
@@ -124,6 +127,8 @@ class Call:
         """The call's name, such as KVM_SET_XCRS or ARCH_REQ_XCOMP_GUEST_PERM."""
         if self.kind == "arch_prctl":
             return _prctl_names().get(self.request, f"arch_prctl {self.request:#x}")
+        if self.kind == "prctl":
+            return _ARM64_PRCTLS.get(self.request, f"prctl {self.request}")
         return request_name(self.request)
 
 
@@ -256,8 +261,8 @@ def run(control: Any) -> int:
     return result
 
 
-def _prctl(code: int, argument: Any, enter: Callable[[], int]) -> int:
-    call = Call("arch_prctl", -1, code, argument)
+def _prctl(code: int, argument: Any, enter: Callable[[], int], kind: str = "arch_prctl") -> int:
+    call = Call(kind, -1, code, argument)
     result = _observe(call, enter)
     if result < 0:
         raise KvmError(call.name, -result)
@@ -272,3 +277,8 @@ def arch_prctl(code: int, argument: Any) -> int:
 def arch_prctl_value(code: int, argument: int) -> int:
     """Call arch_prctl(code, number) (x86); raise KvmError if it fails."""
     return _prctl(code, argument, lambda: int(lib.vmm_arch_prctl_value(code, argument)))
+
+
+def prctl(option: int, argument: int) -> int:
+    """Call prctl(option, number) (arm64) and return its result; raise KvmError if it fails."""
+    return _prctl(option, argument, lambda: int(lib.vmm_prctl(option, argument)), "prctl")

@@ -82,3 +82,6 @@ struct kvm_arm_counter_offset {
     __u64 counter_offset;
     __u64 reserved;
 };
+
+/* The shim on arm64; shim.h says what each part is for. */
+long vmm_prctl(int option, unsigned long argument);

@@ -13,6 +13,7 @@ from vmm.x86.xsave import POISON, host_layout
 
 __all__ = [
     "FCW",
+    "FTW",
     "MXCSR",
     "RESERVED",
     "ST7",
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 # Offsets in the area.
-FCW, MXCSR, ST7, XMM3, XSTATE_BV, XCOMP_BV, RESERVED = 0, 24, 32 + 16 * 7, 160 + 16 * 3, 512, 520, 528
+FCW, FTW, MXCSR, ST7, XMM3, XSTATE_BV, XCOMP_BV, RESERVED = 0, 4, 24, 32 + 16 * 7, 160 + 16 * 3, 512, 520, 528
 _LARGEST = 65536
 
 

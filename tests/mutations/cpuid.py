@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tests.mutations.buffers import entry
+from tests.mutations.buffers import entry, offers
 from tests.mutations.lies import accept, after, drift, honest, refuse
 from tests.mutations.registry import mutation
 from vmm.conformance.clauses.x86 import cpuid as clauses
-from vmm.ioctl import Call, Interposer
-from vmm.x86 import cpuid
+from vmm.ioctl import Call, Interposer, KvmError
+from vmm.system import Kvm
+from vmm.x86 import cpuid, permission
 from vmm.x86.cpuid import Entry
+from vmm.x86.xfeature import XTILE
 
 ASK = "KVM_GET_SUPPORTED_CPUID"
 SHSTK, IBT, XSAVES, AVX10, APX = 1 << 7, 1 << 20, 1 << 3, 1 << 19, 1 << 21
@@ -32,6 +34,26 @@ def _leaf(function: int, index: int, **changes: Callable[[int], int]) -> Interpo
 def _apply(found: Any, changes: dict[str, Callable[[int], int]]) -> None:
     for register, value in changes.items():
         setattr(found, register, value(getattr(found, register)) & 0xFFFFFFFF)
+
+
+def _supported() -> int:
+    """Return what KVM could give a guest, asked behind the clause's back."""
+    with Kvm() as kvm:
+        try:
+            return permission.guest_supported(kvm)
+        except KvmError:
+            return cpuid.supported(kvm).xcr0
+
+
+def _complete(change: Callable[[Call], None]) -> Interposer:
+    """Spoil only a table that has all that can ever be offered: with tiles, where KVM supports them."""
+    complete = _supported() & XTILE
+
+    def asked(call: Call) -> None:
+        if offers(call) & XTILE == complete:
+            change(call)
+
+    return after(ASK, asked)
 
 
 def _first_component(**changes: Callable[[int], int]) -> Interposer:
@@ -283,3 +305,42 @@ def the_highest_leaf_is_one_too_many() -> Interposer:
 @mutation("cpuid.leaf0-max")
 def leaf_7_has_one_subleaf_too_many() -> Interposer:
     return _leaf(7, 0, eax=lambda value: 3)
+
+
+@mutation("cpuid.0xd0-size")
+def the_maximal_size_leaves_out_the_last_component() -> Interposer:
+    def change(call: Call) -> None:
+        _apply(entry(call, 0xD), {"ecx": lambda value: value - 64})
+
+    return _complete(change)
+
+
+@mutation("cpuid.0xd1-size")
+def the_compacted_size_leaves_out_the_last_component() -> Interposer:
+    return _complete(lambda call: _apply(entry(call, 0xD, 1), {"ebx": lambda value: value - 64}))
+
+
+@mutation("cpuid.0xd-subleaf-kind")
+def the_last_component_is_larger_than_the_cpus() -> Interposer:
+    def change(call: Call) -> None:
+        _apply(entry(call, 0xD, offers(call).bit_length() - 1), {"eax": lambda value: value + 64})
+
+    return _complete(change)
+
+
+@mutation("cpuid.0xd-subleaf-kind")
+def avx_state_is_64_bytes_larger_than_the_cpus() -> Interposer:
+    return _first_component(eax=lambda value: value + 64)
+
+
+@mutation("cpuid.0xd-subleaf-kind")
+def avx_state_lies_64_bytes_further_than_the_cpus() -> Interposer:
+    return _first_component(ebx=lambda value: value + 64)
+
+
+@mutation("cpuid.0xd-xfd-bit")
+def the_last_component_has_the_other_xfd_bit() -> Interposer:
+    def change(call: Call) -> None:
+        _apply(entry(call, 0xD, offers(call).bit_length() - 1), {"ecx": lambda value: value ^ 4})
+
+    return _complete(change)

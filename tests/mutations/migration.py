@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.mutations.buffers import (
     MXCSR,
+    ST7,
     XMM3,
     XSTATE_BV,
     area,
@@ -197,6 +198,15 @@ def a_halt_is_an_internal_error() -> Interposer:
     return after(RUN, change)
 
 
+@mutation("mig.idempotent")
+def a_halt_is_a_shutdown() -> Interposer:
+    def change(call: Call) -> None:
+        if call.argument.run.exit_reason == lib.KVM_EXIT_HLT:
+            call.argument.run.exit_reason = lib.KVM_EXIT_SHUTDOWN
+
+    return after(RUN, change)
+
+
 def _back(fd: int) -> None:
     """Move RIP back to the OUT instruction, which is one byte long."""
 
@@ -288,6 +298,11 @@ def a_listed_msr_cannot_be_written_to_a_fresh_vcpu() -> Interposer:
 
 
 @mutation("mig.msr-list-closed")
+def what_is_written_to_a_listed_msr_is_dropped() -> Interposer:
+    return answer(SET_MSRS, 1)
+
+
+@mutation("mig.msr-list-closed")
 def the_list_names_an_unknown_msr() -> Interposer:
     def change(call: Call) -> None:
         call.argument.indices[len(lists(call)) - 1] = UNKNOWN
@@ -360,3 +375,8 @@ def a_neighbouring_byte_changes_along() -> Interposer:
 @mutation("mig.python-diff")
 def the_changed_byte_loses_another_bit() -> Interposer:
     return once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(top_byte()))))
+
+
+@mutation("mig.python-diff")
+def a_byte_of_st7_changes_along() -> Interposer:
+    return once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(ST7))))

@@ -65,6 +65,11 @@ def sse_is_not_supported() -> Interposer:
 
 
 @mutation("perm.supp-is-host-xcr0")
+def avx_is_not_supported() -> Interposer:
+    return after(SUPPORTED, _clear(lib.vmm_xgetbv(0) & 4 or 1))
+
+
+@mutation("perm.supp-is-host-xcr0")
 def what_is_supported_is_not_told() -> Interposer:
     return refuse(SUPPORTED, errno.EINVAL)
 

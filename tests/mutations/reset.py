@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.mutations.buffers import XMM3, bits_of, change_msr, flip, of_msr, top_byte, xsave_lie
+from tests.mutations.buffers import ST7, XMM3, bits_of, change_msr, flip, of_msr, top_byte, xsave_lie
 from tests.mutations.lies import (
     after,
     answer,
@@ -164,3 +164,32 @@ def init_is_not_received() -> Interposer:
 @mutation("init.preserves")
 def the_vcpu_goes_on_running_after_init() -> Interposer:
     return _after_init(after("KVM_GET_MP_STATE", toggle("mp_state", 2)))
+
+
+def _control(register: str, value: int) -> Interposer:
+    return _after_init(after(GET_SREGS, lambda call: setattr(call.argument, register, value)))
+
+
+@mutation("init.preserves")
+def init_leaves_cr0() -> Interposer:
+    return _control("cr0", 0x33)
+
+
+@mutation("init.preserves")
+def init_sets_cr0_cd_and_nw() -> Interposer:
+    return _control("cr0", 0x60000010)
+
+
+@mutation("init.preserves")
+def init_leaves_cr4() -> Interposer:
+    return _control("cr4", 0x220)
+
+
+@mutation("init.preserves")
+def init_leaves_efer() -> Interposer:
+    return _control("efer", 0x100)
+
+
+@mutation("init.preserves")
+def init_clears_a_byte_of_st7() -> Interposer:
+    return _after_init(xsave_lie(flip(ST7)))

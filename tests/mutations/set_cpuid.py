@@ -12,12 +12,8 @@ from tests.mutations.buffers import (
     leaf,
     lengthen,
     offers,
-    put,
     rows,
     shorten,
-    spoil,
-    top_byte,
-    without_bits,
     xsave_lie,
 )
 from tests.mutations.lies import (
@@ -34,7 +30,6 @@ from tests.mutations.lies import (
     offered,
     once,
     refuse,
-    top_component,
 )
 from tests.mutations.registry import mutation
 from vmm.ioctl import Call, Interposer
@@ -87,6 +82,19 @@ def a_refused_table_is_taken_in_part() -> Interposer:
     return once(SET, after(GET, change), refused=True)
 
 
+def _rotate(call: Call) -> None:
+    """Put the first entry behind the last one."""
+    table = rows(call)
+    for number, row in enumerate([*table[1:], table[0]]):
+        found = call.argument.entries[number]
+        found.function, found.index, found.flags, found.eax, found.ebx, found.ecx, found.edx = row
+
+
+@mutation("setcpuid.failure-keeps-old")
+def a_refused_table_reorders_the_old_one() -> Interposer:
+    return once(SET, after(GET, _rotate), refused=True)
+
+
 @mutation("setcpuid.failure-keeps-old")
 def a_refused_table_leaves_none() -> Interposer:
     def change(call: Call) -> None:
@@ -105,34 +113,14 @@ def the_area_is_one_byte_too_long() -> Interposer:
     return xsave_lie(lengthen(1))
 
 
-def _cut(call: Call) -> None:
+def cut(call: Call) -> None:
     view = area(call)
     view[LEGACY_SIZE:] = bytes([POISON]) * (len(view) - LEGACY_SIZE)
 
 
 @mutation("setcpuid.expands-buffer")
 def the_area_stays_4096_bytes() -> Interposer:
-    return xsave_lie(_cut)
-
-
-@mutation("setcpuid.buffer-sticky")
-def the_area_shrinks_with_the_table() -> Interposer:
-    return once(SET, once(SET, xsave_lie(_cut)))
-
-
-@mutation("setcpuid.buffer-sticky")
-def hidden_tile_data_stays_in_xstate_bv() -> Interposer:
-    return once(SET, once(SET, xsave_lie(put(514, 0x04, 1))))
-
-
-@mutation("setcpuid.buffer-sticky")
-def the_hidden_tile_configuration_stays_in_xstate_bv() -> Interposer:
-    return once(SET, once(SET, xsave_lie(put(514, 0x02, 1))))
-
-
-@mutation("setcpuid.buffer-sticky")
-def kvm_get_xsave_cuts_the_area_off() -> Interposer:
-    return answer("KVM_GET_XSAVE", 0)
+    return xsave_lie(cut)
 
 
 @mutation("setcpuid.buffer-not-expanded-without-tile")
@@ -201,6 +189,11 @@ def a_table_refused_after_a_run_is_taken() -> Interposer:
     return once(SET, after(GET, change), refused=True)
 
 
+@mutation("setcpuid.after-run")
+def a_table_refused_after_a_run_reorders_the_old_one() -> Interposer:
+    return once(SET, after(GET, _rotate), refused=True)
+
+
 def _length(number: int) -> Condition:
     return lambda call: bool(call.argument.nent == number)
 
@@ -218,6 +211,11 @@ def entries_beyond_256_are_einval() -> Interposer:
 @mutation("setcpuid.e2big")
 def entry_256_is_one_too_many() -> Interposer:
     return refuse(SET, errno.E2BIG, _length(256))
+
+
+@mutation("setcpuid.e2big")
+def a_table_of_256_entries_is_not_kept() -> Interposer:
+    return answer(SET, 0, _length(256))
 
 
 @mutation("setcpuid.e2big")
@@ -247,6 +245,11 @@ def virtual_addresses_may_have_255_bits() -> Interposer:
 @mutation("setcpuid.vaddr-bits")
 def virtual_addresses_of_57_bits_are_refused() -> Interposer:
     return refuse(SET, errno.EINVAL, _width(57))
+
+
+@mutation("setcpuid.vaddr-bits")
+def an_address_width_of_57_bits_is_not_kept() -> Interposer:
+    return answer(SET, 0, _width(57))
 
 
 @mutation("setcpuid.vaddr-bits")
@@ -361,39 +364,3 @@ def the_guest_does_not_see_osxsave() -> Interposer:
         guest.set("values", guest.get("values", 2) & ~(1 << 27), 2)
 
     return after_entry("cpuid", change)
-
-
-def _at_each_table(change: Callable[[memoryview], object]) -> Interposer:
-    """Spoil the vCPU's real state at each table."""
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == SET and result >= 0:
-            spoil(call.fd, change)
-        return result
-
-    return interposer
-
-
-@mutation("setcpuid.keeps-xsave")
-def a_narrower_table_drops_what_it_hides() -> Interposer:
-    def change(view: memoryview) -> None:
-        view[512] &= 3
-
-    return once("KVM_SET_XSAVE", _at_each_table(change))
-
-
-@mutation("setcpuid.keeps-xsave")
-def a_table_changes_one_byte_of_a_vector_register() -> Interposer:
-    offset = top_byte()
-
-    def change(view: memoryview) -> None:
-        view[offset] ^= 0x80
-
-    return once("KVM_SET_XSAVE", once(SET, _at_each_table(change)))
-
-
-@mutation("setcpuid.keeps-xsave")
-def a_component_is_missing_from_xstate_bv_after_two_tables() -> Interposer:
-    bit = 1 << top_component()
-    return once(SET, once(SET, xsave_lie(lambda call: without_bits(call, bit))))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tests.mutations.buffers import offers, xcr0_of
 from tests.mutations.lies import (
     Condition,
+    Proceed,
     Shared,
     accept,
     after,
@@ -37,6 +38,12 @@ def _read(value: int, mask: int = 0) -> Interposer:
         call.argument.xcrs[0].value = call.argument.xcrs[0].value & mask | value
 
     return after(GET, change)
+
+
+def _set_now(fd: int, value: int) -> None:
+    """Set XCR0 behind the clause's back."""
+    row = {"nr_xcrs": 1, "flags": 0, "xcrs": [(0, 0, value)]}
+    lib.vmm_ioctl(fd, lib.KVM_SET_XCRS, ffi.new("struct kvm_xcrs *", row))
 
 
 def _value(*values: int) -> Condition:
@@ -135,6 +142,22 @@ def no_register_is_refused() -> Interposer:
 @mutation("xcrs.malformed")
 def no_register_enables_all_that_is_offered() -> Interposer:
     return once(SET, _read(7), when=lambda call: not call.argument.nr_xcrs)
+
+
+@mutation("xcrs.malformed")
+def no_register_resets_xcr0() -> Interposer:
+    return after(SET, lambda call: _set_now(call.fd, 1), lambda call: not call.argument.nr_xcrs)
+
+
+@mutation("xcrs.malformed")
+def a_refused_register_is_taken() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == SET and result < 0:
+            _set_now(call.fd, int(call.argument.xcrs[0].value))
+        return result
+
+    return interposer
 
 
 @mutation("xcrs.malformed")
@@ -263,6 +286,16 @@ def xsetbv_with_an_upper_half_of_rcx_does_nothing() -> Interposer:
     return _read(1)
 
 
+@mutation("xcrs.xsetbv-cpl-ud")
+def a_faulting_xsetbv_at_cpl3_takes_effect() -> Interposer:
+    return after_entry("xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.user)
+
+
+@mutation("xcrs.xsetbv-cpl-ud")
+def a_faulting_xsetbv_of_xcr1_changes_xcr0() -> Interposer:
+    return after_entry("xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.get("params") == 1)
+
+
 def _xsetbv(value: int, change: Callable[[Shared], None]) -> Interposer:
     return after_entry("xsetbv", change, when=lambda guest: guest.get("params", 1) == value)
 
@@ -291,8 +324,4 @@ def an_invalid_xsetbv_is_ud() -> Interposer:
 def an_invalid_xsetbv_takes_effect() -> Interposer:
     """After the guest's fault, XCR0 really changes."""
 
-    def change(guest: Shared) -> None:
-        row = {"nr_xcrs": 1, "flags": 0, "xcrs": [(0, 0, 3)]}
-        lib.vmm_ioctl(guest.vcpu, lib.KVM_SET_XCRS, ffi.new("struct kvm_xcrs *", row))
-
-    return _xsetbv(5, change)
+    return _xsetbv(5, lambda guest: _set_now(guest.vcpu, 3))

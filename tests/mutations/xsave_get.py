@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tests.mutations.buffers import (
     FCW,
+    FTW,
     MXCSR,
     RESERVED,
     ST7,
@@ -187,6 +188,16 @@ def what_was_read_does_not_come_back_when_written() -> Interposer:
 @mutation("xsave.live-after-run", "xsave.set-get-identity")
 def one_byte_of_the_highest_component_is_lost() -> Interposer:
     return xsave_lie(flip(top_byte(), 0x80))
+
+
+@mutation("xsave.live-after-run")
+def the_x87_control_word_is_another_after_a_run() -> Interposer:
+    return once(RUN, xsave_lie(flip(FCW, 0x40)))
+
+
+@mutation("xsave.live-after-run")
+def the_x87_tag_word_says_that_no_register_is_in_use() -> Interposer:
+    return xsave_lie(put(FTW, 0, 1))
 
 
 @mutation("xsave.live-after-run")

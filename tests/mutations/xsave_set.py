@@ -22,6 +22,7 @@ from tests.mutations.buffers import (
     put,
     spoil,
     top_byte,
+    without_bits,
     xsave_lie,
 )
 from tests.mutations.lies import (
@@ -33,9 +34,11 @@ from tests.mutations.lies import (
     before,
     called,
     drift,
+    nth,
     offered,
     once,
     refuse,
+    top_component,
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
@@ -111,6 +114,22 @@ def components_are_refused_after_an_empty_cpuid() -> Interposer:
 def components_are_refused_after_a_masked_cpuid() -> Interposer:
     full = offered()
     return _refused_by_table(lambda call: 0 < offers(call) & full < full)
+
+
+@mutation("xsave.set-cpuid-independent")
+def what_is_set_before_cpuid_is_dropped() -> Interposer:
+    return answer(SET, 0, nth(1))
+
+
+@mutation("xsave.set-cpuid-independent")
+def what_is_set_after_an_empty_cpuid_is_dropped() -> Interposer:
+    return answer(SET, 0, nth(2))
+
+
+@mutation("xsave.set-cpuid-independent")
+def what_a_masked_cpuid_hides_is_dropped() -> Interposer:
+    bit = 1 << top_component()
+    return before(SET, lambda call: without_bits(call, bit), nth(3))
 
 
 @mutation("xsave.set-header-checks")
@@ -242,6 +261,16 @@ def a_byte_of_the_highest_component_outlives_its_bit() -> Interposer:
     return once(SET, xsave_lie(flip(top_byte())))
 
 
+@mutation("xsave.set-bit-clear-means-init")
+def a_clear_bit_costs_another_component_a_byte() -> Interposer:
+    return xsave_lie(lambda call: flip(XMM3)(call) if bits_of(call) & 2 else None)
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def mxcsr_is_not_that_of_the_area_without_sse() -> Interposer:
+    return xsave_lie(lambda call: None if bits_of(call) & 2 else flip(MXCSR, 0x20)(call))
+
+
 def _before_runs(change: Callable[[memoryview], object]) -> Interposer:
     """Change the vCPU's real state when it is about to run."""
 
@@ -285,6 +314,11 @@ def the_guest_runs_with_initial_registers() -> Interposer:
     return _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0))
 
 
+@mutation("xsave.set-then-run")
+def the_guest_runs_with_another_x87_control_word() -> Interposer:
+    return _flipped(FCW, 0x40)
+
+
 @mutation("xsave.legacy-zero-header")
 def an_area_of_zeros_is_refused() -> Interposer:
     return refuse(SET, errno.EINVAL, lambda call: not any(area(call)))
@@ -309,3 +343,13 @@ def a_component_that_was_not_set_is_in_xstate_bv() -> Interposer:
 def the_last_component_that_is_set_stays_away() -> Interposer:
     full = offered()
     return answer(SET, 0, lambda call: bits_of(call) == full)
+
+
+@mutation("xsave.set-get-identity")
+def mxcsr_is_not_taken() -> Interposer:
+    return before(SET, put(MXCSR, 0x1F80, 4))
+
+
+@mutation("xsave.set-get-identity")
+def the_x87_control_word_has_another_precision_mask() -> Interposer:
+    return xsave_lie(flip(FCW, 0x40))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tests.mutations.buffers import area, bits_of, xsave_lie
+from tests.mutations.buffers import XMM3, XSTATE_BV, area, bits_of, flip, put, xsave_lie
 from tests.mutations.lies import accept, answer, drift, once, refuse, succeed_with
 from tests.mutations.registry import mutation
 from vmm._kvm import lib
@@ -95,11 +95,22 @@ def the_byte_behind_each_component_comes_along() -> Interposer:
 
 
 @mutation("xsave.size.offsets-follow-host")
-def the_last_byte_of_the_area_is_not_0() -> Interposer:
-    def change(call: Call) -> None:
-        area(call)[4095] = 1
+def the_last_byte_of_the_area_changes_along() -> Interposer:
+    return once(SET, xsave_lie(put(4095, 1, 1)))
 
-    return xsave_lie(change)
+
+@mutation("xsave.size.offsets-follow-host")
+def no_component_is_in_xstate_bv() -> Interposer:
+    return xsave_lie(put(XSTATE_BV, 0))
+
+
+@mutation("xsave.size.offsets-follow-host")
+def sse_comes_along_with_each_component() -> Interposer:
+    def change(call: Call) -> None:
+        put(XSTATE_BV, bits_of(call) | 2)(call)
+        flip(XMM3)(call)
+
+    return once(SET, xsave_lie(change))
 
 
 @mutation("xsave.set-reads-uabi-size", "xsave.set-reads-tile-size")

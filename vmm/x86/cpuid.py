@@ -35,6 +35,7 @@ MAX_ENTRIES = 256
 REGISTERS = ("eax", "ebx", "ecx", "edx")
 # struct kvm_cpuid_entry2: function, index, flags, the four registers, padding.
 _ENTRY = struct.Struct("=7I12x")
+_POISON = b"\xff" * _ENTRY.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +212,17 @@ def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
 
 
 def get_cpuid(vcpu: Vcpu) -> Cpuid:
-    """KVM_GET_CPUID2: the vCPU's table, with the bits that KVM keeps up to date."""
+    """KVM_GET_CPUID2: the vCPU's table, with the bits that KVM keeps up to date.
+
+    Linux 6.1 leaves nent as it was on success, so the entries written are told apart from poison.
+    """
     buffer = _buffer(MAX_ENTRIES)
+    ffi.memmove(buffer.entries, _POISON * MAX_ENTRIES, _ENTRY.size * MAX_ENTRIES)
     vcpu.ioctl(lib.KVM_GET_CPUID2, buffer)
-    return _table(buffer)
+    packed = bytes(ffi.buffer(buffer.entries, buffer.nent * _ENTRY.size))
+    while packed.endswith(_POISON):
+        packed = packed[: -_ENTRY.size]
+    return Cpuid.unpack(packed)
 
 
 def host(function: int, index: int = 0) -> Entry:

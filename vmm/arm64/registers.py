@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ids of KVM_GET_ONE_REG and KVM_SET_ONE_REG as numbers that print by name.
+
+>>> print(z(7), SYSTEM["ZCR_EL1"], Register(0x6030000000100000))
+Z7 ZCR_EL1 X0
+
+Source: arch/arm64/include/uapi/asm/kvm.h; Documentation/virt/kvm/api.rst, 4.68. The numbers are ours to
+spell, so that ids can be read on a host of any architecture.
+"""
+
+from __future__ import annotations
+
+from vmm.arm64.system_registers import NAMES
+
+__all__ = [
+    "FFR",
+    "FPCR",
+    "FPSR",
+    "PC",
+    "PSTATE",
+    "SP",
+    "SVE",
+    "SYSTEM",
+    "VLS",
+    "Register",
+    "core",
+    "ffr",
+    "firmware",
+    "p",
+    "sysreg",
+    "v",
+    "x",
+    "z",
+]
+
+_ARM64 = 0x6000_0000_0000_0000
+_SIZE_SHIFT = 52
+_CORE, _DEMUX, _SYSREG, _FW, _SVE, _BITMAP = 0x10, 0x11, 0x13, 0x14, 0x15, 0x16
+_U32, _U64, _U128, _U256, _U512, _U2048 = 2, 3, 4, 5, 6, 8
+SLICES = 32
+
+# Where the core registers lie in struct kvm_regs, in units of 32 bits; V0 to V31 follow at 0x54.
+_CORE_NAMES = {
+    **{2 * n: f"X{n}" for n in range(31)},
+    0x3E: "SP", 0x40: "PC", 0x42: "PSTATE", 0x44: "SP_EL1", 0x46: "ELR_EL1", 0x48: "SPSR_EL1",
+    0x4A: "SPSR_ABT", 0x4C: "SPSR_UND", 0x4E: "SPSR_IRQ", 0x50: "SPSR_FIQ",
+    **{0x54 + 4 * n: f"V{n}" for n in range(32)},
+    0xD4: "FPSR", 0xD5: "FPCR",
+}  # fmt: skip
+_CORE_OFFSETS = {name: offset for offset, name in _CORE_NAMES.items()}
+_FIRMWARE_NAMES = {0: "PSCI_VERSION", 1: "WORKAROUND_1", 2: "WORKAROUND_2", 3: "WORKAROUND_3"}
+_BITMAP_NAMES = {0: "STD_BMAP", 1: "STD_HYP_BMAP", 2: "VENDOR_HYP_BMAP", 3: "VENDOR_HYP_BMAP_2"}
+
+
+class Register(int):
+    """A register id: an int that knows its name and size."""
+
+    __slots__ = ()
+
+    @property
+    def size(self) -> int:
+        """How many bytes the register has."""
+        return 1 << (self >> _SIZE_SHIFT & 0xF)
+
+    @property
+    def group(self) -> int:
+        """The number of the register group (KVM_REG_ARM_COPROC): 0x10 core, 0x13 system, 0x15 SVE, ..."""
+        return self >> 16 & 0xFFF
+
+    @property
+    def slice(self) -> int:
+        """The slice of an SVE register."""
+        return self & SLICES - 1
+
+    @property
+    def encoding(self) -> tuple[int, int, int, int, int]:
+        """op0, op1, CRn, CRm, op2 of a system register."""
+        return self >> 14 & 3, self >> 11 & 7, self >> 7 & 15, self >> 3 & 15, self & 7
+
+    @property
+    def name(self) -> str:
+        """The register's name; its number where nobody gave it one."""
+        low = self & 0xFFFF
+        known = {
+            _CORE: _CORE_NAMES,
+            _FW: _FIRMWARE_NAMES,
+            _BITMAP: _BITMAP_NAMES,
+        }.get(self.group, {})
+        if low in known:
+            return known[low]
+        if self.group == _SYSREG:
+            return NAMES.get(self.encoding) or "S{}_{}_C{}_C{}_{}".format(*self.encoding)
+        if self.group == _SVE:
+            return self._sve_name(low)
+        if self.group == _DEMUX:
+            return f"CCSIDR[{low & 0xFF}]"
+        return f"{int(self):#018x}"
+
+    def _sve_name(self, low: int) -> str:
+        if low == 0xFFFF:
+            return "VLS"
+        number, suffix = low >> 5 & 31, f"[{self.slice}]" if self.slice else ""
+        if low < 0x400:
+            return f"Z{number}{suffix}"
+        if 0x400 <= low < 0x600:
+            return f"P{number}{suffix}"
+        return f"FFR{suffix}" if 0x600 <= low < 0x620 else f"{int(self):#018x}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {int(self):#018x}>"
+
+    def __format__(self, specification: str) -> str:
+        return format(int(self) if specification[-1:] in ("x", "d", "X", "b") else self.name, specification)
+
+
+def _register(group: int, size: int, low: int) -> Register:
+    return Register(_ARM64 | size << _SIZE_SHIFT | group << 16 | low)
+
+
+def core(name: str) -> Register:
+    """Return a core register by its name: X0 to X30, SP, PC, PSTATE, V0 to V31, FPSR, FPCR, ..."""
+    offset = _CORE_OFFSETS[name]
+    size = _U32 if offset >= 0xD4 else _U128 if offset >= 0x54 else _U64
+    return _register(_CORE, size, offset)
+
+
+def x(number: int) -> Register:
+    """Return X0 to X30."""
+    return core(f"X{number}")
+
+
+def v(number: int) -> Register:
+    """Return V0 to V31, which a vCPU with SVE does not have."""
+    return core(f"V{number}")
+
+
+def z(number: int, slice: int = 0) -> Register:
+    """Return a slice of Z0 to Z31: 256 bytes of which a vCPU uses as many as its largest vector length."""
+    return _register(_SVE, _U2048, number << 5 | slice)
+
+
+def p(number: int, slice: int = 0) -> Register:
+    """Return a slice of P0 to P15: 32 bytes, one bit for each byte of a Z register."""
+    return _register(_SVE, _U256, 0x400 | number << 5 | slice)
+
+
+def ffr(slice: int = 0) -> Register:
+    """Return a slice of the first-fault register."""
+    return _register(_SVE, _U256, 0x600 | slice)
+
+
+def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> Register:
+    """Return a system register by its encoding."""
+    return _register(_SYSREG, _U64, op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
+
+
+def firmware(number: int, *, bitmap: bool = False) -> Register:
+    """Return a firmware pseudo-register: 0 is PSCI_VERSION, or a bitmap of the hypercalls offered."""
+    return _register(_BITMAP if bitmap else _FW, _U64, number)
+
+
+SP, PC, PSTATE, FPSR, FPCR = core("SP"), core("PC"), core("PSTATE"), core("FPSR"), core("FPCR")
+FFR = ffr()
+VLS = _register(_SVE, _U512, 0xFFFF)
+# Z, P and FFR as a vCPU with SVE has them.
+SVE = (*(z(n) for n in range(32)), *(p(n) for n in range(16)), FFR)
+SYSTEM = {name: sysreg(*encoding) for encoding, name in NAMES.items()}
