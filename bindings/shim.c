@@ -217,6 +217,10 @@ size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison)
 
 #ifdef __x86_64__
 #include <cpuid.h>
+#include <elf.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
 
 long vmm_arch_prctl(int code, void *argument)
 {
@@ -281,6 +285,21 @@ void vmm_host_tiles_store(uint8_t *tiles)
 void vmm_host_tiles_release(void)
 {
     __asm__ volatile("tilerelease");
+}
+
+long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size)
+{
+    struct iovec area = {.iov_base = buffer, .iov_len = size};
+    long result;
+
+    if (ptrace(PTRACE_SEIZE, pid, 0, 0))
+        return -errno;
+    if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) || waitpid(pid, NULL, __WALL) != pid)
+        result = -errno;
+    else
+        result = ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &area) ? -errno : (long)area.iov_len;
+    ptrace(PTRACE_DETACH, pid, 0, 0);
+    return result;
 }
 
 long vmm_sigaltstack(size_t size)

@@ -69,6 +69,11 @@ void vmm_wrpkru(uint32_t value);
 void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
+/*
+ * Stop another process, read its XSAVE area by PTRACE_GETREGSET (NT_X86_XSTATE) and let it go on. Returns the
+ * number of bytes, or -errno.
+ */
+long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
 /* Install an alternate signal stack of `size` bytes; 0 removes it. Returns -errno. */
 long vmm_sigaltstack(size_t size);
 #endif

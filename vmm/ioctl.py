@@ -24,6 +24,7 @@ __all__ = [
     "Call",
     "Interposer",
     "KvmError",
+    "Refused",
     "Trace",
     "arch_prctl",
     "arch_prctl_value",
@@ -130,6 +131,10 @@ class Call:
         if self.kind == "prctl":
             return _ARM64_PRCTLS.get(self.request, f"prctl {self.request}")
         return request_name(self.request)
+
+
+class Refused(LookupError):
+    """KVM answered, and refused one item of what was asked, such as an MSR: no errno says so."""
 
 
 Interposer = Callable[[Call, Callable[[], int]], int]

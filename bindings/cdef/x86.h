@@ -237,3 +237,4 @@ void vmm_wrpkru(uint32_t value);
 void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
+long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);

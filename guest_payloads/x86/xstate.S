@@ -4,7 +4,7 @@
  *
  * `expected` and `observed` are two images of the same shape:
  *	   0	x87: ST0..ST7, 16 bytes each, of which 10 count (the rest is 0)
- *	 128	MXCSR, 4 bytes, padded to 64
+ *	 128	MXCSR, 4 bytes; FCW, 2 bytes; padded to 64
  *	 192	opmasks: k0..k7, 8 bytes each
  *	 256	vectors: ZMM0..ZMM31, 64 bytes each; XMM and YMM are their low 16 and 32 bytes
  *	2304	the end
@@ -21,6 +21,7 @@
 #include "area.h"
 
 	.set	MXCSR_AT, 128
+	.set	FCW_AT, 132
 	.set	MASKS_AT, 192
 	.set	VECTORS_AT, 256
 	.set	IMAGE_SIZE, 2304
@@ -31,6 +32,7 @@
 	.irp n, 7, 6, 5, 4, 3, 2, 1, 0
 	fldt	expected + 16 * \n
 	.endr
+	fldcw	expected + FCW_AT
 .endm
 
 .macro VECTORS_sse op
@@ -91,6 +93,7 @@
 	VECTORS_\level STORE_VECTOR
 	MASKS_\level STORE_MASK
 	stmxcsr	observed + MXCSR_AT
+	fnstcw	observed + FCW_AT
 	fxsave64 legacy
 	leaq	legacy + 32, %rsi
 	leaq	observed, %rdi

@@ -314,11 +314,6 @@ def the_guest_runs_with_initial_registers() -> Interposer:
     return _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0))
 
 
-@mutation("xsave.set-then-run")
-def the_guest_runs_with_another_x87_control_word() -> Interposer:
-    return _flipped(FCW, 0x40)
-
-
 @mutation("xsave.legacy-zero-header")
 def an_area_of_zeros_is_refused() -> Interposer:
     return refuse(SET, errno.EINVAL, lambda call: not any(area(call)))

@@ -15,7 +15,7 @@ from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.needs import unmet
 from vmm.conformance.registry import Clause
 from vmm.exits import Deadline
-from vmm.ioctl import KvmError, Trace
+from vmm.ioctl import KvmError, Refused, Trace
 from vmm.system import KvmUnavailable
 
 __all__ = ["execute"]
@@ -66,6 +66,8 @@ def _judge(clause: Clause, context: Context, result: ClauseResult) -> None:
         result.verdict, result.reason = Verdict.SKIP, str(skipped)
     except KvmError as error:
         _fail(result, error.call, "success", str(error), "rejected")
+    except Refused as error:
+        _fail(result, "what KVM lists or promised", "to be there", str(error), "rejected")
     except KvmUnavailable as error:
         result.verdict, result.reason = Verdict.ERROR, str(error)
     except Exception as error:

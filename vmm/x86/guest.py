@@ -21,6 +21,7 @@ from vmm.system import Kvm
 from vmm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.x86 import boot
 from vmm.x86.cpuid import Cpuid, set_cpuid, supported
+from vmm.x86.fields import Cr4, Xcr0
 from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs
 
 __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "Fault", "Guest", "GuestError"]
@@ -156,8 +157,9 @@ class Guest:
         names = [name for name, _ in ffi.typeof("struct kvm_regs").fields]
         values = [f"{name:6} {getattr(regs, name):016x}" for name in names]
         lines = ["   ".join(values[start : start + 3]) for start in range(0, len(values), 3)]
-        control = " ".join(f"{name} {getattr(sregs, name):#x}" for name in ("cr0", "cr2", "cr3", "cr4", "efer"))
-        return [*lines, f"{control} xcr0 {get_xcr0(self.vcpu):#x} cpl {sregs.cs.selector & 3}"]
+        control = " ".join(f"{name} {getattr(sregs, name):#x}" for name in ("cr0", "cr2", "cr3", "efer"))
+        lines.append(f"{control} cpl {sregs.cs.selector & 3}")
+        return [*lines, f"cr4    {Cr4(sregs.cr4)}", f"xcr0   {Xcr0(get_xcr0(self.vcpu))}"]
 
     def close(self) -> None:
         """Close the VM with all it owns."""

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import KvmError
+from vmm.ioctl import KvmError, Refused
 from vmm.system import Kvm
 from vmm.vcpu import Vcpu
 
@@ -122,10 +122,10 @@ def try_get(vcpu: Vcpu, index: int) -> int | None:
 
 
 def get_msr(vcpu: Vcpu, index: int) -> int:
-    """Return one MSR's value; LookupError if KVM refuses to read it."""
+    """Return one MSR's value; Refused if KVM refuses to read it."""
     value = try_get(vcpu, index)
     if value is None:
-        raise LookupError(f"KVM does not let {name(index)} be read: this guest's CPUID lacks it, or KVM does")
+        raise Refused(f"KVM does not let {name(index)} be read: this guest's CPUID lacks it, or KVM does")
     return value
 
 

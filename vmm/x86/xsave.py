@@ -16,6 +16,7 @@ from typing import Any
 from vmm._kvm import ffi, lib
 from vmm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
+from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave_registers import describe_byte
 
 __all__ = [
@@ -269,8 +270,14 @@ class XsaveArea:
         area.data[_MXCSR_MASK] = bytes(4)
         initial = XsaveArea.initial(len(area.data), area.layout)
         in_use = 0
+        has_mxcsr = area.xstate_bv & 6  # SSE or AVX
+        mxcsr = area.mxcsr
         for number, component in area.layout.components.items():
             if not component.supervisor and component.end <= len(area.data):
+                if not area.xstate_bv >> number & 1:  # then its bytes mean nothing
+                    area.set_component(number, initial.component(number), mark=False)
+                if number == XFeature.SSE and has_mxcsr:
+                    area.mxcsr = mxcsr
                 in_use |= (area.component(number) != initial.component(number)) << number
         area.xstate_bv = area.xstate_bv & ~area.layout.features | in_use
         return area

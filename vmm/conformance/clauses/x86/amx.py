@@ -10,16 +10,18 @@ import signal
 import threading
 import time
 
+from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.clauses.x86.common import AVX512, GUEST_AMX, HOST_XFD, OSXSAVE, vector_guest, vector_level
 from vmm.conformance.clauses.x86.image import Image
-from vmm.conformance.clauses.x86.tiles import FULL, TileConfig, TileImage, tile_guest
+from vmm.conformance.clauses.x86.tiles import FULL, TileImage, TileShapes, guest_area, loaded, tile_guest, verify
 from vmm.conformance.clauses.x86.tmul import PRODUCTS, operands
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, true
 from vmm.conformance.registry import clause
+from vmm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
-from vmm.x86.guest import DONE, Guest
+from vmm.x86.guest import Guest
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, host_layout, set_xsave
@@ -28,20 +30,7 @@ _TILES = (GUEST_AMX,)
 _EXITS = 10_000
 _AREA = 16384
 _XTILE = xfeature.XTILE
-_ODD = TileConfig(((16, 64), (1, 64), (16, 4), (7, 60), (3, 8), (0, 0), (16, 36), (5, 64)))
-
-
-def _loaded(context: Context, seed: int, config: TileConfig = FULL) -> tuple[Guest, TileImage]:
-    guest = tile_guest(context)
-    image = TileImage.random(seed, config)
-    image.load(guest)
-    equal("event of loading the tiles", guest.call("load", timeout=context.timeout), DONE)
-    return guest, image
-
-
-def _verify(context: Context, guest: Guest, image: TileImage) -> None:
-    guest.call("verify", timeout=context.timeout)
-    image.check(guest)
+_ODD = TileShapes(((16, 64), (1, 64), (16, 4), (7, 60), (3, 8), (0, 0), (16, 36), (5, 64)))
 
 
 def _twin(context: Context, guest: Guest) -> Guest:
@@ -57,7 +46,7 @@ def tiles_in_area(context: Context) -> None:
 
     Source: Intel SDM volume 1, 13.5.12, 13.5.13; arch/x86/kernel/fpu/core.c, fpu_copy_guest_fpstate_to_uabi.
     """
-    guest, image = _loaded(context, 1)
+    guest, image = loaded(context, 1)
     image.check_area(get_xsave(guest.vcpu))
 
 
@@ -83,14 +72,14 @@ def set_in_place(context: Context) -> None:
 
     Source: arch/x86/kernel/fpu/core.c, fpu_copy_uabi_to_guest_fpstate.
     """
-    guest, image = _loaded(context, 3)
+    guest, image = loaded(context, 3)
     saved = get_xsave(guest.vcpu)
     other = TileImage.random(4)
     other.load(guest)
     guest.call("load", timeout=context.timeout)
     set_xsave(guest.vcpu, saved)
     image.load(guest)
-    _verify(context, guest, image)
+    verify(context, guest, image)
 
 
 @clause("amx.tiles-new-vm", arch="x86", needs=_TILES, since="5.17")
@@ -99,13 +88,13 @@ def restore_in_new_vm(context: Context) -> None:
 
     Source: Documentation/virt/kvm/api.rst 4.43, 4.134; arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave.
     """
-    guest, image = _loaded(context, 5)
+    guest, image = loaded(context, 5)
     msrs = state.saved_msrs(context.kvm)
     saved = state.capture(guest.vcpu, msrs)
     twin = _twin(context, guest)
     state.restore(twin.vcpu, saved)
     no_difference("the copied state", state.compare(saved, state.capture(twin.vcpu, msrs)))
-    _verify(context, twin, image)
+    verify(context, twin, image)
 
 
 @clause("amx.tiles-json", arch="x86", needs=_TILES, since="5.17")
@@ -114,11 +103,11 @@ def restore_from_json(context: Context) -> None:
 
     Source: Documentation/virt/kvm/api.rst 4.134 (the area is plain data).
     """
-    guest, image = _loaded(context, 6)
+    guest, image = loaded(context, 6)
     text = json.dumps({"xsave": get_xsave(guest.vcpu).data.hex()})
     twin = _twin(context, guest)
     set_xsave(twin.vcpu, XsaveArea(bytes.fromhex(json.loads(text)["xsave"])))
-    _verify(context, twin, image)
+    verify(context, twin, image)
 
 
 @clause("amx.set-then-run", arch="x86", needs=_TILES, since="5.17")
@@ -133,7 +122,7 @@ def guest_stores_what_was_set(context: Context) -> None:
     image.put(area)
     set_xsave(guest.vcpu, area)
     image.load(guest)
-    _verify(context, guest, image)
+    verify(context, guest, image)
 
 
 @clause("amx.tilecfg-roundtrip", arch="x86", needs=_TILES, since="5.17")
@@ -151,7 +140,7 @@ def odd_shapes(context: Context) -> None:
     equal("TILECFG in the area", saved.component(XFeature.XTILECFG), _ODD.data)
     twin = _twin(context, guest)
     set_xsave(twin.vcpu, saved)
-    _verify(context, twin, image)
+    verify(context, twin, image)
 
 
 @clause("amx.tilerelease-init", arch="x86", needs=_TILES, since="5.17")
@@ -160,94 +149,18 @@ def release_means_initial(context: Context) -> None:
 
     Source: Intel SDM volume 2, TILERELEASE; volume 1, 13.6.
     """
-    guest, _ = _loaded(context, 9)
+    guest, _ = loaded(context, 9)
     guest.call("xinuse", timeout=context.timeout)
     equal("XINUSE with tiles", guest.mailbox.values[0] & _XTILE, _XTILE)
     guest.call("release", timeout=context.timeout)
     guest.call("xinuse", timeout=context.timeout)
     equal("XINUSE after TILERELEASE", guest.mailbox.values[0] & _XTILE, 0)
     guest.call("xsavec", _XTILE, timeout=context.timeout)
-    equal("XSTATE_BV of XSAVEC", _guest_area(guest).xstate_bv & _XTILE, 0)
+    equal("XSTATE_BV of XSAVEC", guest_area(guest).xstate_bv & _XTILE, 0)
     area = get_xsave(guest.vcpu)
     equal("XSTATE_BV of KVM_GET_XSAVE2", area.xstate_bv & _XTILE, 0)
     for number in (XFeature.XTILECFG, XFeature.XTILEDATA):
         equal(f"bytes of {number.name}", area.component(number).strip(b"\0"), b"")
-
-
-def _guest_area(guest: Guest) -> XsaveArea:
-    return XsaveArea(guest.memory.read(guest.payload.symbol("area"), _AREA))
-
-
-def _fill_guest_area(guest: Guest, data: bytes) -> None:
-    guest.memory.write(guest.payload.symbol("area"), data)
-
-
-def _compacted_tiles(area: XsaveArea) -> bytes:
-    """TILECFG and TILEDATA of a compacted area that holds only them: right behind the header, 64-byte aligned."""
-    return bytes(area.data[576 : 576 + 64 + 8192])
-
-
-@clause("amx.xsave-standard", arch="x86", needs=_TILES, since="5.17")
-def xsave_standard(context: Context) -> None:
-    """XSAVE and XSAVEOPT in the guest write live tiles at the offsets of CPUID 0xD and set both bits.
-
-    Source: Intel SDM volume 1, 13.7, 13.9.
-    """
-    guest, image = _loaded(context, 10)
-    for instruction in ("xsave", "xsaveopt"):
-        _fill_guest_area(guest, bytes(_AREA))
-        guest.call(instruction, _XTILE, timeout=context.timeout)
-        area = _guest_area(guest)
-        equal(f"XSTATE_BV of {instruction}", area.xstate_bv, _XTILE)
-        image.check_area(area)
-
-
-@clause("amx.xsave-compacted", arch="x86", needs=_TILES, since="5.17")
-def xsave_compacted(context: Context) -> None:
-    """XSAVEC and XSAVES in the guest write live tiles right behind the header and name them in XCOMP_BV.
-
-    Source: Intel SDM volume 1, 13.10, 13.11, 13.4.3.
-    """
-    guest, image = _loaded(context, 11)
-    for instruction in ("xsavec", "xsaves"):
-        _fill_guest_area(guest, bytes([0xAA]) * 512 + bytes(64) + bytes([0xAA]) * (_AREA - 576))
-        guest.call(instruction, _XTILE, timeout=context.timeout)
-        area = _guest_area(guest)
-        equal(f"XSTATE_BV of {instruction}", area.xstate_bv, _XTILE)
-        equal(f"XCOMP_BV of {instruction}", area.xcomp_bv, 1 << 63 | _XTILE)
-        image.check(guest, _compacted_tiles(area))
-        rest = bytes(area.data[576 + 64 + 8192 :])
-        equal(f"bytes behind the {instruction} area", rest.count(0xAA), len(rest))
-
-
-@clause("amx.xrstor-restores", arch="x86", needs=_TILES, since="5.17")
-def xrstor_restores(context: Context) -> None:
-    """XRSTOR of a standard and of a compacted area, and XRSTORS, bring back every byte of the tiles.
-
-    Source: Intel SDM volume 1, 13.8, 13.12.
-    """
-    guest, image = _loaded(context, 12)
-    for save, restore in (("xsave", "xrstor"), ("xsavec", "xrstor"), ("xsaves", "xrstors")):
-        _fill_guest_area(guest, bytes(_AREA))
-        guest.call(save, _XTILE, timeout=context.timeout)
-        guest.call("release", timeout=context.timeout)
-        guest.call(restore, _XTILE, timeout=context.timeout)
-        equal(f"faults of {restore}", guest.mailbox.read("values", 15), 0)
-        _verify(context, guest, image)
-
-
-@clause("amx.xrstor-initialises", arch="x86", needs=_TILES, since="5.17")
-def xrstor_initialises(context: Context) -> None:
-    """XRSTOR with both bits clear in XSTATE_BV puts both components into their initial state.
-
-    Source: Intel SDM volume 1, 13.8, 13.6.
-    """
-    guest, _ = _loaded(context, 13)
-    _fill_guest_area(guest, bytes(_AREA))
-    guest.call("xrstor", _XTILE, timeout=context.timeout)
-    equal("faults of XRSTOR", guest.mailbox.read("values", 15), 0)
-    guest.call("xinuse", timeout=context.timeout)
-    equal("XINUSE", guest.mailbox.values[0] & _XTILE, 0)
 
 
 def _product(context: Context, name: str) -> None:
@@ -389,7 +302,7 @@ def interrupted_by_signals(context: Context) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     true("signals handled", len(handled) >= 20, len(handled), "20 or more")
-    _verify(context, guest, image)
+    verify(context, guest, image)
 
 
 @clause("amx.two-vcpus-isolated", arch="x86", needs=_TILES, since="5.17", timeout=30)
@@ -398,7 +311,7 @@ def two_vcpus(context: Context) -> None:
 
     Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, kvm_load_xfeatures.
     """
-    first, ours = _loaded(context, 17)
+    first, ours = loaded(context, 17)
     second = tile_guest(context, first.cpuid, permit=False)
     theirs = TileImage.random(18)
     theirs.load(second)
@@ -409,8 +322,8 @@ def two_vcpus(context: Context) -> None:
         for guest in (first, second):
             guest.call("ticks", 3, timeout=context.timeout)
         _expect_fault(context, plain, ("tilezero_once",), "#UD", "no AMX in CPUID")
-    _verify(context, first, ours)
-    _verify(context, second, theirs)
+    verify(context, first, ours)
+    verify(context, second, theirs)
     equal("bytes of the area of the guest without AMX", len(get_xsave(plain.vcpu).data), 4096)
 
 
@@ -428,3 +341,37 @@ def usable_without_permission(context: Context) -> None:
     equal("tile components in the guest's CPUID", cpuid.supported(context.kvm).xcr0 & _XTILE, 0)
     tiles = context.own(Guest(context.kvm, "amx", cpuid=cpuid.supported(context.kvm), cr4=OSXSAVE))
     _expect_fault(context, tiles, ("tilezero_once", "ldtilecfg_once"), "#UD", "no permission")
+
+
+def _traced_area(context: Context) -> bytes:
+    """What PTRACE_GETREGSET shows of this process, asked by a child of it."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        buffer = ffi.new("uint8_t[]", _AREA)
+        length = lib.vmm_ptrace_xstate(os.getppid(), buffer, _AREA)
+        os.write(writer, length.to_bytes(8, "little", signed=True) + bytes(ffi.buffer(buffer, max(length, 0))))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        answer = stream.read()
+    os.waitpid(pid, 0)
+    length = int.from_bytes(answer[:8], "little", signed=True)
+    if length < 0:
+        context.skip(f"needs a process that may trace its parent: PTRACE_SEIZE gives {errno_name(-length)}")
+    return answer[8:]
+
+
+@clause("amx.ptrace-blind", arch="x86", needs=_TILES, since="5.17")
+def hidden_from_ptrace(context: Context) -> None:
+    """PTRACE_GETREGSET of the vCPU's thread shows the host's own state in the host's own size, never guest tiles.
+
+    Source: arch/x86/kernel/fpu/regset.c, xstateregs_get (the task's fpstate, not the guest's).
+    """
+    _, image = loaded(context, 20)
+    seen = XsaveArea(_traced_area(context))
+    own = host_layout().size()
+    true("bytes of the regset", 576 <= len(seen.data) <= own, len(seen.data), f"at most {own}")
+    equal("tile data in the host's XSTATE_BV", seen.xstate_bv >> XFeature.XTILEDATA & 1, 0)
+    for row in range(0, len(image.tiles), 64):
+        equal(f"place of the guest's tile bytes {row} to {row + 63}", seen.data.find(image.tiles[row : row + 64]), -1)

@@ -17,6 +17,7 @@ from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import Cpuid
+from vmm.x86.fields import TileInfo
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout
 
@@ -25,7 +26,7 @@ _NEWEST = (7, 2)
 # What KVM exposes as of 7.2: KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
 _XCR0 = 0x602FF
 _XSS = 0x1800
-_PALETTE = {"eax": 0x04002000, "ebx": 0x00080040, "ecx": 0x10, "edx": 0}
+_PALETTE = {"total_tile_bytes": 8192, "bytes_per_tile": 1024, "bytes_per_row": 64, "max_names": 8, "max_rows": 16}
 
 
 def _tables(context: Context) -> Iterator[tuple[str, Cpuid]]:
@@ -115,8 +116,10 @@ def leaf_1d(context: Context) -> None:
         return
     equal("0x1D.0 EAX (the last palette)", table.get(0x1D).eax, 1)
     palette = table.get(0x1D, 1)
-    for register, value in _PALETTE.items():
-        equal(f"0x1D.1 {register.upper()}", getattr(palette, register), value)
+    info = TileInfo.from_registers(palette.registers)
+    for field, value in _PALETTE.items():
+        equal(f"0x1D.1 {field}", getattr(info, field), value)
+    equal("0x1D.1 EDX and the rest of ECX", int(info) >> 80, 0)
     equal("0x1D.1 against the CPU", palette.registers, cpuid.host(0x1D, 1).registers)
 
 

@@ -15,7 +15,8 @@ from vmm.x86.xfeature import XFeature
 
 __all__ = ["Image"]
 
-_MXCSR_AT, _MASKS_AT, _VECTORS_AT, _SIZE = 128, 192, 256, 2304
+_MXCSR_AT, _FCW_AT, _MASKS_AT, _VECTORS_AT, _SIZE = 128, 132, 192, 256, 2304
+_MXCSR, _FCW = 0x1FA0, 0x27F  # unlike the initial 0x1F80 and 0x37F
 _LEVELS = {
     "sse": (0, 1),
     "avx": (0, 1, 2),
@@ -33,14 +34,19 @@ class Image:
     def random(cls, source: random.Random) -> Image:
         """Return an image whose register bytes differ from the initial state and from each other's neighbours."""
         x87 = b"".join(source.randbytes(10) + bytes(6) for _ in range(8))
-        mxcsr = (0x1FA0).to_bytes(4, "little") + bytes(60)
+        control = _MXCSR.to_bytes(4, "little") + _FCW.to_bytes(2, "little") + bytes(58)
         rest = bytes(byte | 1 for byte in source.randbytes(_SIZE - _MASKS_AT))
-        return cls(x87 + mxcsr + rest)
+        return cls(x87 + control + rest)
 
     @property
     def mxcsr(self) -> int:
         """MXCSR."""
         return int.from_bytes(self.data[_MXCSR_AT : _MXCSR_AT + 4], "little")
+
+    @property
+    def fcw(self) -> int:
+        """The x87 control word."""
+        return int.from_bytes(self.data[_FCW_AT : _FCW_AT + 2], "little")
 
     def vector(self, number: int) -> bytes:
         """Return the 64 bytes of ZMM ``number``."""
@@ -70,8 +76,10 @@ class Image:
         """Name the byte at ``offset`` of the image."""
         if offset < _MXCSR_AT:
             return f"ST{offset // 16} byte {offset % 16}"
-        if offset < _MASKS_AT:
+        if offset < _FCW_AT:
             return f"MXCSR byte {offset - _MXCSR_AT}"
+        if offset < _MASKS_AT:
+            return f"FCW byte {offset - _FCW_AT}"
         if offset < _VECTORS_AT:
             return f"k{(offset - _MASKS_AT) // 8} byte {offset % 8}"
         return f"ZMM{(offset - _VECTORS_AT) // 64} byte {offset % 64}"

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmm._kvm import ffi
+from vmm.ioctl import Refused
 from vmm.system import Kvm
 from vmm.vcpu import Vcpu
 from vmm.x86 import msr, registers
+from vmm.x86.fields import describe_msr
 from vmm.x86.msr import Msr
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
@@ -39,7 +41,7 @@ def _set_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
     pairs = list(values.items())
     done = msr.set_msrs(vcpu, pairs)
     if done < len(pairs):
-        raise LookupError(f"{msr.name(pairs[done][0])} = {pairs[done][1]:#x} was refused")
+        raise Refused(f"{msr.name(pairs[done][0])} = {pairs[done][1]:#x} was refused")
 
 
 def _set_mp_state(vcpu: Vcpu, value: int) -> None:
@@ -104,7 +106,10 @@ def compare(first: State, second: State) -> list[str]:
 def _explain(name: str, ours: Any, theirs: Any) -> list[str]:
     if isinstance(ours, dict):
         changed = sorted(index for index in {*ours, *theirs} if ours.get(index) != theirs.get(index))
-        return [f"{msr.name(index)} {ours.get(index)} {theirs.get(index)}" for index in changed]
+        return [
+            f"{msr.name(index)} {describe_msr(index, ours.get(index))}, {describe_msr(index, theirs.get(index))}"
+            for index in changed
+        ]
     if isinstance(ours, int):
         return [f"{ours:#x} {theirs:#x}"]
     return _fields(name, ours, theirs)

@@ -14,19 +14,31 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal
 from vmm.x86 import cpuid
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.guest import Guest
+from vmm.x86.guest import DONE, Guest
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
 
-__all__ = ["FULL", "TileConfig", "TileImage", "explain", "tile_guest"]
+__all__ = [
+    "AREA_SIZE",
+    "FULL",
+    "TileImage",
+    "TileShapes",
+    "explain",
+    "guest_area",
+    "loaded",
+    "tile_guest",
+    "verify",
+]
 
 TILES, ROWS, ROW, TILE = 8, 16, 64, 1024
 _CONFIG = 64
+# `area` of the payload.
+AREA_SIZE = 16384
 
 
 @dataclass(frozen=True, slots=True)
-class TileConfig:
+class TileShapes:
     """A TILECFG: ``shapes`` gives (rows, bytes per row) of each tile; palette 0 is the initial state.
 
     Source: Intel SDM volume 1, 18.2 (layout of the memory operand of LDTILECFG).
@@ -46,18 +58,18 @@ class TileConfig:
         return bytes(image)
 
 
-FULL = TileConfig(((ROWS, ROW),) * TILES)
+FULL = TileShapes(((ROWS, ROW),) * TILES)
 
 
 @dataclass(frozen=True, slots=True)
 class TileImage:
     """A configuration and 8 tiles of 1024 bytes; what a configuration leaves out of a tile is 0."""
 
-    config: TileConfig
+    config: TileShapes
     tiles: bytes
 
     @classmethod
-    def random(cls, seed: int, config: TileConfig = FULL) -> TileImage:
+    def random(cls, seed: int, config: TileShapes = FULL) -> TileImage:
         """Return an image in which no two rows of any tiles are equal and no byte is 0."""
         source = random.Random(seed)
         tiles = bytearray(TILES * TILE)
@@ -156,3 +168,23 @@ def tile_guest(context: Context, table: Cpuid | None = None, *, permit: bool = T
     guest = context.own(Guest(context.kvm, "amx", cpuid=offered, cr4=OSXSAVE))
     set_xcr0(guest.vcpu, offered.xcr0)
     return guest
+
+
+def loaded(context: Context, seed: int, config: TileShapes = FULL) -> tuple[Guest, TileImage]:
+    """A guest that has configured and loaded its tiles, and what they hold."""
+    guest = tile_guest(context)
+    image = TileImage.random(seed, config)
+    image.load(guest)
+    equal("event of loading the tiles", guest.call("load", timeout=context.timeout), DONE)
+    return guest, image
+
+
+def verify(context: Context, guest: Guest, image: TileImage) -> None:
+    """Have the guest store its tiles and compare them with ``image``."""
+    guest.call("verify", timeout=context.timeout)
+    image.check(guest)
+
+
+def guest_area(guest: Guest) -> XsaveArea:
+    """Return what an XSAVE instruction of the guest wrote into `area`."""
+    return XsaveArea(guest.memory.read(guest.payload.symbol("area"), AREA_SIZE))

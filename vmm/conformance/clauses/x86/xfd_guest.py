@@ -18,13 +18,11 @@ from vmm.x86 import boot, permission, xfeature
 from vmm.x86.guest import Guest
 from vmm.x86.msr import Msr, get_msr, name, set_msr
 from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import XsaveArea
 
 _TILES = (GUEST_AMX,)
 _ARMED = 1 << TILEDATA
 _CR0_TS = 1 << 3
 _XTILE = xfeature.XTILE
-_SAVES = ("xsave", "xsaveopt", "xsavec", "xsaves")
 
 
 def _ready(context: Context, seed: int = 1) -> tuple[Guest, TileImage]:
@@ -353,59 +351,6 @@ def migrates(context: Context) -> None:
     equal("faults of TILEZERO in the copy", twin.mailbox.read("values", 15), 1)
     equal("the fault of TILEZERO in the copy", twin.fault().name, "#NM")
     equal("XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
-
-
-def _area(guest: Guest) -> XsaveArea:
-    return XsaveArea(guest.memory.read(guest.payload.symbol("area"), 16384))
-
-
-@clause("amx.xsave-with-xfd", arch="x86", needs=_TILES, since="5.17")
-def save_while_armed(context: Context) -> None:
-    """With XFD armed no XSAVE instruction faults, all write XSTATE_BV[18]=0, and XSAVE writes zeros for the tiles.
-
-    Source: Intel SDM volume 1, 13.14.
-    """
-    guest, image = _ready(context)
-    for instruction in _SAVES:
-        guest.call("load", timeout=context.timeout)
-        _arm(context, guest)
-        guest.memory.write(guest.payload.symbol("area"), bytes(576) + bytes([0x55]) * (16384 - 576))
-        guest.call(instruction, _XTILE, timeout=context.timeout)
-        equal(f"faults of {instruction}", guest.mailbox.read("values", 15), 0)
-        area = _area(guest)
-        equal(f"XSTATE_BV[18] of {instruction}", area.xstate_bv >> TILEDATA & 1, 0)
-        equal(f"XSTATE_BV[17] of {instruction}", area.xstate_bv >> XFeature.XTILECFG & 1, 1)
-        if instruction in ("xsavec", "xsaves"):
-            equal(f"XCOMP_BV of {instruction}", area.xcomp_bv, 1 << 63 | _XTILE)
-        if instruction == "xsave":
-            equal("tile bytes of xsave", area.component(XFeature.XTILEDATA).strip(b"\0"), b"")
-        _write(context, guest, Msr.XFD, 0)
-    equal("configuration in the area", _area(guest).data[576:640], image.config.data)
-
-
-@clause("amx.xrstor-with-xfd", arch="x86", needs=_TILES, since="5.17")
-def restore_while_armed(context: Context) -> None:
-    """With XFD armed XRSTOR and XRSTORS are #NM if the area has tile data, and work if it has none.
-
-    Source: Intel SDM volume 1, 13.14.
-    """
-    guest, _ = _ready(context)
-    for save, restore in (("xsave", "xrstor"), ("xsavec", "xrstor"), ("xsaves", "xrstors")):
-        guest.call("load", timeout=context.timeout)
-        guest.memory.write(guest.payload.symbol("area"), bytes(16384))
-        guest.call(save, _XTILE, timeout=context.timeout)
-        _arm(context, guest)
-        guest.call(restore, _XTILE, timeout=context.timeout)
-        equal(f"faults of {restore} after {save}", guest.mailbox.read("values", 15), 1)
-        equal(f"the fault of {restore} after {save}", guest.fault().name, "#NM")
-        equal(f"XFD_ERR of {restore} after {save}", _read(context, guest, Msr.XFD_ERR), _ARMED)
-        _write(context, guest, Msr.XFD_ERR, 0)
-        area = _area(guest)
-        area.xstate_bv &= ~(1 << TILEDATA)
-        guest.memory.write(guest.payload.symbol("area"), bytes(area.data))
-        guest.call(restore, _XTILE, timeout=context.timeout)
-        equal(f"faults of {restore} without tile data", guest.mailbox.read("values", 15), 0)
-        _write(context, guest, Msr.XFD, 0)
 
 
 @clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, since="5.17", dangerous=True, timeout=60)

@@ -185,7 +185,7 @@ def guest_sees_what_was_set(context: Context) -> None:
     image = Image.random(random.Random(17))
     guest.memory.write(guest.payload.symbol("expected"), image.data)
     area = XsaveArea.initial()
-    area.set_component(0, (0x37F).to_bytes(2, "little") + bytes(2) + b"\xff" + bytes(19) + image.component(0))
+    area.set_component(0, image.fcw.to_bytes(2, "little") + bytes(2) + b"\xff" + bytes(19) + image.component(0))
     area.set_component(1, image.mxcsr.to_bytes(4, "little") + bytes(4) + image.component(1))
     for number in image.features(level)[2:]:
         area.set_component(number, image.component(number))
