@@ -11,7 +11,7 @@
  *			shadow stack: a call, XSAVES of components 0 and 11, one tick; then what needs each register:
  *			XRSTORS (IA32_XSS), INCSSP (S_CET), RET (SSP), IRET to CPL3 (PL3_SSP), INCSSP there (U_CET),
  *			and the returns. VALUE(0) counts them
- *	write_cr4, write_cr0, rdmsr, wrmsr	as in hello (CPL0); VALUE(15) counts faults
+ *	cpuid, write_cr4, write_cr0, rdmsr, wrmsr	as in hello (CPL0); VALUE(15) counts faults
  *	xsaves, xrstors ...	see area.h
  */
 #include "mailbox.h"
@@ -106,6 +106,14 @@ at_kernel_incssp:
 	.globl	at_kernel_ret
 at_kernel_ret:
 	ret
+
+ENTRY cpuid
+	movl	PARAM(0), %eax
+	movl	PARAM(1), %ecx
+	cpuid
+	movq	%rax, VALUE(0)
+	movq	%rbx, VALUE(1)
+	DONE
 
 .macro MAY_FAULT_BEGIN
 	movq	$0, mailbox_faults

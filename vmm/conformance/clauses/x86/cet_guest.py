@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CET in the guest: shadow stacks and indirect branch tracking at work, over exits, copies and INIT."""
+"""CET in the guest: shadow stacks and indirect branch tracking at work, over exits and INIT."""
 
 from __future__ import annotations
 
 import struct
 
 from vmm._kvm import lib
-from vmm.conformance.clauses.x86 import shadow, state
+from vmm.conformance.clauses.x86 import shadow
 from vmm.conformance.clauses.x86.reset import send_init
 from vmm.conformance.clauses.x86.shadow import CR4_CET, ENDBR_EN, IBT, SH_STK_EN, SHSTK, XSAVES, shadow_guest, ssp
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, no_difference, true
+from vmm.conformance.expect import Violation, equal, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.exits import Budget, FailEntry
@@ -21,7 +21,7 @@ from vmm.x86.guest import DONE, Fault, Guest, GuestError
 from vmm.x86.msr import Msr, get_msr, name, set_msr
 from vmm.x86.registers import get_sregs, get_xcr0, set_sregs, set_xcr0
 from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import Layout, XsaveArea, get_xsave, set_xsave
+from vmm.x86.xsave import Layout
 
 _CP = 21
 _DEPTH = 12
@@ -96,57 +96,6 @@ def indirect_branches(context: Context) -> None:
     equal("the same without tracking", _call(context, plain, "branch", bad, privilege=3), DONE)
 
 
-def _stopped_inside(context: Context) -> Guest:
-    """A guest in the middle of `live`: at CPL0 in an exception from CPL3, with both shadow stacks in use."""
-    guest = shadow_guest(context, user=_USER_BOTH, kernel=_USER_BOTH)
-    guest.prepare("live", _DEPTH, privilege=3)
-    equal("the exit inside", guest.resume(context.timeout, ticks=1), Budget(1))
-    guest.vcpu.complete()
-    return guest
-
-
-@clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
-def live_state(context: Context) -> None:
-    """A guest that is stopped inside an exception with user and supervisor shadow stacks goes on in a new VM.
-
-    Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP).
-    """
-    guest = _stopped_inside(context)
-    saved = shadow.capture(context, guest)
-    true("PL3_SSP inside", get_msr(guest.vcpu, Msr.PL3_SSP) != 0, get_msr(guest.vcpu, Msr.PL3_SSP), "in use")
-    copy = shadow.twin(context, guest)
-    shadow.restore(copy.vcpu, saved)
-    again = shadow.capture(context, copy)
-    no_difference("the copied state", state.compare(saved[0], again[0]))
-    equal("the copied SSP", again[1], saved[1])
-    equal("the event of the copy", copy.finish(copy.resume(context.timeout)), DONE)
-    equal("returns of the copy", copy.mailbox.values[0], _DEPTH)
-
-
-@clause("cet.state-each-needed", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
-def each_register_needed(context: Context) -> None:
-    """Restored without U_CET, S_CET, PL3_SSP, SSP or IA32_XSS, each alone, the guest faults where it needs that.
-
-    So a VMM that saves four of the five breaks a guest, and this says which one was missing.
-
-    Source: Intel SDM volume 1, 17.2, 13.12; arch/x86/kvm/x86.c, msrs_to_save_base.
-    """
-    guest = _stopped_inside(context)
-    saved = shadow.capture(context, guest)
-    # After the UD2 nothing else may stop the guest: a fault is the evidence.
-    for register in ("U_CET", "S_CET", "PL3_SSP", "SSP", "XSS"):
-        copy = shadow.twin(context, guest)
-        shadow.restore(copy.vcpu, saved, omit=register)
-        try:
-            copy.finish(copy.resume(context.timeout), f"the guest without {register}")
-        except GuestError as error:
-            context.note(f"without {register}: {error.exit}")
-        else:
-            raise Violation(f"the guest restored without {register}", "a fault", "none")
-    shadow.restore(guest.vcpu, saved)
-    equal("the event of the guest itself", guest.finish(guest.resume(context.timeout)), DONE)
-
-
 @clause("cet.survives-exits", arch="x86", needs=(SHSTK,), since="6.18")
 def survives_exits(context: Context) -> None:
     """The CET registers keep their values over exits and runs of the guest.
@@ -154,12 +103,14 @@ def survives_exits(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_load_guest_fpu (U_CET and PLn_SSP are xstate); arch/x86/kvm/vmx/vmx.c (S_CET).
     """
     guest = shadow_guest(context)
-    values = {Msr.PL0_SSP: 0x201000, Msr.PL1_SSP: 0x1000, Msr.PL2_SSP: 0x2000, Msr.INT_SSP_TAB: 0x3000}
+    values = {Msr.PL0_SSP: 0x201000, Msr.PL1_SSP: 0x1000, Msr.PL2_SSP: 0x2000, Msr.INT_SSP_TAB: 0x3000, Msr.S_CET: 2}
     for msr, value in values.items():
         set_msr(guest.vcpu, msr, value)
-    _call(context, guest, "descend", 3, privilege=3)
-    for msr, value in {**values, Msr.U_CET: _USER_BOTH, Msr.S_CET: 0}.items():
-        equal(name(msr), get_msr(guest.vcpu, msr), value)
+    for _ in range(3):
+        _call(context, guest, "descend", 3, privilege=3)
+        for msr, value in {**values, Msr.U_CET: _USER_BOTH}.items():
+            equal(name(msr), get_msr(guest.vcpu, msr), value)
+        equal("SSP", ssp(guest.vcpu), boot.USER_SHADOW_STACK_TOP)
 
 
 @clause("cet.guest-host-agree", arch="x86", needs=(SHSTK,), since="6.18")
@@ -169,18 +120,22 @@ def guest_and_host_agree(context: Context) -> None:
     Source: arch/x86/kvm/vmx/vmx.c, vmx_recalc_msr_intercepts; arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet.
     """
     guest = shadow_guest(context, user=0)
-    good = {Msr.U_CET: 1, Msr.PL3_SSP: 0x1230, Msr.PL0_SSP: 0x4560, Msr.INT_SSP_TAB: 0x7891}
+    good = {Msr.U_CET: 0x3D, Msr.S_CET: 2, Msr.PL3_SSP: 0x1230, Msr.PL2_SSP: 0x2340, Msr.PL1_SSP: 0x3450,
+            Msr.PL0_SSP: 0x4560, Msr.INT_SSP_TAB: 0x7891}  # fmt: skip
     for msr, value in good.items():
         _call(context, guest, "wrmsr", msr, value)
         equal(f"faults of WRMSR {name(msr)}", guest.mailbox.read("values", 15), 0)
         equal(f"{name(msr)} for the host", get_msr(guest.vcpu, msr), value)
-        set_msr(guest.vcpu, msr, value & ~0xFF)
+        other = 1 if msr in (Msr.U_CET, Msr.S_CET) else value & ~0xFF
+        set_msr(guest.vcpu, msr, other)
         _call(context, guest, "rdmsr", msr)
-        equal(f"{name(msr)} in the guest", guest.mailbox.values[0], value & ~0xFF)
+        equal(f"{name(msr)} in the guest", guest.mailbox.values[0], other)
+        set_msr(guest.vcpu, msr, 0)
     for msr, value in {Msr.U_CET: 1 << 6, Msr.S_CET: 1 << 9, Msr.PL3_SSP: 1, Msr.PL0_SSP: 1 << 63}.items():
         _call(context, guest, "wrmsr", msr, value)
         equal(f"faults of WRMSR {name(msr)} {value:#x}", guest.mailbox.read("values", 15), 1)
         equal(f"the fault of WRMSR {name(msr)} {value:#x}", guest.fault().name, "#GP")
+        equal(f"{name(msr)} after the fault", get_msr(guest.vcpu, msr), 0)
 
 
 @clause("cet.ssp-not-a-guest-msr", arch="x86", needs=(SHSTK,), since="6.18")
@@ -193,6 +148,8 @@ def internal_number(context: Context) -> None:
     for entry in ("rdmsr", "wrmsr"):
         _call(context, guest, entry, 0x4B564DFF, 0x1000)
         equal(f"faults of {entry}", guest.mailbox.read("values", 15), 1)
+        equal(f"the fault of {entry}", guest.fault().name, "#GP")
+        equal(f"SSP after {entry}", ssp(guest.vcpu), boot.USER_SHADOW_STACK_TOP)
 
 
 @clause("cet.cr4-wp", arch="x86", needs=(SHSTK,), since="6.18")
@@ -205,10 +162,13 @@ def needs_write_protect(context: Context) -> None:
     cr4 = boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4).cr4
     _call(context, guest, "write_cr0", boot.CR0 & ~_WP)
     equal("faults of clearing CR0.WP with CR4.CET", guest.mailbox.read("values", 15), 1)
+    equal("the fault", guest.fault().name, "#GP")
+    equal("CR0.WP afterwards", get_sregs(guest.vcpu).cr0 & _WP, _WP)
     guest.prepare("write_cr4", cr4)
     boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4 & ~CR4_CET, cr0=boot.CR0 & ~_WP)
     guest.finish(guest.resume(context.timeout), "MOV to CR4")
     equal("faults of setting CR4.CET without CR0.WP", guest.mailbox.read("values", 15), 1)
+    equal("the fault", guest.fault().name, "#GP")
     equal("CR4.CET afterwards", get_sregs(guest.vcpu).cr4 & CR4_CET, 0)
 
 
@@ -232,37 +192,6 @@ def contradiction_by_sregs(context: Context) -> None:
     context.note(f"accepted; the run ends with {shown}")
 
 
-@clause("xsave.no-supervisor", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
-def area_has_no_supervisor_state(context: Context) -> None:
-    """The XSAVE area never shows CET components, however live: neither bits nor bytes nor a larger size.
-
-    CET state travels in MSRs and KVM_REG_GUEST_SSP.
-
-    Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (user_xfeatures).
-    """
-    guest = _stopped_inside(context)
-    area = get_xsave(guest.vcpu)
-    equal("CET components in XSTATE_BV", area.xstate_bv & shadow.CET, 0)
-    equal("bytes of the area", len(area.data), 4096)
-    pointer = get_msr(guest.vcpu, Msr.PL3_SSP).to_bytes(8, "little")
-    equal("PL3_SSP in the area", area.data.find(pointer), -1)
-
-
-@clause("xsave.set-preserves-supervisor", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
-def set_preserves_supervisor_state(context: Context) -> None:
-    """KVM_SET_XSAVE with XSTATE_BV 0 leaves U_CET and the shadow stack pointers as they are.
-
-    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (XFEATURE_MASK_SUPERVISOR_ALL is kept).
-    """
-    guest = _stopped_inside(context)
-    registers = (Msr.U_CET, Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
-    before = [get_msr(guest.vcpu, msr) for msr in registers]
-    set_xsave(guest.vcpu, XsaveArea.initial())
-    equal("U_CET and PLn_SSP", [get_msr(guest.vcpu, msr) for msr in registers], before)
-    guest.finish(guest.resume(context.timeout))
-    equal("returns of the guest", guest.mailbox.values[0], _DEPTH)
-
-
 @clause("setcpuid.runtime-size-0xd1", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
 def compacted_size_follows(context: Context) -> None:
     """CPUID 0xD.1 EBX follows XCR0 and IA32_XSS: 16 bytes more with CET_U, 24 with CET_S, aligned as CPUID says.
@@ -272,100 +201,18 @@ def compacted_size_follows(context: Context) -> None:
     guest = shadow_guest(context, user=0)
     table = context.host.facts.cpuid
     layout = Layout.from_cpuid(table)
-    for xss in (0, 1 << _CET_U, shadow.CET, 0):
-        _call(context, guest, "wrmsr", Msr.XSS, xss)
-        equal(f"faults of WRMSR {name(Msr.XSS)} {xss:#x}", guest.mailbox.read("values", 15), 0)
-        wanted = layout.compacted_size(get_xcr0(guest.vcpu) | xss)
-        equal(f"0xD.1 EBX with IA32_XSS {xss:#x}", get_cpuid(guest.vcpu).get(0xD, 1).ebx, wanted)
+    for xcr0 in (table.xcr0, 3):
+        set_xcr0(guest.vcpu, xcr0)
+        for xss in (0, 1 << _CET_U, shadow.CET, 0):
+            _call(context, guest, "wrmsr", Msr.XSS, xss)
+            equal(f"faults of WRMSR {name(Msr.XSS)} {xss:#x}", guest.mailbox.read("values", 15), 0)
+            wanted = layout.compacted_size(xcr0 | xss)
+            where = f"with XCR0 {xcr0:#x}, IA32_XSS {xss:#x}"
+            equal(f"0xD.1 EBX for the host {where}", get_cpuid(guest.vcpu).get(0xD, 1).ebx, wanted)
+            _call(context, guest, "cpuid", 0xD, 1)
+            equal(f"0xD.1 EBX in the guest {where}", guest.mailbox.values[1], wanted)
     equal("bytes of CET_U", layout[_CET_U].size, 16)
     equal("bytes of CET_S", layout[_CET_S].size, 24)
-
-
-@clause("mig.xss-roundtrip", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
-def xss_roundtrip(context: Context) -> None:
-    """IA32_XSS set by the guest comes over, and XRSTORS of what XSAVES wrote before works; without it it is #GP.
-
-    Source: arch/x86/kvm/x86.c, msrs_to_save_base (MSR_IA32_XSS, since 6.18); Intel SDM volume 1, 13.12.
-    """
-    guest = shadow_guest(context, user=0)
-    _call(context, guest, "xsaves", 0x801)
-    saved = shadow.capture(context, guest)
-    equal("the saved IA32_XSS", saved[0]["MSRS"].get(Msr.XSS), shadow.CET & context.host.facts.cpuid.xss)
-    for omit, faults in (("", 0), ("XSS", 1)):
-        copy = shadow.twin(context, guest)
-        shadow.restore(copy.vcpu, saved, omit=omit)
-        _call(context, copy, "xrstors", 0x801)
-        equal(
-            f"faults of XRSTORS {'without IA32_XSS' if omit else 'in the copy'}",
-            copy.mailbox.read("values", 15),
-            faults,
-        )
-
-
-@clause("cet.xsaves-carries-user-state", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
-def xsaves_carries_user_state(context: Context) -> None:
-    """The guest's XSAVES puts U_CET and PL3_SSP into component 11, and XRSTORS brings them back for the host to read.
-
-    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/x86.c, kvm_access_xstate_msr.
-    """
-    guest = shadow_guest(context, user=0)
-    set_msr(guest.vcpu, Msr.U_CET, _USER_BOTH)
-    set_msr(guest.vcpu, Msr.PL3_SSP, 0x123450)
-    guest.memory.write(guest.payload.symbol("area"), bytes(16384))
-    _call(context, guest, "xsaves", 1 << _CET_U)
-    stored = guest.memory.read(guest.payload.symbol("area") + 576, 16)
-    equal("component 11 (U_CET, PL3_SSP)", struct.unpack("<2Q", stored), (_USER_BOTH, 0x123450))
-    set_msr(guest.vcpu, Msr.U_CET, 0)
-    set_msr(guest.vcpu, Msr.PL3_SSP, 0)
-    _call(context, guest, "xrstors", 1 << _CET_U)
-    equal("faults of XRSTORS", guest.mailbox.read("values", 15), 0)
-    seen = (get_msr(guest.vcpu, Msr.U_CET), get_msr(guest.vcpu, Msr.PL3_SSP))
-    equal("U_CET and PL3_SSP for the host", seen, (_USER_BOTH, 0x123450))
-
-
-@clause("cet.s-cet-not-xstate", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
-def supervisor_registers_not_xstate(context: Context) -> None:
-    """XRSTORS of component 12 with its bit clear resets PL0 to PL2_SSP and leaves S_CET and INT_SSP_TAB alone.
-
-    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/vmx/vmx.c (S_CET is in the VMCS).
-    """
-    guest = shadow_guest(context, user=0)
-    kept = {Msr.S_CET: 2, Msr.INT_SSP_TAB: 0x5000}
-    for msr, value in {**kept, Msr.PL0_SSP: 0x1000, Msr.PL1_SSP: 0x2000, Msr.PL2_SSP: 0x3000}.items():
-        set_msr(guest.vcpu, msr, value)
-    area = bytearray(16384)
-    area[520:528] = (1 << 63 | 1 << _CET_S).to_bytes(8, "little")
-    guest.memory.write(guest.payload.symbol("area"), bytes(area))
-    _call(context, guest, "xrstors", 1 << _CET_S)
-    equal("faults of XRSTORS", guest.mailbox.read("values", 15), 0)
-    for msr, value in kept.items():
-        equal(name(msr), get_msr(guest.vcpu, msr), value)
-    for msr in (Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP):
-        equal(name(msr), get_msr(guest.vcpu, msr), 0)
-
-
-@clause("cet.xsaves-intercept", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
-def xsaves_not_offered(context: Context) -> None:
-    """A guest whose CPUID lacks XSAVES takes #UD for it on Intel; on AMD it executes, with IA32_XSS 0.
-
-    Source: arch/x86/kvm/vmx/vmx.c, vmx_adjust_secondary_exec_control; arch/x86/kvm/svm/svm.c,
-    svm_vcpu_after_set_cpuid.
-    """
-    table = context.host.facts.cpuid
-    leaf = table.get(0xD, 1)
-    table = table.edit(0xD, 1, eax=leaf.eax & ~(1 << 3), ecx=0)
-    leaf7 = table.get(7)
-    table = table.edit(7, 0, ecx=leaf7.ecx & ~(1 << 7), edx=leaf7.edx & ~(1 << 20))
-    guest = context.own(Guest(context.kvm, "cet", cpuid=table, cr4=shadow.OSXSAVE))
-    set_xcr0(guest.vcpu, table.xcr0)
-    _call(context, guest, "xsaves", 1)
-    faults = guest.mailbox.read("values", 15)
-    if context.host.backend == "kvm_intel":
-        equal("faults of XSAVES", faults, 1)
-        equal("the fault of XSAVES", guest.fault().name, "#UD")
-    else:
-        equal("faults of XSAVES", faults, 0)
-        equal("XCOMP_BV of XSAVES", guest.memory.read(guest.payload.symbol("area") + 520, 8)[:2], b"\1\0")
 
 
 @clause(

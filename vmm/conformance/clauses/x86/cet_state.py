@@ -13,7 +13,7 @@ from vmm.conformance.expect import equal, refused, succeeds
 from vmm.conformance.registry import clause
 from vmm.vcpu import Vcpu
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.msr import Msr, get_msr, name, set_msr
+from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr
 from vmm.x86.xfeature import XFeature
 
 _CET_U, _CET_S = 1 << XFeature.CET_U, 1 << XFeature.CET_S
@@ -109,6 +109,7 @@ def pointers_need_feature(context: Context) -> None:
     vcpu = configured(context, _without(context.host.facts.cpuid, "SHSTK"))
     for msr in (*_POINTERS, Msr.INT_SSP_TAB):
         equal(f"{name(msr)} = 0x1000 accepted", set_msr(vcpu, msr, 0x1000), False)
+        equal(f"{name(msr)} = 0 accepted", set_msr(vcpu, msr, 0), True)
     refused("setting SSP", errno.EINVAL, set_ssp, vcpu, 0x1000)
 
 
@@ -124,8 +125,10 @@ def ssp_one_reg(context: Context) -> None:
         set_ssp(vcpu, value)
         equal("SSP", ssp(vcpu), value)
     small = SSP_ID & ~lib.KVM_REG_SIZE_MASK | lib.KVM_REG_SIZE_U32
-    refused("SSP as 32 bits", errno.EINVAL, vcpu.get_one_reg, small)
-    refused("KVM register 1", errno.EINVAL, vcpu.get_one_reg, SSP_ID + 1)
+    for what, identifier, size in (("SSP as 32 bits", small, 4), ("KVM register 1", SSP_ID + 1, 8)):
+        refused(f"reading {what}", errno.EINVAL, vcpu.get_one_reg, identifier)
+        refused(f"writing {what}", errno.EINVAL, vcpu.set_one_reg, identifier, bytes(size))
+    equal("SSP after the refusals", ssp(vcpu), 0)
 
 
 @clause("cet.reg-list-shstk", arch="x86", needs=(SHSTK,), since="6.18")
@@ -164,5 +167,7 @@ def registers_are_saved(context: Context) -> None:
               Msr.PL3_SSP: 0x40000, Msr.INT_SSP_TAB: 0x50000, Msr.XSS: context.host.facts.cpuid.xss}  # fmt: skip
     for msr, value in values.items():
         equal(f"{name(msr)} accepted", set_msr(vcpu, msr, value), True)
+    listed = index_list(context.kvm)
     for msr, value in values.items():
+        equal(f"{name(msr)} in the list", msr in listed, True)
         equal(name(msr), get_msr(vcpu, msr), value)
