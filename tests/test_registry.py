@@ -22,7 +22,7 @@ MakeHost = Callable[..., Host]
 AREAS = {
     "perm", "cpuid", "setcpuid", "xsave", "xcrs", "xfd", "amx", "mig", "pku", "cet", "reset", "init", "onereg", "pat",
     "dev", "memslot",
-    "sve", "vl", "vcpu", "reglist", "id",
+    "cap", "sve", "fp", "core", "reglist", "id", "sme", "guest", "host", "vm",
 }  # fmt: skip
 CLAUSES = all_clauses()
 on_x86 = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"x86 clauses; this is {ARCHITECTURE}")

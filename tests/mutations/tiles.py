@@ -32,6 +32,9 @@ from tests.mutations.lies import (
     nth,
 )
 from tests.mutations.registry import mutation
+from vmm.conformance.clauses.x86 import amx
+from vmm.conformance.clauses.x86.tiles import TileImage
+from vmm.conformance.context import Context
 from vmm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 
@@ -306,3 +309,17 @@ def tiles_work_while_osxsave_is_clear() -> Interposer:
         return proceed()
 
     return both(watch, in_tile_guest("tileload_once", faults(0), lambda guest: off))
+
+
+@mutation("amx.ptrace-blind")
+def ptrace_shows_the_guests_tiles() -> Interposer:
+    """The request is made by a child and passes no door of ours, so the answer is changed where it arrives."""
+    honest = amx._traced_area
+
+    def leaking(context: Context) -> bytes:
+        area = bytearray(honest(context))
+        area[600:664] = TileImage.random(20).tiles[:64]
+        return bytes(area)
+
+    amx._traced_area = leaking
+    return lambda call, proceed: proceed()

@@ -32,6 +32,7 @@ _TCR = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23
 _MAIR = 0xFF00  # index 0 Device-nGnRnE, index 1 Normal write-back
 # FPEN and ZEN: neither AdvSIMD nor SVE traps to EL1, so that a trap is KVM's.
 CPACR = 3 << 20 | 3 << 16
+ZCR = 0xF  # LEN: as long as it gets
 
 _TABLE, _BLOCK = 3, 1
 _ACCESSED, _INNER_SHAREABLE, _NORMAL, _NO_EXECUTE = 1 << 10, 3 << 8, 1 << 2, 3 << 53

@@ -75,7 +75,7 @@ class Guest:
     """One vCPU with a payload in ``memory``, initialised and finalized.
 
     ``features`` defaults to PSCI and, where KVM has it, SVE; ``lengths`` are the vector lengths, by default
-    KVM's choice. Closing the guest closes all of it.
+    KVM's choice; ZCR_EL1 starts with the longest. Closing the guest closes all of it.
     """
 
     DONE = DONE
@@ -103,6 +103,7 @@ class Guest:
                 vcpus.set_vls(self.vcpu, lengths)
             if Feature.SVE in self.features:
                 vcpus.finalize(self.vcpu)
+                write(self.vcpu, SYSTEM["ZCR_EL1"], boot.ZCR)
             boot.write_tables(self.memory)
             self.payload.write_to(self.memory)
             self.mailbox = Mailbox(self.memory, self.payload)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vmm.ioctl import KvmError, errno_name
 
@@ -14,6 +14,7 @@ __all__ = [
     "equal",
     "no_difference",
     "refused",
+    "refused_indicative",
     "subset",
     "succeeds",
     "true",
@@ -28,6 +29,13 @@ class Violation(Exception):
     def __init__(self, what: str, expected: str, observed: str, finding: str = "mismatch") -> None:
         super().__init__(f"{what}: expected {expected}, observed {observed}")
         self.what, self.expected, self.observed, self.finding = what, expected, observed, finding
+
+
+class Notes(Protocol):
+    """Whatever takes remarks on a result: a Context."""
+
+    def note(self, text: str) -> None:
+        """Add a remark."""
 
 
 class Skipped(Exception):
@@ -95,3 +103,23 @@ def refused(
             return
         raise Violation(what, wanted, f"{error.call} failed with {error.errno_name}", "errno-drift") from error
     raise Violation(what, wanted, "success" if result is None else f"success ({_text(result)})", "accepted")
+
+
+def refused_indicative(
+    context: Notes,
+    what: str,
+    errnos: int | tuple[int, ...],
+    call: Callable[..., Any],
+    *arguments: Any,
+    **options: Any,
+) -> None:
+    """``call(*arguments)`` has to fail; another errno than ``errnos`` is a note and no failure.
+
+    For calls whose documentation calls the errnos indicative, such as KVM_GET_ONE_REG and KVM_SET_ONE_REG.
+    """
+    try:
+        refused(what, errnos, call, *arguments, **options)
+    except Violation as violation:
+        if violation.finding != "errno-drift":
+            raise
+        context.note(f"errno drift: {violation}")

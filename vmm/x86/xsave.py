@@ -282,6 +282,24 @@ class XsaveArea:
         area.xstate_bv = area.xstate_bv & ~area.layout.features | in_use
         return area
 
+    def stale(self) -> list[str]:
+        """Name the components whose bit is clear while their bytes are not initial, which KVM never hands out."""
+        initial = XsaveArea.initial(len(self.data), self.layout)
+        found = []
+        for number, component in self.layout.components.items():
+            if component.supervisor or component.end > len(self.data) or self.xstate_bv >> number & 1:
+                continue
+            skip = 8 if number == XFeature.SSE else 0  # MXCSR comes with AVX too
+            if self.component(number)[skip:] != initial.component(number)[skip:]:
+                found.append(f"bytes of {component.name} without its bit in XSTATE_BV")
+        return found
+
+    def same_state(self, other: XsaveArea) -> list[str]:
+        """Return how the state that ``other`` (from KVM) stands for differs from this one's; empty if it does not."""
+        if self.data == other.data:  # nearly always, and normalising costs more than all the rest
+            return []
+        return other.stale() + [str(found) for found in self.normalised().compare(other.normalised(), limit=4)]
+
     def compare(self, other: XsaveArea, limit: int = 16) -> list[Difference]:
         """Return the bytes that differ, each with component, register and byte; at most ``limit``.
 

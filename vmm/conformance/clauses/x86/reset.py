@@ -107,6 +107,7 @@ def init_preserves(context: Context) -> None:
     equal("RIP and RBX after INIT", (after.rip, after.rbx), (0xFFF0, 0))
     equal("XCR0 after INIT", get_xcr0(second), plain)
     equal("IA32_PAT after INIT", msr.get_msr(second, Msr.PAT), pat)
+    equal("stale components after INIT", get_xsave(second).stale(), [])
     seen = get_xsave(second).normalised()
     sregs = get_sregs(second)
     equal("CR0, CR4 and EFER after INIT", (sregs.cr0, sregs.cr4, sregs.efer), (0x10, 0, 0))

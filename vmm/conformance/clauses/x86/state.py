@@ -94,10 +94,7 @@ def compare(first: State, second: State) -> list[str]:
     for name in PIECES:
         ours, theirs = first[name], second[name]
         if isinstance(ours, XsaveArea):
-            if ours.data == theirs.data:  # nearly always, and normalising costs more than all the rest
-                continue
-            found = ours.normalised().compare(theirs.normalised(), limit=4)
-            lines += [f"{name}: {difference}" for difference in found]
+            lines += [f"{name}: {difference}" for difference in ours.same_state(theirs)]
         elif ours != theirs:
             lines += [f"{name}: {text}" for text in _explain(name, ours, theirs)]
     return lines

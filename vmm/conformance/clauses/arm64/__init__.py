@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clauses about arm64: one module an area."""

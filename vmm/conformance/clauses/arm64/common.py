@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the arm64 clauses share: preconditions, ready-made vCPUs and guests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmm._kvm import ffi, lib
+from vmm.arm64 import vcpu as vcpus
+from vmm.arm64.guest import Guest
+from vmm.arm64.registers import Register
+from vmm.arm64.vcpu import Feature
+from vmm.arm64.vector import VectorState, differences
+from vmm.arm64.vls import VectorLengths
+from vmm.conformance.context import Context
+from vmm.conformance.expect import no_difference
+from vmm.conformance.host import Host, version
+from vmm.conformance.needs import Need, capability
+from vmm.machine import VirtualMachine
+from vmm.vcpu import Vcpu
+
+__all__ = [
+    "BAD_ADDRESS",
+    "HOLE",
+    "NO_SVE",
+    "PAUTH",
+    "SEVERAL",
+    "SVE",
+    "before",
+    "enter",
+    "get_bad",
+    "hold",
+    "lengths",
+    "lengths_to_try",
+    "observed",
+    "plain_guest",
+    "plain_vcpu",
+    "set_bad",
+    "set_image",
+    "sve_guest",
+    "sve_vcpu",
+    "verify",
+]
+
+# An address that no process has mapped.
+BAD_ADDRESS = 0x10
+_HOLD_TICKS = 50
+
+SVE = capability("KVM_CAP_ARM_SVE")
+
+
+def _no_sve(host: Host) -> tuple[bool, str]:
+    value = host.facts.capabilities["KVM_CAP_ARM_SVE"]
+    return value == 0, f"KVM_CAP_ARM_SVE is {value}"
+
+
+def _guest_lengths(host: Host) -> VectorLengths:
+    return VectorLengths(host.facts.guest_lengths or ())
+
+
+def _several(host: Host) -> tuple[bool, str]:
+    found = _guest_lengths(host)
+    return len(found) > 1, f"a guest's vector lengths are {found}"
+
+
+def _hole(host: Host) -> tuple[bool, str]:
+    found = _guest_lengths(host)
+    return len(found) < found.maximum, f"a guest's vector lengths are {found}"
+
+
+def _pauth(host: Host) -> tuple[bool, str]:
+    names = ("KVM_CAP_ARM_PTRAUTH_ADDRESS", "KVM_CAP_ARM_PTRAUTH_GENERIC")
+    values = [host.facts.capabilities[name] for name in names]
+    return all(values), f"KVM_CAP_ARM_PTRAUTH_ADDRESS and _GENERIC are {values[0]} and {values[1]}"
+
+
+NO_SVE = Need("a host without SVE", _no_sve)
+SEVERAL = Need("two vector lengths", _several)
+HOLE = Need("a vector length below the largest that the CPU lacks", _hole)
+PAUTH = Need("pointer authentication for guests", _pauth)
+
+
+def before(context: Context, release: str) -> bool:
+    """Is the running kernel older than ``release``?"""
+    return context.host.version < version(release)
+
+
+def lengths(context: Context) -> VectorLengths:
+    """The vector lengths a vCPU with SVE starts with, as measured once."""
+    return _guest_lengths(context.host)
+
+
+def lengths_to_try(context: Context) -> list[VectorLengths]:
+    """Every set that KVM can give a guest here, from the smallest to all."""
+    return [lengths(context).up_to(vq) for vq in sorted(lengths(context))]
+
+
+def sve_vcpu(
+    context: Context, sizes: Iterable[int] | None = None, *, finalized: bool = True, vm: VirtualMachine | None = None
+) -> Vcpu:
+    """A new vCPU with SVE, in a VM of its own or in ``vm``, with vector lengths ``sizes``."""
+    vcpu = context.vcpu() if vm is None else vm.create_vcpu(1)
+    vcpus.init(vcpu, Feature.SVE)
+    if sizes is not None:
+        vcpus.set_vls(vcpu, sizes)
+    if finalized:
+        vcpus.finalize(vcpu)
+    return vcpu
+
+
+def plain_vcpu(context: Context) -> Vcpu:
+    """A new vCPU without SVE."""
+    vcpu = context.vcpu()
+    vcpus.init(vcpu)
+    return vcpu
+
+
+def sve_guest(context: Context, sizes: Iterable[int] | None = None, payload: str = "sve") -> Guest:
+    """A guest with SVE and vector lengths ``sizes``."""
+    features = (Feature.PSCI_0_2, Feature.SVE)
+    return context.own(Guest(context.kvm, payload, features=features, lengths=sizes))
+
+
+def plain_guest(context: Context, payload: str = "hello") -> Guest:
+    """A guest without SVE."""
+    return context.own(Guest(context.kvm, payload, features=(Feature.PSCI_0_2,)))
+
+
+def enter(vcpu: Vcpu) -> None:
+    """KVM_RUN with immediate_exit: what has to be right for it is checked, no instruction is executed."""
+    vcpu.complete()
+
+
+def get_bad(vcpu: Vcpu, register: int) -> None:
+    """KVM_GET_ONE_REG to a bad address."""
+    vcpus.one_reg(vcpu, lib.KVM_GET_ONE_REG, register, BAD_ADDRESS)
+
+
+def set_bad(vcpu: Vcpu, register: int) -> None:
+    """KVM_SET_ONE_REG from a bad address."""
+    vcpus.one_reg(vcpu, lib.KVM_SET_ONE_REG, register, BAD_ADDRESS)
+
+
+def poisoned_get(vcpu: Vcpu, register: Register, room: int, poison: int = 0xAA) -> bytes:
+    """KVM_GET_ONE_REG into ``room`` bytes of poison; all of them are returned."""
+    buffer = ffi.new("uint8_t[]", bytes([poison]) * room)
+    vcpus.one_reg(vcpu, lib.KVM_GET_ONE_REG, register, int(ffi.cast("uintptr_t", buffer)))
+    return bytes(ffi.buffer(buffer, room))
+
+
+def set_image(guest: Guest, state: VectorState) -> None:
+    """Give the payload the state that its registers should have."""
+    guest.memory.write(guest.payload.symbol("image"), state.image())
+
+
+def observed(guest: Guest) -> bytes:
+    """The image that the payload's registers gave."""
+    return guest.memory.read(guest.payload.symbol("observed"), guest.payload.symbol("AREA_BYTES"))
+
+
+def verify(context: Context, guest: Guest, what: str, state: VectorState, entry: str = "verify") -> None:
+    """Let the guest compare its registers with ``state``; where they differ is the evidence."""
+    set_image(guest, state)
+    if guest.call(entry, *([_HOLD_TICKS] * (entry == "hold")), timeout=context.timeout) != guest.DONE:
+        no_difference(what, differences(state.image(), observed(guest)) or ["only the guest saw a difference"])
+
+
+def hold(context: Context, guest: Guest, what: str, state: VectorState) -> None:
+    """Let the guest load ``state``, leave many times, and compare."""
+    verify(context, guest, what, state, "hold")

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ID registers of a VM: which fields may be written, until when, and what the guest reads."""
+
+from __future__ import annotations
+
+import errno
+
+from vmm.arm64 import vcpu as vcpus
+from vmm.arm64.registers import SYSTEM, sysreg
+from vmm.arm64.system_registers import FEATURES, FIELDS, NAMES, field, fields, replaced
+from vmm.arm64.vcpu import Feature, read, write
+from vmm.conformance.clauses.arm64.common import (
+    SVE,
+    before,
+    enter,
+    plain_guest,
+    plain_vcpu,
+    sve_guest,
+    sve_vcpu,
+)
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
+from vmm.conformance.needs import capability, kernel
+from vmm.conformance.registry import clause
+from vmm.ioctl import KvmError
+
+_PFR0, _PFR1, _ZFR0, _SMFR0 = "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1", "ID_AA64ZFR0_EL1", "ID_AA64SMFR0_EL1"
+_MASKS = capability("KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES")
+_WRITABLE = kernel("6.7")
+
+
+def mrs(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
+    """Return the instruction MRS X0, register."""
+    return 0xD5300000 | (op0 & 1) << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5
+
+
+def msr(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
+    """Return the instruction MSR register, X0."""
+    return mrs(op0, op1, crn, crm, op2) & ~(1 << 21)
+
+
+@clause("id.pfr0-sve", arch="arm64", needs=(SVE,), since="5.2")
+def pfr0_sve(context: Context) -> None:
+    """ID_AA64PFR0_EL1.SVE is 1 or more for a vCPU with SVE and 0 without, by ioctl and in the guest.
+
+    Source: arch/arm64/kvm/sys_regs.c, sanitise_id_aa64pfr0_el1.
+    """
+    for guest, has in ((sve_guest(context, payload="hello"), True), (plain_guest(context), False)):
+        guest.call("execute", mrs(3, 0, 0, 4, 0), timeout=context.timeout)
+        for who, value in (("KVM", read(guest.vcpu, SYSTEM[_PFR0])), ("the guest", guest.mailbox.values[0])):
+            sve = field(_PFR0, "SVE", value)
+            true(f"{_PFR0}.SVE by {who}", (sve > 0) == has, sve, "1 or more" if has else "0")
+
+
+@clause("id.pfr0-sve-not-writable", arch="arm64", needs=(SVE,), since="5.2")
+def pfr0_not_writable(context: Context) -> None:
+    """ID_AA64PFR0_EL1.SVE, FP and AdvSIMD cannot be written: SVE is chosen by VCPU_INIT alone.
+
+    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs (ID_AA64PFR0_EL1's mask), arm64_check_features.
+    """
+    for vcpu in (sve_vcpu(context), plain_vcpu(context)):
+        value = read(vcpu, SYSTEM[_PFR0])
+        succeeds("writing what it reads", write, vcpu, SYSTEM[_PFR0], value)
+        for name in ("SVE", "FP", "AdvSIMD"):
+            for new in {0, 1, 15} - {field(_PFR0, name, value)}:
+                what = f"{_PFR0}.{name} = {new}"
+                changed = replaced(_PFR0, name, value, new)
+                refused_indicative(context, what, errno.EINVAL, write, vcpu, SYSTEM[_PFR0], changed)
+        equal(_PFR0, read(vcpu, SYSTEM[_PFR0]), value)
+
+
+@clause("id.zfr0-raz-nonsve", arch="arm64", since="5.11")
+def zfr0_without_sve(context: Context) -> None:
+    """Without SVE ID_AA64ZFR0_EL1 is listed and 0; 0 may be written and nothing else.
+
+    From 5.2 to 5.10 it was hidden then (fixed by commit f81cb2c3ad41), which made lists incompatible.
+
+    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs.
+    """
+    vcpu = plain_vcpu(context)
+    true(_ZFR0, SYSTEM[_ZFR0] in vcpu.reg_list(), "missing", "in the list")
+    equal(_ZFR0, read(vcpu, SYSTEM[_ZFR0]), 0)
+    succeeds("writing 0", write, vcpu, SYSTEM[_ZFR0], 0)
+    for value in (1, 1 << 32, (1 << 64) - 1):
+        refused_indicative(context, f"writing {value:#x}", errno.EINVAL, write, vcpu, SYSTEM[_ZFR0], value)
+    equal(f"{_ZFR0} afterwards", read(vcpu, SYSTEM[_ZFR0]), 0)
+
+
+@clause("id.zfr0-downgrade", arch="arm64", needs=(SVE,), since="5.2")
+def zfr0_downgrade(context: Context) -> None:
+    """Each field of ID_AA64ZFR0_EL1 may be lowered before the first run and not be raised above the host's.
+
+    Before 6.7 (commit f89fbb350dd7) nothing but its own value could be written.
+
+    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs, arm64_check_features; arch/arm64/kernel/cpufeature.c.
+    """
+    start = read(sve_vcpu(context), SYSTEM[_ZFR0])
+    true(_ZFR0, start != 0, start, "a field of SVE2 or an extension, or SVE alone is too little to test")
+    for name, number in fields(_ZFR0, start).items():
+        vcpu = sve_vcpu(context)
+        lower = replaced(_ZFR0, name, start, number - 1)
+        what = f"{_ZFR0}.{name} = {number - 1}"
+        if before(context, "6.7"):
+            refused_indicative(context, what, errno.EINVAL, write, vcpu, SYSTEM[_ZFR0], lower)
+        else:
+            succeeds(what, write, vcpu, SYSTEM[_ZFR0], lower)
+            equal(what, read(vcpu, SYSTEM[_ZFR0]), lower)
+            succeeds("back to the host's", write, vcpu, SYSTEM[_ZFR0], start)
+    vcpu = sve_vcpu(context)
+    for name in FIELDS[_ZFR0]:
+        higher = replaced(_ZFR0, name, start, 15)
+        what = f"{_ZFR0}.{name} = 15"
+        refused_indicative(context, what, errno.EINVAL, write, vcpu, SYSTEM[_ZFR0], higher)
+    equal(f"{_ZFR0} afterwards", read(vcpu, SYSTEM[_ZFR0]), start)
+
+
+@clause("id.immutable-after-run", arch="arm64", needs=(SVE,), since="5.2")
+def immutable(context: Context) -> None:
+    """After the VM's first KVM_RUN an ID register takes its own value and refuses any other with EBUSY.
+
+    Before 6.7 another value was EINVAL at any time.
+
+    Source: arch/arm64/kvm/sys_regs.c, set_id_reg.
+    """
+    vm = context.vm()
+    first, second = vm.create_vcpu(0), vm.create_vcpu(1)
+    for vcpu in (first, second):
+        vcpus.init(vcpu, Feature.SVE)
+        vcpus.finalize(vcpu)
+    enter(first)
+    number = errno.EINVAL if before(context, "6.7") else errno.EBUSY
+    for vcpu in (first, second):
+        for name in (_ZFR0, "ID_AA64ISAR0_EL1"):
+            value = read(vcpu, SYSTEM[name])
+            succeeds(f"writing what {name} reads", write, vcpu, SYSTEM[name], value)
+            changed = value & (value - 1) if value else 1
+            refused_indicative(context, f"another {name}", number, write, vcpu, SYSTEM[name], changed)
+            equal(f"{name} afterwards", read(vcpu, SYSTEM[name]), value)
+
+
+@clause("id.vm-scoped", arch="arm64", needs=(SVE, _WRITABLE), since="6.7")
+def vm_scoped(context: Context) -> None:
+    """ID registers belong to the VM: what is written through one vCPU is read through the others, and by no other VM.
+
+    Source: arch/arm64/kvm/sys_regs.c, __vm_id_reg (kvm_read_vm_id_reg).
+    """
+    vm = context.vm()
+    made = [vm.create_vcpu(number) for number in range(2)]
+    for vcpu in made:
+        vcpus.init(vcpu, Feature.SVE)
+    start = read(made[0], SYSTEM[_ZFR0])
+    write(made[0], SYSTEM[_ZFR0], 0)
+    equal(f"{_ZFR0} of the other vCPU", read(made[1], SYSTEM[_ZFR0]), 0)
+    equal(f"{_ZFR0} of another VM", read(sve_vcpu(context), SYSTEM[_ZFR0]), start)
+
+
+@clause("id.reinit-preserves", arch="arm64", needs=(SVE, kernel("6.10")), since="6.10")
+def reinit_preserves(context: Context) -> None:
+    """VCPU_INIT again, before and after a run, keeps the ID registers as they were written.
+
+    Source: arch/arm64/kvm/sys_regs.c, kvm_reset_sys_regs, reset_vm_ftr_id_reg.
+    """
+    vcpu = sve_vcpu(context)
+    write(vcpu, SYSTEM[_ZFR0], 0)
+    for when in ("before", "after"):
+        vcpus.init(vcpu, Feature.SVE)
+        equal(f"{_ZFR0} after VCPU_INIT {when} a run", read(vcpu, SYSTEM[_ZFR0]), 0)
+        enter(vcpu)
+
+
+@clause("id.guest-equals-user", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+def guest_equals_user(context: Context) -> None:
+    """The guest's MRS of every AArch64 feature register reads what KVM_GET_ONE_REG says after the first run.
+
+    Source: arch/arm64/kvm/sys_regs.c, access_id_reg.
+    """
+    for guest in (sve_guest(context, payload="hello"), plain_guest(context)):
+        for encoding in FEATURES:
+            guest.call("execute", mrs(*encoding), timeout=context.timeout)
+            name = NAMES.get(encoding, str(sysreg(*encoding)))
+            equal(f"faults of MRS {name}", guest.mailbox.values[15], 0)
+            equal(f"{name} in the guest", guest.mailbox.values[0], read(guest.vcpu, sysreg(*encoding)))
+
+
+@clause("id.gic-changes-at-first-run", arch="arm64")
+def gic_changes(context: Context) -> None:
+    """Without an interrupt controller ID_AA64PFR0_EL1.GIC is 0 from the first run on, whatever it was before.
+
+    So states saved before and after a first run differ in it.
+
+    Source: arch/arm64/kvm/sys_regs.c, kvm_finalize_sys_regs.
+    """
+    vcpu = plain_vcpu(context)
+    start = read(vcpu, SYSTEM[_PFR0])
+    context.note(f"{_PFR0}.GIC is {field(_PFR0, 'GIC', start)} before the first run")
+    enter(vcpu)
+    value = read(vcpu, SYSTEM[_PFR0])
+    equal(f"{_PFR0}.GIC after the first run", field(_PFR0, "GIC", value), 0)
+    equal(f"the rest of {_PFR0}", value, replaced(_PFR0, "GIC", start, 0))
+    if start != value:
+        refused_indicative(context, "the value from before", errno.EBUSY, write, vcpu, SYSTEM[_PFR0], start)
+
+
+def _mask_index(encoding: tuple[int, int, int, int, int]) -> int:
+    op1 = encoding[1] & 3
+    return (op1 - (op1 == 3)) << 6 | (encoding[3] & 7) << 3 | encoding[4]
+
+
+@clause("id.writable-masks", arch="arm64", needs=(SVE, _MASKS), since="6.7", timeout=60)
+def writable_masks(context: Context) -> None:
+    """KVM_ARM_GET_REG_WRITABLE_MASKS is true: outside of a feature register's mask no bit can be changed.
+
+    ID_AA64ZFR0_EL1 has a mask, ID_AA64PFR0_EL1's leaves SVE out, and reserved fields have to be 0.
+
+    Source: arch/arm64/kvm/sys_regs.c, kvm_vm_ioctl_get_reg_writable_masks; Documentation/virt/kvm/api.rst, 4.139.
+    """
+    vcpu, vm = sve_vcpu(context), context.vm()
+    masks = succeeds("KVM_ARM_GET_REG_WRITABLE_MASKS", vcpus.writable_masks, vm)
+    refused("another range", errno.EINVAL, vcpus.writable_masks, vm, region=1)
+    refused("a reserved field", errno.EINVAL, vcpus.writable_masks, vm, reserved=1)
+    true(f"the mask of {_ZFR0}", masks[_mask_index((3, 0, 0, 4, 4))] != 0, 0, "some bits")
+    equal(f"SVE in the mask of {_PFR0}", field(_PFR0, "SVE", masks[_mask_index((3, 0, 0, 4, 0))]), 0)
+    changed = []
+    for encoding in FEATURES:
+        register, mask = sysreg(*encoding), masks[_mask_index(encoding)]
+        value = read(vcpu, register)
+        for bit in range(64):
+            if not mask >> bit & 1:
+                try:
+                    write(vcpu, register, value ^ 1 << bit)
+                except KvmError:
+                    continue
+                if read(vcpu, register) != value:
+                    changed.append(f"{register} bit {bit}")
+                    write(vcpu, register, value)
+    equal("bits outside of the masks that could be changed", changed, [])
+
+
+# SMSTART, RDSVL X0, #1, and reads of SME's registers.
+_SME_INSTRUCTIONS = {
+    "SMSTART": 0xD503477F, "RDSVL": 0x04BF5820, "MRS SVCR": mrs(3, 3, 4, 2, 2), "MRS SMCR_EL1": mrs(3, 0, 1, 2, 6),
+    "MRS SMPRI_EL1": mrs(3, 0, 1, 2, 4), "MRS TPIDR2_EL0": mrs(3, 3, 13, 0, 5),
+}  # fmt: skip
+
+
+@clause("sme.absent", arch="arm64")
+def sme_absent(context: Context) -> None:
+    """A guest has no SME: its ID fields are 0 and cannot be set, its instructions and registers are undefined.
+
+    Also where the host has it. A kernel on which this fails can do more than these clauses know.
+
+    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs; arch/arm64/kvm/fpsimd.c.
+    """
+    guest = plain_guest(context) if not context.host.facts.sve else sve_guest(context, payload="hello")
+    start = read(guest.vcpu, SYSTEM[_PFR1])
+    equal(f"{_PFR1}.SME", field(_PFR1, "SME", start), 0)
+    equal(_SMFR0, read(guest.vcpu, SYSTEM[_SMFR0]), 0)
+    for name, value in ((_PFR1, replaced(_PFR1, "SME", start, 1)), (_SMFR0, 1 << 63)):
+        refused_indicative(context, f"{name} = {value:#x}", errno.EINVAL, write, guest.vcpu, SYSTEM[name], value)
+    for name, instruction in _SME_INSTRUCTIONS.items():
+        guest.call("execute", instruction, timeout=context.timeout)
+        equal(f"faults of {name}", guest.mailbox.values[15], 1)
+        fault = guest.fault()
+        equal(f"the exception class of {name}", fault.exception_class, 0)
+        equal(f"where {name} faulted", fault.elr, guest.payload.symbol("slot"))
+
+
+@clause("sve.zcr.hidden-nonsve", arch="arm64", since="5.2")
+def zcr_hidden(context: Context) -> None:
+    """A vCPU without SVE has no ZCR_EL1: reading and writing it is ENOENT.
+
+    Source: arch/arm64/kvm/sys_regs.c, sve_visibility.
+    """
+    vcpu = plain_vcpu(context)
+    refused_indicative(context, "reading ZCR_EL1", errno.ENOENT, read, vcpu, SYSTEM["ZCR_EL1"])
+    refused_indicative(context, "writing ZCR_EL1", errno.ENOENT, write, vcpu, SYSTEM["ZCR_EL1"], 0)
+
+
+@clause("sve.zcr.reset-zero", arch="arm64", needs=(SVE,), since="5.2")
+def zcr_reset(context: Context) -> None:
+    """ZCR_EL1 is 0 after VCPU_INIT and after the next one: a guest starts with vectors of 128 bits.
+
+    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs.
+    """
+    vcpu = sve_vcpu(context)
+    equal("ZCR_EL1", read(vcpu, SYSTEM["ZCR_EL1"]), 0)
+    write(vcpu, SYSTEM["ZCR_EL1"], 3)
+    vcpus.init(vcpu, Feature.SVE)
+    equal("ZCR_EL1 after VCPU_INIT", read(vcpu, SYSTEM["ZCR_EL1"]), 0)
+
+
+@clause("sve.zcr.guest-user-agree", arch="arm64", needs=(SVE,), since="5.2")
+def zcr_agree(context: Context) -> None:
+    """ZCR_EL1 written by KVM_SET_ONE_REG is what the guest reads and obeys; what the guest writes is read back.
+
+    Source: arch/arm64/kvm/hyp/include/hyp/switch.h; arch/arm64/kvm/sys_regs.c.
+    """
+    lengths = context.host.facts.guest_lengths
+    guest = sve_guest(context)
+    for wanted in (0, lengths.maximum - 1, 1, 15, 0):
+        write(guest.vcpu, SYSTEM["ZCR_EL1"], wanted)
+        guest.call("rdvl", timeout=context.timeout)
+        equal("ZCR_EL1 in the guest", guest.mailbox.values[1], wanted)
+        equal(f"RDVL with LEN {wanted}", guest.mailbox.values[0], 16 * lengths.granted(wanted + 1))
+    for wanted in (lengths.maximum - 1, 0, 15):
+        guest.call("lengths", wanted, timeout=context.timeout)
+        equal("ZCR_EL1 after the guest wrote it", read(guest.vcpu, SYSTEM["ZCR_EL1"]), wanted)
+
+
+@clause("sve.zcr.verbatim", arch="arm64", needs=(SVE,), since="5.2", info=True)
+def zcr_verbatim(context: Context) -> None:
+    """KVM_SET_ONE_REG stores ZCR_EL1 as it is, reserved bits included.
+
+    Source: arch/arm64/kvm/sys_regs.c, kvm_sys_reg_set_user.
+    """
+    vcpu = sve_vcpu(context)
+    write(vcpu, SYSTEM["ZCR_EL1"], 0x1FF)
+    context.note(f"ZCR_EL1 written as 0x1ff reads {read(vcpu, SYSTEM['ZCR_EL1']):#x}")

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_CAP_ARM_SVE, KVM_ARM_PREFERRED_TARGET and KVM_ARM_VCPU_INIT."""
+
+from __future__ import annotations
+
+import errno
+
+from vmm._kvm import ffi, lib
+from vmm.arm64 import vcpu as vcpus
+from vmm.arm64.facts import HWCAP_SVE
+from vmm.arm64.registers import PC, PSTATE, SYSTEM, Register, core, v, x
+from vmm.arm64.registers import SVE as SVE_REGISTERS
+from vmm.arm64.vcpu import GENERIC_V8, Feature, read, write
+from vmm.conformance.clauses.arm64.common import (
+    NO_SVE,
+    PAUTH,
+    SVE,
+    before,
+    enter,
+    lengths,
+    plain_vcpu,
+    sve_vcpu,
+)
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.vcpu import Vcpu
+
+_EL1H_MASKED = 0x3C5
+_SCTLR_RESET = 0x00C50078
+_MP_STOPPED, _MP_RUNNABLE = 5, 0
+
+
+@clause("cap.sve-matches-host", arch="arm64", since="5.2")
+def sve_matches_host(context: Context) -> None:
+    """KVM_CAP_ARM_SVE is 1 exactly where the host's kernel offers SVE to its own processes, on both kinds of fd.
+
+    Before 5.13 a KVM without VHE said 0.
+
+    Source: arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension (system_supports_sve).
+    """
+    expected = int(bool(context.host.facts.hwcap & HWCAP_SVE))
+    equal("KVM_CAP_ARM_SVE on /dev/kvm", context.kvm.check_extension(lib.KVM_CAP_ARM_SVE), expected)
+    equal("KVM_CAP_ARM_SVE on a VM", context.vm().check_extension(lib.KVM_CAP_ARM_SVE), expected)
+
+
+@clause("init.preferred-target", arch="arm64")
+def preferred_target(context: Context) -> None:
+    """KVM_ARM_PREFERRED_TARGET names a target that VCPU_INIT takes and recommends no feature, SVE included.
+
+    Since 5.19 the target is 5, KVM_ARM_TARGET_GENERIC_V8, on every CPU that is not one of the first five.
+
+    Source: arch/arm64/kvm/arm.c, kvm_arch_vm_ioctl; Documentation/virt/kvm/api.rst, 4.83.
+    """
+    vm = context.vm()
+    value = vcpus.preferred_target(vm)
+    equal("recommended features", list(value.features), [0] * 7)
+    true("target", value.target <= GENERIC_V8, value.target, f"at most {GENERIC_V8}")
+    succeeds("VCPU_INIT with it", vcpus.init, vm.create_vcpu(), target=value.target)
+
+
+@clause("init.target-einval", arch="arm64")
+def target(context: Context) -> None:
+    """VCPU_INIT with a target that does not exist fails with EINVAL and leaves the vCPU uninitialised.
+
+    Source: arch/arm64/kvm/arm.c, kvm_vcpu_set_target.
+    """
+    vcpu = context.vcpu()
+    for number in (99, 0xFFFFFFFF):
+        refused(f"target {number}", errno.EINVAL, vcpus.init, vcpu, target=number)
+    refused("KVM_GET_ONE_REG afterwards", errno.ENOEXEC, read, vcpu, PC)
+    succeeds("VCPU_INIT with the generic target", vcpus.init, vcpu)
+
+
+@clause("init.unknown-feature-enoent", arch="arm64")
+def unknown_feature(context: Context) -> None:
+    """VCPU_INIT with an undefined feature bit, in any word of the array, fails with ENOENT.
+
+    Source: arch/arm64/kvm/arm.c, kvm_vcpu_init_check_features.
+    """
+    vcpu = context.vcpu()
+    for word, bit in ((0, 31), (0, 20), *((word, 0) for word in range(1, 7)), (6, 31)):
+        words = [0] * 7
+        words[word] = 1 << bit
+        refused(f"features[{word}] bit {bit}", errno.ENOENT, vcpus.init_raw, vcpu, GENERIC_V8, words)
+    refused("KVM_GET_ONE_REG afterwards", errno.ENOEXEC, read, vcpu, PC)
+
+
+@clause("init.sve-unsupported-einval", arch="arm64", needs=(NO_SVE,), since="5.2")
+def sve_unsupported(context: Context) -> None:
+    """VCPU_INIT with SVE fails with EINVAL where KVM_CAP_ARM_SVE is 0.
+
+    Source: arch/arm64/kvm/arm.c, system_supported_vcpu_features.
+    """
+    refused("VCPU_INIT with SVE", errno.EINVAL, vcpus.init, context.vcpu(), Feature.SVE)
+
+
+@clause("init.pauth-pair", arch="arm64", needs=(PAUTH,), since="5.3")
+def pauth_pair(context: Context) -> None:
+    """Pointer authentication comes with both its features or fails with EINVAL, and needs no FINALIZE.
+
+    Source: arch/arm64/kvm/arm.c, kvm_vcpu_init_check_features; arch/arm64/kvm/reset.c, kvm_arm_vcpu_finalize.
+    """
+    pair = Feature.PTRAUTH_ADDRESS, Feature.PTRAUTH_GENERIC
+    for one in pair:
+        refused(f"{one.name} alone", errno.EINVAL, vcpus.init, context.vcpu(), one)
+    vcpu = context.vcpu()
+    succeeds("both", vcpus.init, vcpu, *pair)
+    succeeds("KVM_RUN", enter, vcpu)
+
+
+def _uninitialised_calls() -> dict[str, int]:
+    return {
+        "KVM_GET_ONE_REG": lib.KVM_GET_ONE_REG,
+        "KVM_SET_ONE_REG": lib.KVM_SET_ONE_REG,
+        "KVM_GET_REG_LIST": lib.KVM_GET_REG_LIST,
+        "KVM_ARM_VCPU_FINALIZE": lib.KVM_ARM_VCPU_FINALIZE,
+        "KVM_GET_VCPU_EVENTS": lib.KVM_GET_VCPU_EVENTS,
+        "KVM_SET_VCPU_EVENTS": lib.KVM_SET_VCPU_EVENTS,
+    }
+
+
+@clause("init.before-init-enoexec", arch="arm64")
+def before_init(context: Context) -> None:
+    """Before VCPU_INIT every state call and KVM_RUN fail with ENOEXEC, whatever their argument.
+
+    Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl, kvm_arch_vcpu_run_pid_change.
+    """
+    vcpu = context.vcpu()
+    buffer = ffi.new("uint8_t[]", 4096)
+    for name, request in _uninitialised_calls().items():
+        refused(f"{name} with a buffer", errno.ENOEXEC, vcpu.ioctl, request, buffer)
+        refused(f"{name} without one", errno.ENOEXEC, vcpu.ioctl, request, ffi.NULL)
+    refused("KVM_RUN", errno.ENOEXEC, vcpu.run, context.timeout)
+
+
+@clause("init.vm-wide-features", arch="arm64", needs=(SVE,))
+def vm_wide_features(context: Context) -> None:
+    """All vCPUs of a VM have the features of the first: VCPU_INIT with others fails with EINVAL.
+
+    Before 6.5 (commit 2251e9ff1573) features were each vCPU's own, and both orders were accepted.
+
+    Source: arch/arm64/kvm/arm.c, __kvm_vcpu_set_target, kvm_vcpu_init_changed.
+    """
+    for first, second in (((Feature.SVE,), ()), ((), (Feature.SVE,))):
+        vm = context.vm()
+        vcpus.init(vm.create_vcpu(0), *first)
+        other = vm.create_vcpu(1)
+        what = f"{'with' if second else 'without'} SVE after a vCPU {'with' if first else 'without'}"
+        if before(context, "6.5"):
+            succeeds(what, vcpus.init, other, *second)
+        else:
+            refused(what, errno.EINVAL, vcpus.init, other, *second)
+            succeeds("the features of the first", vcpus.init, other, *first)
+
+
+@clause("init.reinit-same-ok", arch="arm64", needs=(SVE,))
+def reinit_same(context: Context) -> None:
+    """VCPU_INIT may be repeated with the same features, also after FINALIZE and KVM_RUN; with others it is EINVAL.
+
+    Source: Documentation/virt/kvm/api.rst, 4.82; arch/arm64/kvm/arm.c, kvm_vcpu_set_target.
+    """
+    vcpu = sve_vcpu(context)
+    succeeds("after FINALIZE", vcpus.init, vcpu, Feature.SVE)
+    enter(vcpu)
+    succeeds("after KVM_RUN", vcpus.init, vcpu, Feature.SVE)
+    refused("without SVE", errno.EINVAL, vcpus.init, vcpu)
+    refused("with 32-bit EL1", errno.EINVAL, vcpus.init, vcpu, Feature.SVE, Feature.EL1_32BIT)
+    succeeds("KVM_RUN after all of it", enter, vcpu)
+
+
+@clause("init.poweroff-ephemeral", arch="arm64")
+def poweroff(context: Context) -> None:
+    """POWER_OFF decides the MP state after the VCPU_INIT that carries it, and is no feature to be repeated.
+
+    Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl_vcpu_init.
+    """
+    vcpu = context.vcpu()
+    vcpus.init(vcpu, Feature.POWER_OFF)
+    equal("MP state with POWER_OFF", vcpu.mp_state, _MP_STOPPED)
+    succeeds("VCPU_INIT again without it", vcpus.init, vcpu)
+    equal("MP state without it", vcpu.mp_state, _MP_RUNNABLE)
+    succeeds("VCPU_INIT again with it", vcpus.init, vcpu, Feature.POWER_OFF)
+    equal("MP state with it again", vcpu.mp_state, _MP_STOPPED)
+
+
+def _zero_at_reset() -> list[Register]:
+    names = ["SP", "PC", "SP_EL1", "ELR_EL1", "SPSR_EL1", "FPSR", "FPCR"]
+    return [*(x(n) for n in range(31)), *(core(name) for name in names), SYSTEM["CPACR_EL1"]]
+
+
+@clause("init.reset-values", arch="arm64")
+def reset_values(context: Context) -> None:
+    """After VCPU_INIT the general and vector registers are 0 and the vCPU is at EL1 with everything masked, MMU off.
+
+    Source: arch/arm64/kvm/reset.c, kvm_reset_vcpu; arch/arm64/kvm/sys_regs.c, sys_reg_descs.
+    """
+    vcpu = plain_vcpu(context)
+    for register in (*_zero_at_reset(), *(v(n) for n in range(32))):
+        equal(register.name, read(vcpu, register), 0)
+    equal("PSTATE", read(vcpu, PSTATE), _EL1H_MASKED)
+    equal("SCTLR_EL1", read(vcpu, SYSTEM["SCTLR_EL1"]), _SCTLR_RESET)
+
+
+def _fill(vcpu: Vcpu) -> None:
+    for register in SVE_REGISTERS:
+        vcpu.set_one_reg(register, b"\xa5" * register.size)
+
+
+@clause("init.reinit-zeroes-sve", arch="arm64", needs=(SVE,))
+def reinit_zeroes(context: Context) -> None:
+    """VCPU_INIT of a finalized vCPU makes Z, P, FFR, ZCR_EL1, FPSR and FPCR 0 and keeps it finalized with its lengths.
+
+    Source: arch/arm64/kvm/reset.c, kvm_vcpu_reset_sve.
+    """
+    least = lengths(context).up_to(min(lengths(context)))
+    vcpu = sve_vcpu(context, least)
+    _fill(vcpu)
+    others = core("FPSR"), core("FPCR"), SYSTEM["ZCR_EL1"], x(0), PC
+    for register in others:
+        write(vcpu, register, 1)
+    vcpus.init(vcpu, Feature.SVE)
+    for register in (*SVE_REGISTERS, *others):
+        equal(register.name, vcpu.get_one_reg(register), bytes(register.size))
+    equal("vector lengths", vcpus.get_vls(vcpu), least)
+    refused("another FINALIZE", errno.EPERM, vcpus.finalize, vcpu)
+    succeeds("KVM_RUN", enter, vcpu)
+
+
+@clause("init.no-regs-ioctls", arch="arm64")
+def no_regs_ioctls(context: Context) -> None:
+    """The structure-based state calls of other architectures fail with EINVAL: registers go by KVM_*_ONE_REG.
+
+    Source: arch/arm64/kvm/guest.c, kvm_arch_vcpu_ioctl_get_regs and following; Documentation/virt/kvm/api.rst, 4.11.
+    """
+    vcpu = plain_vcpu(context)
+    buffer = ffi.new("uint8_t[]", 8192)
+    for name in ("GET_REGS", "SET_REGS", "GET_SREGS", "SET_SREGS", "GET_FPU", "SET_FPU", "TRANSLATE"):
+        refused(f"KVM_{name}", errno.EINVAL, vcpu.ioctl, getattr(lib, f"KVM_{name}"), buffer)

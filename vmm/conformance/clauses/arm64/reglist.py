@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_GET_REG_LIST: what it lists, and that all of it can be read and written back."""
+
+from __future__ import annotations
+
+import errno
+from itertools import pairwise
+
+from vmm._kvm import ffi, lib
+from vmm.arm64 import vcpu as vcpus
+from vmm.arm64.registers import FPCR, FPSR, SYSTEM, VLS, Register, v
+from vmm.arm64.registers import SVE as SVE_REGISTERS
+from vmm.arm64.system_registers import field, replaced
+from vmm.arm64.vcpu import Feature, read, write
+from vmm.conformance.clauses.arm64.common import SVE, enter, plain_vcpu, sve_vcpu
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
+from vmm.conformance.needs import kernel
+from vmm.conformance.registry import clause
+from vmm.vcpu import Vcpu
+
+# Counters that go on by themselves.
+_VOLATILE = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}
+_SVE_GROUP, _CORE_GROUP, _SYSTEM_GROUP = 0x15, 0x10, 0x13
+# The registers that a field of ID_AA64MMFR3_EL1 brings along.
+_BY_FIELD = {"TCRX": ("TCR2_EL1",), "S1PIE": ("PIR_EL1", "PIRE0_EL1"), "SCTLRX": ("SCTLR2_EL1",)}
+_SME = ("SVCR", "SMCR_EL1", "SMPRI_EL1", "TPIDR2_EL0")
+
+
+def listed(vcpu: Vcpu) -> list[Register]:
+    """The registers that KVM lists, in its order."""
+    return [Register(identifier) for identifier in vcpu.reg_list()]
+
+
+def _names(registers: object) -> list[str]:
+    return sorted(str(register) for register in registers)  # type: ignore[attr-defined]
+
+
+def _list_into(vcpu: Vcpu, room: int) -> tuple[int, list[int]]:
+    """KVM_GET_REG_LIST with place for ``room`` ids and 8 poisoned ones behind; returns n and all places."""
+    value = ffi.new("struct kvm_reg_list *", {"n": room, "reg": room + 8})
+    for index in range(room + 8):
+        value.reg[index] = 0xAAAA
+    vcpu.ioctl(lib.KVM_GET_REG_LIST, value)
+    return int(value.n), list(value.reg[0 : room + 8])
+
+
+def _needed(vcpu: Vcpu, room: int) -> int:
+    """Return the n that KVM_GET_REG_LIST reports when there is too little room."""
+    value = ffi.new("struct kvm_reg_list *", {"n": room, "reg": room})
+    refused(f"a list of {room}", errno.E2BIG, vcpu.ioctl, lib.KVM_GET_REG_LIST, value)
+    return int(value.n)
+
+
+@clause("reglist.e2big", arch="arm64")
+def too_small(context: Context) -> None:
+    """A list that is too short fails with E2BIG and says how long it has to be; with that length it succeeds.
+
+    Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl; Documentation/virt/kvm/api.rst, 4.84.
+    """
+    vcpu = plain_vcpu(context)
+    count = _needed(vcpu, 0)
+    true("registers", count > 100, count, "more than 100")
+    equal("the length for a list that is one short", _needed(vcpu, count - 1), count)
+    found, places = succeeds("a list that is long enough", _list_into, vcpu, count)
+    equal("n", found, count)
+    equal("what lies behind the list", places[count:], [0xAAAA] * 8)
+    true("ids", 0xAAAA not in places[:count], places[:count].count(0xAAAA), "all of the list written")
+    more, places = succeeds("a longer list", _list_into, vcpu, count + 5)
+    equal("n of a longer list", more, count)
+    equal("what lies behind the longer list", places[count:], [0xAAAA] * 13)
+
+
+@clause("reglist.sve-contents", arch="arm64", needs=(SVE,), since="5.2")
+def sve_contents(context: Context) -> None:
+    """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 in place of the V registers; nothing else differs.
+
+    FPSR and FPCR are in both.
+
+    Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices, copy_core_reg_indices; Documentation/virt/kvm/api.rst, 4.68.
+    """
+    vectors = {v(n) for n in range(32)}
+    with_sve, without = set(listed(sve_vcpu(context))), set(listed(plain_vcpu(context)))
+    equal("only with SVE", _names(with_sve - without), _names({VLS, *SVE_REGISTERS, SYSTEM["ZCR_EL1"]}))
+    equal("only without SVE", _names(without - with_sve), _names(vectors))
+    true("FPSR and FPCR", {FPSR, FPCR} <= with_sve & without, "missing", "in both lists")
+
+
+@clause("reglist.no-surplus", arch="arm64", needs=(SVE,), since="5.2")
+def no_surplus(context: Context) -> None:
+    """No slice other than the first is listed.
+
+    Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices.
+    """
+    found = [r for r in listed(sve_vcpu(context)) if r.group == _SVE_GROUP]
+    equal("SVE registers", len(found), 50)
+    equal("other slices", _names(r for r in found if r.slice and r != VLS), [])
+
+
+@clause("reglist.unique", arch="arm64")
+def unique(context: Context) -> None:
+    """No id is listed twice, and each is arm64's.
+
+    Source: arch/arm64/kvm/guest.c, kvm_arm_copy_reg_indices.
+    """
+    features = (Feature.SVE,) if context.host.facts.capabilities["KVM_CAP_ARM_SVE"] else ()
+    vcpu = context.vcpu()
+    vcpus.init(vcpu, *features)
+    if features:
+        vcpus.finalize(vcpu)
+    found = listed(vcpu)
+    equal("listed twice", _names({r for r in found if found.count(r) > 1}), [])
+    equal("not of arm64", _names(r for r in found if r >> 56 != 0x60), [])
+
+
+@clause("reglist.order", arch="arm64", needs=(SVE,), since="5.2")
+def order(context: Context) -> None:
+    """The vector lengths come before all Z, P and FFR, core registers before them, and system registers ascend.
+
+    The list cannot be replayed as it is all the same: FINALIZE belongs between the vector lengths and Z0.
+
+    Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices (its comment), kvm_arm_copy_reg_indices.
+    """
+    found = listed(sve_vcpu(context))
+    sve = [r for r in found if r.group == _SVE_GROUP]
+    equal("the SVE registers", [str(r) for r in sve], [str(r) for r in (VLS, *SVE_REGISTERS)])
+    last_core = max(index for index, r in enumerate(found) if r.group == _CORE_GROUP)
+    true("core registers", last_core < found.index(VLS), last_core, f"all before place {found.index(VLS)}")
+    system = [r for r in found if r.group == _SYSTEM_GROUP and r not in _TIMER]
+    falling = [f"{right} after {left}" for left, right in pairwise(system) if right < left]
+    equal("system registers that do not ascend", falling, [])
+
+
+_TIMER = {SYSTEM[name] for name in ("CNTVCT_EL0", "CNTV_CVAL_EL0", "CNTV_CTL_EL0")}
+
+
+@clause("reglist.get-set-all", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+def get_set_all(context: Context) -> None:
+    """Every listed register can be read, and written with what was read, which then reads the same.
+
+    The vector lengths cannot be written after FINALIZE, and counters go on.
+
+    Source: Documentation/virt/kvm/api.rst, 4.68, 4.69 and 4.84.
+    """
+    for vcpu in (sve_vcpu(context), plain_vcpu(context)):
+        values = {r: succeeds(f"reading {r}", vcpu.get_one_reg, r) for r in listed(vcpu)}
+        for register, value in values.items():
+            if register == VLS:
+                refused_indicative(context, "writing VLS", errno.EPERM, vcpu.set_one_reg, register, value)
+            else:
+                succeeds(f"writing {register}", vcpu.set_one_reg, register, value)
+        for register in values.keys() - _VOLATILE:
+            equal(f"{register} written with what it read", vcpu.get_one_reg(register), values[register])
+
+
+@clause("reglist.depends-on-idregs", arch="arm64", needs=(kernel("6.13"),), since="6.13")
+def depends_on_idregs(context: Context) -> None:
+    """Clearing a field of ID_AA64MMFR3_EL1 takes the registers of that feature from the list.
+
+    So a restore has to write the ID registers before it compares lists. Before 6.13 the list was fixed.
+
+    Source: arch/arm64/kvm/sys_regs.c, tcr2_visibility, s1pie_visibility, sctlr2_visibility.
+    """
+    name = "ID_AA64MMFR3_EL1"
+    tried = 0
+    for feature, registers in _BY_FIELD.items():
+        vcpu = plain_vcpu(context)
+        value = read(vcpu, SYSTEM[name])
+        if not field(name, feature, value):
+            continue
+        tried += 1
+        wanted = {SYSTEM[register] for register in registers}
+        equal(f"listed with {feature}", _names(wanted & set(listed(vcpu))), _names(wanted))
+        write(vcpu, SYSTEM[name], replaced(name, feature, value, 0))
+        equal(f"listed without {feature}", _names(wanted & set(listed(vcpu))), [])
+        for register in sorted(wanted):
+            refused_indicative(context, f"reading {register}", errno.ENOENT, read, vcpu, register)
+    if not tried:
+        context.skip(f"{name} is {value:#x}: none of {', '.join(_BY_FIELD)}")
+
+
+@clause("reglist.same-for-all-vcpus", arch="arm64", needs=(SVE,), since="5.2")
+def same_for_all(context: Context) -> None:
+    """The list is the same for all vCPUs of a VM, and KVM_RUN does not change it.
+
+    Source: arch/arm64/kvm/guest.c, kvm_arm_copy_reg_indices; arch/arm64/kvm/sys_regs.c, sysreg_hidden.
+    """
+    vm = context.vm()
+    made = [vm.create_vcpu(number) for number in range(2)]
+    for vcpu in made:
+        vcpus.init(vcpu, Feature.SVE)
+        vcpus.finalize(vcpu)
+    first, second = (vcpu.reg_list() for vcpu in made)
+    equal("the second vCPU's list", second, first)
+    enter(made[0])
+    for vcpu in made:
+        equal("the list after KVM_RUN", vcpu.reg_list(), first)
+
+
+@clause("reglist.no-sme", arch="arm64")
+def no_sme(context: Context) -> None:
+    """Nothing of SME is listed but ID_AA64SMFR0_EL1, which is 0.
+
+    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs (undef_access, sme_visibility).
+    """
+    vcpu = plain_vcpu(context)
+    found = set(listed(vcpu))
+    equal("SME's registers in the list", _names({SYSTEM[name] for name in _SME} & found), [])
+    for name in _SME:
+        refused_indicative(context, f"reading {name}", errno.ENOENT, read, vcpu, SYSTEM[name])
+    true("ID_AA64SMFR0_EL1", SYSTEM["ID_AA64SMFR0_EL1"] in found, "missing", "in the list")
+    equal("ID_AA64SMFR0_EL1", read(vcpu, SYSTEM["ID_AA64SMFR0_EL1"]), 0)
