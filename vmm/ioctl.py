@@ -140,35 +140,46 @@ class Refused(LookupError):
 Interposer = Callable[[Call, Callable[[], int]], int]
 
 
+# The type of cdata that owns its memory. Anything else may be a bad address on purpose, and is never read.
+_OWNING = type(ffi.new("int *"))
+_SHOWN = 32  # bytes of an argument that a trace keeps
+
+
 class Trace:
     """The last calls that passed the door, oldest first; ``lines()`` renders them."""
 
     def __init__(self, length: int = 64) -> None:
-        self._calls: deque[tuple[str, str, int]] = deque(maxlen=length)
+        self._calls: deque[tuple[str, int, Any, bytes, int]] = deque(maxlen=length)
         self.count = 0
 
-    def add(self, call: Call, result: int) -> None:
-        """Remember one call and its result (negative: -errno)."""
+    def record(self, kind: str, request: int, argument: Any, result: int) -> None:
+        """Remember one call and its result (negative: -errno). Names are for lines(): this runs at every call."""
         self.count += 1
-        self._calls.append((call.name, _argument_text(call.argument), result))
+        owned = type(argument) is _OWNING
+        kept = argument if isinstance(argument, int) or argument == NULL else ffi.typeof(argument)
+        self._calls.append((kind, request, kept, ffi.buffer(argument)[:_SHOWN] if owned else b"", result))
+
+    def add(self, call: Call, result: int) -> None:
+        """Remember one call as an interposer saw it."""
+        self.record(call.kind, call.request, call.argument, result)
 
     def lines(self) -> list[str]:
         """Return one line a call, as strace would write it."""
-        lines = [f"{name}({text}) = {_result_text(result)}" for name, text, result in self._calls]
+        lines = [
+            f"{Call(kind, -1, request, None).name}({_argument_text(kept, data)}) = {_result_text(result)}"
+            for kind, request, kept, data, result in self._calls
+        ]
         hidden = self.count - len(self._calls)
         return [f"... {hidden} earlier calls", *lines] if hidden else lines
 
 
-def _argument_text(argument: Any) -> str:
-    if isinstance(argument, int):
-        return f"{argument:#x}" if argument else ""
-    if argument == NULL:
+def _argument_text(kept: Any, data: bytes) -> str:
+    if isinstance(kept, int):
+        return f"{kept:#x}" if kept else ""
+    if kept == NULL:
         return "NULL"
-    kind = ffi.typeof(argument)
-    small = kind.kind == "pointer" and kind.item.kind in ("struct", "primitive") and ffi.sizeof(kind.item) <= 32
-    if small and "owning" in repr(argument):  # anything else may be a bad address on purpose
-        return f"{kind.item.cname} {bytes(ffi.buffer(argument, ffi.sizeof(kind.item))).hex(' ', 4)}"
-    return str(kind.cname)
+    small = kept.kind == "pointer" and kept.item.kind in ("struct", "primitive") and ffi.sizeof(kept.item) <= _SHOWN
+    return f"{kept.item.cname} {data.hex(' ', 4)}" if small and data else str(kept.cname)
 
 
 def _result_text(result: int) -> str:
@@ -194,10 +205,18 @@ def _wrap(interposer: Interposer, call: Call, proceed: Callable[[], int]) -> Cal
 
 
 def _observed_ioctl(fd: int, request: int, argument: Any) -> int:
+    if not _interposers and _trace is not None:
+        result: int = lib.vmm_ioctl(fd, request, argument)
+        _trace.record("ioctl", request, argument, result)
+        return result
     return _observe(Call("ioctl", fd, request, argument), lambda: lib.vmm_ioctl(fd, request, argument))
 
 
 def _observed_value(fd: int, request: int, argument: int) -> int:
+    if not _interposers and _trace is not None:
+        result: int = lib.vmm_ioctl_value(fd, request, argument)
+        _trace.record("ioctl", request, argument, result)
+        return result
     return _observe(Call("ioctl", fd, request, argument), lambda: lib.vmm_ioctl_value(fd, request, argument))
 
 

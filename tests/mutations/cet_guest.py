@@ -175,7 +175,7 @@ def _writes(index: int, value: int, number: int, vector: int = GP) -> Interposer
 
 @mutation("cet.guest-host-agree")
 def the_guest_cannot_write_u_cet() -> Interposer:
-    return _writes(Msr.U_CET, 0x3D, 0x3D)
+    return _writes(Msr.U_CET, 0x3D, 1)
 
 
 @mutation("cet.guest-host-agree")
