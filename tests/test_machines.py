@@ -18,15 +18,15 @@ _SECONDS = 900
 # How many clauses pass on each machine and kernel. Raise a number when clauses are added; never lower one
 # without saying in the commit which clause does not pass any more, and why.
 _PASSING = {
-    ("svm", "6.1"): 76,
-    ("svm", "6.12"): 80,
-    ("svm", "7.2"): 84,
-    ("amx", "6.1"): 140,
-    ("amx", "6.12"): 150,
-    ("amx", "7.2"): 184,
+    ("svm", "6.1"): 82,
+    ("svm", "6.12"): 82,
+    ("svm", "7.2"): 85,
+    ("amx", "6.1"): 153,
+    ("amx", "6.12"): 156,
+    ("amx", "7.2"): 185,
     ("sve", "6.1"): 0,
     ("sve", "6.12"): 0,
-    ("sve", "7.2"): 0,
+    ("sve", "7.2"): 70,
 }
 _NEWEST = "7.2"
 
