@@ -92,7 +92,7 @@ def vectors_before(context: Context) -> None:
 
 @clause("sve.finalize.core-sysreg-before-ok", arch="arm64", needs=(SVE,), since="5.2")
 def others_before(context: Context) -> None:
-    """Core, system and firmware registers can be read and written before FINALIZE: the EPERM is for Z, P and FFR alone.
+    """Core, system and firmware registers can be read and written before FINALIZE: EPERM is for Z, P and FFR alone.
 
     The documentation says without exception that the ONE_REG calls fail before FINALIZE; the code never did so.
 
@@ -181,7 +181,7 @@ def bad_pointer(context: Context) -> None:
 
 @clause("sve.finalize.vls-immutable", arch="arm64", needs=(SVE,), since="5.2")
 def lengths_immutable(context: Context) -> None:
-    """After FINALIZE every write of the vector lengths fails with EPERM: the same value, a smaller one, a bad pointer.
+    """After FINALIZE every write of the vector lengths is EPERM: the same value, a smaller one, a bad pointer.
 
     Source: arch/arm64/kvm/guest.c, set_sve_vls; Documentation/virt/kvm/api.rst, 4.68.
     """

@@ -209,7 +209,7 @@ def _fill(vcpu: Vcpu) -> None:
 
 @clause("init.reinit-zeroes-sve", arch="arm64", needs=(SVE,))
 def reinit_zeroes(context: Context) -> None:
-    """VCPU_INIT of a finalized vCPU makes Z, P, FFR, ZCR_EL1, FPSR and FPCR 0 and keeps it finalized with its lengths.
+    """VCPU_INIT of a finalized vCPU makes Z, P, FFR, ZCR_EL1, FPSR and FPCR 0; it stays finalized with its lengths.
 
     Source: arch/arm64/kvm/reset.c, kvm_vcpu_reset_sve.
     """

@@ -247,7 +247,7 @@ def bigger(context: Context) -> None:
 def superset(context: Context) -> None:
     """A set is accepted exactly if it is this host's own up to the set's largest: longer vectors here do not suffice.
 
-    All sets of the first six lengths are tried. {1,2} fits hosts with {1,2,3,4} and {1,2,4}, which refuse each other's.
+    All sets of the first six lengths are tried. {1,2} fits {1,2,3,4} and {1,2,4}, which refuse each other's.
 
     Source: arch/arm64/kvm/guest.c, set_sve_vls.
     """
