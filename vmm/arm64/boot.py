@@ -30,8 +30,8 @@ _SCTLR = 0x30D0180D
 # T0SZ 25 (39 bits: tables start at level 1), write-back inner shareable walks, no TTBR1 walks, 4 KiB granule.
 _TCR = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23
 _MAIR = 0xFF00  # index 0 Device-nGnRnE, index 1 Normal write-back
-# FPEN and ZEN: neither AdvSIMD nor SVE traps to EL1, so that a trap is KVM's.
-CPACR = 3 << 20 | 3 << 16
+# SMEN, FPEN and ZEN: neither AdvSIMD nor SVE nor SME traps to EL1, so that a trap is KVM's.
+CPACR = 3 << 24 | 3 << 20 | 3 << 16
 ZCR = 0xF  # LEN: as long as it gets
 
 _TABLE, _BLOCK = 3, 1

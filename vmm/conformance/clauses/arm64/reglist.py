@@ -73,7 +73,7 @@ def too_small(context: Context) -> None:
 
 @clause("reglist.sve-contents", arch="arm64", needs=(SVE,), since="5.2")
 def sve_contents(context: Context) -> None:
-    """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 in place of the V registers, and no other change.
+    """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 instead of V; all else is the same.
 
     FPSR and FPCR are in both.
 
