@@ -49,7 +49,7 @@ def _show_version(context: click.Context, option: click.Parameter, wanted: bool)
     from importlib import metadata
 
     try:
-        click.echo(f"vmm {metadata.version('xstate-vmm')}")
+        click.echo(f"vmm, version {metadata.version('xstate-vmm')}")
     except metadata.PackageNotFoundError:
         click.echo("vmm, not installed")
     context.exit()
