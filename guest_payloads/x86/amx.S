@@ -18,10 +18,11 @@
  *	xsave ... xinuse	see area.h
  *
  *	toggle_xfd	PARAM(0) times XFD on and off
- *	rdmsr, wrmsr	as in hello; VALUE(15) counts faults, as for every entry that may fault
+ *	rdmsr, wrmsr ...	see system.h; VALUE(15) counts faults, as for every entry that may fault
  */
 #include "mailbox.h"
 #include "area.h"
+#include "system.h"
 
 	.set	TILES, 8
 	.set	TILE_SIZE, 1024
@@ -117,21 +118,10 @@ ENTRY \name
 	PRODUCT tdpbuud
 	PRODUCT tdpbf16ps
 
-/* The instruction between the halves may fault and is then skipped. */
-.macro MAY_FAULT_BEGIN
-	movq	$0, mailbox_faults
+/* Where the instructions below find their memory operand. */
+.macro TILE_OPERAND
 	movl	$64, %ebx
 	leaq	expected + 64, %rsi
-	ON_FAULT 8f
-	movl	PARAM(0), %ecx
-	movl	PARAM(1), %eax
-	movl	PARAM(1) + 4, %edx
-.endm
-.macro MAY_FAULT_END
-8:	movq	$0, mailbox_fixup
-	movq	mailbox_faults, %rax
-	movq	%rax, VALUE(15)
-	DONE
 .endm
 
 ENTRY ldtilecfg_once
@@ -139,6 +129,7 @@ ENTRY ldtilecfg_once
 	ldtilecfg expected
 	MAY_FAULT_END
 ENTRY tileload_once
+	TILE_OPERAND
 	MAY_FAULT_BEGIN
 	tileloadd (%rsi,%rbx), %tmm0
 	MAY_FAULT_END
@@ -150,16 +141,8 @@ ENTRY tdpbssd_once
 	MAY_FAULT_BEGIN
 	tdpbssd	%tmm2, %tmm1, %tmm0
 	MAY_FAULT_END
-ENTRY rdmsr
-	MAY_FAULT_BEGIN
-	rdmsr
-	movl	%eax, VALUE(0)
-	movl	%edx, VALUE(0) + 4
-	MAY_FAULT_END
-ENTRY wrmsr
-	MAY_FAULT_BEGIN
-	wrmsr
-	MAY_FAULT_END
+
+	SYSTEM_ENTRIES
 
 /* PARAM(0) times: XFD on, XFD off. */
 ENTRY toggle_xfd

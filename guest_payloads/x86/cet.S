@@ -11,11 +11,13 @@
  *			shadow stack: a call, XSAVES of components 0 and 11, one tick; then what needs each register:
  *			XRSTORS (IA32_XSS), INCSSP (S_CET), RET (SSP), IRET to CPL3 (PL3_SSP), INCSSP there (U_CET),
  *			and the returns. VALUE(0) counts them
- *	cpuid, write_cr4, write_cr0, rdmsr, wrmsr	as in hello (CPL0); VALUE(15) counts faults
+ *	cpuid		CPUID with EAX = PARAM(0), ECX = PARAM(1); EAX and EBX to VALUE(0) and (1)
+ *	write_cr4, write_cr0, rdmsr, wrmsr	see system.h
  *	xsaves, xrstors ...	see area.h
  */
 #include "mailbox.h"
 #include "area.h"
+#include "system.h"
 
 	.text
 ENTRY _start
@@ -115,41 +117,7 @@ ENTRY cpuid
 	movq	%rbx, VALUE(1)
 	DONE
 
-.macro MAY_FAULT_BEGIN
-	movq	$0, mailbox_faults
-	ON_FAULT 8f
-	movl	PARAM(0), %ecx
-	movl	PARAM(1), %eax
-	movl	PARAM(1) + 4, %edx
-.endm
-.macro MAY_FAULT_END
-8:	movq	$0, mailbox_fixup
-	movq	mailbox_faults, %rax
-	movq	%rax, VALUE(15)
-	DONE
-.endm
-
-ENTRY rdmsr
-	MAY_FAULT_BEGIN
-	rdmsr
-	movl	%eax, VALUE(0)
-	movl	%edx, VALUE(0) + 4
-	MAY_FAULT_END
-ENTRY wrmsr
-	MAY_FAULT_BEGIN
-	wrmsr
-	MAY_FAULT_END
-ENTRY write_cr4
-	MAY_FAULT_BEGIN
-	movq	PARAM(0), %rax
-	movq	%rax, %cr4
-	MAY_FAULT_END
-ENTRY write_cr0
-	MAY_FAULT_BEGIN
-	movq	PARAM(0), %rax
-	movq	%rax, %cr0
-	MAY_FAULT_END
-
+	SYSTEM_ENTRIES
 	AREA_ENTRIES
 
 	.bss

@@ -7,14 +7,15 @@
  *	outs		PARAM(0) bytes 0, 1, 2, ... to port 0x3f8
  *	halt		HLT (CPL0)
  *	cpuid		CPUID with EAX = PARAM(0), ECX = PARAM(1); EAX..EDX to VALUE(0..3)
- *	rdmsr, wrmsr	ECX = PARAM(0), EDX:EAX = PARAM(1); the value read to VALUE(0) (CPL0)
  *	xgetbv		ECX = PARAM(0); EDX:EAX to VALUE(0)
  *	xsetbv		RCX = PARAM(0), EDX:EAX = PARAM(1) (CPL0)
- *	read_cr4, write_cr4, write_cr0	VALUE(0), PARAM(0) (CPL0)
+ *	read_cr4	CR4 to VALUE(0) (CPL0)
+ *	rdmsr, wrmsr, write_cr4, write_cr0	see system.h
  *
  * Entries that may fault set VALUE(15) to the number of faults, which are 0 or 1 of them.
  */
 #include "mailbox.h"
+#include "system.h"
 
 	.text
 ENTRY _start
@@ -57,35 +58,7 @@ ENTRY cpuid
 	movq	%rdx, VALUE(3)
 	DONE
 
-/* Run the instruction between the two halves; a fault skips it and is counted. */
-.macro MAY_FAULT_BEGIN
-	movq	$0, mailbox_faults
-	ON_FAULT 8f
-	movl	PARAM(0), %ecx
-	movl	PARAM(1), %eax
-	movl	PARAM(1) + 4, %edx
-.endm
-.macro MAY_FAULT_END
-8:	movq	$0, mailbox_fixup
-	movq	mailbox_faults, %rax
-	movq	%rax, VALUE(15)
-	DONE
-.endm
-.macro VALUE_EDX_EAX
-	movl	%eax, VALUE(0)
-	movl	%edx, VALUE(0) + 4
-.endm
-
-ENTRY rdmsr
-	MAY_FAULT_BEGIN
-	rdmsr
-	VALUE_EDX_EAX
-	MAY_FAULT_END
-
-ENTRY wrmsr
-	MAY_FAULT_BEGIN
-	wrmsr
-	MAY_FAULT_END
+	SYSTEM_ENTRIES
 
 ENTRY xgetbv
 	MAY_FAULT_BEGIN
@@ -103,15 +76,3 @@ ENTRY read_cr4
 	movq	%cr4, %rax
 	movq	%rax, VALUE(0)
 	DONE
-
-ENTRY write_cr4
-	MAY_FAULT_BEGIN
-	movq	PARAM(0), %rax
-	movq	%rax, %cr4
-	MAY_FAULT_END
-
-ENTRY write_cr0
-	MAY_FAULT_BEGIN
-	movq	PARAM(0), %rax
-	movq	%rax, %cr0
-	MAY_FAULT_END
