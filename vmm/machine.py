@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from vmm._kvm import ffi, lib
 from vmm.device import Device
 from vmm.handle import Handle
@@ -20,7 +18,7 @@ class VirtualMachine(Handle):
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         super().__init__(fd)
         self._vcpu_mmap_size = vcpu_mmap_size
-        self._owned = ExitStack()
+        self._owned: list[Vcpu | Device | GuestMemory] = []
         self.memories: list[GuestMemory] = []
 
     def check_extension(self, capability: int) -> int:
@@ -35,20 +33,25 @@ class VirtualMachine(Handle):
     def create_vcpu(self, identifier: int = 0) -> Vcpu:
         """KVM_CREATE_VCPU. The first one of a process freezes its guest xfeature permissions (x86)."""
         fd = self.ioctl_value(lib.KVM_CREATE_VCPU, identifier)
-        return self._owned.enter_context(Vcpu(fd, self._vcpu_mmap_size, identifier))
+        vcpu = Vcpu(fd, self._vcpu_mmap_size, identifier)
+        self._owned.append(vcpu)
+        return vcpu
 
     def create_device(self, kind: int, flags: int = 0) -> Device:
         """KVM_CREATE_DEVICE."""
         value = ffi.new("struct kvm_create_device *", {"type": kind, "flags": flags})
         self.ioctl(lib.KVM_CREATE_DEVICE, value)
-        return self._owned.enter_context(Device(value.fd, kind))
+        device = Device(value.fd, kind)
+        self._owned.append(device)
+        return device
 
     def add_memory(
         self, size: int, gpa: int = 0, *, backing: str = "anonymous", log_dirty: bool = False
     ) -> GuestMemory:
         """Back ``size`` bytes at guest physical ``gpa``; see GuestMemory for ``backing``. Sizes in bytes."""
         slot = len(self.memories)
-        memory = self._owned.enter_context(GuestMemory(self, slot, gpa, size, backing))
+        memory = GuestMemory(self, slot, gpa, size, backing)
+        self._owned.append(memory)
         memory.register(log_dirty=log_dirty)
         self.memories.append(memory)
         return memory
@@ -65,8 +68,13 @@ class VirtualMachine(Handle):
         self.ioctl(lib.KVM_SET_USER_MEMORY_REGION, ffi.new("struct kvm_userspace_memory_region *", region))
 
     def close(self) -> None:
-        """Close vCPUs, devices and memory, then the VM."""
-        try:
-            self._owned.close()
-        finally:
-            super().close()
+        """Close vCPUs, devices and memory, the latest first, then the VM; the first error is raised at the end."""
+        errors = []
+        while self._owned:
+            try:
+                self._owned.pop().close()
+            except OSError as error:
+                errors.append(error)
+        super().close()
+        if errors:
+            raise errors[0]

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -82,8 +81,8 @@ class Guest:
         self.cpuid = supported(kvm) if cpuid is None else cpuid
         self.cr4 = cr4
         self.payload.check_range(boot.TABLES_END, MEMORY_SIZE)
-        with ExitStack() as stack:
-            self.vm: VirtualMachine = stack.enter_context(kvm.create_vm())
+        self.vm: VirtualMachine = kvm.create_vm()
+        try:
             self.memory: GuestMemory = self.vm.add_memory(MEMORY_SIZE)
             self.vcpu: Vcpu = self.vm.create_vcpu()
             set_cpuid(self.vcpu, self.cpuid)
@@ -92,7 +91,9 @@ class Guest:
             self.mailbox = Mailbox(self.memory, self.payload)
             self.vcpu.tick = self.payload.symbol("TICK_PORT_NUMBER")
             self._event_port = self.payload.symbol("EVENT_PORT_NUMBER")
-            self._owned = stack.pop_all()
+        except BaseException:
+            self.vm.close()
+            raise
 
     def prepare(self, entry: str | int, *parameters: int, privilege: int = 0, rflags: int = 2) -> None:
         """Point the vCPU at an entry point with its parameters in the mailbox; nothing runs yet."""
@@ -163,7 +164,7 @@ class Guest:
 
     def close(self) -> None:
         """Close the VM with all it owns."""
-        self._owned.close()
+        self.vm.close()
 
     def __enter__(self) -> Self:
         return self
