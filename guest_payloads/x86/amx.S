@@ -9,6 +9,8 @@
  *	verify		STTILECFG and TILESTORED into `observed` (rows and columns that the configuration
  *			leaves out are copied), compare
  *	churn		load, PARAM(0) ticks, verify
+ *	exchange	change the loaded tiles: PARAM(2) bytes at offsets PARAM(0) and PARAM(1) of the tile data
+ *			change places; with PARAM(2) = 0 the byte at PARAM(0) is inverted
  *	release		TILERELEASE
  *	tdpXXX		load, then TMM0 += TMM1 * TMM2 by that instruction, TMM0 stored to `observed` + 64
  *	ldtilecfg_once, tileload_once, tilezero_once, tdpbssd_once, sse_once	one instruction that may fault
@@ -99,6 +101,33 @@ verify_tiles:
 	leaq	observed, %rdi
 	movl	$IMAGE_SIZE, %ecx
 	jmp	compare
+
+.macro RELOAD_TILE tile, n
+	leaq	observed + 64 + TILE_SIZE * \n, %rsi
+	tileloadd (%rsi,%rbx), \tile
+.endm
+
+ENTRY exchange
+	movl	$64, %ebx
+	EACH_TILE STORE_TILE
+	movq	PARAM(0), %rsi
+	leaq	observed + 64(%rsi), %rsi
+	movq	PARAM(1), %rdi
+	leaq	observed + 64(%rdi), %rdi
+	movq	PARAM(2), %rcx
+	testq	%rcx, %rcx
+	jnz	1f
+	notb	(%rsi)
+	jmp	2f
+1:	movb	(%rsi), %al
+	xchgb	%al, (%rdi)
+	movb	%al, (%rsi)
+	incq	%rsi
+	incq	%rdi
+	decq	%rcx
+	jnz	1b
+2:	EACH_TILE RELOAD_TILE
+	DONE
 
 ENTRY release
 	tilerelease

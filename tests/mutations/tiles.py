@@ -323,3 +323,8 @@ def ptrace_shows_the_guests_tiles() -> Interposer:
 
     amx._traced_area = leaking
     return lambda call, proceed: proceed()
+
+
+@mutation("amx.differences-are-named")
+def another_byte_changes_too() -> Interposer:
+    return xsave_lie(flip(tile_byte(7, 15, 63)))

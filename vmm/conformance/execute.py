@@ -18,9 +18,17 @@ from vmm.exits import Deadline
 from vmm.ioctl import KvmError, Refused, Trace
 from vmm.system import KvmUnavailable
 
-__all__ = ["execute"]
+__all__ = ["execute", "skip"]
 
 _TRACE_LENGTH = 40
+
+
+def skip(clause: Clause, host: Host, options: Options) -> ClauseResult | None:
+    """Return the result of a clause that does not apply here, with the measured reason, or None if it does."""
+    reason = unmet(clause.needs, host)
+    if clause.dangerous and not options.dangerous:
+        reason = "could harm an unfixed host kernel: run it with --dangerous"
+    return ClauseResult(clause.id, Verdict.SKIP, clause.statement, reason=reason) if reason else None
 
 
 def execute(
@@ -30,13 +38,10 @@ def execute(
 
     The caller has to be a process that has created no vCPU and does not mind if this one does.
     """
+    skipped = skip(clause, host, options)
+    if skipped:
+        return skipped
     result = ClauseResult(clause.id, Verdict.PASS, clause.statement)
-    reason = unmet(clause.needs, host)
-    if clause.dangerous and not options.dangerous:
-        reason = "could harm an unfixed host kernel: run it with --dangerous"
-    if reason:
-        result.verdict, result.reason = Verdict.SKIP, reason
-        return result
     trace = Trace(_TRACE_LENGTH)
     started = time.perf_counter()
     with ExitStack() as stack:

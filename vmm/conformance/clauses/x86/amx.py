@@ -14,14 +14,23 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.clauses.x86.common import AVX512, GUEST_AMX, HOST_XFD, OSXSAVE, vector_guest, vector_level
 from vmm.conformance.clauses.x86.image import Image
-from vmm.conformance.clauses.x86.tiles import FULL, TileImage, TileShapes, guest_area, loaded, tile_guest, verify
+from vmm.conformance.clauses.x86.tiles import (
+    FULL,
+    TileImage,
+    TileShapes,
+    explain,
+    guest_area,
+    loaded,
+    tile_guest,
+    verify,
+)
 from vmm.conformance.clauses.x86.tmul import PRODUCTS, operands
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, true
 from vmm.conformance.registry import clause
 from vmm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
-from vmm.x86.guest import Guest
+from vmm.x86.guest import DIFFERENT, Guest
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, host_layout, set_xsave
@@ -141,6 +150,30 @@ def odd_shapes(context: Context) -> None:
     twin = _twin(context, guest)
     set_xsave(twin.vcpu, saved)
     verify(context, twin, image)
+
+
+@clause("amx.differences-are-named", arch="x86", needs=_TILES, since="5.17")
+def differences_are_named(context: Context) -> None:
+    """When the guest itself exchanges two rows or two tiles or changes one byte, the comparison says exactly that.
+
+    Source: Intel SDM volume 1, 18.2 (tiles are rows of 64 bytes).
+    """
+    guest, image = loaded(context, 21)
+    byte = image.tiles[5 * 1024 + 9 * 64 + 33]
+    changes = {
+        (2 * 1024 + 3 * 64, 2 * 1024 + 7 * 64, 64): "TMM2 row 3 and TMM2 row 7 are swapped",
+        (1 * 1024, 4 * 1024, 1024): "TMM1 and TMM4 are swapped",
+        (5 * 1024 + 9 * 64 + 33, 0, 0): f"TMM5 row 9 byte 33: expected {byte:#04x}, observed {byte ^ 0xFF:#04x}",
+    }
+    for parameters, wanted in changes.items():
+        guest.call("load", timeout=context.timeout)
+        guest.call("exchange", *parameters, timeout=context.timeout)
+        equal(f"event after {wanted}", guest.call("verify", timeout=context.timeout), DIFFERENT)
+        seen = guest.memory.read(guest.payload.symbol("observed"), len(image.data))
+        equal("what the comparison says", explain(image.data, seen), [wanted])
+        area = get_xsave(guest.vcpu)
+        found = area.component(XFeature.XTILECFG) + area.component(XFeature.XTILEDATA)
+        equal("what the comparison of the XSAVE area says", explain(image.data, found), [wanted])
 
 
 @clause("amx.tilerelease-init", arch="x86", needs=_TILES, since="5.17")
