@@ -113,9 +113,9 @@ def _mode() -> str:
         try:
             with suppress(BlockingIOError):
                 while record := os.read(fd, 8192):
-                    found = re.search(rb"kvm \[\d+\]: (.*)(VHE|Hyp).* mode initialized", record)
-                    if found:
-                        return (found[1] + found[2]).decode().replace("Hyp", "nVHE")
+                    if found := re.search(rb"kvm \[\d+\]: (.*) mode initialized", record):
+                        name = found[1].decode()
+                        return "nVHE" if name == "Hyp" else name.removeprefix("Hyp ")
         finally:
             os.close(fd)
     with suppress(OSError):

@@ -115,14 +115,12 @@ def _uninitialised_calls() -> dict[str, int]:
         "KVM_SET_ONE_REG": lib.KVM_SET_ONE_REG,
         "KVM_GET_REG_LIST": lib.KVM_GET_REG_LIST,
         "KVM_ARM_VCPU_FINALIZE": lib.KVM_ARM_VCPU_FINALIZE,
-        "KVM_GET_VCPU_EVENTS": lib.KVM_GET_VCPU_EVENTS,
-        "KVM_SET_VCPU_EVENTS": lib.KVM_SET_VCPU_EVENTS,
     }
 
 
 @clause("init.before-init-enoexec", arch="arm64")
 def before_init(context: Context) -> None:
-    """Before VCPU_INIT every state call and KVM_RUN fail with ENOEXEC, whatever their argument.
+    """Before VCPU_INIT register calls, FINALIZE and KVM_RUN fail with ENOEXEC, whatever their argument.
 
     Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl, kvm_arch_vcpu_run_pid_change.
     """
@@ -132,6 +130,20 @@ def before_init(context: Context) -> None:
         refused(f"{name} with a buffer", errno.ENOEXEC, vcpu.ioctl, request, buffer)
         refused(f"{name} without one", errno.ENOEXEC, vcpu.ioctl, request, ffi.NULL)
     refused("KVM_RUN", errno.ENOEXEC, vcpu.run, context.timeout)
+
+
+@clause("init.events-before-init-enoexec", arch="arm64")
+def events_before_init(context: Context) -> None:
+    """Before VCPU_INIT KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS fail with ENOEXEC.
+
+    Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl.
+    """
+    vcpu = context.vcpu()
+    events = ffi.new("struct kvm_vcpu_events *")
+    for name in ("KVM_GET_VCPU_EVENTS", "KVM_SET_VCPU_EVENTS"):
+        refused(name, errno.ENOEXEC, vcpu.ioctl, getattr(lib, name), events)
+    vcpus.init(vcpu)
+    succeeds("KVM_GET_VCPU_EVENTS after VCPU_INIT", vcpu.ioctl, lib.KVM_GET_VCPU_EVENTS, events)
 
 
 @clause("init.vm-wide-features", arch="arm64", needs=(SVE,))
@@ -173,11 +185,16 @@ def reinit_same(context: Context) -> None:
 def poweroff(context: Context) -> None:
     """POWER_OFF decides the MP state after the VCPU_INIT that carries it, and is no feature to be repeated.
 
+    Before 6.4 it was one of the features that the next VCPU_INIT has to have too.
+
     Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl_vcpu_init.
     """
     vcpu = context.vcpu()
     vcpus.init(vcpu, Feature.POWER_OFF)
     equal("MP state with POWER_OFF", vcpu.mp_state, _MP_STOPPED)
+    if before(context, "6.4"):
+        refused("VCPU_INIT again without it", errno.EINVAL, vcpus.init, vcpu)
+        return
     succeeds("VCPU_INIT again without it", vcpus.init, vcpu)
     equal("MP state without it", vcpu.mp_state, _MP_RUNNABLE)
     succeeds("VCPU_INIT again with it", vcpus.init, vcpu, Feature.POWER_OFF)
