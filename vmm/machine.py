@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from vmm._kvm import ffi, lib
+from vmm.coherence import Coherence
 from vmm.device import Device
 from vmm.handle import Handle
 from vmm.memory import GuestMemory
@@ -20,6 +21,8 @@ class VirtualMachine(Handle):
         self._vcpu_mmap_size = vcpu_mmap_size
         self._owned: list[Vcpu | Device | GuestMemory] = []
         self.memories: list[GuestMemory] = []
+        # What was enabled, with its arguments: no call tells, and a state has to say.
+        self.capabilities: dict[int, tuple[int, ...]] = {}
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION on the VM, where its answer may be narrower than on /dev/kvm."""
@@ -29,6 +32,7 @@ class VirtualMachine(Handle):
         """KVM_ENABLE_CAP with up to four arguments."""
         value = ffi.new("struct kvm_enable_cap *", {"cap": capability, "flags": flags, "args": list(arguments)})
         self.ioctl(lib.KVM_ENABLE_CAP, value)
+        self.capabilities[capability] = arguments
 
     def create_vcpu(self, identifier: int = 0) -> Vcpu:
         """KVM_CREATE_VCPU. The first one of a process freezes its guest xfeature permissions (x86)."""
@@ -46,11 +50,17 @@ class VirtualMachine(Handle):
         return device
 
     def add_memory(
-        self, size: int, gpa: int = 0, *, backing: str = "anonymous", log_dirty: bool = False
+        self,
+        size: int,
+        gpa: int = 0,
+        *,
+        backing: str = "anonymous",
+        coherence: str = Coherence.COHERENT,
+        log_dirty: bool = False,
     ) -> GuestMemory:
-        """Back ``size`` bytes at guest physical ``gpa``; see GuestMemory for ``backing``. Sizes in bytes."""
+        """Back ``size`` bytes at guest physical ``gpa``; see GuestMemory for the rest. Sizes in bytes."""
         slot = len(self.memories)
-        memory = GuestMemory(self, slot, gpa, size, backing)
+        memory = GuestMemory(self, slot, gpa, size, backing, coherence)
         self._owned.append(memory)
         memory.register(log_dirty=log_dirty)
         self.memories.append(memory)

@@ -9,27 +9,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
 
 from vmm._kvm import lib
 from vmm.arm64 import boot
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SP, SYSTEM, core, x
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.exits import Budget, Exit, MmioRead, MmioWrite
-from vmm.machine import VirtualMachine
-from vmm.memory import GuestMemory
-from vmm.payload import PARAMETERS, Mailbox, Payload, PayloadError, load
+from vmm.exits import Exit, MmioWrite
+from vmm.guest import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.payload import Payload, PayloadError
 from vmm.system import Kvm
-from vmm.vcpu import DEFAULT_TIMEOUT, Vcpu
 
 __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "Fault", "Guest", "GuestError"]
 
-# Events of guest_payloads/arm64/mailbox.h.
-DONE, EXCEPTION, DIFFERENT = 1, 2, 3
-MEMORY_SIZE = 4 << 20
 # ESR_EL1.EC. Arm ARM, D23 "ESR_EL1".
 _CLASSES = {
     0x00: "undefined instruction", 0x07: "SVE or FP trap", 0x0E: "illegal execution state", 0x15: "SVC", 0x16: "HVC",
@@ -63,22 +56,15 @@ class Fault:
         return f"{self.name} (ESR_EL1 {self.esr:#x}) at {self.elr:#x}, FAR_EL1 {self.far:#x}, vector {self.vector}"
 
 
-class GuestError(Exception):
-    """The guest did not do what the entry point promises; ``exit`` is how it left."""
-
-    def __init__(self, message: str, exit: Exit | Fault) -> None:
-        super().__init__(message)
-        self.exit = exit
-
-
-class Guest:
+class Guest(BaseGuest):
     """One vCPU with a payload in ``memory``, initialised and finalized.
 
     ``features`` defaults to PSCI and, where KVM has it, SVE; ``lengths`` are the vector lengths, by default
-    KVM's choice; ZCR_EL1 starts with the longest. Closing the guest closes all of it.
+    KVM's choice; ZCR_EL1 starts with the longest.
     """
 
-    DONE = DONE
+    _LOWEST = boot.TABLES_END
+    _EVENT, _TICK = "EVENT_ADDRESS", "TICK_ADDRESS"
 
     def __init__(
         self,
@@ -87,95 +73,50 @@ class Guest:
         *,
         features: Iterable[Feature] | None = None,
         lengths: Iterable[int] | None = None,
+        memory_size: int = MEMORY_SIZE,
     ) -> None:
-        self.payload = payload if isinstance(payload, Payload) else load(payload)
-        self.payload.check_range(boot.TABLES_END, MEMORY_SIZE)
         if features is None:
             sve = (Feature.SVE,) if kvm.check_extension(lib.KVM_CAP_ARM_SVE) else ()
             features = (Feature.PSCI_0_2, *sve)
-        self.features = frozenset(features)
-        with ExitStack() as stack:
-            self.vm: VirtualMachine = stack.enter_context(kvm.create_vm())
-            self.memory: GuestMemory = self.vm.add_memory(MEMORY_SIZE)
-            self.vcpu: Vcpu = self.vm.create_vcpu()
-            vcpus.init(self.vcpu, *self.features)
-            if lengths is not None:
-                vcpus.set_vls(self.vcpu, lengths)
-            if Feature.SVE in self.features:
-                vcpus.finalize(self.vcpu)
-                write(self.vcpu, SYSTEM["ZCR_EL1"], boot.ZCR)
-            boot.write_tables(self.memory)
-            self.payload.write_to(self.memory)
-            self.mailbox = Mailbox(self.memory, self.payload)
-            self.vcpu.tick = self.payload.symbol("TICK_ADDRESS")
-            self._event_address = self.payload.symbol("EVENT_ADDRESS")
-            self._pending = False
-            self._owned = stack.pop_all()
+        self._features = frozenset(features)
+        self._lengths = lengths
+        super().__init__(kvm, payload, memory_size)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The features the vCPU was initialised with."""
+        return vcpus.features(self.vcpu)
+
+    def _set_up(self) -> None:
+        vcpus.init(self.vcpu, *self._features)
+        if self._lengths is not None:
+            vcpus.set_vls(self.vcpu, self._lengths)
+        if Feature.SVE in self._features:
+            vcpus.finalize(self.vcpu)
+            write(self.vcpu, SYSTEM["ZCR_EL1"], boot.ZCR)
+        boot.write_tables(self.memory)
 
     def prepare(self, entry: str | int, *parameters: int, privilege: int = 0) -> None:
         """Point the vCPU at an entry point with its parameters in the mailbox; nothing runs yet."""
         if privilege:
             raise PayloadError("arm64 payloads run at EL1 alone: leave --privilege at 0")
-        if len(parameters) > PARAMETERS:
-            raise ValueError(f"a payload takes at most {PARAMETERS} parameters, not {len(parameters)}")
-        self.complete()
-        for index, value in enumerate(parameters):
-            self.mailbox.write("params", value, index)
+        super().prepare(entry, *parameters)
+
+    def _enter(self, address: int, privilege: int) -> None:
         boot.enter(self.vcpu, self.payload)
-        write(self.vcpu, PC, entry if isinstance(entry, int) else self.payload.symbol(entry))
+        write(self.vcpu, PC, address)
         write(self.vcpu, _SP_EL1, self.payload.symbol("stack_top"))
 
-    def complete(self) -> None:
-        """Finish a pending MMIO access, so that a new PC is not moved on behind the old instruction."""
-        if self._pending:
-            self.vcpu.complete()
-            self._pending = False
-
-    def resume(self, timeout: float = DEFAULT_TIMEOUT, ticks: int = 1 << 62) -> Exit:
-        """Run on from where the guest is, to the next exit that is not a tick."""
-        self._pending = False
-        exit = self.vcpu.run(timeout, ticks)
-        self._pending = isinstance(exit, MmioWrite | MmioRead | Budget)
-        return exit
+    def _where(self) -> str:
+        return f"PC {read(self.vcpu, PC):#x}"
 
     def event(self, exit: Exit) -> int | None:
         """Return the event number if ``exit`` is the payload's way out, else None."""
-        return exit.value if isinstance(exit, MmioWrite) and exit.address == self._event_address else None
-
-    def call(self, entry: str | int, *parameters: int, privilege: int = 0, timeout: float = DEFAULT_TIMEOUT) -> int:
-        """Run an entry point to its event and return that: DONE or DIFFERENT.
-
-        Raises GuestError if the guest faults (``exit`` is the Fault), hangs or leaves in another way.
-        """
-        self.prepare(entry, *parameters, privilege=privilege)
-        return self.finish(self.resume(timeout), f"{self.payload.name}.{entry}")
-
-    def finish(self, exit: Exit, what: str = "the payload") -> int:
-        """Turn the exit of a run into its event; GuestError if it is none."""
-        event = self.event(exit)
-        self.complete()
-        if event in (DONE, DIFFERENT):
-            return int(event)
-        if event == EXCEPTION:
-            fault = self.fault()
-            raise GuestError(f"{what} took {fault}", fault)
-        if isinstance(exit, Budget):
-            raise GuestError(f"{what} is still ticking after {exit.ticks} ticks", exit)
-        raise GuestError(f"{what} left with {exit} at PC {read(self.vcpu, PC):#x}", exit)
+        return exit.value if isinstance(exit, MmioWrite) and exit.address == self._way_out else None
 
     def fault(self) -> Fault:
         """Return the exception that the mailbox describes."""
         return Fault(*(self.mailbox.read(name) for name in ("vector", "esr", "elr", "far", "spsr")))
-
-    def describe(self, event: int) -> str:
-        """Say in words what an event means, with the values or the fault that came along."""
-        if event == EXCEPTION:
-            return f"exception: {self.fault()}"
-        if event == DIFFERENT:
-            where, count = self.mailbox.read("difference"), self.mailbox.read("differences")
-            return f"different: {count} bytes, the first at offset {where} of the expected image"
-        values = " ".join(f"{value:#x}" for value in self.mailbox.values if value)
-        return f"done{': ' + values if values else ''}"
 
     def registers(self) -> list[str]:
         """Return the general registers and some system registers as lines for people."""
@@ -187,13 +128,3 @@ class Guest:
         system = " ".join(f"{name} {read(self.vcpu, SYSTEM[name]):#x}" for name in names)
         lengths = f" lengths {vcpus.get_vls(self.vcpu)}" if Feature.SVE in self.features else ""
         return [*lines, system + lengths]
-
-    def close(self) -> None:
-        """Close the VM with all it owns."""
-        self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

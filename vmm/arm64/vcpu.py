@@ -20,6 +20,7 @@ from vmm.vcpu import Vcpu
 __all__ = [
     "GENERIC_V8",
     "Feature",
+    "features",
     "finalize",
     "get_vls",
     "init",
@@ -52,7 +53,9 @@ class Feature(IntEnum):
 def init_raw(vcpu: Vcpu, target: int, words: Iterable[int]) -> None:
     """KVM_ARM_VCPU_INIT with the words of the feature array as they are."""
     padded = [*words, *[0] * 7][:7]
-    vcpu.ioctl(lib.KVM_ARM_VCPU_INIT, ffi.new("struct kvm_vcpu_init *", {"target": target, "features": padded}))
+    value = ffi.new("struct kvm_vcpu_init *", {"target": target, "features": padded})
+    vcpu.ioctl(lib.KVM_ARM_VCPU_INIT, value)
+    vcpu.chosen["INIT"] = bytes(ffi.buffer(value))
 
 
 def init(vcpu: Vcpu, *features: Feature, target: int = GENERIC_V8) -> None:
@@ -60,9 +63,17 @@ def init(vcpu: Vcpu, *features: Feature, target: int = GENERIC_V8) -> None:
     init_raw(vcpu, target, [sum(1 << feature for feature in features)])
 
 
+def features(vcpu: Vcpu) -> frozenset[Feature]:
+    """Return the features that the vCPU was last initialised with: no call of KVM tells."""
+    words = int.from_bytes(vcpu.chosen.get("INIT", b"")[4:], "little")
+    return frozenset(feature for feature in Feature if words >> feature & 1)
+
+
 def finalize(vcpu: Vcpu, feature: int = Feature.SVE) -> None:
     """KVM_ARM_VCPU_FINALIZE of a feature's number."""
     vcpu.ioctl(lib.KVM_ARM_VCPU_FINALIZE, ffi.new("int *", feature))
+    done = int.from_bytes(vcpu.chosen.get("FINALIZE", b""), "little")
+    vcpu.chosen["FINALIZE"] = (done | 1 << feature).to_bytes(4, "little")
 
 
 def preferred_target(vm: VirtualMachine) -> Any:

@@ -22,6 +22,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "bench": "Compare this VMM's speed with a C program that does the same.",
     "check": "Check this KVM clause by clause.",
+    "order": "Find the orders in which this KVM lets a state be restored.",
     "probe": "Show what this host's KVM offers.",
     "run": "Run one payload and show its exits and registers.",
 }

@@ -209,6 +209,7 @@ def supported(kvm: Kvm) -> Cpuid:
 def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
     """KVM_SET_CPUID2. EPERM: an xfeature without guest permission; EINVAL: the vCPU has run."""
     vcpu.ioctl(lib.KVM_SET_CPUID2, _buffer(table))
+    vcpu.chosen["CPUID"] = table.packed
 
 
 def get_cpuid(vcpu: Vcpu) -> Cpuid:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmm order``: which orders of a restore this KVM accepts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from vmm.report import order as report
+from vmm.state.capture import steps
+from vmm.state.trials import measure
+from vmm.system import Kvm
+
+__all__ = ["command"]
+
+
+@click.command("order")
+@click.option("--samples", type=click.IntRange(0, 100000), default=100, show_default=True,
+              help="Random orders of each kind to confirm the result with.")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="Of values and random orders.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Draw the partial order into this file.")
+@click.option("--steps", "only_steps", is_flag=True, help="Print our order with its reasons and sources; no KVM.")
+def command(samples: int, seed: int, as_json: bool, svg: str | None, only_steps: bool) -> int:
+    """Find out in which orders this KVM lets a vCPU's state be restored, and what is lost in the others.
+
+    Restores are only read back, no guest runs. Exits with 1 if an order that keeps all constraints found did
+    not restore the state.
+    """
+    if only_steps:
+        for step in steps():
+            print(f"{step.name}: {step.get}, {step.set}")
+            for follows in step.after:
+                print(f"    after {follows.step}: {follows.reason} ({follows.source})")
+        return 0
+    terminal = sys.stderr.isatty()
+
+    def progress(done: int) -> None:
+        if terminal:
+            print(f"\r{done} restores ", end="", file=sys.stderr, flush=True)
+
+    with Kvm() as kvm:
+        matrix, _ = measure(kvm, samples=samples, seed=seed, progress=progress)
+    if terminal:
+        print(file=sys.stderr)
+    if svg:
+        Path(svg).write_text(report.svg(matrix))
+    if as_json:
+        print(json.dumps(report.to_json(matrix, steps()), indent=2))
+    else:
+        print("\n".join(report.lines(matrix, steps())))
+    return 1 if matrix.surprises else 0

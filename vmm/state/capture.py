@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a guest to its state and back: steps in their order, whole or not at all.
+
+>>> state = capture(guest)
+>>> with restore(kvm, state) as twin:
+...     twin.resume()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vmm.arch import ARCHITECTURE, module
+from vmm.guest import BaseGuest
+from vmm.ioctl import KvmError, Refused
+from vmm.machine import VirtualMachine
+from vmm.payload import Payload, load
+from vmm.state.compare import architecture, memory_differences, vcpu_differences
+from vmm.state.step import Policy, StateRefused, Step
+from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
+from vmm.system import Kvm
+from vmm.vcpu import Vcpu
+
+__all__ = [
+    "capture",
+    "capture_memory",
+    "capture_vcpu",
+    "finish",
+    "identity",
+    "prepare",
+    "restore",
+    "restore_memory",
+    "restore_vcpu",
+    "steps",
+    "verify_vcpu",
+]
+
+
+def _module() -> Any:
+    found = architecture()
+    if found is None:
+        raise StateRefused(f"states of {ARCHITECTURE} are not known here")
+    return found
+
+
+def steps() -> tuple[Step, ...]:
+    """Return the steps of the running architecture, in the order of a restore."""
+    return tuple(_module().STEPS)
+
+
+def identity(payload: Payload) -> PayloadIdentity:
+    """Return what says that two payloads are the same: the name, and a digest of what is loaded where."""
+    digest = hashlib.sha256()
+    for address, data in payload.segments:
+        digest.update(address.to_bytes(8, "little") + len(data).to_bytes(8, "little") + data)
+    return PayloadIdentity(payload.name, digest.digest())
+
+
+# --- capture --------------------------------------------------------------------------------------
+
+
+def capture_vcpu(vcpu: Vcpu) -> VcpuState:
+    """Return a vCPU's state. A pending exit has to be completed before (BaseGuest.complete)."""
+    known = _module()
+    by_name = {step.name: step for step in known.STEPS}
+    parts = {}
+    for name in known.CAPTURE_ORDER:
+        part = by_name[name].capture(vcpu)
+        if part is not None:
+            parts[name] = part
+    known.check_complete(parts)
+    return VcpuState({name: parts[name] for name in by_name if name in parts}, vcpu.identifier)
+
+
+def capture_memory(guest: BaseGuest) -> tuple[MemoryState, ...]:
+    """Return the memory of a guest that does not run."""
+    return tuple(MemoryState.of(memory.gpa, memory.view) for memory in guest.vm.memories)
+
+
+def _capabilities(vm: VirtualMachine) -> dict[str, Part]:
+    """Return the part CAPS, which both architectures have: what was enabled, with its arguments."""
+    enabled = {
+        number: b"".join(a.to_bytes(8, "little") for a in values) for number, values in vm.capabilities.items()
+    }
+    return {"CAPS": enabled} if enabled else {}
+
+
+def _enable(state: VmState) -> dict[int, tuple[int, ...]]:
+    """Return the capabilities to enable; StateRefused for one that a state has no business with."""
+    part = state.machine.get("CAPS", {})
+    if isinstance(part, bytes):
+        raise StateRefused("CAPS has to be a set of capabilities: the state is damaged")
+    if strange := set(part) - _module().CAPABILITIES:
+        raise StateRefused(f"CAPS: capabilities {sorted(strange)} are not enabled for a state")
+    return {
+        number: tuple(int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 8))
+        for number, value in part.items()
+    }
+
+
+def capture(guest: BaseGuest, *, memory: bool = True) -> VmState:
+    """Return the state of a guest that has left; its pending exit is completed first."""
+    guest.complete()
+    vcpu = capture_vcpu(guest.vcpu)
+    machine = {**_capabilities(guest.vm), **_module().capture_machine(guest.vm)}
+    about = {"kernel": platform.release(), "machine": platform.machine()}
+    contents = capture_memory(guest) if memory else tuple(MemoryState(m.gpa, m.size) for m in guest.vm.memories)
+    return VmState(ARCHITECTURE, (vcpu,), contents, machine, identity(guest.payload), about)
+
+
+# --- restore --------------------------------------------------------------------------------------
+
+
+def restore_vcpu(
+    vcpu: Vcpu, state: VcpuState, policy: Policy | None = None, order: Iterable[str] | None = None
+) -> None:
+    """Write a vCPU's parts, in the order of the steps or in another one.
+
+    Raises StateRefused with the name of the part or register that this KVM refuses; what was written stays.
+    """
+    chosen = policy or Policy()
+    by_name = {step.name: step for step in steps()}
+    if unknown := [name for name in state.parts if name not in by_name]:
+        raise StateRefused(f"the state has parts this version does not know: {', '.join(unknown)}")
+    for name in by_name if order is None else order:
+        if name in state.parts:
+            _restore_part(by_name[name], vcpu, state, chosen)
+
+
+def _restore_part(step: Step, vcpu: Vcpu, state: VcpuState, policy: Policy) -> None:
+    try:
+        step.restore(vcpu, state.parts[step.name], policy)
+    except KvmError as error:
+        why = _module().why(step.name, state, error)
+        raise StateRefused(f"{step.name}: {step.set} refused it with {error.errno_name}{why}") from error
+    except Refused as error:
+        raise StateRefused(f"{step.name}: {error}") from error
+
+
+def verify_vcpu(vcpu: Vcpu, state: VcpuState, policy: Policy | None = None) -> None:
+    """Capture a restored vCPU again; StateRefused names all that is not what the state says."""
+    chosen = policy or Policy()
+    found = vcpu_differences(ARCHITECTURE, state, capture_vcpu(vcpu))
+    chosen.refuse_all((difference.name, f"saved and restored differ: {difference.values}") for difference in found)
+
+
+def _payload(state: VmState, payload: Payload | None) -> Payload:
+    if state.payload is None:
+        raise StateRefused("the state does not say which payload its guest runs")
+    found = payload or load(state.payload.name)
+    if identity(found) != state.payload:
+        raise StateRefused(
+            f"the payload {state.payload.name} here is another build than the one in the state: "
+            "restore with the version that saved it"
+        )
+    return found
+
+
+def prepare(kvm: Kvm, state: VmState, payload: Payload | None = None) -> BaseGuest:
+    """Make an empty VM for a state: memory regions (all zero) and a fresh vCPU; nothing is restored yet.
+
+    On x86 the guest permission for the state's dynamic components is requested.
+    """
+    if state.arch != ARCHITECTURE:
+        raise StateRefused(f"this is a state of {state.arch}, the host is {ARCHITECTURE}")
+    if len(state.vcpus) != 1 or len(state.memory) != 1 or state.memory[0].gpa:
+        raise StateRefused("guests here have one vCPU and one memory region at 0: this state has others")
+    found = _payload(state, payload)
+    _module().check_complete(state.vcpus[0].parts)
+    _module().permit(state.vcpus[0])
+    guest: BaseGuest = module("guest").Guest.empty(kvm, found, state.memory[0].size, _enable(state))
+    return guest
+
+
+def restore_memory(guest: BaseGuest, contents: Sequence[MemoryState]) -> None:
+    """Write memory contents into a guest whose memory is zero."""
+    for region in contents:
+        for extent in region.extents:
+            guest.memory.write(extent.gpa, extent.data)
+
+
+def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, verify: bool = True) -> None:
+    """Write the vCPU and the VM's parts of a state to a prepared guest, and capture them again to compare."""
+    known = _module()
+    chosen = policy or Policy()
+    known.check_complete(state.vcpus[0].parts)
+    known.restore_machine(guest.vm, {name: part for name, part in state.machine.items() if name != "CAPS"})
+    restore_vcpu(guest.vcpu, state.vcpus[0], chosen)
+    if verify:
+        verify_vcpu(guest.vcpu, state.vcpus[0], chosen)
+
+
+def restore(
+    kvm: Kvm, state: VmState, policy: Policy | None = None, *, payload: Payload | None = None, verify: bool = True
+) -> BaseGuest:
+    """Return a new guest with this state, ready to run; nothing is left behind if that fails.
+
+    Raises StateRefused with the names of the registers that this KVM does not take or does not keep;
+    ``policy`` says which of those the caller can live with.
+    """
+    guest = prepare(kvm, state, payload)
+    try:
+        restore_memory(guest, state.memory)
+        finish(guest, state, policy, verify=verify)
+        if verify and (found := memory_differences(state.memory, capture_memory(guest))):
+            raise StateRefused(f"memory was not written as it is in the state: {found[0]}")
+    except BaseException:
+        guest.close()
+        raise
+    return guest

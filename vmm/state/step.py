@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capture and restore as data: each step has a name, its calls, and what it has to follow and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from vmm.state.value import Part
+from vmm.vcpu import Vcpu
+
+__all__ = ["Follows", "Policy", "StateRefused", "Step", "check_order"]
+
+
+class StateRefused(Exception):
+    """This KVM does not take, or does not keep, a piece of the state; the message names it.
+
+    ``refusals`` has each refused register with its reason, where the message has room for a few only.
+    """
+
+    def __init__(self, message: str, refusals: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals)
+
+
+_SHOWN = 6
+
+
+def _sentence(refusals: Iterable[tuple[str, str]]) -> str:
+    """Say what was refused, the names with the same reason together."""
+    names: dict[str, list[str]] = {}
+    for name, why in refusals:
+        names.setdefault(why, []).append(name)
+    parts = []
+    for why, group in names.items():
+        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
+        parts.append(f"{', '.join(group[:_SHOWN])}{more}: {why}")
+    more = f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return "; ".join(parts[:_SHOWN]) + more
+
+
+class Policy:
+    """Which refusals of registers the caller can live with: patterns of names such as ``MSRS.KVM_*``.
+
+    What was tolerated is in ``notes``, a sentence each.
+    """
+
+    def __init__(self, tolerate: Iterable[str] = ()) -> None:
+        self.tolerate = tuple(tolerate)
+        self.notes: list[str] = []
+
+    def refuse(self, name: str, why: str) -> None:
+        """Note the refusal of ``name`` if it is tolerated, else raise StateRefused."""
+        self.refuse_all([(name, why)])
+
+    def refuse_all(self, refusals: Iterable[tuple[str, str]]) -> None:
+        """Note those refusals that are tolerated; raise StateRefused that names all others."""
+        fatal = []
+        for name, why in refusals:
+            if any(fnmatchcase(name, pattern) for pattern in self.tolerate):
+                self.notes.append(f"{name}: {why}")
+            else:
+                fatal.append((name, why))
+        if fatal:
+            raise StateRefused(_sentence(fatal), fatal)
+
+
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """A step comes after ``step`` for this reason; ``source`` says where that is written."""
+
+    step: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One piece of a vCPU's state.
+
+    ``get`` and ``set`` name the calls. ``capture(vcpu)`` returns the part, None where this vCPU has no such
+    state; ``restore(vcpu, part, policy)`` writes it. ``after`` is about restoring.
+    """
+
+    name: str
+    get: str
+    set: str
+    capture: Callable[[Vcpu], Part | None]
+    restore: Callable[[Vcpu, Part, Policy], None]
+    after: tuple[Follows, ...] = ()
+
+
+def check_order(steps: Iterable[Step], order: Iterable[str]) -> list[str]:
+    """Return the constraints that an order of step names breaks, a sentence each."""
+    position = {name: index for index, name in enumerate(order)}
+    broken = []
+    for step in steps:
+        for follows in step.after:
+            if step.name in position and position.get(follows.step, -1) > position[step.name]:
+                broken.append(f"{step.name} comes before {follows.step}: {follows.reason}")
+    return broken

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names inside the parts of an x86 vCPU's state: registers and fields, and which of them differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmm._kvm import ffi, lib
+from vmm.state.step import StateRefused
+from vmm.state.value import Part
+from vmm.x86 import msr
+from vmm.x86.cpuid import Cpuid
+from vmm.x86.fields import Cr4, Xcr0, describe_msr
+from vmm.x86.xsave import XsaveArea
+
+__all__ = ["STRUCTURES", "describe", "different", "msr_name", "one_reg_name", "raw"]
+
+_U64 = 8
+# The parts that are one structure of the kernel's.
+STRUCTURES = {
+    "SREGS": "kvm_sregs2", "XCRS": "kvm_xcrs", "LAPIC": "kvm_lapic_state", "REGS": "kvm_regs",
+    "DEBUGREGS": "kvm_debugregs", "MP_STATE": "kvm_mp_state", "EVENTS": "kvm_vcpu_events",
+}  # fmt: skip
+
+
+def raw(name: str, part: Part, size: int | None = None) -> bytes:
+    """Return a part that is bytes, as many as it has to have; StateRefused if it is not."""
+    if not isinstance(part, bytes) or (size is not None and len(part) != size):
+        raise StateRefused(f"{name} has to be {size or 'a number of'} bytes: the state is damaged")
+    return part
+
+
+def msr_name(index: int) -> str:
+    """Return an MSR's name, or its number where it has none."""
+    return msr.name(index).split(" (")[0].replace("MSR ", "")
+
+
+def one_reg_name(identifier: int) -> str:
+    """Return the name of a register of KVM_GET_REG_LIST."""
+    kind, index = identifier >> 32 & 0xFF, identifier & 0xFFFFFFFF
+    if kind == lib.KVM_X86_REG_TYPE_KVM:
+        return "GUEST_SSP" if index == lib.KVM_REG_GUEST_SSP else f"KVM_{index:#x}"
+    return msr_name(index)
+
+
+def describe(name: str, part: Part) -> dict[str, str]:
+    """Return what a part holds, value by field or register name."""
+    if name == "CPUID":
+        entries = Cpuid.unpack(bytes(raw(name, part)))
+        return {f"{entry.function:08x}.{entry.index}": str(entry).split(": ")[1] for entry in entries}
+    if isinstance(part, bytes):
+        if name in STRUCTURES:
+            return {field: _text(name, field, value) for field, value in _fields(STRUCTURES[name], part)}
+        if name == "XSAVE":
+            return _describe_xsave(XsaveArea(part))
+        return {name: str(int.from_bytes(part, "little"))}
+    if name == "ONE_REGS":
+        return {one_reg_name(number): f"{int.from_bytes(value, 'little'):#x}" for number, value in part.items()}
+    return {msr_name(number): describe_msr(number, int.from_bytes(value, "little")) for number, value in part.items()}
+
+
+def _describe_xsave(area: XsaveArea) -> dict[str, str]:
+    """One entry for each register of each component that is in use, by the names of its bytes."""
+    lines = {"size": str(len(area.data)), "XSTATE_BV": str(Xcr0(area.xstate_bv)), "XCOMP_BV": f"{area.xcomp_bv:#x}"}
+    for number, component in area.layout.components.items():
+        if component.supervisor or component.end > len(area.data) or not area.xstate_bv >> number & 1:
+            continue
+        registers: dict[str, bytearray] = {}
+        for start, length in component.ranges:
+            for offset in range(start, start + length):
+                where = area.where(offset).rsplit(" byte ", 1)[0]
+                registers.setdefault(where, bytearray()).append(area.data[offset])
+        lines.update({where: data.hex() for where, data in registers.items()})
+    return lines
+
+
+def _fields(kind: str, data: bytes) -> list[tuple[str, bytes]]:
+    if len(data) != ffi.sizeof(f"struct {kind}"):
+        raise StateRefused(f"struct {kind} has {ffi.sizeof(f'struct {kind}')} bytes, not {len(data)}")
+    return [
+        (field, data[found.offset : found.offset + ffi.sizeof(found.type)])
+        for field, found in ffi.typeof(f"struct {kind}").fields
+    ]
+
+
+def _text(name: str, field: str, value: bytes) -> str:
+    if len(value) > _U64:
+        return value.hex()
+    number = int.from_bytes(value, "little")
+    return str(Cr4(number)) if (name, field) == ("SREGS", "cr4") else f"{number:#x}"
+
+
+def different(name: str, ours: Part, theirs: Part) -> list[tuple[str, str]]:
+    """Return (register or field, both values) for what differs between two parts of this name."""
+    if ours == theirs:
+        return []
+    if name == "XSAVE":
+        first, second = XsaveArea(raw(name, ours)), XsaveArea(raw(name, theirs))
+        return [_named_byte(line) for line in first.same_state(second)]
+    if name == "SREGS":
+        ours, theirs = _without_unusable(raw(name, ours)), _without_unusable(raw(name, theirs))
+    first_values, second_values = describe(name, ours), describe(name, theirs)
+    names = dict.fromkeys([*first_values, *second_values])
+    return [
+        (key, f"{first_values.get(key, 'absent')}, {second_values.get(key, 'absent')}")
+        for key in names
+        if first_values.get(key) != second_values.get(key)
+    ]
+
+
+def _named_byte(line: str) -> tuple[str, str]:
+    where, _, values = line.partition(" (byte ")
+    return where, f"byte {values}" if values else line
+
+
+def _without_unusable(data: bytes) -> bytes:
+    """An unusable segment has a selector and nothing else: KVM marks the rest accessed when it is written back."""
+    value: Any = ffi.new("struct kvm_sregs2 *")
+    ffi.memmove(value, data, len(data))
+    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
+        segment = getattr(value, name)
+        if segment.unusable:
+            setattr(value, name, {"selector": segment.selector, "unusable": 1})
+    return bytes(ffi.buffer(value))
