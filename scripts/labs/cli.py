@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import socket
@@ -16,11 +17,14 @@ from .config import DEFAULT_KERNEL, KERNELS
 from .errors import LabError
 from .machines import Machine, Options, Port
 from .session import LAB_FAILURE, MACHINES, Plan, run_plans
+from .shards import Merger, divisible, shard_command
 
 __all__ = ["main", "make_plans", "parse"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_DEFAULT_COMMAND = ("vmm", "check", "--format", "json")
+# Emulated processors are slow: the clauses' time limits are for real ones.
+_DEFAULT_COMMAND = ("vmm", "check", "--format", "json", "--time-scale", "20")
+_MOST_SHARDS = 2
 
 _DESCRIPTION = """\
 Boot a Debian kernel with its own KVM on an emulated CPU and run a command there.
@@ -35,7 +39,7 @@ The command's output and exit status become those of scripts/lab; 125 says that 
 command.  Files that the command writes to /out come back with --out.  The first run of a machine builds it
 (minutes), later ones take seconds.
 
-  scripts/lab amx                                      the conformance run with AMX
+  scripts/lab amx                                      the conformance run with AMX, half of it in each of two
   scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel
   scripts/lab sve --cpu vq=1,2,4 --mode nvhe           another set of vector lengths, KVM without VHE
   scripts/lab sve --shell                              a shell in the machine
@@ -77,6 +81,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         action="store_true",
         help="two machines joined by a cable; --kernel and --cpu may be given for each",
     )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="divide `vmm check --format json` among N machines and join the reports (the default command of amx: 2)",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the run's files: console, initrd, command line")
     parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")
     options = parser.parse_args(own)
@@ -106,6 +116,11 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
     """Return the machines to run: one, or two with a cable."""
     if not options.pair:
         command = _shell() if options.shell else [*(commands[0] if commands else _DEFAULT_COMMAND)]
+        shards = _shards(options, commands, command)
+        if shards > 1:
+            merger = Merger(shards)
+            words = [shard_command(command, part + 1, shards) for part in range(shards)]
+            return [Plan(_machine(cache, options, 0), one, merger=merger) for one in words]
         return [Plan(_machine(cache, options, 0), command, options.out, options.shell)]
     if options.name == "amx":
         raise LabError("Only svm and sve can be paired: the emulator of amx has no network in this configuration.")
@@ -125,6 +140,16 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
             )
         )
     return plans
+
+
+def _shards(options: argparse.Namespace, commands: Sequence[Sequence[str]], command: Sequence[str]) -> int:
+    """Return among how many machines to divide the command."""
+    if options.shards is None:
+        divided = MACHINES[options.name].one_thread and not commands and not options.shell and options.out is None
+        return min(_MOST_SHARDS, os.cpu_count() or 1) if divided else 1
+    if options.shards > 1 and not divisible(command):
+        raise LabError("--shards divides `vmm check --format json` without --output and nothing else.")
+    return max(1, options.shards)
 
 
 def _shell() -> list[str]:

@@ -21,6 +21,8 @@ PYTHON_PACKAGES = (
     "python3-pyelftools",
     "python3-click",
     "python3-rich",
+    "python3-cbor2",
+    "python3-zstandard",
 )
 
 #: The suite these come from, and the Python it has.

@@ -63,6 +63,8 @@ class Machine(ABC):
     channel: str
     power: str
     console_device: str
+    #: whether the emulator runs in one thread, so that a second machine is for free where there is a second CPU
+    one_thread = False
 
     def __init__(self, cache: Cache, options: Options) -> None:
         self.cache = cache

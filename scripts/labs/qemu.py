@@ -19,6 +19,7 @@ class _Qemu(Machine):
     package: str
     program: str
     serial_arguments: str
+    processors = 1
 
     def prepare(self) -> None:
         self._root = HostRoot(self.cache, TOOL_SUITE, [self.package])
@@ -52,7 +53,7 @@ class _Qemu(Machine):
                 str(self._root.root / "usr/share/seabios"),
             ),
             *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-cpu", self.processor(), "-smp", "1", "-m", str(self.options.memory or 1024)),
+            *("-cpu", self.processor(), "-smp", str(self.processors), "-m", str(self.options.memory or 1024)),
             *("-chardev", f"{console},id=console,path={boot.console}", "-serial", "chardev:console"),
             *("-chardev", f"file,id=data,path=/dev/fd/{boot.data}"),
             *self.machine_options(),
@@ -111,6 +112,8 @@ class Sve(_Qemu):
     package = "qemu-system-arm"
     program = "qemu-system-aarch64"
     serial_arguments = "ttyAMA0"
+    # Each is a thread of the emulator; and what a guest keeps from one CPU to the next needs a second one.
+    processors = 2
 
     def processor(self) -> str:
         # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the

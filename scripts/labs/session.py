@@ -23,7 +23,8 @@ from .machines import Boot, Machine, Port
 from .product import build_product
 from .progress import note
 from .qemu import Sve, Svm
-from .supervise import Guest, console_reports, console_tail, supervise
+from .shards import Merger, ShardSink
+from .supervise import Guest, Sink, console_reports, console_tail, supervise
 from .terminal import Relay
 from .userland import build_userland
 
@@ -33,6 +34,7 @@ MACHINES: dict[str, type[Machine]] = {"svm": Svm, "amx": Amx, "sve": Sve}
 
 #: the exit status when the machine failed and not the command
 LAB_FAILURE = 125
+_NOTHING_RAN = 4
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Plan:
     address: str = ""  # of its network interface
     port: Port | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    merger: Merger | None = None  # where the output goes when several machines make one report
 
 
 class StreamSink:
@@ -116,11 +119,12 @@ def _sweep(runs: Path) -> None:
 
 def _run_in(folder: Path, cache: Cache, repository: Path, plans: Sequence[Plan], timeout: float) -> int:
     relay = Relay() if any(plan.shell for plan in plans) else None
-    guests, sinks = [], []
+    guests: list[Guest] = []
+    sinks: list[StreamSink | ShardSink] = []
     for number, plan in enumerate(plans):
         place = folder / str(number)
         place.mkdir()
-        sink = StreamSink(place / "out.tar", plan.label)
+        sink = ShardSink(plan.merger, number) if plan.merger else StreamSink(place / "out.tar", plan.label)
         guests.append(_guest(cache, repository, plan, place, sink, relay))
         sinks.append(sink)
     if relay is None:
@@ -133,7 +137,7 @@ def _run_in(folder: Path, cache: Cache, repository: Path, plans: Sequence[Plan],
             return 0
     for plan, sink in zip(plans, sinks, strict=True):
         sink.finish()
-        if plan.out is not None:
+        if plan.out is not None and isinstance(sink, StreamSink):
             extract_files(sink.archive, plan.out)
     return _status(guests)
 
@@ -149,10 +153,12 @@ def _status(guests: Sequence[Guest]) -> int:
                 print(f"scripts/lab: the kernel of {guest.name} reported: {line}", file=sys.stderr)
     if any(guest.failure for guest in guests):
         return LAB_FAILURE
-    return next((guest.status for guest in guests if guest.status), 0)
+    statuses = [guest.status or 0 for guest in guests]
+    # 4 is "nothing could run", which is true of a divided run only if it is of every part.
+    return next((status for status in statuses if status not in (0, _NOTHING_RAN)), min(statuses))
 
 
-def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: StreamSink, relay: Relay | None) -> Guest:
+def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink, relay: Relay | None) -> Guest:
     machine = plan.machine
     kernel = machine.kernel()
     archives = [build_userland(cache, machine.arch), build_product(cache, repository, machine.arch)]

@@ -29,10 +29,10 @@ def frame(kind: str, payload: bytes) -> bytes:
 
 
 def test_the_default_command_is_the_conformance_run(tmp_path: Path) -> None:
-    options, commands = parse(["amx"])
+    options, commands = parse(["svm"])
     (plan,) = make_plans(Cache(tmp_path), options, commands)
-    assert plan.command == ["vmm", "check", "--format", "json"]
-    assert (plan.machine.name, plan.machine.options.kernel) == ("amx", "7.2")
+    assert plan.command[:4] == ["vmm", "check", "--format", "json"]
+    assert (plan.machine.name, plan.machine.options.kernel) == ("svm", "7.2")
 
 
 def test_a_commands_own_options_are_not_ours() -> None:

@@ -36,6 +36,20 @@ def _output(path: str | None) -> Iterator[TextIO]:
         yield stream
 
 
+class _Shard(click.ParamType):
+    """K/N: every N-th clause from the K-th on."""
+
+    name = "K/N"
+
+    def convert(self, value: str | tuple[int, int], *_: object) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        part, _slash, whole = value.partition("/")
+        if part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole):
+            return int(part), int(whole)
+        raise click.UsageError(f"--shard {value} is not K/N with K from 1 to N, such as 2/3")
+
+
 def _list(globs: tuple[str, ...], style: str) -> None:
     from vmm.conformance.registry import all_clauses, select
 
@@ -77,6 +91,7 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
 @click.option("--jobs", "-j", type=click.IntRange(1), help="Clauses at once (default: one a CPU).")
 @click.option("--format", "style", type=click.Choice(FORMATS), default="text", show_default=True, help="Report.")
 @click.option("--output", "-o", metavar="FILE", help="Write the report there.")
+@click.option("--shard", type=_Shard(), metavar="K/N", default="1/1", help="Only every N-th clause, from the K-th.")
 @click.option("--exhaustive", is_flag=True, help="Run all of what is otherwise sampled.")
 @click.option("--dangerous", is_flag=True, help="Also run what could harm an unfixed host kernel.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the samples.")
@@ -89,8 +104,9 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
 )
 @click.option("--kselftest", is_flag=True, help="Exit as kselftests do: 0 pass, 1 fail, 2 xfail, 3 xpass, 4 skip.")
 def command(
-    globs: tuple[str, ...], only_list: bool, jobs: int | None, style: str, output: str | None, exhaustive: bool,
-    dangerous: bool, seed: int, time_scale: float, kselftest: bool,
+    globs: tuple[str, ...], only_list: bool, jobs: int | None, style: str, output: str | None,
+    shard: tuple[int, int], exhaustive: bool, dangerous: bool, seed: int, time_scale: float,
+    kselftest: bool,
 ) -> int:  # fmt: skip
     """Check this KVM clause by clause; GLOB picks clauses by their ids, such as 'xsave.*'.
 
@@ -101,17 +117,20 @@ def command(
         if only_list:
             _list(globs, style)
             return 0
-        return _check(globs, jobs, style, output, kselftest, Options(exhaustive, dangerous, time_scale, seed))
+        options = Options(exhaustive, dangerous, time_scale, seed)
+        return _check(globs, shard, jobs, style, output, kselftest, options)
     except LookupError as error:
         raise click.UsageError(str(error.args[0])) from error
 
 
 def _check(
-    globs: tuple[str, ...], jobs: int | None, style: str, output: str | None, kselftest: bool, options: Options
-) -> int:
+    globs: tuple[str, ...], shard: tuple[int, int], jobs: int | None, style: str, output: str | None,
+    kselftest: bool, options: Options,
+) -> int:  # fmt: skip
+    part, whole = shard
     with Runner(jobs=jobs or os.cpu_count() or 1) as runner:
         # The server alone imports the clauses: this process needs their names only.
-        clauses = matching(globs, runner.clauses)
+        clauses = matching(globs, runner.clauses)[part - 1 :: whole]
         with _output(output) as stream:
             totals = _run(runner, clauses, options, reporter(style, stream))
     if kselftest:

@@ -38,6 +38,7 @@ class Amx(Machine):
     channel = "port"
     power = "bochs"
     console_device = "/dev/ttyS0"
+    one_thread = True
 
     def prepare(self) -> None:
         if self.options.cpu not in (None, *_MODELS):
