@@ -256,8 +256,8 @@ def test_memory_differs_after_zeros_were_left_out(contents: list[bytes]) -> None
 
 def test_memory_that_overlaps_or_ends_outside_is_accepted() -> None:
     page = b"x" * PAGE
-    for extents in ([Extent(0, page), Extent(0, page)], [Extent(PAGE, page), Extent(0, page)], [Extent(2 * PAGE, page)],
-                    [Extent(0, b"x")], [Extent(1, page)]):  # fmt: skip
+    twice, back, outside = [Extent(0, page)] * 2, [Extent(PAGE, page), Extent(0, page)], [Extent(2 * PAGE, page)]
+    for extents in (twice, back, outside, [Extent(0, b"x")], [Extent(1, page)]):
         with pytest.raises(ValueError):
             MemoryState.merged(0, 2 * PAGE, extents)
 

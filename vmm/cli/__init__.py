@@ -22,9 +22,16 @@ __all__ = ["main"]
 _COMMANDS = {
     "bench": "Compare this VMM's speed with a C program that does the same.",
     "check": "Check this KVM clause by clause.",
+    "diff": "Show how two saved states differ.",
+    "inspect": "Show what a file with a state holds.",
     "order": "Find the orders in which this KVM lets a state be restored.",
     "probe": "Show what this host's KVM offers.",
+    "receive": "Take guests that are migrated to this host.",
+    "restore": "Restore a saved guest and run it on.",
+    "roundtrip": "Migrate a guest many times and see that it ends as if it had never moved.",
     "run": "Run one payload and show its exits and registers.",
+    "save": "Run a payload for a while and save its VM to a file.",
+    "send": "Run a payload and migrate it to another process or host while it runs.",
 }
 
 
@@ -108,12 +115,17 @@ def _sentence(error: Exception) -> str | None:
         return f"the Python module {error.name} is missing: install this package with pip, or run scripts/check"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
         return f"the output could not be written: {error.strerror}"
+    if isinstance(error, OSError) and error.filename is not None and error.filename != "/dev/kvm":
+        return f"{error.filename}: {error.strerror}"
     from vmm.ioctl import KvmError
     from vmm.memory import MemoryUnavailable
+    from vmm.migration.errors import MigrationError
     from vmm.payload import PayloadError
+    from vmm.state.step import StateRefused
+    from vmm.state.stream import StreamError
     from vmm.system import KvmUnavailable
 
-    known = KvmUnavailable | PayloadError | MemoryUnavailable | KvmError
+    known = KvmUnavailable | PayloadError | MemoryUnavailable | KvmError | StreamError | StateRefused | MigrationError
     return str(error) if isinstance(error, known) else None
 
 

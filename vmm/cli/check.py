@@ -36,7 +36,7 @@ def _output(path: str | None) -> Iterator[TextIO]:
         yield stream
 
 
-class _Shard(click.ParamType):
+class _Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """K/N: every N-th clause from the K-th on."""
 
     name = "K/N"

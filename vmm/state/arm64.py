@@ -27,6 +27,7 @@ __all__ = [
     "check_complete",
     "describe",
     "different",
+    "explain",
     "group_of",
     "permit",
     "restore_machine",
@@ -295,6 +296,11 @@ def why(step: str, state: VcpuState, error: KvmError) -> str:
 
 
 # --- names ----------------------------------------------------------------------------------------
+
+
+def explain(name: str, parts: Mapping[str, Part]) -> dict[str, str]:
+    """Return what a part of a vCPU or VM holds, with values by register or field name."""
+    return describe(name, parts[name])
 
 
 def describe(name: str, part: Part) -> dict[str, str]:

@@ -77,7 +77,7 @@ def capture_vcpu(vcpu: Vcpu) -> VcpuState:
 
 def capture_memory(guest: BaseGuest) -> tuple[MemoryState, ...]:
     """Return the memory of a guest that does not run."""
-    return tuple(MemoryState.of(memory.gpa, memory.view) for memory in guest.vm.memories)
+    return tuple(MemoryState.of(memory.gpa, memory.current()) for memory in guest.vm.memories)
 
 
 def _capabilities(vm: VirtualMachine) -> dict[str, Part]:

@@ -7,7 +7,7 @@ registers, each by its number (an MSR's index, a register id of KVM_GET_ONE_REG)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -57,6 +57,20 @@ class Extent:
     data: bytes
 
 
+_BLOCK = 64 * PAGE
+_ZEROS = bytes(_BLOCK)
+
+
+def _pages_in_use(view: memoryview) -> Iterator[int]:
+    """Yield the offsets of the pages that are not zero; whole blocks of zeros are passed over at once."""
+    for start in range(0, len(view), _BLOCK):
+        block = bytes(view[start : start + _BLOCK])
+        if block != _ZEROS[: len(block)]:
+            for offset in range(0, len(block), PAGE):
+                if block[offset : offset + PAGE] != _ZEROS[:PAGE]:
+                    yield start + offset
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryState:
     """One memory region in bytes: ``extents`` hold its pages that are not zero, ascending, adjacent ones merged."""
@@ -68,16 +82,12 @@ class MemoryState:
     @classmethod
     def of(cls, gpa: int, view: memoryview) -> MemoryState:
         """Copy a region's memory, without the pages that are all zero."""
-        zero, runs, start = bytes(PAGE), [], None
-        for offset in range(0, len(view), PAGE):
-            if view[offset : offset + PAGE] == zero:
-                if start is not None:
-                    runs.append((start, offset))
-                start = None
-            elif start is None:
-                start = offset
-        if start is not None:
-            runs.append((start, len(view)))
+        runs: list[list[int]] = []
+        for offset in _pages_in_use(view):
+            if runs and runs[-1][1] == offset:
+                runs[-1][1] += PAGE
+            else:
+                runs.append([offset, offset + PAGE])
         return cls(gpa, len(view), tuple(Extent(gpa + low, bytes(view[low:high])) for low, high in runs))
 
     @classmethod

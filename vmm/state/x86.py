@@ -10,7 +10,7 @@ from vmm.ioctl import KvmError
 from vmm.machine import VirtualMachine
 from vmm.state.step import Follows, Policy, StateRefused, Step
 from vmm.state.value import Part, Registers, VcpuState
-from vmm.state.x86_names import STRUCTURES, describe, different, msr_name, one_reg_name, raw
+from vmm.state.x86_names import STRUCTURES, describe, different, explain, msr_name, one_reg_name, raw
 from vmm.vcpu import Vcpu
 from vmm.x86 import msr, permission, xfeature
 from vmm.x86.cpuid import Cpuid, get_cpuid, set_cpuid
@@ -27,6 +27,7 @@ __all__ = [
     "check_complete",
     "describe",
     "different",
+    "explain",
     "permit",
     "restore_machine",
     "saved_msrs",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vmm._kvm import ffi, lib
@@ -11,9 +12,10 @@ from vmm.state.value import Part
 from vmm.x86 import msr
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.fields import Cr4, Xcr0, describe_msr
-from vmm.x86.xsave import XsaveArea
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import Layout, XsaveArea
 
-__all__ = ["STRUCTURES", "describe", "different", "msr_name", "one_reg_name", "raw"]
+__all__ = ["STRUCTURES", "describe", "different", "explain", "msr_name", "one_reg_name", "raw"]
 
 _U64 = 8
 # The parts that are one structure of the kernel's.
@@ -43,11 +45,21 @@ def one_reg_name(identifier: int) -> str:
     return msr_name(index)
 
 
+def explain(name: str, parts: Mapping[str, Part]) -> dict[str, str]:
+    """Return what a part of a vCPU or VM holds; an XSAVE area is read with the layout of the CPUID beside it."""
+    if name == "XSAVE" and "CPUID" in parts:
+        layout = Layout.from_cpuid(Cpuid.unpack(raw("CPUID", parts["CPUID"])))
+        return _describe_xsave(XsaveArea(raw(name, parts[name]), layout))
+    return describe(name, parts[name])
+
+
 def describe(name: str, part: Part) -> dict[str, str]:
     """Return what a part holds, value by field or register name."""
     if name == "CPUID":
         entries = Cpuid.unpack(bytes(raw(name, part)))
         return {f"{entry.function:08x}.{entry.index}": str(entry).split(": ")[1] for entry in entries}
+    if name == "CAPS":
+        return {f"capability {number}": value.hex() for number, value in _mapping(part).items()}
     if isinstance(part, bytes):
         if name in STRUCTURES:
             return {field: _text(name, field, value) for field, value in _fields(STRUCTURES[name], part)}
@@ -59,17 +71,24 @@ def describe(name: str, part: Part) -> dict[str, str]:
     return {msr_name(number): describe_msr(number, int.from_bytes(value, "little")) for number, value in part.items()}
 
 
+def _mapping(part: Part) -> Mapping[int, bytes]:
+    return {} if isinstance(part, bytes) else part
+
+
 def _describe_xsave(area: XsaveArea) -> dict[str, str]:
     """One entry for each register of each component that is in use, by the names of its bytes."""
     lines = {"size": str(len(area.data)), "XSTATE_BV": str(Xcr0(area.xstate_bv)), "XCOMP_BV": f"{area.xcomp_bv:#x}"}
     for number, component in area.layout.components.items():
         if component.supervisor or component.end > len(area.data) or not area.xstate_bv >> number & 1:
             continue
+        # Beyond the legacy region no register is smaller than eight bytes.
+        step = 1 if number < XFeature.YMM else 8
         registers: dict[str, bytearray] = {}
         for start, length in component.ranges:
-            for offset in range(start, start + length):
+            for offset in range(start, start + length, step):
                 where = area.where(offset).rsplit(" byte ", 1)[0]
-                registers.setdefault(where, bytearray()).append(area.data[offset])
+                data = area.data[offset : min(offset + step, start + length)]
+                registers.setdefault(where, bytearray()).extend(data)
         lines.update({where: data.hex() for where, data in registers.items()})
     return lines
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest that a command line names: PAYLOAD [ENTRY] [PARAMETERS...], and what it does until it is done."""
+
+from __future__ import annotations
+
+import click
+
+from vmm.arch import module
+from vmm.exits import Deadline, Hlt, IoIn, MmioRead, Shutdown
+from vmm.guest import BaseGuest
+from vmm.payload import PARAMETERS, load
+from vmm.system import Kvm
+
+__all__ = ["finish", "make", "number"]
+
+_CHAIN = "chain"
+_STEPS, _SEED = 1000, 1
+
+
+def number(text: str) -> int:
+    """Return a number in any of Python's notations; UsageError for anything else."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise click.UsageError(f"{text!r} is no number: write it as 42 or 0x2a") from None
+
+
+def make(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int = 0) -> BaseGuest:
+    """Return a guest that is about to run ``entry`` (default: the ELF's entry point).
+
+    The payload ``chain`` takes a level for an entry (default: the best there is) and steps and seed for
+    parameters; it sets up what its level needs, guest permission included.
+    """
+    values = [number(text) for text in parameters]
+    if len(values) > PARAMETERS:
+        raise click.UsageError(f"a payload takes at most {PARAMETERS} parameters, not {len(values)}")
+    if payload == _CHAIN:
+        return _chain(kvm, entry, values)
+    loaded = load(payload)
+    start: str | int = entry if entry is not None else loaded.entry
+    if isinstance(start, str):
+        loaded.symbol(start)
+    guest: BaseGuest = module("guest").Guest(kvm, loaded)
+    try:
+        guest.prepare(start, *values, privilege=privilege)
+    except BaseException:
+        guest.close()
+        raise
+    return guest
+
+
+def _chain(kvm: Kvm, level: str | None, values: list[int]) -> BaseGuest:
+    chain = module("chain")
+    offered = chain.available(kvm)
+    if level is not None and level not in offered:
+        raise click.UsageError(f"this host's levels of the chain are {', '.join(offered)}, and not {level}")
+    steps, seed = [*values, *(_STEPS, _SEED)[len(values) :]][:2]
+    guest: BaseGuest = chain.make_guest(kvm, level or chain.best(kvm), steps, seed)
+    return guest
+
+
+def finish(guest: BaseGuest, timeout: float, limit: int) -> int:
+    """Run to the payload's event, show every exit, and return 0 if that was what the payload promises."""
+    for _ in range(limit):
+        exit = guest.resume(timeout)
+        event = guest.event(exit)
+        if event is None:
+            print(exit)
+        else:
+            print(guest.describe(event))
+            return 0 if event == guest.DONE else 1
+        if isinstance(exit, IoIn | MmioRead):
+            guest.vcpu.reply(0)
+        elif isinstance(exit, Hlt):
+            return 0
+        elif isinstance(exit, Deadline | Shutdown) or not hasattr(exit, "size"):
+            return 1
+    print(f"stopped after {limit} exits")
+    return 1

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmm restore``: a guest from a saved state goes on."""
+
+from __future__ import annotations
+
+import sys
+from typing import BinaryIO
+
+import click
+
+from vmm.cli import guests
+from vmm.cli.save import write
+from vmm.cli.seconds import Seconds
+from vmm.exits import Budget
+from vmm.state.capture import restore
+from vmm.state.decode import read_state
+from vmm.state.explain import explain
+from vmm.state.step import Policy
+from vmm.state.validate import normalise, validate
+from vmm.system import Kvm
+
+__all__ = ["command"]
+
+
+@click.command("restore")
+@click.argument("file", type=click.File("rb"))
+@click.option("--ticks", type=click.IntRange(1), help="Run so many ticks and no further.")
+@click.option("--save", "save_to", metavar="FILE", help="Save the state again after that; - is standard output.")
+@click.option("--tolerate", multiple=True, metavar="GLOB",
+              help="Go on without registers that KVM refuses, such as 'MSRS.KVM_*'; may be given again.")  # fmt: skip
+@click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds an exit.")
+@click.option("--exits", type=click.IntRange(1), default=1000, show_default=True, help="Stop after so many.")
+def command(
+    file: BinaryIO, ticks: int | None, save_to: str | None, tolerate: tuple[str, ...], timeout: float, exits: int
+) -> int:
+    """Restore the VM whose state is in FILE (- is standard input), and run it to its end as `vmm run` does.
+
+    The file is believed in nothing: it is validated before KVM is opened, and what was restored is captured
+    again and compared before the guest runs. Registers that this KVM refuses are named. Exits with 1 if the
+    guest did not end as its payload promises, 2 if the state was refused.
+    """
+    if (save_to is None) != (ticks is None):
+        raise click.UsageError("--ticks and --save go together: how far to run, and where the state goes then")
+    state = read_state(file, explain)
+    state, notes = normalise(state)
+    validate(state)
+    policy = Policy(tolerate)
+    with Kvm() as kvm, restore(kvm, state, policy) as guest:
+        for note in [*notes, *policy.notes]:
+            print(f"vmm: {note}", file=sys.stderr)
+        if ticks is None or save_to is None:
+            status = guests.finish(guest, timeout, exits)
+            for line in guest.registers():
+                print(line)
+            return status
+        exit = guest.resume(timeout, ticks=ticks)
+        if not isinstance(exit, Budget):
+            print(f"vmm: the guest left with {exit} before {ticks} ticks", file=sys.stderr)
+            return 1
+        write(save_to, guest)
+    return 0
