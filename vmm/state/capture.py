@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from vmm.arch import ARCHITECTURE, module
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@cache
 def _module() -> Any:
     found = architecture()
     if found is None:
@@ -48,7 +50,8 @@ def _module() -> Any:
 
 def steps() -> tuple[Step, ...]:
     """Return the steps of the running architecture, in the order of a restore."""
-    return tuple(_module().STEPS)
+    known: tuple[Step, ...] = _module().STEPS
+    return known
 
 
 def identity(payload: Payload) -> PayloadIdentity:
@@ -64,15 +67,19 @@ def identity(payload: Payload) -> PayloadIdentity:
 
 def capture_vcpu(vcpu: Vcpu) -> VcpuState:
     """Return a vCPU's state. A pending exit has to be completed before (BaseGuest.complete)."""
-    known = _module()
-    by_name = {step.name: step for step in known.STEPS}
     parts = {}
-    for name in known.CAPTURE_ORDER:
-        part = by_name[name].capture(vcpu)
+    for name, read in _readers():
+        part = read(vcpu)
         if part is not None:
             parts[name] = part
-    known.check_complete(parts)
-    return VcpuState({name: parts[name] for name in by_name if name in parts}, vcpu.identifier)
+    _module().check_complete(parts)
+    return VcpuState({step.name: parts[step.name] for step in steps() if step.name in parts}, vcpu.identifier)
+
+
+@cache
+def _readers() -> tuple[tuple[str, Callable[[Vcpu], Part | None]], ...]:
+    by_name = {step.name: step for step in steps()}
+    return tuple((name, by_name[name].capture) for name in _module().CAPTURE_ORDER)
 
 
 def capture_memory(guest: BaseGuest) -> tuple[MemoryState, ...]:

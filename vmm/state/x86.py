@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from weakref import WeakKeyDictionary
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import KvmError
+from vmm.ioctl import KvmError, Refused
 from vmm.machine import VirtualMachine
 from vmm.state.step import Follows, Policy, StateRefused, Step
-from vmm.state.value import Part, Registers, VcpuState
+from vmm.state.value import Packed, Part, Registers, VcpuState
 from vmm.state.x86_names import STRUCTURES, describe, different, explain, msr_name, one_reg_name, raw
+from vmm.system import Kvm
 from vmm.vcpu import Vcpu
 from vmm.x86 import msr, permission, xfeature
 from vmm.x86.cpuid import Cpuid, get_cpuid, set_cpuid
@@ -46,27 +49,23 @@ _LAPIC_MSRS = frozenset({Msr.KVM_ASYNC_PF_INT})
 # --- structures -----------------------------------------------------------------------------------
 
 
-def _structure(name: str, after: tuple[Follows, ...] = (), absent: tuple[str, ...] = ()) -> Step:
-    """A step that is one structure; errnos in ``absent`` mean that this vCPU has none."""
-    kind = f"struct {STRUCTURES[name]} *"
+def _structure(name: str, after: tuple[Follows, ...] = (), there: Callable[[Vcpu], bool] | None = None) -> Step:
+    """A step that is one structure; ``there`` tells whether a vCPU has it, if not all have."""
+    kind = ffi.typeof(f"struct {STRUCTURES[name]} *")
     size = ffi.sizeof(f"struct {STRUCTURES[name]}")
     suffix = {"SREGS": "SREGS2", "EVENTS": "VCPU_EVENTS"}.get(name, name)
     get, put = getattr(lib, f"KVM_GET_{suffix}"), getattr(lib, f"KVM_SET_{suffix}")
 
     def capture(vcpu: Vcpu) -> Part | None:
+        if there is not None and not there(vcpu):
+            return None
         value = ffi.new(kind)
-        try:
-            vcpu.ioctl(get, value)
-        except KvmError as error:
-            if error.errno_name in absent:
-                return None
-            raise
+        vcpu.ioctl(get, value)
         return bytes(ffi.buffer(value))
 
     def restore(vcpu: Vcpu, part: Part, policy: Policy) -> None:
-        data = raw(name, part, size)
         value = ffi.new(kind)
-        ffi.memmove(value, data, size)
+        ffi.memmove(value, raw(name, part, size), size)
         vcpu.ioctl(put, value)
 
     return Step(name, f"KVM_GET_{suffix}", f"KVM_SET_{suffix}", capture, restore, after)
@@ -114,56 +113,91 @@ def _restore_xsave(vcpu: Vcpu, part: Part, policy: Policy) -> None:
 
 # --- MSRs -----------------------------------------------------------------------------------------
 
-# Which MSRs KVM lets be read, by the list asked and the guest's CPUID: asking again costs a call for each refusal.
-_READABLE: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
-_LIST: list[int] = []
+# Rows of the MSRs that KVM lets be read, by the list asked and the guest's CPUID: each refusal costs a call.
+_READABLE: dict[tuple[tuple[int, ...], bytes], bytes] = {}
+_MOST_ROWS = (msr.MAX_BATCH - 1) * Packed.ROW.size
+_MSRS = ffi.typeof("struct kvm_msrs *")
 
 
-def _index_list(vcpu: Vcpu) -> list[int]:
+@cache
+def _index_list(lapic: bool) -> tuple[int, ...]:
     """KVM_GET_MSR_INDEX_LIST, once a process: it does not depend on the VM."""
-    if not _LIST:
-        from vmm.system import Kvm
-
-        with Kvm() as kvm:
-            _LIST.extend(index for index in msr.index_list(kvm) if index not in _NOT_IN_MSRS)
-    return _LIST
+    excluded = _NOT_IN_MSRS if lapic else _NOT_IN_MSRS | _LAPIC_MSRS
+    with Kvm() as kvm:
+        return tuple(sorted(index for index in msr.index_list(kvm) if index not in excluded))
 
 
-def _read_msrs(vcpu: Vcpu, indices: Iterable[int]) -> Part | None:
-    asked = tuple(indices)
+def saved_msrs(vcpu: Vcpu) -> tuple[int, ...]:
+    """Return the MSRs that belong to the part MSRS of this vCPU, whether its CPUID lets them be read or not."""
+    return _index_list(_has_lapic(vcpu))
+
+
+def _read_msrs(vcpu: Vcpu, asked: tuple[int, ...]) -> Part | None:
+    """Read those MSRs that KVM lets be read; None if there is none."""
     key = asked, vcpu.chosen.get("CPUID", b"")
-    known = _READABLE.get(key, asked)
-    values = msr.get_readable(vcpu, known)
-    _READABLE[key] = list(values)
-    return {index: value.to_bytes(_U64, "little") for index, value in values.items()} or None
+    rows = _READABLE.get(key)
+    if rows is None:
+        readable = msr.get_readable(vcpu, asked)
+        rows = _READABLE[key] = b"".join(Packed.ROW.pack(index, 0, 0) for index in readable)
+    if not rows:
+        return None
+    found = _call_msrs(vcpu, lib.KVM_GET_MSRS, rows)
+    if len(found) < len(rows):
+        index = Packed.ROW.unpack_from(rows, len(found))[0]
+        raise Refused(f"KVM does not let {msr_name(index)} be read any more, which it did before")
+    return Packed(found)
+
+
+def _call_msrs(vcpu: Vcpu, request: int, rows: bytes) -> bytes:
+    """Call with all rows, a batch at a time; return the rows up to the first that KVM refused."""
+    done = b""
+    for start in range(0, len(rows), _MOST_ROWS):
+        batch = rows[start : start + _MOST_ROWS]
+        count = len(batch) // Packed.ROW.size
+        value = ffi.new(_MSRS, {"nmsrs": count, "entries": count})
+        ffi.memmove(value.entries, batch, len(batch))
+        taken = vcpu.ioctl(request, value)
+        done += ffi.buffer(value.entries, taken * Packed.ROW.size)[:]
+        if taken < count:
+            break
+    return done
 
 
 def _restore_msrs(name: str) -> Callable[[Vcpu, Part, Policy], None]:
     def restore(vcpu: Vcpu, part: Part, policy: Policy) -> None:
-        pairs = [(index, int.from_bytes(value, "little")) for index, value in _registers(name, part).items()]
-        while pairs:
-            batch = pairs[: msr.MAX_BATCH - 1]
-            done = msr.set_msrs(vcpu, batch)
-            if done < len(batch):
-                index, value = batch[done]
+        registers = _registers(name, part)
+        rows = registers.rows if isinstance(registers, Packed) else _rows(name, registers)
+        while rows:
+            rows = rows[len(_call_msrs(vcpu, lib.KVM_SET_MSRS, rows)) :]
+            if rows:  # KVM refused the first of them
+                index, _, value = Packed.ROW.unpack_from(rows)
                 policy.refuse(f"{name}.{msr_name(index)}", f"KVM refused the value {describe_msr(index, value)}")
-                done += 1
-            pairs = pairs[done:]
+                rows = rows[Packed.ROW.size :]
 
     return restore
 
 
-def saved_msrs(vcpu: Vcpu) -> list[int]:
-    """Return the MSRs that belong to the part MSRS of this vCPU, whether its CPUID lets them be read or not."""
-    excluded = frozenset() if _has_lapic(vcpu) else _LAPIC_MSRS
-    return [index for index in _index_list(vcpu) if index not in excluded]
+def _rows(name: str, registers: Registers) -> bytes:
+    if any(len(value) != _U64 for value in registers.values()):
+        raise StateRefused(f"{name}: an MSR has {_U64} bytes, the state is damaged")
+    return b"".join(Packed.ROW.pack(index, 0, int.from_bytes(value, "little")) for index, value in registers.items())
 
 
 def _capture_msrs(vcpu: Vcpu) -> Part | None:
     return _read_msrs(vcpu, saved_msrs(vcpu))
 
 
+# An APIC comes with the vCPU or never.
+_LAPICS: WeakKeyDictionary[Vcpu, bool] = WeakKeyDictionary()
+
+
 def _has_lapic(vcpu: Vcpu) -> bool:
+    if vcpu not in _LAPICS:
+        _LAPICS[vcpu] = _asked_for_lapic(vcpu)
+    return _LAPICS[vcpu]
+
+
+def _asked_for_lapic(vcpu: Vcpu) -> bool:
     try:
         vcpu.ioctl(lib.KVM_GET_LAPIC, ffi.new("struct kvm_lapic_state *"))
     except KvmError:
@@ -174,13 +208,24 @@ def _has_lapic(vcpu: Vcpu) -> bool:
 # --- registers of KVM_GET_REG_LIST ----------------------------------------------------------------
 
 
-def _capture_one_regs(vcpu: Vcpu) -> Part | None:
+# The registers of KVM_GET_REG_LIST by the guest's CPUID.
+_ONE_REGS: dict[bytes, tuple[int, ...]] = {}
+
+
+def _one_reg_list(vcpu: Vcpu) -> tuple[int, ...]:
     try:
-        identifiers = vcpu.reg_list()
+        return tuple(vcpu.reg_list())
     except KvmError as error:
         if error.errno_name in ("ENOTTY", "EINVAL"):  # before Linux 6.18
-            return None
+            return ()
         raise
+
+
+def _capture_one_regs(vcpu: Vcpu) -> Part | None:
+    key = vcpu.chosen.get("CPUID", b"")
+    if key not in _ONE_REGS:
+        _ONE_REGS[key] = _one_reg_list(vcpu)
+    identifiers = _ONE_REGS[key]
     return {identifier: vcpu.get_one_reg(identifier) for identifier in identifiers} or None
 
 
@@ -213,13 +258,13 @@ STEPS: tuple[Step, ...] = (
     _structure("LAPIC", (
         Follows("SREGS", "the APIC base register says where and in which mode the APIC is",
                 "arch/x86/kvm/lapic.c, kvm_apic_set_state"),
-    ), absent=("EINVAL", "ENXIO")),
+    ), _has_lapic),
     Step("MSRS", "KVM_GET_MSRS", "KVM_SET_MSRS", _capture_msrs, _restore_msrs("MSRS"), (
         _AFTER_CPUID,
         Follows("LAPIC", "KVM_ASYNC_PF_INT needs an enabled APIC", "arch/x86/kvm/x86.c, kvm_set_msr_common"),
     )),
     Step("ONE_REGS", "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", _capture_one_regs, _restore_one_regs, (_AFTER_CPUID,)),
-    Step("TSC", "KVM_GET_MSRS", "KVM_SET_MSRS", lambda vcpu: _read_msrs(vcpu, [Msr.TSC]), _restore_msrs("TSC"), (
+    Step("TSC", "KVM_GET_MSRS", "KVM_SET_MSRS", lambda vcpu: _read_msrs(vcpu, (Msr.TSC,)), _restore_msrs("TSC"), (
         Follows("TSC_KHZ", "the value is turned into an offset at the frequency that is set",
                 "arch/x86/kvm/x86.c, kvm_synchronize_tsc"),
     )),
@@ -260,6 +305,7 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
 
 # --- a state as a whole ---------------------------------------------------------------------------
 
+_CR4_EFER = (ffi.offsetof("struct kvm_sregs2", "cr4"), ffi.offsetof("struct kvm_sregs2", "efer"))
 # What every vCPU has; the others depend on its CPUID, the kernel, or an APIC in the kernel.
 _REQUIRED = ("CPUID", "SREGS", "XCRS", "XSAVE", "MSRS", "TSC", "REGS", "DEBUGREGS", "MP_STATE", "EVENTS")
 
@@ -269,8 +315,8 @@ def check_complete(parts: Mapping[str, Part]) -> None:
     if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
     data = raw("SREGS", parts["SREGS"], ffi.sizeof("struct kvm_sregs2"))
-    value = ffi.from_buffer("struct kvm_sregs2 *", data)
-    if value.cr4 >> 13 & 1 or value.efer >> 12 & 1:
+    cr4, efer = (int.from_bytes(data[at : at + _U64], "little") for at in _CR4_EFER)
+    if cr4 >> 13 & 1 or efer >> 12 & 1:
         raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved here")
 
 
