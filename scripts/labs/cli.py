@@ -36,8 +36,8 @@ Boot a Debian kernel with its own KVM on an emulated CPU and run a command there
 
 _EPILOG = """\
 The command's output and exit status become those of scripts/lab; 125 says that the machine failed, not the
-command.  Files that the command writes to /out come back with --out.  The first run of a machine builds it
-(minutes), later ones take seconds.
+command.  Files that the command writes to /out come back with --out; it finds those of --in in /in.  The first
+run of a machine builds it (minutes), later ones take seconds.
 
   scripts/lab amx                                      the conformance run with AMX, half of it in each of two
   scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel
@@ -74,6 +74,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
     parser.add_argument(
         "--timeout", type=float, default=300, metavar="S", help="end the machine after S seconds (300)"
     )
+    parser.add_argument(
+        "--in", type=Path, dest="files", metavar="DIR", help="put the files of a folder into the machine's /in"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="bring back what the command writes to /out")
     parser.add_argument("--shell", action="store_true", help="an interactive shell on the machine's console")
     parser.add_argument(
@@ -94,6 +97,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         parser.error("which machine? svm, amx or sve")
     if len(commands) > (2 if options.pair else 1):
         parser.error("a second command after '--' is for --pair")
+    if options.files is not None and not options.files.is_dir():
+        parser.error(f"--in {options.files} is no folder")
     if options.shell and (commands or options.pair):
         parser.error("--shell goes with neither a command nor --pair")
     if not options.pair and (len(options.kernel or ()) > 1 or len(options.cpu or ()) > 1):
@@ -121,7 +126,7 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
             merger = Merger(shards)
             words = [shard_command(command, part + 1, shards) for part in range(shards)]
             return [Plan(_machine(cache, options, 0), one, merger=merger) for one in words]
-        return [Plan(_machine(cache, options, 0), command, options.out, options.shell)]
+        return [Plan(_machine(cache, options, 0), command, options.out, options.shell, options.files)]
     if options.name == "amx":
         raise LabError("Only svm and sve can be paired: the emulator of amx has no network in this configuration.")
     ends = [end.detach() for end in socket.socketpair()]
@@ -133,6 +138,7 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
                 _machine(cache, options, index),
                 words,
                 options.out / label if options.out else None,
+                files=options.files,
                 label=f"{label}| ",
                 address=f"10.9.0.{index + 1}",
                 port=Port(ends[index], mac=f"52:54:00:00:00:0{index + 1}"),

@@ -38,6 +38,7 @@ class Job:
     settings: Mapping[str, str]
     modules: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)  # by their names in /in
 
 
 def build_agent(cache: Cache, arch: str) -> Path:
@@ -63,6 +64,8 @@ def job_archive(agent: Path, job: Job) -> bytes:
         out.file("lab/modules", _lines(paths))
         out.file("lab/settings", _lines(f"{key} {value}" for key, value in job.settings.items()))
         out.file("lab/command", _strings(job.command))
+        for name, source in job.files.items():
+            out.file(f"in/{name}", source.read_bytes())
         names = {**_ENVIRONMENT, **job.environment}
         out.file("lab/names", _strings(f"{key}={value}" for key, value in names.items()))
     return buffer.getvalue()

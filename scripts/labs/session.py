@@ -45,6 +45,7 @@ class Plan:
     command: Sequence[str]
     out: Path | None = None
     shell: bool = False
+    files: Path | None = None  # a folder whose files the command finds in /in
 
     label: str = ""  # before each line of output
     address: str = ""  # of its network interface
@@ -169,7 +170,8 @@ def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink,
     if plan.address:
         settings["address"] = plan.address
         modules += machine.network_modules
-    job = Job(plan.command, settings, kernel.modules(modules), plan.environment)
+    files = {found.name: found for found in sorted(plan.files.iterdir()) if found.is_file()} if plan.files else {}
+    job = Job(plan.command, settings, kernel.modules(modules), plan.environment, files)
     initrd = folder / "initrd"
     write_initrd(initrd, archives, job_archive(build_agent(cache, machine.arch), job))
 

@@ -89,12 +89,12 @@ def test_the_job_tells_the_agent_its_command_modules_and_settings(tmp_path: Path
     agent, module = tmp_path / "agent", tmp_path / "kvm.ko"
     agent.write_bytes(b"agent")
     module.write_bytes(b"module")
-    job = Job(["echo", "two words", ""], {"channel": "port"}, [module], {"LAB_SELF": "a"})
+    job = Job(["echo", "two words", ""], {"channel": "port"}, [module], {"LAB_SELF": "a"}, {"given": module})
     entries = read_cpio(job_archive(agent, job))
     assert entries["init"][:2] == (stat.S_IFREG | 0o755, b"agent")
     assert entries["lab/command"][1] == b"echo\0two words\0\0"
     assert entries["lab/modules"][1] == b"/lab/kvm.ko\n"
-    assert entries["lab/kvm.ko"][1] == b"module"
+    assert entries["lab/kvm.ko"][1] == entries["in/given"][1] == b"module"
     assert entries["lab/settings"][1] == b"channel port\n"
     assert b"LAB_SELF=a\0" in entries["lab/names"][1]
 

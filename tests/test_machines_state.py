@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States between machines: from one kernel to the next and back, from one set of vector lengths to another."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.machine
+_LAB = Path(__file__).resolve().parents[1] / "scripts" / "lab"
+_SECONDS = 600
+_STEPS, _SEED = 24, 7
+_ALL = os.environ.get("VMM_TEST_KERNELS") == "all"
+every_kernel = pytest.mark.skipif(not _ALL, reason="scripts/test was not asked for --all-kernels")
+
+
+def lab(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(_LAB), words[0], "--timeout", str(_SECONDS), *words[1:]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS + 1200, check=False)
+
+
+def save(machine: str, kernel: str, level: str, folder: Path, *options: str) -> None:
+    """Save a guest a third of its way into ``folder``/a.vm."""
+    words = ["vmm", "save", "chain", level, str(_STEPS), str(_SEED), "--ticks", "8", "-o", "/out/a.vm"]
+    done = lab(machine, "--kernel", kernel, *options, "--out", str(folder), "--", *words, "--timeout", "120")
+    assert done.returncode == 0, done.stderr
+
+
+def go_on(machine: str, kernel: str, folder: Path, *words: str, options: tuple[str, ...] = ()) -> str:
+    """Restore ``folder``/a.vm, run it 8 ticks on and save it there again; return what was said."""
+    command = ["vmm", "restore", "/in/a.vm", "--ticks", "8", "--save", "/out/a.vm", "--timeout", "120", *words]
+    done = lab(machine, "--kernel", kernel, *options, "--in", str(folder), "--out", str(folder), "--", *command)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def end(machine: str, kernel: str, folder: Path, *words: str, options: tuple[str, ...] = ()) -> bytes:
+    """Restore ``folder``/a.vm, run it to its end and return its digest."""
+    command = ["vmm", "restore", "/in/a.vm", "--timeout", "120", *words]
+    done = lab(machine, "--kernel", kernel, *options, "--in", str(folder), "--", *command)
+    assert done.returncode == 0, done.stderr
+    first = next(line for line in done.stdout.splitlines() if line.startswith("done: "))
+    return b"".join(int(word, 16).to_bytes(8, "little") for word in first.split()[1:3])
+
+
+def reference(machine: str, level: str) -> bytes:
+    """What a guest that never moved computes: in Python, on this host if it can, else in the machine."""
+    arch = "arm64" if machine == "sve" else "x86"
+    code = f"from vmm.{arch}.chain import reference; print(reference('{level}', {_STEPS}, {_SEED}).hex())"
+    done = lab(machine, "--", "python3", "-c", code)
+    assert done.returncode == 0, done.stderr
+    return bytes.fromhex(done.stdout.strip())
+
+
+@pytest.mark.parametrize("machine", ["svm", "sve", "amx"])
+def test_a_guest_is_not_the_same_after_many_migrations(machine: str) -> None:
+    done = lab(machine, "--", "vmm", "roundtrip", "--rounds", "20", "--hostile", "--timeout", "120", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records[0]["good"] and records[0]["digest"] == records[0]["expected"] and len(records) > 60
+    best = {"svm": "pku", "sve": "sve512", "amx": "amx+pku+cet+xfd"}[machine]
+    assert best in records[0]["level"]
+
+
+@pytest.mark.parametrize("machine", ["svm", "sve", "amx"])
+def test_a_kernel_has_another_order_of_restore(machine: str) -> None:
+    done = lab(machine, "--", "vmm", "order", "--samples", "10", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {(edge["first"], edge["then"]) for edge in json.loads(done.stdout)["enforced"]}
+    expected = {
+        "svm": {("CPUID", "XCRS"), ("REGS", "EVENTS")},
+        "amx": {("CPUID", "XCRS"), ("CPUID", "XSAVE"), ("CPUID", "SREGS"), ("REGS", "EVENTS")},
+        "sve": {("INIT", "VLS"), ("VLS", "FINALIZE"), ("FINALIZE", "VECTORS")},
+    }
+    assert expected[machine] <= found
+
+
+# An older kernel has no CET for guests, so a guest that is to go there and back must have none.
+def test_amx_state_does_not_survive_an_older_kernel_and_back(tmp_path: Path) -> None:
+    level = "amx+pku+xfd"
+    save("amx", "6.12", level, tmp_path)
+    notes = go_on("amx", "7.2", tmp_path, "--tolerate", "MSRS.*", "--tolerate", "ONE_REGS*", "--tolerate", "CPUID.*")
+    print(notes)
+    assert end("amx", "6.12", tmp_path, "--tolerate", "MSRS.*", "--tolerate", "ONE_REGS*") == reference("amx", level)
+
+
+def test_sve_state_does_not_survive_an_older_kernel_and_back(tmp_path: Path) -> None:
+    tolerated = [word for glob in ("IDREGS.*", "LIST.*", "SYSREGS.*", "FIRMWARE.*") for word in ("--tolerate", glob)]
+    save("sve", "6.12", "sve512", tmp_path)
+    print(go_on("sve", "7.2", tmp_path, *tolerated))
+    assert end("sve", "6.12", tmp_path, *tolerated) == reference("sve", "sve512")
+
+
+def test_a_guest_with_longer_vectors_than_the_host_is_restored(tmp_path: Path) -> None:
+    save("sve", "7.2", "sve512", tmp_path)
+    words = ("--cpu", "vq=1,2", "--in", str(tmp_path), "--", "vmm", "restore", "/in/a.vm")
+    done = lab("sve", *words)
+    assert done.returncode == 2 and "VLS" in done.stderr and "{1,2,3,4}" in done.stderr and "{1,2}" in done.stderr
+
+
+def test_a_guest_with_short_vectors_is_kept_from_a_host_with_short_vectors(tmp_path: Path) -> None:
+    save("sve", "7.2", "sve256", tmp_path)
+    assert end("sve", "7.2", tmp_path, options=("--cpu", "vq=1,2")) == reference("sve", "sve256")
