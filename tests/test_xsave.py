@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm.x86 import xfeature
+from vmm._kvm import ffi
+from vmm.x86 import xfeature, xsave
 from vmm.x86.cpuid import Cpuid, Entry
 from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import Layout, XsaveArea
+from vmm.x86.xsave import Component, Layout, XsaveArea, get_xsave
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason=f"x86 code; this is {platform.machine()}")
 
@@ -397,3 +399,25 @@ def test_normalising_twice_differs_from_once(bv: int, parts: dict[int, int], mas
     assert bytes(changed.data) == before
     kept = [number for number in parts if number != 1 and bv >> number & 1]
     assert all(once.component(number) == changed.component(number) for number in kept)
+
+
+class _Area:
+    """A vCPU whose KVM_GET_XSAVE2 writes these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def ioctl(self, request: int, buffer: Any) -> int:
+        ffi.memmove(buffer, self.data, len(self.data))
+        return 0
+
+
+@pytest.mark.parametrize("tail", [1, 63, 64, 8192])
+@pytest.mark.parametrize("byte", [0xAA, 0x55, 0x00])
+def test_state_that_ends_like_the_poison_is_cut(monkeypatch: pytest.MonkeyPatch, tail: int, byte: int) -> None:
+    layout = Layout([Component(17, ((2752, 64),)), Component(18, ((2816, 8192),))])
+    monkeypatch.setattr(xsave, "host_layout", lambda: layout)
+    monkeypatch.setattr(xsave, "largest_size", lambda: layout.size())
+    area = XsaveArea.initial(layout.size(), layout)
+    area.set_component(18, b"\x11" * (8192 - tail) + bytes([byte]) * tail)
+    assert get_xsave(_Area(bytes(area.data))).data == area.data  # type: ignore[arg-type]

@@ -67,10 +67,13 @@ class Packed(Mapping[int, bytes]):
         return f"Packed({self._values})"
 
 
+_FROZEN = frozenset({bytes, Packed, MappingProxyType})
+
+
 def frozen(part: Part | Mapping[int, bytes] | bytearray) -> Part:
     """Return a part that nobody can change, its registers in the order of their numbers."""
-    if isinstance(part, bytes | Packed | MappingProxyType):
-        return part
+    if type(part) in _FROZEN:
+        return part  # type: ignore[return-value]
     if isinstance(part, Mapping):
         return MappingProxyType({int(number): bytes(part[number]) for number in sorted(part)})
     return bytes(part)

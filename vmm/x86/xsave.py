@@ -41,7 +41,7 @@ __all__ = [
 LEGACY_SIZE = 4096
 HEADER = 512
 MINIMUM = HEADER + 64
-POISON = 0xAA
+POISON, _OTHER_POISON = 0xAA, 0x55
 _XSTATE_BV, _XCOMP_BV = slice(512, 520), slice(520, 528)
 _FCW, _MXCSR, _MXCSR_MASK = slice(0, 2), slice(24, 28), slice(28, 32)
 _SOFTWARE = slice(464, 512)
@@ -336,6 +336,7 @@ class XsaveArea:
 _CANARY = 4096
 
 
+@cache
 def largest_size() -> int:
     """Return the size of the largest area any vCPU of this host can have: the CPU's own, never below 4096."""
     return max(LEGACY_SIZE, host_layout().size())
@@ -345,11 +346,25 @@ def get_xsave(vcpu: Vcpu, *, legacy: bool = False) -> XsaveArea:
     """KVM_GET_XSAVE2 (or, with ``legacy``, KVM_GET_XSAVE) as a value of the length KVM wrote.
 
     The buffer has room for the largest area of this CPU and is poisoned, and what was written is counted: no
-    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 speaks of the process's permission.
+    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 speaks of the process's permission. State that ends
+    with the poison's byte is told from it by a second read with another poison.
     """
     data = get_xsave_raw(vcpu, largest_size() + _CANARY, legacy=legacy)
-    written = lib.vmm_written_length(data, len(data), POISON)
-    return XsaveArea(bytes(ffi.buffer(data, max(written, LEGACY_SIZE))))
+    written = max(lib.vmm_written_length(data, len(data), POISON), LEGACY_SIZE)
+    area = XsaveArea(ffi.buffer(data, written)[:])
+    if not _plausible(area):
+        data = get_xsave_raw(vcpu, largest_size() + _CANARY, legacy=legacy, poison=_OTHER_POISON)
+        again = lib.vmm_written_length(data, len(data), _OTHER_POISON)
+        area = XsaveArea(ffi.buffer(data, max(written, again))[:])
+    return area
+
+
+def _plausible(area: XsaveArea) -> bool:
+    """Tell whether an area ends where a component does, and behind all that its XSTATE_BV names."""
+    size, named = len(area.data), area.xstate_bv
+    user = [component for component in area.layout.components.values() if not component.supervisor]
+    whole = size == LEGACY_SIZE or any(component.end == size for component in user)
+    return whole and all(component.end <= size for component in user if named >> component.number & 1)
 
 
 def get_xsave_raw(vcpu: Vcpu, size: int, *, legacy: bool = False, poison: int = POISON) -> Any:
