@@ -122,11 +122,20 @@ struct kvm_pre_fault_memory {
 
 #ifdef __x86_64__
 #include <asm/prctl.h>
+#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL /* 6.12 */
+#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
+#endif
 #ifndef KVM_X86_QUIRK_STUFF_FEATURE_MSRS /* 6.14 */
 #define KVM_X86_QUIRK_STUFF_FEATURE_MSRS (1 << 8)
 #endif
 #ifndef KVM_X86_QUIRK_IGNORE_GUEST_PAT /* 6.16 */
 #define KVM_X86_QUIRK_IGNORE_GUEST_PAT (1 << 9)
+#endif
+#ifndef KVM_X86_QUIRK_VMCS12_ALLOW_FREEZE_IN_SMM /* by 7.2 */
+#define KVM_X86_QUIRK_VMCS12_ALLOW_FREEZE_IN_SMM (1 << 10)
+#endif
+#ifndef KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT /* by 7.2 */
+#define KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT (1 << 11)
 #endif
 #ifndef KVM_X86_GRP_SYSTEM /* 6.11 */
 #define KVM_X86_GRP_SYSTEM 0

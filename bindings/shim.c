@@ -150,20 +150,34 @@ static long interrupted(struct vmm_run_control *control, uint64_t deadline)
     return now_ns() >= deadline ? VMM_RUN_DEADLINE : VMM_RUN_SIGNAL;
 }
 
+#ifdef __aarch64__
+#include "shim_arm64.c"
+#endif
+
+static long enter(const struct vmm_run_control *control)
+{
+#ifdef __aarch64__
+    if (control->vectors)
+        return enter_with_vectors(control->fd, control->vectors);
+#endif
+    return syscall(SYS_ioctl, control->fd, KVM_RUN, 0) ? -errno : 0;
+}
+
 static long run_loop(struct vmm_run_control *control, uint64_t deadline)
 {
     for (;;) {
+        long result;
+
         control->entries++;
-        if (syscall(SYS_ioctl, control->fd, KVM_RUN, 0) == 0) {
-            if (!ticked(control))
-                return VMM_RUN_EXIT;
-            if (++control->absorbed >= control->budget)
-                return VMM_RUN_BUDGET;
-        } else if (errno != EINTR) {
-            return -errno;
-        } else {
+        result = enter(control);
+        if (result == -EINTR)
             return interrupted(control, deadline);
-        }
+        if (result < 0)
+            return result;
+        if (!ticked(control))
+            return VMM_RUN_EXIT;
+        if (++control->absorbed >= control->budget)
+            return VMM_RUN_BUDGET;
     }
 }
 
@@ -214,6 +228,8 @@ size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison)
         size--;
     return size;
 }
+
+#include "shim_pages.c"
 
 #ifdef __x86_64__
 #include <cpuid.h>
@@ -328,10 +344,4 @@ long vmm_sigaltstack(size_t size)
 }
 #endif
 
-#ifdef __aarch64__
-long vmm_prctl(int option, unsigned long argument)
-{
-    long result = prctl(option, argument, 0, 0, 0);
-    return result < 0 ? -errno : result;
-}
-#endif
+#include "shim_flush.c"

@@ -25,11 +25,14 @@ long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
 /*
  * One vCPU's run loop. `tick` is where the guest writes when all it wants is an exit: an I/O port
  * on x86, an unbacked guest physical address on arm64; 0 absorbs nothing. With budget n the loop
- * returns at the n-th tick, left pending like any exit. `entries` counts KVM_RUN calls.
+ * returns at the n-th tick, left pending like any exit. `entries` counts KVM_RUN calls. `vectors` is
+ * for arm64, see below; else it is NULL.
  */
+struct vmm_host_vectors;
 struct vmm_run_control {
     int fd;
     struct kvm_run *run;
+    const struct vmm_host_vectors *vectors;
     uint64_t tick;
     uint64_t budget;
     uint64_t timeout_ns;
@@ -52,6 +55,74 @@ long vmm_die_with_parent(int parent);
 
 /* 1 + the index of the last byte that is not `poison`; 0 if all are. */
 size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison);
+
+/*
+ * Write back and invalidate every cache line of `count` ranges, pairs of an offset from address `base` and a length in
+ * bytes, fenced on both sides: a load after it reads memory, and memory has what was stored before it. Returns
+ * -EOPNOTSUPP on a CPU without such an instruction. vmm_flush_line: bytes of a line, 0 without; vmm_flush_name:
+ * the instruction, NULL without.
+ */
+long vmm_flush(uint64_t base, const uint64_t *ranges, size_t count);
+size_t vmm_flush_line(void);
+const char *vmm_flush_name(void);
+
+/* Guest memory page by page: shim_pages.c. The page of migration, on every host. */
+#define VMM_PAGE 4096
+
+struct vmm_page_digest {
+    uint64_t low;
+    uint64_t high;
+};
+
+/* `count` pages from `first` on, all of them zeros unless `full`. Also the layout on the line, little-endian. */
+struct vmm_page_run {
+    uint32_t first;
+    uint32_t count;
+    uint32_t full;
+};
+
+/* A region's memory, its dirty bitmap (bits of `pages_per_bit` pages), the key of 512 words, a digest a page. */
+struct vmm_scan {
+    const uint8_t *memory;
+    const uint64_t *bitmap;
+    const uint64_t *key;
+    struct vmm_page_digest *digests;
+    uint64_t next;
+    uint64_t end;
+    uint64_t pages_per_bit;
+};
+
+/*
+ * Walk the dirty pages from `next` on: store their digests and describe them as runs. Stops at `most_runs` runs
+ * or `most_pages` pages with data and leaves `next` where to go on. Returns the number of runs, 0 at the end.
+ */
+size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages);
+
+/* The pages with data in a stranger's runs; -EINVAL unless they ascend within `pages`. */
+long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t pages);
+
+/* Digest pages that arrived, and make zeros of those that became zeros. The runs are checked. */
+void vmm_take_runs(uint8_t *memory, const struct vmm_page_run *runs, size_t count, const uint64_t *key,
+                   struct vmm_page_digest *digests);
+
+/* The first page from `first` on that is not dirty and whose digest is another than the stored one, or `end`. */
+uint64_t vmm_compare_pages(const struct vmm_scan *scan, uint64_t first);
+
+/* Have the kernel give all pages of a mapping now, writable: MADV_POPULATE_WRITE (Linux 5.14). Returns -errno. */
+long vmm_populate(void *address, size_t size);
+
+/* One vCPU's mapped dirty ring of `size` entries, a power of two. */
+struct vmm_dirty_ring {
+    struct kvm_dirty_gfn *entries;
+    uint32_t size;
+    uint32_t next;
+};
+
+/*
+ * Move what a ring holds into bitmaps, one a memory slot with `bits` bits. KVM_RESET_DIRTY_RINGS gives the
+ * entries back. Returns how many there were; -ERANGE at an entry that is in no slot.
+ */
+long vmm_harvest_ring(struct vmm_dirty_ring *ring, uint64_t *const *bitmaps, const uint64_t *bits, uint32_t slots);
 
 #ifdef __x86_64__
 long vmm_arch_prctl(int code, void *argument);
@@ -80,6 +151,22 @@ long vmm_sigaltstack(size_t size);
 
 #ifdef __aarch64__
 long vmm_prctl(int option, unsigned long argument);
+/*
+ * What KVM_RUN is to do with this thread's own Z, P, FFR, FPSR and FPCR. They become `image`, right before it or
+ * right after it, and go to `observed`: right after it, or, if the image came after it, after a signal or after
+ * `wait_ns`, without a system call in between. Layout of both: guest_payloads/arm64/area.h. -EOPNOTSUPP without SVE.
+ */
+#define VMM_BEFORE_RUN 0
+#define VMM_AFTER_RUN_SIGNAL 1
+#define VMM_AFTER_RUN_WAIT 2
+struct vmm_host_vectors {
+    const uint8_t *image;
+    uint8_t *observed;
+    uint64_t wait_ns;
+    int when;
+};
+/* This thread's vector length in bytes as the CPU sees it; -EOPNOTSUPP without SVE. */
+long vmm_host_rdvl(void);
 #endif
 
 #endif

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 
 from vmm import bench
 from vmm.bench import compare as compare_module
-from vmm.bench import programs
-from vmm.bench.compare import OPERATIONS
+from vmm.bench import memory_subject, programs
+from vmm.bench.compare import MEMORY_OPERATIONS, OPERATIONS
 from vmm.bench.result import BenchResult, BenchUnavailable, Limit, compare, quartiles
 from vmm.bench.subject import runs
 from vmm.cli import bench as command_module
@@ -61,6 +62,20 @@ def test_verdict(limit: Limit, within: bool) -> None:
 
 def test_faster_than_c_is_within() -> None:
     assert compare("x", [1.0, 1.0], [2.0, 2.0], Limit("difference", 0.35)).within
+
+
+def test_a_cost_without_a_limit_is_too_slow() -> None:
+    shown = compare("x", [9.0, 9.0], [1.0, 1.0], None)
+    assert (shown.within, shown.limit, shown.limited, shown.ratio) == (True, None, None, 9.0)
+    row = command_module.table([shown]).splitlines()[1]
+    assert "9.000x" in row and "ok" not in row and "SLOW" not in row
+
+
+def test_both_programs_copy_other_memory() -> None:
+    source = (Path(bench.__file__).parents[1] / "bench_baseline.c").read_text()
+    for name, size in (("PIECE", memory_subject.PIECE), ("REGION", memory_subject.REGION)):
+        value, shift = re.search(rf"#define {name} \(\(size_t\)(\d+) << (\d+)\)", source).groups()  # type: ignore[union-attr]
+        assert int(value) << int(shift) == size
 
 
 def result(name: str = "x", *, within: bool = True) -> BenchResult:
@@ -172,8 +187,8 @@ def test_runs_of_pages() -> None:
 def test_measures_everything(kvm: Kvm) -> None:
     progress: list[tuple[int, int]] = []
     results = bench.run(rounds=2, progress=lambda done, wanted: progress.append((done, wanted)))
-    assert [entry.name for entry in results] == [operation.name for operation in OPERATIONS]
-    assert progress == [(1, 2), (2, 2)]
+    assert [entry.name for entry in results] == [operation.name for operation in (*OPERATIONS, *MEMORY_OPERATIONS)]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for entry in results:
         assert entry.rounds == 2
         assert min(entry.ours, entry.baseline, entry.ratio, *entry.ours_quartiles, *entry.baseline_quartiles) > 0

@@ -115,6 +115,8 @@ static void write_image(uint8_t *memory)
 }
 
 #ifdef __x86_64__
+#include <cpuid.h>
+
 #define CPUID_ENTRIES 256
 
 static struct kvm_sregs wanted_sregs;
@@ -229,6 +231,82 @@ static uint64_t measure_calls(unsigned long n)
 	return now_ns() - begin;
 }
 
+/* Guest memory as the VMM maps it, in pieces of which no cache holds the next. */
+#define PIECE ((size_t)1 << 20)
+#define REGION ((size_t)64 << 20)
+
+static uint8_t *region(void)
+{
+	static uint8_t *found;
+
+	if (!found) {
+		found = mmap(NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (found == MAP_FAILED)
+			fail("%zu bytes to copy: %s", REGION, strerror(errno));
+		madvise(found, REGION, MADV_HUGEPAGE);
+		memset(found, 0x5a, REGION);
+	}
+	return found;
+}
+
+static void flush(const uint8_t *from, size_t size)
+{
+	static int optimised = -1;
+	unsigned int a, b, c, d;
+
+	if (optimised < 0)
+		optimised = __get_cpuid_count(7, 0, &a, &b, &c, &d) && b >> 23 & 1;
+	__asm__ volatile("mfence" : : : "memory");
+	for (const uint8_t *line = from; line < from + size; line += 64) {
+		if (optimised)
+			__asm__ volatile("clflushopt %0" : : "m"(*line));
+		else
+			__asm__ volatile("clflush %0" : : "m"(*line));
+	}
+	__asm__ volatile("mfence" : : : "memory");
+}
+
+/* `written`: each piece is written before its time begins. */
+static uint64_t copy_pieces(unsigned long n, int flushed, int written)
+{
+	static uint8_t piece[PIECE];
+	static size_t at;
+	uint8_t *memory = region();
+	uint64_t total = 0;
+
+	while (n--) {
+		uint64_t begin;
+
+		if (written)
+			memset(memory + at, 0xa5, PIECE);
+		begin = now_ns();
+		if (flushed)
+			flush(memory + at, PIECE);
+		memcpy(piece, memory + at, PIECE);
+		__asm__ volatile("" : : "r"(piece) : "memory"); /* or nobody would look at the copy */
+		total += now_ns() - begin;
+		at = (at + PIECE) % REGION;
+	}
+	return total;
+}
+
+static uint64_t measure_copies(unsigned long n)
+{
+	return copy_pieces(n, 0, 0);
+}
+
+static uint64_t measure_flushed_copies(unsigned long n)
+{
+	return copy_pieces(n, 1, 0);
+}
+
+static uint64_t measure_written_copies(unsigned long n)
+{
+	return copy_pieces(n, 0, 1);
+}
+
+#include "bench_state.c"
+
 static uint64_t measure_starts(unsigned long n)
 {
 	uint64_t total = 0;
@@ -252,6 +330,10 @@ static const struct {
 	{ "exit", measure_exits },   /* one guest exit */
 	{ "call", measure_calls },   /* one ioctl that does next to nothing */
 	{ "start", measure_starts }, /* open /dev/kvm to the first guest exit; closing is not counted */
+	{ "state", measure_states }, /* a vCPU's whole state saved, and restored to the same vCPU */
+	{ "copy", measure_copies },  /* memcpy of a piece of guest memory */
+	{ "flushcopy", measure_flushed_copies }, /* the same with its cache lines flushed before */
+	{ "dirtycopy", measure_written_copies }, /* memcpy of what was written right before */
 };
 
 static uint64_t measure(const char *name, unsigned long n)
@@ -277,6 +359,7 @@ int main(int count, char **arguments)
 	tick = strtoull(arguments[3], NULL, 0);
 	image = load("memory", &image_size);
 	load_registers();
+	load_msrs();
 	start(&running);
 	while (scanf("%15s %lu", name, &n) == 2)
 		printf("%llu\n", (unsigned long long)measure(name, n));

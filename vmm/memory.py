@@ -2,16 +2,20 @@
 """Guest memory: host memory behind a memslot, with its dirty log.
 
 Backings: ``anonymous`` (transparent huge pages where the kernel likes), ``hugetlb`` (2 MiB pages from
-the host's pool), ``guest_memfd`` (memory that KVM owns, mappable since Linux 6.18).
+the host's pool), ``guest_memfd`` (memory that KVM owns, mappable since Linux 6.18). Memory whose writers may
+pass the host's caches by is ``non-coherent``: see vmm.coherence.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from vmm import coherence as caches
 from vmm._kvm import ffi, lib
+from vmm.coherence import Coherence
 from vmm.ioctl import ioctl
 
 if TYPE_CHECKING:
@@ -36,16 +40,32 @@ class GuestMemory:
     """``size`` bytes of guest RAM at guest physical address ``gpa``.
 
     ``view`` is the writable memoryview of it all; ``read`` and ``write`` take guest physical addresses and
-    raise IndexError outside of it, before anything is written.
+    raise IndexError outside of it, before anything is written. Where ``coherence`` is non-coherent, ``read``,
+    ``write`` and ``pages`` flush the cache lines they are about, and whoever uses ``view`` or ``address`` calls
+    ``flush`` before reading and after writing. ``flushed_lines`` counts cache lines.
     """
 
-    def __init__(self, vm: VirtualMachine, slot: int, gpa: int, size: int, backing: str = "anonymous") -> None:
+    def __init__(
+        self,
+        vm: VirtualMachine,
+        slot: int,
+        gpa: int,
+        size: int,
+        backing: str = "anonymous",
+        coherence: str = Coherence.COHERENT,
+    ) -> None:
         if size <= 0 or size % PAGE_SIZE or gpa % PAGE_SIZE:
             raise ValueError(f"guest memory of {size} bytes at {gpa:#x} is not in whole pages of {PAGE_SIZE}")
         if backing not in BACKINGS:
             raise ValueError(f"backing {backing!r} is none of {', '.join(BACKINGS)}")
+        if coherence not in list(Coherence):
+            raise ValueError(f"coherence {coherence!r} is none of {', '.join(Coherence)}")
         self._vm_fd = vm.fd
         self.slot, self.gpa, self.size, self.backing = slot, gpa, size, backing
+        self.coherence = Coherence(coherence)
+        if self.coherence is Coherence.NON_COHERENT and not caches.line_size():
+            raise MemoryUnavailable("non-coherent memory has to be flushed, and this CPU has no instruction for it")
+        self.flushed_lines = 0
         self._fd = -1
         self._registered = False
         try:
@@ -55,6 +75,7 @@ class GuestMemory:
             raise
         self.view = memoryview(self._map)
         self._buffer = ffi.from_buffer("uint8_t[]", self._map)
+        self.address = int(ffi.cast("uintptr_t", self._buffer))  # where the memory lies in this process
 
     def _allocate(self, vm: VirtualMachine) -> mmap.mmap:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -90,11 +111,6 @@ class GuestMemory:
             ffi.new("struct kvm_create_guest_memfd *", {"size": self.size, "flags": wanted}),
         )
         return mmap.mmap(self._fd, self.size, mmap.MAP_SHARED)
-
-    @property
-    def address(self) -> int:
-        """Where the memory lies in this process."""
-        return int(ffi.cast("uintptr_t", self._buffer))
 
     def register(self, *, log_dirty: bool = False, readonly: bool = False) -> None:
         """Make the memory the guest's, or change its flags."""
@@ -148,12 +164,44 @@ class GuestMemory:
     def read(self, gpa: int, length: int) -> bytes:
         """Return ``length`` bytes at guest physical address ``gpa``."""
         offset = self._offset(gpa, length)
+        if self.coherence is Coherence.NON_COHERENT:
+            self._flush([(offset, length)])
         return bytes(self.view[offset : offset + length])
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Put ``data`` at guest physical address ``gpa``."""
         offset = self._offset(gpa, len(data))
         self.view[offset : offset + len(data)] = data
+        if self.coherence is Coherence.NON_COHERENT:
+            self._flush([(offset, len(data))])
+
+    def pages(self, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield (number, bytes) of pages counted as by dirty_pages; runs of pages are flushed in one go."""
+        wanted = list(numbers)
+        self.flush(wanted)
+        for number in wanted:
+            yield number, bytes(self.view[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
+
+    def current(self) -> memoryview:
+        """Return ``view`` with all that its writers wrote, flushed if they may pass the caches by."""
+        self.flush()
+        return self.view
+
+    def flush(self, numbers: Iterable[int] | None = None) -> None:
+        """Write back and invalidate the cache lines of those pages, of all if None. Nothing if coherent.
+
+        Before ``view`` is read this makes visible what a device wrote; after it was written, visible to the
+        device. IndexError, before anything is done, for a page that there is not.
+        """
+        if numbers is None:
+            ranges = [(0, self.size)]
+        else:
+            ranges = [(self._offset(self.gpa + number * PAGE_SIZE, PAGE_SIZE), PAGE_SIZE) for number in numbers]
+        if self.coherence is Coherence.NON_COHERENT:
+            self._flush(ranges)
+
+    def _flush(self, ranges: list[tuple[int, int]]) -> None:
+        self.flushed_lines += caches.flush(self.address, ranges)
 
     def _close_fd(self) -> None:
         fd, self._fd = self._fd, -1

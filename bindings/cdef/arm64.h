@@ -85,3 +85,13 @@ struct kvm_arm_counter_offset {
 
 /* The shim on arm64; shim.h says what each part is for. */
 long vmm_prctl(int option, unsigned long argument);
+#define VMM_BEFORE_RUN ...
+#define VMM_AFTER_RUN_SIGNAL ...
+#define VMM_AFTER_RUN_WAIT ...
+struct vmm_host_vectors {
+    const uint8_t *image;
+    uint8_t *observed;
+    uint64_t wait_ns;
+    int when;
+};
+long vmm_host_rdvl(void);

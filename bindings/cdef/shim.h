@@ -13,6 +13,7 @@ long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
 struct vmm_run_control {
     int fd;
     struct kvm_run *run;
+    const struct vmm_host_vectors *vectors;
     uint64_t tick;
     uint64_t budget;
     uint64_t timeout_ns;
@@ -26,4 +27,44 @@ long vmm_run(struct vmm_run_control *control);
 long vmm_kick(struct vmm_run_control *control);
 int vmm_kick_signal(void);
 size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison);
+long vmm_flush(uint64_t base, const uint64_t *ranges, size_t count);
+size_t vmm_flush_line(void);
+const char *vmm_flush_name(void);
 long vmm_die_with_parent(int parent);
+
+#define VMM_PAGE ...
+
+struct vmm_page_digest {
+    uint64_t low;
+    uint64_t high;
+};
+
+struct vmm_page_run {
+    uint32_t first;
+    uint32_t count;
+    uint32_t full;
+};
+
+struct vmm_scan {
+    const uint8_t *memory;
+    const uint64_t *bitmap;
+    const uint64_t *key;
+    struct vmm_page_digest *digests;
+    uint64_t next;
+    uint64_t end;
+    uint64_t pages_per_bit;
+};
+
+struct vmm_dirty_ring {
+    struct kvm_dirty_gfn *entries;
+    uint32_t size;
+    uint32_t next;
+};
+
+size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages);
+long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t pages);
+void vmm_take_runs(uint8_t *memory, const struct vmm_page_run *runs, size_t count, const uint64_t *key,
+                   struct vmm_page_digest *digests);
+uint64_t vmm_compare_pages(const struct vmm_scan *scan, uint64_t first);
+long vmm_populate(void *address, size_t size);
+long vmm_harvest_ring(struct vmm_dirty_ring *ring, uint64_t *const *bitmaps, const uint64_t *bits, uint32_t slots);

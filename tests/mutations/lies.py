@@ -256,12 +256,13 @@ def after_entry(
     *,
     payload: str = "hello",
     when: Callable[[Shared], bool] | None = None,
+    kind: type[Shared] = Shared,
 ) -> Interposer:
     """After each run from the entry point ``change`` spoils what the guest left in its memory.
 
     ``when`` sees the parameters, before the run.
     """
-    shared = Shared(payload)
+    shared = kind(payload)
 
     def interposer(call: Call, proceed: Proceed) -> int:
         shared.watch(call)

@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vmm.arch import ARCHITECTURE
 from vmm.ioctl import Interposer
 
 __all__ = ["Mutation", "all_mutations", "make", "modules", "mutation"]
@@ -41,18 +42,20 @@ def mutation(*clauses: str) -> Callable[[Factory], Factory]:
     return register
 
 
-def modules() -> list[str]:
-    """Return the names of the modules that hold mutations."""
+def modules(arch: str = ARCHITECTURE) -> list[str]:
+    """Return the names of the modules that hold an architecture's mutations: ``arm64_*``, or all others for x86."""
     package = importlib.import_module("tests.mutations")
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return [f"tests.mutations.{name}" for name in names if name not in ("__main__", "check", "registry")]
+    chosen = [name for name in names if name.startswith("arm64_") == (arch == "arm64")]
+    return [f"tests.mutations.{name}" for name in chosen if name not in ("__main__", "check", "registry")]
 
 
-def all_mutations() -> list[Mutation]:
-    """Import every module of this package and return all mutations."""
-    for module in modules():
+def all_mutations(arch: str = ARCHITECTURE) -> list[Mutation]:
+    """Import every module for an architecture and return its mutations."""
+    chosen = modules(arch)
+    for module in chosen:
         importlib.import_module(module)
-    return list(_mutations.values())
+    return [found for found in _mutations.values() if found.factory.__module__ in chosen]
 
 
 def make(clause: str, name: str) -> Interposer:

@@ -12,13 +12,21 @@ medians over the rounds are compared, never one side alone. What is measured:
 * ``ioctl through the door``: KVM_GET_API_VERSION by vmm.ioctl.ioctl_value, tracing off.
 * ``start to first exit``: open /dev/kvm, API version, VM, memory, vCPU, CPUID, tables, payload, registers and
   the run to the first exit, in a warm process; closing is not counted.
+* ``vCPU state saved and restored``: vmm.state.capture of a whole vCPU, and all of it back to the same one; C does
+  the same calls into structures that stay where they are.
+* ``guest memory read``: GuestMemory.read of 1 MiB that no cache holds; C does a memcpy.
+* ``guest memory read, flushed``: the same of non-coherent memory, so through CLFLUSHOPT; C flushes and copies.
+* ``what the flush costs``: the flushed read against C's plain memcpy. It has no limit.
+* ``what it costs just written``: both of memory that was written right before, so that lines have to be written
+  back. No limit either.
 
 ``vmm bench --json`` prints one object: ``within`` (all of them are) and ``results``, a list of objects with
 
 * ``name``; ``unit`` of all times, ``us`` an operation; ``rounds``, how many there were
 * ``ours`` and ``baseline``: the medians; ``ours_quartiles`` and ``baseline_quartiles``: [first, third]
 * ``ratio``: ours / baseline; ``difference``: ours - baseline
-* ``limit`` and ``limited``, which of ``ratio`` and ``difference`` must not exceed it; ``within``: it does not
+* ``limit`` and ``limited``, which of ``ratio`` and ``difference`` must not exceed it, both null where a cost is
+  only shown; ``within``: it does not
 """
 
 from __future__ import annotations
@@ -36,10 +44,11 @@ SECONDS = 8.0
 def run(
     rounds: int = ROUNDS, seconds: float = SECONDS, progress: Callable[[int, int], None] | None = None
 ) -> list[BenchResult]:
-    """Compare every operation and return the results, in the order of vmm.bench.compare.OPERATIONS.
+    """Compare every operation and return the results, in the order of vmm.bench.compare.
 
     ``rounds`` (2 or more) are cut short when ``seconds`` have passed; ``progress`` is called with the rounds
-    done and wanted. Raises KvmUnavailable, and BenchUnavailable where there is nothing to compare with.
+    done and wanted, of all operations and then of those on memory. Raises KvmUnavailable, and BenchUnavailable
+    where there is nothing to compare with.
     """
     from vmm.bench.compare import compare_all  # not above: the subject loads this module too
 

@@ -69,10 +69,10 @@ def _first_error(messages: str) -> str:
     return f" ({lines[0].strip()})" if lines else ""
 
 
-def subject(folder: Path) -> Program:
-    """Start the Python side, which writes its guest into ``folder`` for the C program."""
+def subject(folder: Path, name: str = "subject") -> Program:
+    """Start a Python side, the module ``name``, which writes into ``folder`` what the C program needs of it."""
     # -P: nothing in the current folder can stand in for a module.
-    command = [sys.executable, "-P", "-m", "vmm.bench.subject", str(folder)]
+    command = [sys.executable, "-P", "-m", f"vmm.bench.{name}", str(folder)]
     path = os.pathsep.join([str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return Program("the Python program", command, {**os.environ, "PYTHONPATH": path})
 

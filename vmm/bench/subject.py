@@ -28,7 +28,7 @@ from vmm.exits import Budget, Exit
 from vmm.memory import PAGE_SIZE
 from vmm.system import Kvm
 
-__all__ = ["Subject", "main", "runs"]
+__all__ = ["Subject", "main", "prepared", "runs"]
 
 _PAYLOAD, _ENTRY, _ENDLESS = "hello", "ticks", 1 << 62
 _RECORD = struct.Struct("=QQ")
@@ -45,9 +45,7 @@ class Subject:
         self.tick = int(self.guest.vcpu.tick)
 
     def _start(self, kvm: Kvm) -> Any:
-        guest = self._guest_type(kvm, _PAYLOAD)
-        guest.prepare(_ENTRY, _ENDLESS)
-        return guest
+        return prepared(kvm, self._guest_type)
 
     def write_to(self, folder: Path) -> None:
         """Write the guest as it is, before it first runs, for the C program."""
@@ -92,6 +90,13 @@ class Subject:
                 total += perf_counter_ns() - begin
             _expect_budget(exit)
         return total
+
+
+def prepared(kvm: Kvm, guest_type: Any) -> Any:
+    """Return a guest that is about to tick for ever."""
+    guest = guest_type(kvm, _PAYLOAD)
+    guest.prepare(_ENTRY, _ENDLESS)
+    return guest
 
 
 def runs(view: memoryview) -> list[tuple[int, bytes]]:

@@ -19,7 +19,10 @@ def _row(result: BenchResult) -> tuple[str, ...]:
     def spread(median: float, quartiles: tuple[float, float]) -> str:
         return f"{median:.3f} ({quartiles[0]:.3f}-{quartiles[1]:.3f})"
 
-    limit = f"{result.limit:.2f}x" if result.limited == "ratio" else f"{result.limit:+.3f}"
+    limit = ""
+    if result.limit is not None:
+        limit = f"{result.limit:.2f}x" if result.limited == "ratio" else f"{result.limit:+.3f}"
+    verdict = "" if result.limit is None else "ok" if result.within else "TOO SLOW"
     return (
         result.name,
         spread(result.ours, result.ours_quartiles),
@@ -27,7 +30,7 @@ def _row(result: BenchResult) -> tuple[str, ...]:
         f"{result.ratio:.3f}x",
         f"{result.difference:+.3f}",
         limit,
-        "ok" if result.within else "TOO SLOW",
+        verdict,
     )
 
 

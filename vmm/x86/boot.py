@@ -7,13 +7,15 @@ Guest physical layout, all below the payload at 1 MiB:
     0x3000  TSS with an I/O bitmap that allows every port, up to 0x5080
     0x6000  PML4     0x7000  PDPT     0x8000..0xbfff  four page directories: 4 GiB in 2 MiB pages,
                                        user-accessible, writable
-    0xc000  a page table for 2 to 4 MiB, in use only with shadow stacks: the first page is a user shadow
-            stack, the second a supervisor shadow stack with its token at the top, the rest is ordinary
+    0xc000  a page table for 2 to 4 MiB, in use only where pages differ: with shadow stacks the first page is
+            a user shadow stack, the second a supervisor shadow stack with its token at the top, the rest is
+            ordinary; with memory types the first pages select an entry of IA32_PAT each
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -32,14 +34,18 @@ __all__ = [
     "KERNEL_SHADOW_STACK_TOKEN",
     "PAGE_2M",
     "TABLES_END",
+    "TYPED_PAGES",
     "USER_SHADOW_STACK_TOP",
     "enter",
+    "write_pat_entries",
     "write_shadow_stacks",
     "write_tables",
 ]
 
 GDT, IDT, TSS, PML4, PDPT, DIRECTORIES, TABLE = 0x1000, 0x2000, 0x3000, 0x6000, 0x7000, 0x8000, 0xC000
 TABLES_END = 0xD000
+# The pages that may have types of their own, the first of the page table's.
+TYPED_PAGES = 0x200000
 # Where a shadow stack pointer starts: pushes go down from here (user), the token itself (supervisor).
 USER_SHADOW_STACK_TOP = 0x201000
 KERNEL_SHADOW_STACK_TOKEN = 0x201FF8
@@ -129,6 +135,16 @@ def write_shadow_stacks(memory: GuestMemory) -> None:
     memory.write(TABLE, struct.pack("<512Q", *entries))
     memory.write(DIRECTORIES + 8, struct.pack("<Q", TABLE | 7))
     memory.write(KERNEL_SHADOW_STACK_TOKEN, struct.pack("<Q", KERNEL_SHADOW_STACK_TOKEN))
+
+
+def write_pat_entries(memory: GuestMemory, entries: Sequence[int]) -> None:
+    """Have page n behind TYPED_PAGES select entry ``entries[n]`` of IA32_PAT; Intel SDM volume 3, 12.12.3."""
+    table = [TYPED_PAGES + 0x1000 * n | _PAGE_4K for n in range(512)]
+    for number, entry in enumerate(entries):
+        # PWT, PCD and, in a 4 KiB page, bit 7.
+        table[number] |= (entry & 3) << 3 | (entry >> 2 & 1) << 7
+    memory.write(TABLE, struct.pack("<512Q", *table))
+    memory.write(DIRECTORIES + 8, struct.pack("<Q", TABLE | 7))
 
 
 def _segment(selector: int, *, code: bool, dpl: int) -> dict[str, int]:

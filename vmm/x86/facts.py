@@ -9,8 +9,9 @@ from pathlib import Path
 from vmm._kvm import lib
 from vmm.ioctl import KvmError
 from vmm.system import Kvm
-from vmm.x86 import cpuid, permission, xfeature
+from vmm.x86 import cpuid, memory_types, permission, xfeature
 from vmm.x86.cpuid import Cpuid
+from vmm.x86.memory_types import MemoryTypes
 
 __all__ = ["CAPABILITIES", "Facts", "measure"]
 
@@ -40,6 +41,7 @@ class Facts:
     guest_supported: int | None
     cpuid: Cpuid
     capabilities: dict[str, int]
+    memory_types: MemoryTypes
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (name, value) pairs for people."""
@@ -57,6 +59,7 @@ class Facts:
                 "XSAVE area",
                 f"{self.cpuid.get(0xD).ecx} bytes by CPUID, {self.capabilities['KVM_CAP_XSAVE2']} by KVM",
             ),
+            *self.memory_types.lines(),
         ]
 
     def to_json(self) -> dict[str, object]:
@@ -71,6 +74,7 @@ class Facts:
             "guest_xcr0": self.cpuid.xcr0,
             "guest_xss": self.cpuid.xss,
             "capabilities": self.capabilities,
+            "memory_types": self.memory_types.to_json(),
             "cpuid": [str(entry) for entry in self.cpuid if any(entry.registers)],
         }
 
@@ -111,8 +115,9 @@ def _try(call: object) -> int | None:
 
 def measure(kvm: Kvm) -> Facts:
     """Measure everything; creates no vCPU, so the process's guest permission stays open."""
+    backend = _backend()
     return Facts(
-        backend=_backend(),
+        backend=backend,
         vendor=_vendor(),
         model=_model(),
         xcr0=int(lib.vmm_xgetbv(0)) if lib.vmm_has_osxsave() else 0,
@@ -121,4 +126,5 @@ def measure(kvm: Kvm) -> Facts:
         guest_supported=_try(lambda: permission.guest_supported(kvm)),
         cpuid=cpuid.supported(kvm),
         capabilities={name: kvm.check_extension(getattr(lib, name)) for name in CAPABILITIES},
+        memory_types=memory_types.measure(kvm, backend),
     )

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Guest memory page by page, for migration: what a Python loop would be too slow for. Included by shim.c.
+ *
+ * A page is 4096 bytes on every host. Its digest is NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, 1999)
+ * with 64-bit words, less what a page of zeros gives: whatever the two pages are, if they differ, a random key
+ * gives them equal digests with probability 2^-64 or less. A page of zeros has the digest 0.
+ */
+
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE /* Linux 5.14, glibc 2.35 */
+#define MADV_POPULATE_WRITE 23
+#endif
+#define PAGE_WORDS (VMM_PAGE / sizeof(uint64_t))
+
+__extension__ typedef unsigned __int128 wide;
+
+static wide nh(const uint64_t *words, const uint64_t *key, uint64_t *any)
+{
+    wide even = 0, odd = 0;
+    uint64_t seen = 0;
+
+    for (size_t i = 0; i < PAGE_WORDS; i += 4) {
+        even += (wide)(words[i] + key[i]) * (words[i + 1] + key[i + 1]);
+        odd += (wide)(words[i + 2] + key[i + 2]) * (words[i + 3] + key[i + 3]);
+        seen |= words[i] | words[i + 1] | words[i + 2] | words[i + 3];
+    }
+    *any = seen;
+    return even + odd;
+}
+
+static wide digest_of_zeros(const uint64_t *key)
+{
+    wide sum = 0;
+
+    for (size_t i = 0; i < PAGE_WORDS; i += 2)
+        sum += (wide)key[i] * key[i + 1];
+    return sum;
+}
+
+/* Store a page's digest and say whether the page has anything but zeros. */
+static int digest_page(const uint8_t *page, const uint64_t *key, wide zeros, struct vmm_page_digest *digest)
+{
+    uint64_t any;
+    wide value = nh((const uint64_t *)page, key, &any);
+
+    value = any ? value - zeros : 0;
+    digest->low = (uint64_t)value;
+    digest->high = (uint64_t)(value >> 64);
+    return any != 0;
+}
+
+static int is_dirty(const uint64_t *bitmap, uint64_t bit)
+{
+    return bitmap[bit / 64] >> (bit % 64) & 1;
+}
+
+/* The first page from `page` on whose bit is set, or `end`. Whole words of zeros are skipped. */
+static uint64_t next_dirty(const uint64_t *bitmap, uint64_t page, uint64_t end, uint64_t pages_per_bit)
+{
+    while (page < end) {
+        uint64_t bit = page / pages_per_bit;
+        if (!bitmap[bit / 64])
+            page = (bit / 64 + 1) * 64 * pages_per_bit;
+        else if (!is_dirty(bitmap, bit))
+            page = (bit + 1) * pages_per_bit;
+        else
+            return page;
+    }
+    return end;
+}
+
+size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages)
+{
+    wide zeros = digest_of_zeros(scan->key);
+    uint64_t page = scan->next, data = 0;
+    size_t count = 0;
+
+    for (;;) {
+        page = next_dirty(scan->bitmap, page, scan->end, scan->pages_per_bit);
+        if (page >= scan->end || data >= most_pages)
+            break;
+        uint32_t full = (uint32_t)digest_page(scan->memory + page * VMM_PAGE, scan->key, zeros, scan->digests + page);
+        struct vmm_page_run *last = count ? runs + count - 1 : NULL;
+        if (last && last->full == full && last->first + last->count == page) {
+            last->count++;
+        } else {
+            /* The page is looked at again in the next call. */
+            if (count == most_runs)
+                break;
+            runs[count++] = (struct vmm_page_run){.first = (uint32_t)page, .count = 1, .full = full};
+        }
+        data += full;
+        page++;
+    }
+    scan->next = page;
+    return count;
+}
+
+long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t pages)
+{
+    uint64_t next = 0, data = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        if (runs[i].first < next || !runs[i].count || runs[i].full > 1)
+            return -EINVAL;
+        next = (uint64_t)runs[i].first + runs[i].count;
+        if (next > pages)
+            return -EINVAL;
+        data += runs[i].full ? runs[i].count : 0;
+    }
+    return (long)data;
+}
+
+void vmm_take_runs(uint8_t *memory, const struct vmm_page_run *runs, size_t count, const uint64_t *key,
+                   struct vmm_page_digest *digests)
+{
+    wide zeros = digest_of_zeros(key);
+
+    for (size_t i = 0; i < count; i++) {
+        for (uint64_t page = runs[i].first; page < (uint64_t)runs[i].first + runs[i].count; page++) {
+            struct vmm_page_digest *digest = digests + page;
+            if (runs[i].full) {
+                digest_page(memory + page * VMM_PAGE, key, zeros, digest);
+            } else if (digest->low || digest->high) {
+                /* Anything else is zero already: writing it would only make it resident. */
+                memset(memory + page * VMM_PAGE, 0, VMM_PAGE);
+                digest->low = digest->high = 0;
+            }
+        }
+    }
+}
+
+uint64_t vmm_compare_pages(const struct vmm_scan *scan, uint64_t first)
+{
+    wide zeros = digest_of_zeros(scan->key);
+    struct vmm_page_digest now;
+
+    for (uint64_t page = first; page < scan->end; page++) {
+        if (is_dirty(scan->bitmap, page / scan->pages_per_bit))
+            continue;
+        digest_page(scan->memory + page * VMM_PAGE, scan->key, zeros, &now);
+        if (now.low != scan->digests[page].low || now.high != scan->digests[page].high)
+            return page;
+    }
+    return scan->end;
+}
+
+long vmm_harvest_ring(struct vmm_dirty_ring *ring, uint64_t *const *bitmaps, const uint64_t *bits, uint32_t slots)
+{
+    long harvested = 0;
+
+    for (;;) {
+        struct kvm_dirty_gfn *entry = ring->entries + (ring->next & (ring->size - 1));
+        /* The flag is what publishes slot and offset, and what gives the entry back. */
+        if (__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_DIRTY)
+            return harvested;
+        if (entry->slot >= slots || entry->offset >= bits[entry->slot])
+            return -ERANGE;
+        bitmaps[entry->slot][entry->offset / 64] |= (uint64_t)1 << (entry->offset % 64);
+        __atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+        ring->next++;
+        harvested++;
+    }
+}
+
+long vmm_populate(void *address, size_t size)
+{
+    return madvise(address, size, MADV_POPULATE_WRITE) ? -errno : 0;
+}

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python side of the comparison of saving and restoring: a program of its own, because of what it imports.
+
+    python -m vmm.bench.state_subject FOLDER
+
+It writes the list of MSRs for the C program into FOLDER, then an empty line, and answers ``state N``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+from time import perf_counter_ns
+
+from vmm._kvm import lib
+from vmm.arch import module
+from vmm.bench.subject import prepared
+from vmm.state.capture import capture_vcpu, restore_vcpu
+from vmm.system import Kvm
+from vmm.vcpu import Vcpu
+
+__all__ = ["main"]
+
+
+def _states(vcpu: Vcpu, count: int) -> int:
+    """Save a vCPU's whole state and write it back to the same vCPU."""
+    begin = perf_counter_ns()
+    for _ in range(count):
+        restore_vcpu(vcpu, capture_vcpu(vcpu))
+    return perf_counter_ns() - begin
+
+
+def _serve(folder: Path) -> None:
+    with Kvm() as kvm, prepared(kvm, module("guest").Guest) as guest:
+        guest.resume(ticks=1)  # as in the C program: a vCPU that has run takes its own CPUID with less ado
+        guest.complete()
+        msrs = capture_vcpu(guest.vcpu).parts.get("MSRS", {})
+        assert not isinstance(msrs, bytes)
+        (folder / "msrs").write_bytes(struct.pack(f"={len(msrs)}I", *msrs))
+        print(0, flush=True)
+        for line in sys.stdin:
+            print(_states(guest.vcpu, int(line.split()[1])), flush=True)
+
+
+def main() -> int:
+    """Serve whoever started this program until its end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    lib.vmm_die_with_parent(os.getppid())
+    try:
+        _serve(Path(sys.argv[1]))
+    except Exception as error:
+        print(f"error: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

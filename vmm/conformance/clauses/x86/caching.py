@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a guest's memory is cached, told from how long its loads and stores take.
+
+One guest has a page of each memory type. In a round the same loads, each of which needs the one before, go to
+every page, and the same stores; only ratios between pages of one round are judged, so the machine's speed, its
+load and the TSC's unit do not matter. A page whose lines are flushed before each batch shows what a load costs
+when it has to come from memory: where that is no slower, the platform shows no caches and nothing is judged.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vmm._kvm import lib
+from vmm.conformance.context import Context
+from vmm.conformance.expect import Skipped, true
+from vmm.x86 import msr
+from vmm.x86.boot import TYPED_PAGES, write_pat_entries
+from vmm.x86.guest import Guest
+from vmm.x86.memory_types import MemoryType, pat
+from vmm.x86.msr import Msr
+from vmm.x86.registers import get_sregs, set_sregs
+
+__all__ = [
+    "CACHED",
+    "MEMORY",
+    "ROUNDS",
+    "STORES",
+    "TYPES",
+    "UNCACHED",
+    "CachingGuest",
+    "Ratio",
+    "expect_cached",
+    "expect_slower",
+    "expect_uncached",
+    "page",
+]
+
+# The types in the order of the pages, which is that of the entries of IA32_PAT too.
+TYPES = (MemoryType.WB, MemoryType.WT, MemoryType.WC, MemoryType.UC_MINUS, MemoryType.UC)
+ROUNDS = 9
+# A load from the first cache takes 3 to 5 cycles, one from memory some hundreds. Between the two limits nothing is
+# sure; MEMORY is how much slower a flushed load has to be for caches to be visible at all.
+CACHED, UNCACHED, MEMORY = 3.0, 8.0, 10.0
+# Uncached stores go to memory one by one, write-combining ones 64 bytes at a time.
+STORES = 2.0
+# In a round one value may be spoilt by whatever else the machine does.
+_SPOILT = 1
+_LINES, _PAGE = 64, 0x1000
+_LOADS, _BATCHES = 512, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as long as its base something took, in each round; ``what`` says what."""
+
+    what: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one of the values."""
+        return sorted(self.values)[len(self.values) // 2]
+
+    def below(self, limit: float) -> bool:
+        """Tell whether all rounds, or all but one of many, are below a limit."""
+        return sum(value >= limit for value in self.values) <= self._spoilt
+
+    def above(self, limit: float) -> bool:
+        """Tell whether all rounds, or all but one of many, are above a limit."""
+        return sum(value <= limit for value in self.values) <= self._spoilt
+
+    @property
+    def _spoilt(self) -> int:
+        return _SPOILT if len(self.values) > 4 else 0
+
+    def __str__(self) -> str:
+        low, high = min(self.values), max(self.values)
+        return f"{self.what}: {self.median:.1f} times ({low:.1f} to {high:.1f} in {len(self.values)} rounds)"
+
+
+class CachingGuest:
+    """A guest with the memtype payload and one page a memory type; ``quirks`` are disabled before it runs.
+
+    Raises Skipped where no caches are visible. ``cr0`` is added to CR0 while an entry point runs.
+    """
+
+    def __init__(self, context: Context, quirks: int = 0) -> None:
+        self.timeout = context.timeout
+        self.guest = context.own(Guest(context.kvm, "memtype", cpuid=context.host.facts.cpuid))
+        self.cr0 = 0
+        if quirks:
+            self.guest.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, quirks)
+        order = list(range(_LINES))
+        random.Random(context.options.seed).shuffle(order)
+        self.guest.memory.write(self.guest.payload.symbol("order"), bytes(order))
+        write_pat_entries(self.guest.memory, range(len(TYPES)))
+        accepted = msr.set_msr(self.guest.vcpu, Msr.PAT, pat(TYPES))
+        true("IA32_PAT with an entry of each type", accepted, "refused", "accepted")
+        visible = Ratio("loads of flushed lines to cached ones", tuple(self._flushed() for _ in range(5)))
+        if not visible.above(MEMORY):
+            raise Skipped(f"no cache is visible here: {visible}; more than {MEMORY:.0f} times are needed")
+        context.note(f"caches are visible: {visible}")
+
+    def call(self, entry: str, *parameters: int, privilege: int = 3) -> int:
+        """Run an entry point and return its VALUE(0)."""
+        self.guest.prepare(entry, *parameters, privilege=privilege)
+        if self.cr0:
+            sregs = get_sregs(self.guest.vcpu)
+            sregs.cr0 |= self.cr0
+            set_sregs(self.guest.vcpu, sregs)
+        self.guest.finish(self.guest.resume(self.timeout), f"memtype.{entry}")
+        return self.guest.mailbox.read("values")
+
+    def loads(self, kind: MemoryType) -> int:
+        """Return the cycles of 512 dependent loads from the page of a type, once they had time to be cached."""
+        self.call("chain", page(kind))
+        return self.call("loads", page(kind), _LOADS, _BATCHES)
+
+    def stores(self, kind: MemoryType) -> int:
+        """Return the cycles of 512 stores of 8 bytes to the page of a type."""
+        return self.call("stores", page(kind), 1, _BATCHES)
+
+    def after(self, entry: str, *, privilege: int = 0, tries: int = 5) -> int:
+        """Return the cycles of 64 dependent loads whose lines were cached before the entry point ran."""
+        times = []
+        for _ in range(tries):
+            self.loads(MemoryType.WB)
+            self.call(entry, page(MemoryType.WB), privilege=privilege)
+            times.append(self.call("once", page(MemoryType.WB)))
+        return min(times)
+
+    def load_ratios(self, rounds: int = ROUNDS) -> dict[MemoryType, Ratio]:
+        """Return for each type but write-back how many times as long as write-back loads its loads take."""
+        return _ratios("loads", self.loads, TYPES[1:], MemoryType.WB, rounds)
+
+    def store_ratio(self, kind: MemoryType, base: MemoryType, rounds: int = ROUNDS) -> Ratio:
+        """Return how many times as long as those of type ``base`` the stores of type ``kind`` take."""
+        return _ratios("stores", self.stores, [kind], base, rounds)[kind]
+
+    def switched(self, what: str, switch: Callable[[bool], object], rounds: int = ROUNDS) -> Ratio:
+        """Return how many times as long write-back loads take with something on; ``switch`` turns it on and off."""
+        found = []
+        for _ in range(rounds):
+            switch(False)
+            base = self.loads(MemoryType.WB)
+            switch(True)
+            # What is in a cache may still be found there by a CPU that fills it no more.
+            self.call("flush", page(MemoryType.WB))
+            found.append(self.loads(MemoryType.WB) / base)
+        switch(False)
+        return Ratio(f"loads with {what} to loads without", tuple(found))
+
+    def _flushed(self) -> float:
+        cached = self.loads(MemoryType.WB) / _LOADS
+        return self.call("flushed", page(MemoryType.WB), _LINES, _BATCHES) / _LINES / cached
+
+
+def _ratios(
+    name: str, measure: Callable[[MemoryType], int], kinds: Sequence[MemoryType], base: MemoryType, rounds: int
+) -> dict[MemoryType, Ratio]:
+    found: dict[MemoryType, list[float]] = {kind: [] for kind in kinds}
+    for number in range(rounds):
+        standard = measure(base)
+        # Another order in each round, so that what comes first is not always the same.
+        turn = number % len(kinds)
+        for kind in [*kinds[turn:], *kinds[:turn]]:
+            found[kind].append(measure(kind) / standard)
+    return {
+        kind: Ratio(f"{_name(kind)} {name} to those of {_name(base)}", tuple(values))
+        for kind, values in found.items()
+    }
+
+
+def page(kind: MemoryType) -> int:
+    """Return where the page of a type lies."""
+    return TYPED_PAGES + _PAGE * TYPES.index(kind)
+
+
+def _name(kind: MemoryType) -> str:
+    return kind.name.replace("_MINUS", "-")
+
+
+def expect_cached(context: Context, ratio: Ratio) -> None:
+    """The memory has to be cached; Skipped if the ratio does not say."""
+    _expect(context, ratio, ratio.below(CACHED), ratio.above(UNCACHED), f"less than {CACHED:.0f} times, cached")
+
+
+def expect_uncached(context: Context, ratio: Ratio) -> None:
+    """The memory has to be uncached; Skipped if the ratio does not say, or if it may be a hypervisor's doing."""
+    cached = ratio.below(CACHED)
+    if cached and context.host.facts.memory_types.nested:
+        raise Skipped(f"a hypervisor below this kernel may force write-back: {ratio}")
+    _expect(context, ratio, ratio.above(UNCACHED), cached, f"more than {UNCACHED:.0f} times, uncached")
+
+
+def expect_slower(context: Context, ratio: Ratio, times: float) -> None:
+    """Something has to take more than ``times`` as long; Skipped if the ratio does not say."""
+    _expect(context, ratio, ratio.above(times), ratio.below(times), f"more than {times:.0f} times")
+
+
+def _expect(context: Context, ratio: Ratio, holds: bool, fails: bool, expected: str) -> None:
+    if fails:
+        true(ratio.what, False, str(ratio), f"{expected}, in every round or every one but {_SPOILT}")
+    if not holds:
+        raise Skipped(f"the machine is too noisy to tell: {ratio}; expected {expected}")
+    context.note(f"sure: {ratio}; expected {expected}")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quirks: which behaviours a VMM may turn off, KVM_CAP_DISABLE_QUIRKS2 and the older KVM_CAP_DISABLE_QUIRKS."""
+
+from __future__ import annotations
+
+import errno
+
+from vmm._kvm import ffi, lib
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, succeeds, true
+from vmm.conformance.host import version
+from vmm.conformance.needs import capability
+from vmm.conformance.registry import clause
+from vmm.machine import VirtualMachine
+from vmm.x86.memory_types import GuestPat, Quirk, describe_quirks
+
+_QUIRKS2 = capability("KVM_CAP_DISABLE_QUIRKS2")
+_LINT0 = Quirk.LINT0_REENABLED
+# The register LVT LINT0 of a local APIC at reset, as the quirk leaves it and as the manual has it.
+_LVT0, _EXTERNAL, _MASKED = 0x350, 0x700, 0x10000
+
+
+@clause("quirk.caps", arch="x86", needs=(_QUIRKS2,))
+def capabilities(context: Context) -> None:
+    """KVM_CAP_DISABLE_QUIRKS2 is the set of quirks that can be disabled: any other bit is EINVAL, and flags are too.
+
+    KVM_CAP_DISABLE_QUIRKS takes the same bits and ignores those it does not know. Bits that have no name here are
+    recorded.
+
+    Source: arch/x86/kvm/x86.c, kvm_vm_ioctl_enable_cap; Documentation/virt/kvm/api.rst 7.31, 9.
+    """
+    vm = context.vm()
+    mask = context.kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
+    equal("KVM_CAP_DISABLE_QUIRKS2 of the VM", vm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2), mask)
+    true("the quirk that every kernel has", bool(mask & _LINT0), mask, "bit 0, LINT0_REENABLED")
+    unknown = mask & ~sum(Quirk)
+    if unknown:
+        context.note(f"quirks without a name here: {describe_quirks(unknown)}")
+    refused("flags", errno.EINVAL, vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, 0, flags=1)
+    for bit in range(64):
+        value = 1 << bit
+        if mask & value:
+            succeeds(f"disabling quirk {value:#x}", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, value)
+        else:
+            refused(f"quirk {value:#x}", errno.EINVAL, vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, value)
+            both = value | _LINT0
+            refused(f"quirks {both:#x}", errno.EINVAL, vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, both)
+        succeeds(f"KVM_CAP_DISABLE_QUIRKS {value:#x}", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS, value)
+    succeeds("all quirks together", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, mask)
+
+
+@clause("quirk.ignore-guest-pat", arch="x86", needs=(_QUIRKS2,), since="6.16")
+def ignore_guest_pat(context: Context) -> None:
+    """KVM_X86_QUIRK_IGNORE_GUEST_PAT can be disabled where the guest's PAT could be honoured, and only there.
+
+    That is with second-level page tables, and on Intel only if the CPU snoops its own caches: without self-snoop
+    or with shadow page tables KVM always ignores PAT. Late releases of 6.12 know the quirk too: they have the one
+    that follows it.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_hardware_setup; arch/x86/kvm/x86.c, kvm_x86_vendor_init.
+    """
+    types = context.host.facts.memory_types
+    if types.guest_pat is GuestPat.UNKNOWN:
+        context.skip(f"the back end is {context.host.backend}, and nobody knows what it does with PAT")
+    mask = context.kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
+    offered = bool(mask & Quirk.IGNORE_GUEST_PAT)
+    possible = types.two_levels and (types.self_snoop or context.host.backend != "kvm_intel")
+    known = context.host.version >= version("6.16") or bool(mask & Quirk.VMCS12_ALLOW_FREEZE_IN_SMM)
+    if possible and not known and not offered:
+        context.skip(f"KVM_CAP_DISABLE_QUIRKS2 of {context.host.kernel} is {mask:#x}: it does not know the quirk yet")
+    why = f"second-level tables: {types.two_levels}, self-snoop: {types.self_snoop}, {context.host.backend}"
+    context.note(why)
+    true("bit 9 of KVM_CAP_DISABLE_QUIRKS2", offered == possible, mask, f"{int(possible)} ({why})")
+
+
+def _lint0(context: Context, *masks: int, refused_mask: int = 0) -> int:
+    """Return LVT LINT0 of the first vCPU of a VM in which quirks were disabled, one set after the other."""
+    vm = context.vm()
+    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    if refused_mask:
+        _disable_refused(vm, refused_mask)
+    for mask in masks:
+        succeeds(f"disabling quirks {mask:#x}", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, mask)
+    lapic = vm.create_vcpu().get(lib.KVM_GET_LAPIC, "kvm_lapic_state")
+    return int.from_bytes(bytes(ffi.buffer(lapic))[_LVT0 : _LVT0 + 4], "little")
+
+
+def _disable_refused(vm: VirtualMachine, mask: int) -> None:
+    refused(f"quirks {mask:#x}", errno.EINVAL, vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, mask)
+
+
+@clause("quirk.one-way", arch="x86", needs=(_QUIRKS2, capability("KVM_CAP_IRQCHIP")))
+def one_way(context: Context) -> None:
+    """A quirk that is disabled stays disabled: another KVM_ENABLE_CAP adds to the set, and an empty one is no reset.
+
+    Seen in LVT LINT0 of a fresh local APIC, which KVM_X86_QUIRK_LINT0_REENABLED leaves unmasked. A call that is
+    refused for another bit disables nothing, and a VM's quirks are its own. Before 6.16, and before a late release
+    of 6.12, the last call's set counted alone.
+
+    Source: arch/x86/kvm/x86.c, kvm_vm_ioctl_enable_cap; arch/x86/kvm/lapic.c, kvm_lapic_reset.
+    """
+    equal("LVT LINT0 with the quirk", _lint0(context), _EXTERNAL)
+    equal("LVT LINT0 with the quirk disabled", _lint0(context, _LINT0), _MASKED)
+    other = Quirk.OUT_7E_INC_RIP
+    equal("LVT LINT0 after an empty set", _lint0(context, _LINT0, 0), _MASKED)
+    equal("LVT LINT0 after another quirk", _lint0(context, _LINT0, other), _MASKED)
+    equal("LVT LINT0 with another quirk disabled", _lint0(context, other), _EXTERNAL)
+    equal("LVT LINT0 after a refusal", _lint0(context, refused_mask=_LINT0 | 1 << 63), _EXTERNAL)
+    equal("LVT LINT0 of a new VM", _lint0(context), _EXTERNAL)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory types: IA32_PAT as a value, and who decides on this host how a guest's memory is cached.
+
+Source: Intel SDM volume 3, 12.12 "Page attribute table (PAT)"; arch/x86/kvm/vmx/vmx.c, vmx_get_mt_mask;
+Documentation/virt/kvm/api.rst 7.31 (KVM_CAP_DISABLE_QUIRKS2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag, StrEnum
+from pathlib import Path
+
+from vmm import coherence
+from vmm._kvm import ffi, lib
+from vmm.ioctl import KvmError
+from vmm.machine import VirtualMachine
+from vmm.system import Kvm
+from vmm.x86 import cpuid
+
+__all__ = [
+    "DEVICE_TYPES",
+    "PAT_AT_RESET",
+    "VFIO_FOLDER",
+    "GuestPat",
+    "MemoryType",
+    "MemoryTypes",
+    "Quirk",
+    "describe_quirks",
+    "device_type_answers",
+    "measure",
+    "pat",
+    "vfio_groups",
+]
+
+PAT_AT_RESET = 0x0007040600070406
+VFIO_FOLDER = Path("/dev/vfio")
+_MODULES = Path("/sys/module")
+# The modules' parameter that turns the second level of page tables off: without it KVM shadows the guest's tables.
+_TWO_LEVELS = {"kvm_intel": "ept", "kvm_amd": "npt"}
+_SHADOW_ALWAYS = ("kvm_pvm",)
+
+# enum kvm_device_type of include/uapi/linux/kvm.h, Linux 7.2: of all architectures, only VFIO is x86's too.
+DEVICE_TYPES = {
+    1: "FSL_MPIC_20", 2: "FSL_MPIC_42", 3: "XICS", 4: "VFIO", 5: "ARM_VGIC_V2", 6: "FLIC", 7: "ARM_VGIC_V3",
+    8: "ARM_VGIC_ITS", 9: "XIVE", 10: "ARM_PV_TIME", 11: "RISCV_AIA", 12: "LOONGARCH_IPI",
+    13: "LOONGARCH_EIOINTC", 14: "LOONGARCH_PCHPIC", 15: "LOONGARCH_DMSINTC", 16: "ARM_VGIC_V5",
+}  # fmt: skip
+
+
+class Quirk(IntFlag):
+    """KVM_X86_QUIRK_*: behaviours that KVM_CAP_DISABLE_QUIRKS2 turns off; arch/x86/include/uapi/asm/kvm.h, 7.2."""
+
+    LINT0_REENABLED = 1 << 0
+    CD_NW_CLEARED = 1 << 1
+    LAPIC_MMIO_HOLE = 1 << 2
+    OUT_7E_INC_RIP = 1 << 3
+    MISC_ENABLE_NO_MWAIT = 1 << 4
+    FIX_HYPERCALL_INSN = 1 << 5
+    MWAIT_NEVER_UD_FAULTS = 1 << 6
+    SLOT_ZAP_ALL = 1 << 7
+    STUFF_FEATURE_MSRS = 1 << 8
+    IGNORE_GUEST_PAT = 1 << 9
+    VMCS12_ALLOW_FREEZE_IN_SMM = 1 << 10
+    NESTED_SVM_SHARED_PAT = 1 << 11
+
+
+class MemoryType(IntEnum):
+    """The encodings an entry of IA32_PAT may have; every other one is reserved."""
+
+    UC = 0
+    WC = 1
+    WT = 4
+    WP = 5
+    WB = 6
+    UC_MINUS = 7
+
+
+def pat(types: Iterable[MemoryType]) -> int:
+    """Return IA32_PAT with these types in its entries from 0 on, write-back in the others."""
+    entries = [*types]
+    entries += [MemoryType.WB] * (8 - len(entries))
+    return int.from_bytes(bytes(entries), "little")
+
+
+class GuestPat(StrEnum):
+    """What becomes of the memory types that a guest chooses."""
+
+    IGNORED = "ignored"  # all of its memory is write-back
+    QUIRK = "quirk"  # ignored, until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled
+    HONOURED = "honoured"
+    UNKNOWN = "unknown"  # a KVM that nothing is known of
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTypes:
+    """What decides about the caching of guest memory here.
+
+    ``two_levels``: the guest has page tables of its own (EPT, NPT), not KVM's shadow of them. ``quirks`` is
+    KVM_CAP_DISABLE_QUIRKS2. ``nested``: a hypervisor is below, which may have the last word. ``vfio``: KVM has
+    the VFIO device; ``groups`` are the VFIO groups that could be given to it.
+    """
+
+    guest_pat: GuestPat
+    two_levels: bool
+    quirks: int
+    self_snoop: bool
+    nested: bool
+    vfio: bool
+    groups: tuple[str, ...]
+    flush_instruction: str
+    line_size: int
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return (name, value) pairs for people."""
+        groups = f"groups {', '.join(self.groups)}" if self.groups else f"no group in {VFIO_FOLDER}"
+        below = "; a hypervisor below this kernel may decide otherwise" if self.nested else ""
+        return [
+            ("guest PAT", _PAT_TEXT[self.guest_pat] + below),
+            ("guest page tables", "second level (EPT, NPT)" if self.two_levels else "shadowed by KVM"),
+            ("self-snoop", "yes" if self.self_snoop else "no"),
+            ("quirks that can be disabled", describe_quirks(self.quirks)),
+            ("KVM's VFIO device", f"{'yes' if self.vfio else 'no'}, {groups}"),
+            ("cache lines", f"{self.line_size} bytes, flushed by {self.flush_instruction or 'nothing'}"),
+            ("a VMM here has to", self.duty()),
+        ]
+
+    def duty(self) -> str:
+        """Say what a VMM that reads guest memory has to do on this host."""
+        if self.guest_pat is GuestPat.HONOURED:
+            return "flush before it reads what the guest maps uncached or a non-coherent device writes"
+        if self.guest_pat is GuestPat.QUIRK:
+            return "flush before it reads guest memory once it disables the quirk or adds a non-coherent VFIO group"
+        if self.guest_pat is GuestPat.UNKNOWN:
+            return "flush before it reads guest memory that anybody may map uncached or write by DMA"
+        return "flush only what a non-coherent device writes: the guest's own accesses are cached"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the facts as JSON values."""
+        return {
+            "guest_pat": str(self.guest_pat),
+            "two_levels": self.two_levels,
+            "quirks": [quirk.name for quirk in Quirk if self.quirks & quirk],
+            "self_snoop": self.self_snoop,
+            "nested": self.nested,
+            "vfio": self.vfio,
+            "vfio_groups": list(self.groups),
+            "flush_instruction": self.flush_instruction,
+            "line_size": self.line_size,
+            "duty": self.duty(),
+        }
+
+
+_PAT_TEXT = {
+    GuestPat.IGNORED: "ignored: guest memory is write-back",
+    GuestPat.QUIRK: "ignored until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled: guest memory is write-back",
+    GuestPat.HONOURED: "honoured: the guest chooses how its memory is cached",
+    GuestPat.UNKNOWN: "unknown: this KVM is none that vmm knows",
+}
+
+
+def describe_quirks(mask: int) -> str:
+    """Return a mask of quirks in hexadecimal with their names, ``bit n`` for those without one."""
+    known = {int(quirk): quirk.name for quirk in Quirk}
+    names = [known.get(1 << bit) or f"bit {bit}" for bit in range(mask.bit_length()) if mask >> bit & 1]
+    return f"{mask:#x} ({' '.join(names) or 'none'})"
+
+
+def device_type_answers(vm: VirtualMachine, kind: int) -> bool:
+    """Ask by KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST whether KVM has a device type; nothing is created."""
+    value = ffi.new("struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST})
+    try:
+        vm.ioctl(lib.KVM_CREATE_DEVICE, value)
+    except KvmError as error:
+        if error.errno_name in ("ENODEV", "ENOTTY"):
+            return False
+        raise
+    return True
+
+
+def vfio_groups(folder: Path = VFIO_FOLDER) -> tuple[str, ...]:
+    """Return the names of the VFIO groups of this host, such as ``12`` or ``noiommu-0``."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return ()
+    return tuple(sorted(name for name in names if name.removeprefix("noiommu-").isdigit()))
+
+
+def _two_levels(backend: str) -> bool:
+    parameter = _TWO_LEVELS.get(backend)
+    if parameter is None:
+        return False
+    try:
+        return (_MODULES / backend / "parameters" / parameter).read_text().strip() in ("Y", "1")
+    except OSError:
+        return True  # the parameter is not shown; both are on unless somebody turns them off
+
+
+def _guest_pat(backend: str, two_levels: bool, quirks: int) -> GuestPat:
+    if backend not in (*_TWO_LEVELS, *_SHADOW_ALWAYS):
+        return GuestPat.UNKNOWN
+    # Shadow page tables have no room for the guest's types; NPT always combines them; EPT has a bit to ignore them.
+    if not two_levels:
+        return GuestPat.IGNORED
+    if backend == "kvm_amd":
+        return GuestPat.HONOURED
+    # Before 6.16 (backported to 6.12) EPT ignores them for as long as no non-coherent VFIO group is there.
+    return GuestPat.QUIRK if quirks & Quirk.IGNORE_GUEST_PAT else GuestPat.IGNORED
+
+
+def _has_vfio(kvm: Kvm) -> bool:
+    try:
+        with kvm.create_vm() as vm:
+            return device_type_answers(vm, lib.KVM_DEV_TYPE_VFIO)
+    except KvmError:
+        return False
+
+
+def measure(kvm: Kvm, backend: str) -> MemoryTypes:
+    """Measure the host; a VM is created, no vCPU."""
+    two_levels = _two_levels(backend)
+    quirks = kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
+    leaf = cpuid.host(1)
+    return MemoryTypes(
+        guest_pat=_guest_pat(backend, two_levels, quirks),
+        two_levels=two_levels,
+        quirks=quirks,
+        self_snoop=bool(leaf.edx >> 27 & 1),
+        nested=bool(leaf.ecx >> 31),
+        vfio=_has_vfio(kvm),
+        groups=vfio_groups(),
+        flush_instruction=coherence.instruction(),
+        line_size=coherence.line_size(),
+    )
