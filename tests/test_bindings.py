@@ -83,6 +83,8 @@ X86 = {
     "KVM_SET_DEBUGREGS": (0x4080AEA2, "kvm_debugregs"),
     "KVM_SET_TSC_KHZ": (0xAEA2, ""),
     "KVM_GET_TSC_KHZ": (0xAEA3, ""),
+    "KVM_SET_CLOCK": (0x4030AE7B, "kvm_clock_data"),
+    "KVM_GET_CLOCK": (0x8030AE7C, "kvm_clock_data"),
     "KVM_GET_XSAVE": (0x9000AEA4, "kvm_xsave"),
     "KVM_SET_XSAVE": (0x5000AEA5, "kvm_xsave"),
     "KVM_GET_XCRS": (0x8188AEA6, "kvm_xcrs"),
@@ -114,7 +116,7 @@ X86_SIZES = {
     "kvm_regs": 144, "kvm_segment": 24, "kvm_dtable": 16, "kvm_sregs": 312, "kvm_sregs2": 320, "kvm_fpu": 416,
     "kvm_msr_entry": 16, "kvm_msrs": 8, "kvm_msr_list": 4, "kvm_cpuid_entry2": 40, "kvm_cpuid2": 8,
     "kvm_vcpu_events": 64, "kvm_debugregs": 128, "kvm_xsave": 4096, "kvm_xcr": 16, "kvm_xcrs": 392,
-    "kvm_lapic_state": 1024, "kvm_run": 2352,
+    "kvm_lapic_state": 1024, "kvm_clock_data": 48, "kvm_run": 2352,
 }  # fmt: skip
 ARM64_SIZES = {
     "user_pt_regs": 272, "kvm_vcpu_init": 32, "kvm_vcpu_events": 64, "reg_mask_range": 64,
@@ -139,6 +141,8 @@ X86_VALUES = {
     "KVM_CAP_XSAVE": 55, "KVM_CAP_XCRS": 56, "KVM_CAP_SREGS2": 200, "KVM_CAP_XSAVE2": 208,
     "KVM_CAP_SYS_ATTRIBUTES": 209, "KVM_CAP_DISABLE_QUIRKS2": 213, "KVM_CAP_X86_TRIPLE_FAULT_EVENT": 218,
     "KVM_CPUID_FLAG_SIGNIFCANT_INDEX": 1, "KVM_X86_QUIRK_STUFF_FEATURE_MSRS": 0x100,
+    "KVM_X86_QUIRK_SLOT_ZAP_ALL": 0x80, "KVM_X86_QUIRK_VMCS12_ALLOW_FREEZE_IN_SMM": 0x400,
+    "KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT": 0x800,
     "KVM_X86_QUIRK_IGNORE_GUEST_PAT": 0x200, "KVM_X86_GRP_SYSTEM": 0, "KVM_X86_XCOMP_GUEST_SUPP": 0,
     "KVM_X86_REG_TYPE_MSR": 2, "KVM_X86_REG_TYPE_KVM": 3, "KVM_REG_GUEST_SSP": 0,
     "ARCH_GET_XCOMP_SUPP": 0x1021, "ARCH_GET_XCOMP_PERM": 0x1022, "ARCH_REQ_XCOMP_PERM": 0x1023,
