@@ -19,7 +19,7 @@ from vmm.guest import BaseGuest
 from vmm.ioctl import KvmError, Refused
 from vmm.machine import VirtualMachine
 from vmm.payload import Payload, load
-from vmm.state.compare import architecture, memory_differences, vcpu_differences
+from vmm.state.compare import Difference, architecture, memory_differences, vcpu_differences
 from vmm.state.step import Policy, StateRefused, Step
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
 from vmm.system import Kvm
@@ -30,7 +30,9 @@ __all__ = [
     "capture_memory",
     "capture_vcpu",
     "finish",
+    "foreign",
     "identity",
+    "judge",
     "prepare",
     "restore",
     "restore_memory",
@@ -149,9 +151,23 @@ def _restore_part(step: Step, vcpu: Vcpu, state: VcpuState, policy: Policy) -> N
 
 def verify_vcpu(vcpu: Vcpu, state: VcpuState, policy: Policy | None = None) -> None:
     """Capture a restored vCPU again; StateRefused names all that is not what the state says."""
-    chosen = policy or Policy()
-    found = vcpu_differences(ARCHITECTURE, state, capture_vcpu(vcpu))
-    chosen.refuse_all((difference.name, f"saved and restored differ: {difference.values}") for difference in found)
+    judge(vcpu_differences(ARCHITECTURE, state, capture_vcpu(vcpu)), policy or Policy())
+
+
+def judge(found: Sequence[Difference], policy: Policy) -> None:
+    """Let the policy decide about what differs between a state and what was restored of it."""
+    extra = [(difference.name, difference.only_second) for difference in found]
+    policy.missing((name, value) for name, value in extra if value is not None)
+    policy.refuse_all(
+        (difference.name, f"saved and restored differ: {difference.values}")
+        for difference in found
+        if difference.only_second is None
+    )
+
+
+def foreign(state: VmState) -> bool:
+    """Tell whether another kernel saved this state, which may know fewer registers."""
+    return state.about.get("kernel", platform.release()) != platform.release()
 
 
 def _payload(state: VmState, payload: Payload | None) -> Payload:
@@ -193,6 +209,7 @@ def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, ve
     """Write the vCPU and the VM's parts of a state to a prepared guest, and capture them again to compare."""
     known = _module()
     chosen = policy or Policy()
+    chosen.foreign = foreign(state)
     known.check_complete(state.vcpus[0].parts)
     known.restore_machine(guest.vm, {name: part for name, part in state.machine.items() if name != "CAPS"})
     restore_vcpu(guest.vcpu, state.vcpus[0], chosen)

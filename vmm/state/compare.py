@@ -15,6 +15,9 @@ from vmm.state.value import PAGE, MemoryState, Part, VcpuState, VmState
 __all__ = ["Difference", "architecture", "compare", "differences", "memory_differences", "vcpu_differences"]
 
 
+_ONLY_SECOND, _ABSENT = "only in the second state", "absent, "
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One thing that differs: ``name`` is part and register, ``values`` both values."""
@@ -22,6 +25,13 @@ class Difference:
     where: str
     name: str
     values: str
+
+    @property
+    def only_second(self) -> str | None:
+        """What the second state has and the first has not; None if this is no such difference."""
+        if self.values == _ONLY_SECOND:
+            return ""
+        return self.values.removeprefix(_ABSENT) if self.values.startswith(_ABSENT) else None
 
     def __str__(self) -> str:
         return f"{self.where} {self.name}: {self.values}"
@@ -67,7 +77,7 @@ def _parts(arch: str, where: str, first: Mapping[str, Part], second: Mapping[str
     for name in dict.fromkeys([*first, *second]):
         ours, theirs = first.get(name), second.get(name)
         if ours is None or theirs is None:
-            found.append(Difference(where, name, f"only in the {'second' if ours is None else 'first'} state"))
+            found.append(Difference(where, name, _ONLY_SECOND if ours is None else "only in the first state"))
         elif ours != theirs:
             pairs = _registers(arch, name, ours, theirs)
             found += [Difference(where, f"{name}.{register}", values) for register, values in pairs]

@@ -13,10 +13,12 @@ from typing import Any
 from vmm.state.canonical import NotCanonical, decode
 from vmm.state.encode import CONFIG, RESERVED, Explain
 from vmm.state.memory_section import MEMORY, MemoryDecoder
+from vmm.state.parts import check_known
 from vmm.state.stream import LIMITS, Limits, Readable, Reader, Section, StreamError, is_kind
+from vmm.state.validate_x86 import check_layout
 from vmm.state.value import PAGE, Extent, MemoryState, Part, PayloadIdentity, VcpuState, VmState
 
-__all__ = ["Fields", "Header", "StatePart", "read_config", "read_header", "read_part", "read_state"]
+__all__ = ["Fields", "Header", "StatePart", "check_fields", "read_config", "read_header", "read_part", "read_state"]
 
 Fields = Mapping[str, str | int]
 _HEADER = "the header"
@@ -166,8 +168,7 @@ def _part(where: str, value: Any) -> StatePart:
     registers = _shaped(where, found["registers"], dict, "registers")
     for number, content in registers.items():
         _shaped(where, number, int, "a register's number")
-        if not _shaped(where, content, bytes, f"register {number:#x}"):
-            raise StreamError(where, f"register {number:#x} has no bytes")
+        _shaped(where, content, bytes, f"register {number:#x}")
     return StatePart(registers, fields)
 
 
@@ -185,24 +186,29 @@ def _fields(where: str, value: Any) -> Fields:
     return fields
 
 
-def _check_fields(
-    arch: str, found: Mapping[str, StatePart], wheres: Mapping[str, str], explain: Explain
-) -> Mapping[str, Part]:
-    """Refuse a field that says something else than the raw bytes; a name that ``explain`` lacks says nothing."""
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def check_fields(arch: str, found: Mapping[str, StatePart], wheres: Mapping[str, str], explain: Explain) -> None:
+    """Raise StreamError for a field of a vCPU's or VM's parts that says something else than the raw bytes.
+
+    ``wheres`` are how errors name the parts. Only parts that are known, and of their shape, are explained; a
+    field that ``explain`` does not name says nothing.
+    """
     parts = {name: part.part for name, part in found.items()}
-    for name, part in found.items():
-        if not part.fields:
-            continue
-        try:
-            real = explain(arch, name, parts)
-        except Exception as error:  # explain reads bytes from a stranger
-            raise StreamError(wheres[name], f"its raw bytes cannot be explained ({error})") from error
-        for field, content in part.fields.items():
-            if field in real and real[field] != content:
-                raise StreamError(
-                    wheres[name], f"field {field} says {str(content)[:60]}, its raw bytes say {str(real[field])[:60]}"
-                )
-    return parts
+    known = [name for name in parts if check_known(arch, name, parts[name], wheres[name])]
+    if arch == "x86" and {"CPUID", "XSAVE"} <= set(known):
+        check_layout(wheres["XSAVE"], parts)
+    for name in known:
+        if found[name].fields:
+            _compare(wheres[name], found[name].fields, explain(arch, name, parts))
+
+
+def _compare(where: str, said: Fields, real: Fields) -> None:
+    for name, content in said.items():
+        if name in real and real[name] != content:
+            shown = f"{str(content)[:60]}, its raw bytes say {str(real[name])[:60]}"
+            raise StreamError(where, f"field {name[:40]} says {shown}")
 
 
 # --- a whole state --------------------------------------------------------------------------------
@@ -220,26 +226,22 @@ def read_state(
     header = read_header(reader, limits)
     sections = _Sections(reader.sections(header.kinds))
     config = sections.take(CONFIG, 0)
-    machine = _checked(header.arch, read_config(config, header.machine), config.where, explain)
-    vcpus = []
-    for index, (identifier, names) in enumerate(header.vcpus):
-        found, wheres = {}, {}
-        for name in names:
-            section = sections.take(name, index)
-            found[name], wheres[name] = read_part(section), section.where
-        parts = (
-            _check_fields(header.arch, found, wheres, explain)
-            if explain
-            else {name: part.part for name, part in found.items()}
-        )
-        vcpus.append(VcpuState(parts, identifier))
-    memory = _memory(sections, header)
-    return VmState(header.arch, tuple(vcpus), memory, machine, header.payload, header.about)
+    machine = read_config(config, header.machine)
+    wheres = {name: f"{config.where}, {name}" for name in machine}
+    held = [_checked(header.arch, machine, wheres, explain)]
+    for index, (_, names) in enumerate(header.vcpus):
+        taken = [sections.take(name, index) for name in names]
+        found = {section.kind: read_part(section) for section in taken}
+        held.append(_checked(header.arch, found, {section.kind: section.where for section in taken}, explain))
+    vcpus = (VcpuState(parts, identifier) for (identifier, _), parts in zip(header.vcpus, held[1:], strict=True))
+    return VmState(header.arch, tuple(vcpus), _memory(sections, header), held[0], header.payload, header.about)
 
 
-def _checked(arch: str, found: Mapping[str, StatePart], where: str, explain: Explain | None) -> Mapping[str, Part]:
-    if explain:
-        return _check_fields(arch, found, {name: f"{where}, {name}" for name in found}, explain)
+def _checked(
+    arch: str, found: Mapping[str, StatePart], wheres: Mapping[str, str], explain: Explain | None
+) -> dict[str, Part]:
+    if explain is not None:
+        check_fields(arch, found, wheres, explain)
     return {name: part.part for name, part in found.items()}
 
 

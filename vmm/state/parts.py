@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vmm.state.stream import StreamError
 from vmm.state.value import Part, VmState
 
-__all__ = ["MACHINE", "VCPU", "Shape", "check_parts"]
+__all__ = ["CAPABILITIES", "MACHINE", "VCPU", "Shape", "check_known", "check_parts"]
 
 _REGISTERS = 4096
 
@@ -62,7 +62,7 @@ VCPU: dict[str, dict[str, Shape]] = {
         "SREGS": _bytes(320),
         "XCRS": _bytes(392),
         "XFD": Shape(register=8, required=False),
-        "XSAVE": Shape(4096, 1 << 16),
+        "XSAVE": Shape(4096, 1 << 14),
         "LAPIC": _bytes(1024, required=False),
         "MSRS": Shape(register=8),
         "ONE_REGS": Shape(required=False),
@@ -88,14 +88,29 @@ VCPU: dict[str, dict[str, Shape]] = {
         "MP_STATE": _bytes(4),
     },
 }
-MACHINE: dict[str, dict[str, Shape]] = {"x86": {"CLOCK": _bytes(8)}, "arm64": {}}
+MACHINE: dict[str, dict[str, Shape]] = {
+    "x86": {"CAPS": Shape(required=False), "CLOCK": _bytes(8)},
+    "arm64": {"CAPS": Shape(required=False)},
+}
+# What a VM may have enabled for its state: KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT.
+CAPABILITIES: dict[str, frozenset[int]] = {"x86": frozenset({164, 218}), "arm64": frozenset()}
+_ARGUMENTS = 4
 
 
 def check_parts(state: VmState) -> None:
     """Raise StreamError unless the VM and every vCPU have the parts they need, no others, each of its shape."""
     _check("the VM", MACHINE[state.arch], state.machine)
+    _check_capabilities(state)
     for vcpu in state.vcpus:
         _check(f"vCPU {vcpu.identifier}", VCPU[state.arch], vcpu.parts)
+
+
+def check_known(arch: str, name: str, part: Part, where: str) -> bool:
+    """Tell whether a part of this name is known on an architecture; StreamError if it has another shape."""
+    shape = VCPU[arch].get(name) or MACHINE[arch].get(name)
+    if shape is not None:
+        shape.check(where, part)
+    return shape is not None
 
 
 def _check(where: str, shapes: Mapping[str, Shape], parts: Mapping[str, Part]) -> None:
@@ -105,3 +120,13 @@ def _check(where: str, shapes: Mapping[str, Shape], parts: Mapping[str, Part]) -
         raise StreamError(where, f"it is incomplete, it lacks {', '.join(missing)}")
     for name, part in parts.items():
         shapes[name].check(f"{where}, {name}", part)
+
+
+def _check_capabilities(state: VmState) -> None:
+    part = state.machine.get("CAPS", {})
+    assert not isinstance(part, bytes)
+    for number, arguments in part.items():
+        if number not in CAPABILITIES[state.arch]:
+            raise StreamError("the VM, CAPS", f"a state has no business with capability {number}")
+        if len(arguments) % 8 or len(arguments) > 8 * _ARGUMENTS:
+            raise StreamError("the VM, CAPS", f"capability {number} has {len(arguments)} bytes of arguments")

@@ -43,12 +43,24 @@ def _sentence(refusals: Iterable[tuple[str, str]]) -> str:
 class Policy:
     """Which refusals of registers the caller can live with: patterns of names such as ``MSRS.KVM_*``.
 
-    What was tolerated is in ``notes``, a sentence each.
+    A register that this KVM has and the state has not keeps its reset value: with ``foreign``, a state that
+    another kernel saved, that is worth a note; a state of this very kernel has lost something. What was
+    tolerated is in ``notes``, a sentence each.
     """
 
-    def __init__(self, tolerate: Iterable[str] = ()) -> None:
+    def __init__(self, tolerate: Iterable[str] = (), *, foreign: bool = False) -> None:
         self.tolerate = tuple(tolerate)
+        self.foreign = foreign
         self.notes: list[str] = []
+
+    def missing(self, names: Iterable[tuple[str, str]]) -> None:
+        """Note, or refuse, registers that the state has not; pairs of name and what this KVM has."""
+        why = "the state has it not, so it keeps its reset value"
+        found = [(name, f"{why}{f' ({value})' if value else ''}") for name, value in names]
+        if self.foreign:
+            self.notes += [f"{name}: {text}" for name, text in found]
+        else:
+            self.refuse_all(found)
 
     def refuse(self, name: str, why: str) -> None:
         """Note the refusal of ``name`` if it is tolerated, else raise StateRefused."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from vmm.state.stream import StreamError
@@ -15,7 +16,7 @@ from vmm.x86.cpuid import Cpuid
 from vmm.x86.msr import Msr, name
 from vmm.x86.xsave import Layout, XsaveArea
 
-__all__ = ["allowed_msrs", "check_contents", "without_disabled"]
+__all__ = ["allowed_msrs", "check_contents", "check_layout", "without_disabled"]
 
 _MAX_XCRS = 16
 _LEGACY = xfeature.mask(xfeature.XFeature.FP, xfeature.XFeature.SSE)
@@ -41,7 +42,7 @@ def check_contents(where: str, parts: Mapping[str, Part]) -> None:
     """Raise StreamError for what no vCPU with this CPUID has; the parts have their shapes already."""
     table = Cpuid.unpack(_bytes(parts, "CPUID"))
     _check_xcrs(f"{where}, XCRS", _bytes(parts, "XCRS"), table.xcr0)
-    _check_xsave(f"{where}, XSAVE", _bytes(parts, "XSAVE"), table)
+    _check_xsave(f"{where}, XSAVE", parts, table.xcr0)
     if clash := _disabled(parts):
         raise StreamError(
             f"{where}, XSAVE",
@@ -78,17 +79,24 @@ def _check_xcrs(where: str, data: bytes, offered: int) -> None:
             )
 
 
-def _check_xsave(where: str, data: bytes, table: Cpuid) -> None:
+def check_layout(where: str, parts: Mapping[str, Part]) -> Layout:
+    """Return the layout that CPUID gives the XSAVE area; StreamError if the area cannot have it."""
+    table, size = Cpuid.unpack(_bytes(parts, "CPUID")), len(_bytes(parts, "XSAVE"))
     layout = Layout.from_cpuid(table, table.xcr0)
-    if len(data) < layout.size():
+    if size < layout.size():
+        raise StreamError(where, f"it has {size} bytes, and by CPUID leaf 0xD its components end at {layout.size()}")
+    ranges = sorted((start, length, c.name) for c in layout.components.values() for start, length in c.ranges)
+    for (start, length, name), (behind, _, other) in pairwise(ranges):
+        if behind < start + length:
+            raise StreamError(where, f"by CPUID leaf 0xD {other} lies inside {name}, which no CPU has")
+    return layout
+
+
+def _check_xsave(where: str, parts: Mapping[str, Part], offered: int) -> None:
+    area = XsaveArea(_bytes(parts, "XSAVE"), check_layout(where, parts))
+    if stray := area.xstate_bv & ~(offered | _LEGACY):
         raise StreamError(
-            where, f"it has {len(data)} bytes, and by CPUID leaf 0xD its components end at {layout.size()}"
-        )
-    area = XsaveArea(data, layout)
-    if stray := area.xstate_bv & ~(table.xcr0 | _LEGACY):
-        raise StreamError(
-            where,
-            f"XSTATE_BV has {xfeature.describe(stray)}, and CPUID offers {xfeature.describe(table.xcr0)} only",
+            where, f"XSTATE_BV has {xfeature.describe(stray)}, and CPUID offers {xfeature.describe(offered)} only"
         )
     if area.xcomp_bv:
         raise StreamError(where, f"XCOMP_BV is {area.xcomp_bv:#x}: KVM's areas are never compacted, it has to be 0")
