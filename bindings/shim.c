@@ -22,6 +22,16 @@ long vmm_ioctl(int fd, unsigned long request, void *argument)
     return result < 0 ? -errno : result;
 }
 
+size_t vmm_ioctls(int fd, struct vmm_call *calls, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        calls[i].result = vmm_ioctl(fd, calls[i].request, calls[i].argument);
+        if (calls[i].result < 0)
+            return i;
+    }
+    return count;
+}
+
 long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument)
 {
     long result = syscall(SYS_ioctl, fd, request, argument);

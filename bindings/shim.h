@@ -149,6 +149,15 @@ long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
 long vmm_sigaltstack(size_t size);
 #endif
 
+/* Calls of one descriptor, made in order up to the first that fails; `result` is ioctl's or -errno. */
+struct vmm_call {
+    unsigned long request;
+    void *argument;
+    long result;
+};
+/* Returns how many were made without failing. */
+size_t vmm_ioctls(int fd, struct vmm_call *calls, size_t count);
+
 #ifdef __aarch64__
 long vmm_prctl(int option, unsigned long argument);
 /*

@@ -14,8 +14,8 @@ from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE, module
 from vmm.ioctl import Call, interpose
 from vmm.state import trials, volatile
-from vmm.state.capture import capture, capture_vcpu, restore, steps
-from vmm.state.compare import architecture, compare, differences
+from vmm.state.capture import capture, capture_vcpu, prepare, restore, restore_vcpu, steps
+from vmm.state.compare import architecture, compare, differences, vcpu_differences
 from vmm.state.step import Policy, StateRefused, check_order
 from vmm.state.value import PAGE, Extent, MemoryState, VcpuState, VmState
 from vmm.system import Kvm
@@ -153,6 +153,48 @@ def test_a_restore_that_forgets_a_register_goes_unnoticed(kvm: Kvm, state: VmSta
         assert any(register in name for name, _ in caught.value.refusals), (register, str(caught.value))
         counted += 1
     assert counted >= 15
+
+
+@kvm_test
+@pytest.mark.skipif(ARCHITECTURE != "x86", reason="only x86 has the short cut")
+def test_the_short_cut_does_something_else_than_the_steps(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vmm.state import x86_batch
+
+    made = []
+    real = x86_batch.batch
+    monkeypatch.setattr(x86_batch, "batch", lambda fd, calls, n: made.append(real(fd, calls, n)) or made[-1])
+    with trials.unsettled(kvm, 7) as guest:
+        whole = capture(guest)
+        first = whole.vcpus[0]
+        assert made == []  # nothing is known yet
+        second = capture_vcpu(guest.vcpu)
+        assert len(made) == 1 and made[0] >= 11
+        with interpose(lambda call, proceed: proceed()):
+            third = capture_vcpu(guest.vcpu)
+    with prepare(kvm, whole) as twin, interpose(lambda call, proceed: proceed()):
+        restore_vcpu(twin.vcpu, first)
+        by_steps = capture_vcpu(twin.vcpu)
+    with prepare(kvm, whole) as twin:
+        restore_vcpu(twin.vcpu, first)
+        in_one_go = capture_vcpu(twin.vcpu)
+    assert made == [made[0], -1, -1, made[0]]
+    for other in (second, third, by_steps, in_one_go):
+        assert list(other.parts) == list(first.parts)
+        assert vcpu_differences("x86", first, other) == []
+
+
+@kvm_test
+@pytest.mark.skipif(ARCHITECTURE != "x86", reason="only x86 has the short cut")
+def test_another_cpuid_is_read_with_the_old_calls(kvm: Kvm) -> None:
+    from vmm.x86.cpuid import Cpuid, set_cpuid, supported
+
+    with module("guest").Guest(kvm, "hello") as guest:
+        capture_vcpu(guest.vcpu)
+        whole = capture_vcpu(guest.vcpu)
+        set_cpuid(guest.vcpu, Cpuid(supported(kvm).entries[:-1]))
+        less = capture_vcpu(guest.vcpu)
+        assert len(less.parts["CPUID"]) == len(whole.parts["CPUID"]) - 40
+        assert capture_vcpu(guest.vcpu).parts["CPUID"] == less.parts["CPUID"]
 
 
 @kvm_test

@@ -28,6 +28,7 @@ __all__ = [
     "Trace",
     "arch_prctl",
     "arch_prctl_value",
+    "batch",
     "errno_name",
     "interpose",
     "ioctl",
@@ -267,6 +268,16 @@ def ioctl(fd: int, request: int, argument: Any = NULL) -> int:
     if result < 0:
         raise KvmError(request_name(request), -result)
     return result
+
+
+def batch(fd: int, calls: Any, count: int) -> int:
+    """Make the calls of a ``struct vmm_call[]`` in one go and return how many were made before one failed.
+
+    While somebody observes, each call has to pass by itself: then none is made, and the result is -1.
+    """
+    if _trace is not None or _interposers:
+        return -1
+    return int(lib.vmm_ioctls(fd, calls, count))
 
 
 def ioctl_value(fd: int, request: int, argument: int = 0) -> int:

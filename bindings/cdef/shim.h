@@ -4,6 +4,14 @@
 long vmm_ioctl(int fd, unsigned long request, void *argument);
 long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
 
+struct vmm_call {
+    unsigned long request;
+    void *argument;
+    long result;
+};
+
+size_t vmm_ioctls(int fd, struct vmm_call *calls, size_t count);
+
 #define VMM_RUN_EXIT ...
 #define VMM_RUN_BUDGET ...
 #define VMM_RUN_DEADLINE ...

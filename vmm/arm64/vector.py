@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from vmm.arm64.registers import FFR, FPCR, FPSR, p, v, z
 from vmm.arm64.vcpu import read, write
+from vmm.arm64.vls import QUADWORD
 from vmm.vcpu import Vcpu
 
 __all__ = ["AREA_SIZE", "FPCR_BITS", "FPSR_BITS", "VectorState", "differences", "name"]
@@ -95,6 +96,14 @@ class VectorState:
             vcpu.set_one_reg(v(number), value)
         write(vcpu, FPSR, self.fpsr)
         write(vcpu, FPCR, self.fpcr)
+
+    def low(self, *, predicates: bool = False) -> VectorState:
+        """Return what is left of it with vectors of 128 bits: the V registers, without P and FFR if not asked for."""
+        z = tuple(value[:QUADWORD] for value in self.z)
+        if not predicates:
+            return replace(self, z=z, p=(), ffr=b"")
+        size = QUADWORD // 8
+        return replace(self, z=z, p=tuple(value[:size] for value in self.p), ffr=self.ffr[:size])
 
     def with_z(self, number: int, value: bytes) -> VectorState:
         """Return the state with another Zn."""

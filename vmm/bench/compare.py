@@ -40,7 +40,7 @@ OPERATIONS = (
     Operation("exit handled in Python", "exit", "exit", 150, Limit("ratio", 1.25)),
     Operation("ioctl through the door", "call", "call", 500, Limit("difference", 0.35)),
     Operation("start to first exit", "start", "start", 1, Limit("ratio", 1.25)),
-    Operation("vCPU state saved and restored", "state", "state", 5, Limit("ratio", 1.25), "state_subject"),
+    Operation("vCPU state saved and restored", "state", "state", 30, Limit("ratio", 1.25), "state_subject"),
 )
 # In rounds of their own, behind the others: what they walk through empties the caches, and a process with more
 # mappings makes a VM more slowly.

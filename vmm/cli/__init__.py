@@ -22,6 +22,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "bench": "Compare this VMM's speed with a C program that does the same.",
     "check": "Check this KVM clause by clause.",
+    "compat": "Judge from two probes whether a guest of one host may move to the other.",
     "diff": "Show how two saved states differ.",
     "inspect": "Show what a file with a state holds.",
     "order": "Find the orders in which this KVM lets a state be restored.",
@@ -120,13 +121,14 @@ def _sentence(error: Exception) -> str | None:
     from vmm.ioctl import KvmError
     from vmm.memory import MemoryUnavailable
     from vmm.migration.errors import MigrationError
+    from vmm.offer import ProbeError
     from vmm.payload import PayloadError
     from vmm.state.step import StateRefused
     from vmm.state.stream import StreamError
     from vmm.system import KvmUnavailable
 
     known = KvmUnavailable | PayloadError | MemoryUnavailable | KvmError | StreamError | StateRefused | MigrationError
-    return str(error) if isinstance(error, known) else None
+    return str(error) if isinstance(error, known | ProbeError) else None
 
 
 def main() -> None:

@@ -7,29 +7,36 @@ import json
 
 import click
 
+from vmm.arch import module
 from vmm.conformance.host import measure
+from vmm.offer import SCHEMA, VERSION
 from vmm.system import Kvm
 
 __all__ = ["command"]
 
 
 @click.command("probe")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, CPUID and capabilities included.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all of it, for `vmm compat`.")
 def command(as_json: bool) -> int:
-    """Show what this host's KVM offers: back end, xfeatures, sizes, capabilities.
+    """Show what this host's KVM offers: back end, xfeatures or vector lengths, sizes, capabilities.
 
-    Nothing is requested and no vCPU is made, so the answer is that of a fresh process.
+    What leaves a mark on a process (a guest permission, a vCPU) is asked in a short-lived child, so that the rest
+    is the answer of a fresh process. The JSON names neither the host nor anything else about it than its CPU,
+    kernel and KVM; its first keys are "schema" and "version", then come those of the first line of
+    `vmm check --format json`, then those that vmm.x86.probe and vmm.arm64.probe describe.
     """
+    probe = module("probe")
     with Kvm() as kvm:
         host = measure(kvm)
+        survey = probe.survey(kvm, host.facts)
     if as_json:
-        print(json.dumps(host.to_json(), indent=2))
+        print(json.dumps({"schema": SCHEMA, "version": VERSION, **host.to_json(), **survey}, indent=2))
         return 0
-    lines = host.lines()
+    lines = [*host.lines(), *probe.lines(survey)]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
     print()
-    for name, value in host.facts.capabilities.items():
+    for name, value in survey["capabilities"].items():
         print(f"{name:{width}}  {value}")
     return 0

@@ -6,8 +6,9 @@ The header names all that follows: ``about``, ``payload``, ``memory`` ([address,
 (the VM's parts), each vCPU's parts (a section's kind is the part's name, its index counts the vCPUs), and MEMORY.
 
 A part is ``{raw}`` or ``{registers}``, as KVM gave it, and ``fields``, [name, value] pairs of what an
-architecture's ``explain`` says it holds. Fields are for people on hosts of any architecture; the raw bytes decide. What ``explain`` calls a field
-must mean, and print, the same as long as the format is the same: a new meaning needs a new name.
+architecture's ``explain`` says it holds. Fields are for people on hosts of any architecture; the raw bytes decide.
+What ``explain`` calls a field must mean, and print, the same as long as the format is the same: a new meaning
+needs a new name.
 """
 
 from __future__ import annotations

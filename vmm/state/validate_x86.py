@@ -86,9 +86,9 @@ def check_layout(where: str, parts: Mapping[str, Part]) -> Layout:
     if size < layout.size():
         raise StreamError(where, f"it has {size} bytes, and by CPUID leaf 0xD its components end at {layout.size()}")
     ranges = sorted((start, length, c.name) for c in layout.components.values() for start, length in c.ranges)
-    for (start, length, name), (behind, _, other) in pairwise(ranges):
+    for (start, length, first), (behind, _, second) in pairwise(ranges):
         if behind < start + length:
-            raise StreamError(where, f"by CPUID leaf 0xD {other} lies inside {name}, which no CPU has")
+            raise StreamError(where, f"by CPUID leaf 0xD {second} lies inside {first}, which no CPU has")
     return layout
 
 

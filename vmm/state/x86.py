@@ -12,7 +12,7 @@ from vmm.ioctl import KvmError, Refused
 from vmm.machine import VirtualMachine
 from vmm.state.step import Follows, Policy, StateRefused, Step
 from vmm.state.value import Packed, Part, Registers, VcpuState
-from vmm.state.x86_names import STRUCTURES, describe, different, explain, msr_name, one_reg_name, raw
+from vmm.state.x86_names import STRUCTURES, describe, different, explain, msr_name, one_reg_name, raw, requests
 from vmm.system import Kvm
 from vmm.vcpu import Vcpu
 from vmm.x86 import msr, permission, xfeature
@@ -53,8 +53,8 @@ def _structure(name: str, after: tuple[Follows, ...] = (), there: Callable[[Vcpu
     """A step that is one structure; ``there`` tells whether a vCPU has it, if not all have."""
     kind = ffi.typeof(f"struct {STRUCTURES[name]} *")
     size = ffi.sizeof(f"struct {STRUCTURES[name]}")
-    suffix = {"SREGS": "SREGS2", "EVENTS": "VCPU_EVENTS"}.get(name, name)
-    get, put = getattr(lib, f"KVM_GET_{suffix}"), getattr(lib, f"KVM_SET_{suffix}")
+    names = requests(name)
+    get, put = (getattr(lib, request) for request in names)
 
     def capture(vcpu: Vcpu) -> Part | None:
         if there is not None and not there(vcpu):
@@ -68,7 +68,7 @@ def _structure(name: str, after: tuple[Follows, ...] = (), there: Callable[[Vcpu
         ffi.memmove(value, raw(name, part, size), size)
         vcpu.ioctl(put, value)
 
-    return Step(name, f"KVM_GET_{suffix}", f"KVM_SET_{suffix}", capture, restore, after)
+    return Step(name, *names, capture, restore, after)
 
 
 def _registers(name: str, part: Part) -> Registers:

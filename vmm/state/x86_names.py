@@ -15,7 +15,7 @@ from vmm.x86.fields import Cr4, Xcr0, describe_msr
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout, XsaveArea
 
-__all__ = ["STRUCTURES", "describe", "different", "explain", "msr_name", "one_reg_name", "raw"]
+__all__ = ["STRUCTURES", "describe", "different", "explain", "msr_name", "one_reg_name", "raw", "requests"]
 
 _U64 = 8
 # The parts that are one structure of the kernel's.
@@ -30,6 +30,12 @@ def raw(name: str, part: Part, size: int | None = None) -> bytes:
     if not isinstance(part, bytes) or (size is not None and len(part) != size):
         raise StateRefused(f"{name} has to be {size or 'a number of'} bytes: the state is damaged")
     return part
+
+
+def requests(name: str) -> tuple[str, str]:
+    """Return the names of the ioctls that read and write a part which is one structure."""
+    suffix = {"SREGS": "SREGS2", "EVENTS": "VCPU_EVENTS"}.get(name, name)
+    return f"KVM_GET_{suffix}", f"KVM_SET_{suffix}"
 
 
 def msr_name(index: int) -> str:

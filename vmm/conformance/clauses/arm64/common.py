@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from vmm._kvm import ffi, lib
 from vmm.arm64 import vcpu as vcpus
@@ -13,7 +15,7 @@ from vmm.arm64.vcpu import Feature
 from vmm.arm64.vector import VectorState, differences
 from vmm.arm64.vls import VectorLengths
 from vmm.conformance.context import Context
-from vmm.conformance.expect import no_difference
+from vmm.conformance.expect import equal, no_difference
 from vmm.conformance.host import Host, version
 from vmm.conformance.needs import Need, capability
 from vmm.machine import VirtualMachine
@@ -35,11 +37,14 @@ __all__ = [
     "observed",
     "plain_guest",
     "plain_vcpu",
+    "poisoned_get",
+    "same_bytes",
     "set_bad",
     "set_image",
     "sve_guest",
     "sve_vcpu",
     "verify",
+    "warnings",
 ]
 
 # An address that no process has mapped.
@@ -148,6 +153,13 @@ def poisoned_get(vcpu: Vcpu, register: Register, room: int, poison: int = 0xAA) 
     return bytes(ffi.buffer(buffer, room))
 
 
+def same_bytes(what: str, found: bytes, expected: bytes) -> None:
+    """Two values of a register have to be equal; the bytes that differ are the evidence."""
+    equal(f"the length of {what}", len(found), len(expected))
+    pairs = enumerate(zip(expected, found, strict=True))
+    no_difference(what, [f"byte {at}: {new:#04x} and not {old:#04x}" for at, (old, new) in pairs if old != new])
+
+
 def set_image(guest: Guest, state: VectorState) -> None:
     """Give the payload the state that its registers should have."""
     guest.memory.write(guest.payload.symbol("image"), state.image())
@@ -168,3 +180,21 @@ def verify(context: Context, guest: Guest, what: str, state: VectorState, entry:
 def hold(context: Context, guest: Guest, what: str, state: VectorState) -> None:
     """Let the guest load ``state``, leave many times, and compare."""
     verify(context, guest, what, state, "hold")
+
+
+def warnings() -> list[str] | None:
+    """Return the warnings in the kernel's log, None where it cannot be read."""
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    found = []
+    try:
+        with suppress(BlockingIOError):
+            while record := os.read(fd, 8192):
+                text = record.decode("utf-8", "replace")
+                if "WARNING:" in text or "Internal error" in text or "kernel BUG" in text:
+                    found.append(text.partition(";")[2].splitlines()[0])
+    finally:
+        os.close(fd)
+    return found

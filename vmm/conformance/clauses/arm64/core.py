@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
-from contextlib import suppress
 
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SYSTEM, Register, sysreg, v, x
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.arm64.vector import FPCR_BITS, FPSR_BITS, VectorState
+from vmm.arm64.vector import FPCR_BITS, FPSR_BITS, VectorState, differences
 from vmm.conformance.clauses.arm64.common import (
     SVE,
     enter,
@@ -23,9 +21,10 @@ from vmm.conformance.clauses.arm64.common import (
     sve_guest,
     sve_vcpu,
     verify,
+    warnings,
 )
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused_indicative, succeeds, true
+from vmm.conformance.expect import equal, no_difference, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.ioctl import KvmError
 from vmm.vcpu import Vcpu
@@ -70,6 +69,10 @@ def fpsr_fpcr(context: Context) -> None:
             equal(f"{name} in the guest", guest.mailbox.values[0], value)
 
 
+def _equal(what: str, found: VectorState, expected: VectorState) -> None:
+    no_difference(what, differences(expected.image(), found.image()))
+
+
 @clause("fp.vregs-nonsve-roundtrip", arch="arm64")
 def v_without_sve(context: Context) -> None:
     """A vCPU without SVE has V0 to V31 in 16 bytes each: written, read back, seen by the guest and kept over exits.
@@ -79,10 +82,10 @@ def v_without_sve(context: Context) -> None:
     guest = plain_guest(context, "fpsimd")
     first, second = (VectorState.random(16, context.options.seed + n, sve=False) for n in range(2))
     first.set_fpsimd(guest.vcpu)
-    equal("state read back", VectorState.get_fpsimd(guest.vcpu), first)
+    _equal("the state read back", VectorState.get_fpsimd(guest.vcpu), first)
     verify(context, guest, "what the guest finds", first)
     hold(context, guest, "what the guest keeps over exits", second)
-    equal("state after the guest ran", VectorState.get_fpsimd(guest.vcpu), second)
+    _equal("the state after the guest ran", VectorState.get_fpsimd(guest.vcpu), second)
 
 
 @clause("fp.fpcr-raw", arch="arm64", info=True)
@@ -190,24 +193,6 @@ _FUZZED, _FUZZED_EXHAUSTIVE = 3000, 300_000
 _GROUPS = (0x10, 0x11, 0x13, 0x14, 0x15, 0x16)
 
 
-def _warnings() -> list[str] | None:
-    """Return the warnings in the kernel's log, None where it cannot be read."""
-    try:
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    found = []
-    try:
-        with suppress(BlockingIOError):
-            while record := os.read(fd, 8192):
-                text = record.decode("utf-8", "replace")
-                if "WARNING:" in text or "Internal error" in text or "kernel BUG" in text:
-                    found.append(text.partition(";")[2].splitlines()[0])
-    finally:
-        os.close(fd)
-    return found
-
-
 def _fuzz(vcpu: Vcpu, source: random.Random, count: int) -> None:
     for _ in range(count):
         identifier = 6 << 60 | source.randrange(10) << 52 | source.choice(_GROUPS) << 16 | source.getrandbits(16)
@@ -233,7 +218,7 @@ def fuzz(context: Context) -> None:
     """
     source = random.Random(context.options.seed)
     count = _FUZZED_EXHAUSTIVE if context.options.exhaustive else _FUZZED
-    logged = _warnings()
+    logged = warnings()
     features = (Feature.SVE,) if context.host.facts.capabilities["KVM_CAP_ARM_SVE"] else ()
     vcpu = context.vcpu()
     _fuzz(vcpu, source, count // 10)
@@ -251,4 +236,4 @@ def fuzz(context: Context) -> None:
     if logged is None:
         context.note("the kernel's log cannot be read here")
     else:
-        equal("new warnings in the kernel's log", (_warnings() or [])[len(logged) :], [])
+        equal("new warnings in the kernel's log", (warnings() or [])[len(logged) :], [])

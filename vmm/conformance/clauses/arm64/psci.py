@@ -25,6 +25,7 @@ _SHUTDOWN, _RESET = 1, 2
 _RUNNABLE, _STOPPED, _SUSPENDED = 0, 5, 10
 _FEATURES = (Feature.PSCI_0_2, Feature.SVE)
 _CONTEXT = 0x1122334455667788
+_SHORT = 0.2  # seconds for a run that must not begin
 
 
 def _secondary(guest: Guest, *, finalized: bool = True) -> Vcpu:
@@ -52,7 +53,7 @@ def not_finalized(context: Context) -> None:
     guest = sve_guest(context, payload="hello")
     second = _secondary(guest, finalized=False)
     equal("what CPU_ON answers", _switch_on(context, guest, second), 0)
-    refused("KVM_RUN of the second vCPU", errno.EPERM, second.run, context.timeout)
+    refused("KVM_RUN of the second vCPU", errno.EPERM, second.run, _SHORT)
     guest.call("hvc", _VERSION, timeout=context.timeout)
 
 

@@ -20,13 +20,14 @@ from vmm.conformance.clauses.arm64.common import (
     observed,
     plain_vcpu,
     poisoned_get,
+    same_bytes,
     set_bad,
     set_image,
     sve_guest,
     sve_vcpu,
 )
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused_indicative
+from vmm.conformance.expect import refused_indicative
 from vmm.conformance.registry import clause
 from vmm.memory import PAGE_SIZE
 from vmm.vcpu import Vcpu
@@ -51,7 +52,9 @@ def _round_trip(vcpu: Vcpu, registers: list[Register], size: int, seed: int) -> 
         vcpu.set_one_reg(register, values[register])
     for register in registers:
         used = _used(register, size)
-        equal(f"{register} with vectors of {size} bytes", vcpu.get_one_reg(register)[:used], values[register][:used])
+        same_bytes(
+            f"{register} with vectors of {size} bytes", vcpu.get_one_reg(register)[:used], values[register][:used]
+        )
 
 
 @clause("sve.reg.zreg-roundtrip", arch="arm64", needs=(SVE,), since="5.2")
@@ -90,9 +93,11 @@ def full_slice(context: Context) -> None:
             vcpu.set_one_reg(register, value)
             data = poisoned_get(vcpu, register, register.size + 64)
             used = _used(register, wanted.size)
-            equal(f"{register} beyond the vector length", data[used : register.size], bytes(register.size - used))
-            equal(f"what lies behind {register}", data[register.size :], b"\xaa" * 64)
-            equal(f"{register}", data[:used], value[:used])
+            same_bytes(
+                f"{register} beyond the vector length", data[used : register.size], bytes(register.size - used)
+            )
+            same_bytes(f"what lies behind {register}", data[register.size :], b"\xaa" * 64)
+            same_bytes(f"{register}", data[:used], value[:used])
 
 
 @clause("sve.reg.set-ignores-tail", arch="arm64", needs=(SVE,), since="5.2")
@@ -109,7 +114,7 @@ def tail_ignored(context: Context) -> None:
         used = _used(register, size)
         vcpu.set_one_reg(register, b"\x11" * used + b"\xff" * (register.size - used))
         expected = (b"\x11" * used).ljust(register.size, b"\0")
-        equal(register.name, vcpu.get_one_reg(register), expected)
+        same_bytes(register.name, vcpu.get_one_reg(register), expected)
     memory = context.own(context.vm().add_memory(PAGE_SIZE))
     edge = memory.address + PAGE_SIZE - size
     try:
@@ -207,7 +212,7 @@ def byte_order(context: Context) -> None:
     guest = sve_guest(context)
     guest.call("index", timeout=context.timeout)
     size = lengths(context).size
-    equal("Z0", guest.vcpu.get_one_reg(z(0))[:size], bytes(range(size)))
+    same_bytes("Z0", guest.vcpu.get_one_reg(z(0))[:size], bytes(range(size)))
 
 
 @clause("sve.reg.low128-is-v", arch="arm64", needs=(SVE,), since="5.2")
@@ -223,10 +228,10 @@ def low_bits(context: Context) -> None:
     guest.call("load", timeout=context.timeout)
     guest.call("neon", timeout=context.timeout)
     expected = (b"\x55" * 16).ljust(size, b"\0")
-    equal("Z0", guest.vcpu.get_one_reg(z(0))[:size], expected)
-    equal("Z1", guest.vcpu.get_one_reg(z(1))[:size], state.z[1])
+    same_bytes("Z0", guest.vcpu.get_one_reg(z(0))[:size], expected)
+    same_bytes("Z1", guest.vcpu.get_one_reg(z(1))[:size], state.z[1])
     guest.call("store", timeout=context.timeout)
-    equal("the guest's own Z0", observed(guest)[:size], expected)
+    same_bytes("the guest's own Z0", observed(guest)[:size], expected)
 
 
 @clause("sve.zcr.order-free", arch="arm64", needs=(SVE,), since="5.2")
@@ -244,4 +249,4 @@ def order_free(context: Context) -> None:
         vcpu.set_one_reg(z(7), value)
         if order == "after":
             write(vcpu, SYSTEM["ZCR_EL1"], 0)
-        equal(f"Z7 with ZCR_EL1 = 0 written {order} it", vcpu.get_one_reg(z(7))[:size], value[:size])
+        same_bytes(f"Z7 with ZCR_EL1 = 0 written {order} it", vcpu.get_one_reg(z(7))[:size], value[:size])

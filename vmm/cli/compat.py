@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmm compat``: may a guest of one host move to another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from vmm.migration.compat import Report, compare, load
+from vmm.migration.compat_fleet import Fleet, compare_all
+from vmm.migration.compat_text import fleet_lines, host_line, report_lines
+from vmm.offer import Offer, Verdict
+
+__all__ = ["command"]
+
+# What `vmm compat --json` writes: "reports" are Report.to_json, "fleet" is Fleet.to_json of more than two hosts.
+_HEADER: dict[str, Any] = {"schema": "vmm-compat", "version": 1}
+
+
+@click.command("compat")
+@click.argument("files", nargs=-1, required=True, metavar="A.json B.json [MORE.json ...]")
+@click.option("--both", is_flag=True, help="Ask for the way back too.")
+@click.option("--strict", is_flag=True, help="A guest that needs masking may not run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every finding and mask.")
+def command(files: tuple[str, ...], both: bool, strict: bool, as_json: bool) -> int:
+    """Judge from files of `vmm probe --json` whether a guest of host A may run on host B.
+
+    The guest is one that got all that A's KVM offers. Each dimension is ok, ok after masking (what to take from the
+    guest when it is started on A, by name), no (what blocks it, with both values), or unknown (a probe lacks it).
+    With more than two files: the matrix of all pairs, what each host costs the others, and what guests have to do
+    without to run everywhere. No KVM is needed, and the hosts may be of any architecture.
+
+    Exits with 0 if the guest may run, as it is or after masking; 1 if not, or if that is unknown; 2 for a file that
+    is no probe. With --both, or with more than two files, every pair counts.
+    """
+    if len(files) < 2:
+        raise click.UsageError("two probes are compared, or more: write them with `vmm probe --json > HOST.json`")
+    offers = [load(path) for path in files]
+    fleet = compare_all(offers) if len(offers) > 2 else None
+    reports = _reports(offers, both, fleet)
+    if as_json:
+        document = _HEADER | {"reports": [report.to_json() for report in reports]}
+        print(json.dumps(document | ({"fleet": fleet.to_json()} if fleet else {}), indent=2))
+    else:
+        for line in fleet_lines(fleet) if fleet else _pair_lines(offers, reports):
+            print(line)
+    worst = Verdict.worst(report.verdict for report in reports)
+    return int(worst.rank > (Verdict.OK if strict else Verdict.MASK).rank)
+
+
+def _reports(offers: Sequence[Offer], both: bool, fleet: Fleet | None) -> list[Report]:
+    if fleet is not None:
+        return [
+            report
+            for source, row in enumerate(fleet.reports)
+            for destination, report in enumerate(row)
+            if source != destination
+        ]
+    first, second = offers
+    return [compare(first, second), *([compare(second, first)] if both else [])]
+
+
+def _pair_lines(offers: Sequence[Offer], reports: Sequence[Report]) -> Iterator[str]:
+    yield from (host_line(offer) for offer in offers)
+    for report in reports:
+        yield ""
+        yield from report_lines(report)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmm diff``: how two saved states differ."""
+
+from __future__ import annotations
+
+import json
+from typing import BinaryIO
+
+import click
+
+from vmm.state.compare import differences
+from vmm.state.decode import read_state
+from vmm.state.parts import check_parts
+from vmm.state.stream import printable
+
+__all__ = ["command"]
+
+
+@click.command("diff")
+@click.argument("first", type=click.File("rb"))
+@click.argument("second", type=click.File("rb"))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(first: BinaryIO, second: BinaryIO, as_json: bool) -> int:
+    """Name the registers and fields that differ between two files with a state; ``-`` is standard input.
+
+    What goes on by itself, such as the time stamp counter, may differ. Exits with 0 if the states are the same,
+    1 if they differ, 2 if a file is damaged or no state.
+    """
+    if first.fileno() == second.fileno():
+        raise click.UsageError("only one of the two files can be standard input")
+    states = [read_state(file) for file in (first, second)]
+    for state in states:
+        check_parts(state)
+    found = differences(*states)
+    if as_json:
+        rows = [{"where": row.where, "name": row.name, "values": row.values} for row in found]
+        print(json.dumps({"equal": not found, "differences": rows}, indent=2))
+    else:
+        for row in found:
+            print(printable(str(row)))
+    return 1 if found else 0

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``vmm send`` and ``vmm receive`` share: the options of a line, sizes, what is said about a guest's end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vmm.guest import BaseGuest
+from vmm.migration.errors import MigrationError
+from vmm.migration.runner import Outcome
+from vmm.migration.tls import Tls
+
+__all__ = ["Size", "address", "line_options", "say", "show_end", "tls"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_Command = Callable[..., int]
+
+
+class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number of bytes, such as 4G; K, M, G and T are powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or fail as click does."""
+        if isinstance(value, int):
+            return value
+        text = str(value).upper().removesuffix("IB").removesuffix("B")
+        number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
+        if not number.isascii() or not number.isdigit() or not 0 < int(number) * _UNITS[unit] <= _UNITS["T"] << 4:
+            self.fail(f"{value!r} is no size: write 512M or 4G.", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+def line_options(command: _Command) -> _Command:
+    """Add the options that both ends of a line have."""
+    options = (
+        click.option("--tls-cert", metavar="PEM", help="This side's certificate; makes TLS compulsory."),
+        click.option("--tls-key", metavar="PEM", help="Its key."),
+        click.option("--tls-ca", metavar="PEM", help="The authorities that sign the other side's certificate."),
+        click.option("--lease", metavar="FILE", help="Run the guest only with this file locked; for all sides."),
+        click.option("--journal", metavar="FILE", help="Append JSON lines of what happens, and when."),
+        click.option("--tolerate", multiple=True, metavar="GLOB",
+                     help="Go on without registers that differ, such as 'MSRS.KVM_*'; may be given again."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def tls(certificate: str | None, key: str | None, authorities: str | None, name: str | None = None) -> Tls | None:
+    """Return what the options say about TLS; UsageError unless all of them are there, or none."""
+    if certificate and key and authorities:
+        return Tls(certificate, key, authorities, name)
+    if certificate or key or authorities or name:
+        raise click.UsageError("TLS needs --tls-cert, --tls-key and --tls-ca: both sides show a certificate")
+    return None
+
+
+def address(parse: Callable[[str], Any], text: str) -> Any:
+    """Return an address; UsageError if it is none."""
+    try:
+        return parse(text)
+    except MigrationError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def say(sentence: str) -> None:
+    """Tell the operator something."""
+    print(f"vmm: {sentence}", file=sys.stderr, flush=True)
+
+
+def show_end(guest: BaseGuest, outcome: Outcome) -> None:
+    """Print how a guest ended, and its registers."""
+    print(outcome.why)
+    guest.complete()
+    for line in guest.registers():
+        print(line)
+    sys.stdout.flush()

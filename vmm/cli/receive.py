@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmm receive``: take a guest that ``vmm send`` sends, and run it to its end."""
+
+from __future__ import annotations
+
+import click
+
+from vmm.cli.lines import Size, address, line_options, say, show_end, tls
+from vmm.cli.seconds import Seconds
+from vmm.guest import BaseGuest
+from vmm.migration.errors import MigrationError
+from vmm.migration.keeper import Keeper, Link
+from vmm.migration.messages import Hello
+from vmm.migration.runner import Outcome
+from vmm.migration.target import Options, Target
+from vmm.migration.transport import TIMEOUT, Listener, inherited_line, parse
+from vmm.migration.wire import Channel
+from vmm.state.step import Policy
+from vmm.system import Kvm
+
+__all__ = ["command"]
+
+
+@click.command("receive")
+@click.argument("where", metavar="ADDRESS")
+@click.option("--once", is_flag=True, help="End after the first guest; always so with - and fd:.")
+@click.option("--memory", type=Size(), default="4G", show_default=True, help="The largest guest to take.")
+@click.option("--reread", is_flag=True, help="Read all memory once more before the guest may run here.")
+@click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
+@click.option("--limit", type=Seconds(0.001), default=3600.0, show_default=True, help="Seconds a guest may run.")
+@line_options
+def command(
+    where: str, once: bool, memory: int, reread: bool, timeout: float, limit: float, tls_cert: str | None,
+    tls_key: str | None, tls_ca: str | None, lease: str | None, journal: str | None, tolerate: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Take guests at ADDRESS and run them to their end.
+
+    ADDRESS is HOST:PORT, unix:PATH, fd:N, fd:IN,OUT or - (standard input and output, as in
+    exec:'ssh HOST vmm receive -' on the other side; what is printed goes to standard error then). Without TLS
+    whoever can connect can have a guest run here.
+
+    Exits with 0 or 1 as the guest ended here, 75 if none ever ran here, 74 if its process died.
+    """
+    found = address(parse, where)
+    security = tls(tls_cert, tls_key, tls_ca)
+    Kvm().close()  # where there is none, this says it best
+
+    def finished(guest: BaseGuest, outcome: Outcome) -> None:
+        show_end(guest, outcome)
+
+    def work(channel: Channel, hello: Hello, link: Link) -> int:
+        options = Options(
+            memory=memory, limit=limit, reread=reread, policy=Policy(tolerate), finished=finished, lease=lease,
+            journal=journal,
+        )  # fmt: skip
+        return Target(channel, hello, link, options, say).serve()
+
+    try:
+        if not found.is_socket:
+            return Keeper(work, say=say).serve_line(inherited_line(found, timeout))
+        listener = Listener(found, timeout, security)
+    except MigrationError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        say(f"receiving at {listener.text}")
+        return Keeper(work, listener=listener, once=once, say=say).serve()
+    finally:
+        listener.close()

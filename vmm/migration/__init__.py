@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving a guest to another host."""

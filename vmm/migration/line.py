@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A line: bytes both ways, over a socket, TLS or two pipes. Whatever waits on it gives up after its timeout."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import ssl
+import struct
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from typing import NoReturn
+
+from vmm.migration.errors import LineLost
+
+__all__ = ["ChildLine", "Line", "PipeLine", "SocketLine", "TlsLine"]
+
+Buffer = bytes | bytearray | memoryview
+_IOV_MAX = 1024
+_PIPE_SIZE = 1 << 20
+# Who waits in the kernel hears of a dead peer from it: seconds to the first probe, between probes, and how many.
+_KEEPALIVE = (socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4)
+
+
+class Line(ABC):
+    """Bytes to and from ``name``; ``timeout`` is how long in seconds nothing may move before LineLost."""
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+
+    @abstractmethod
+    def send(self, *buffers: Buffer) -> None:
+        """Send all buffers; LineLost if that cannot be done."""
+
+    @abstractmethod
+    def receive_into(self, view: memoryview) -> None:
+        """Fill all of ``view``; LineLost if the line ends before."""
+
+    @abstractmethod
+    def readable(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for something to receive, which may be the line's end."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The descriptor to poll for input."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the line; a second call does nothing."""
+
+    def _ended(self) -> NoReturn:
+        raise LineLost(f"{self.name} closed the line")
+
+    def _silent(self) -> NoReturn:
+        raise LineLost(f"{self.name} was silent for {self.timeout:g} s")
+
+    def _broken(self, error: OSError) -> NoReturn:
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or error.errno == errno.EPIPE:
+            self._ended()
+        if isinstance(error, ssl.SSLError):
+            alert = "ALERT" in str(error.reason)  # TLS 1.3 tells a client at its first read
+            hint = ": this side's certificate is not trusted there" if alert else ""
+            raise LineLost(f"TLS with {self.name} failed ({error.reason or error}){hint}") from error
+        raise LineLost(f"the line to {self.name} broke: {error.strerror or error}") from error
+
+
+def _wait(descriptor: int, event: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return bool(poll.poll(max(0, int(timeout * 1000))))
+
+
+class SocketLine(Line):
+    """A TCP or Unix stream socket. The kernel keeps the timeouts: no call more than the transfer needs."""
+
+    def __init__(self, connected: socket.socket, name: str, timeout: float) -> None:
+        super().__init__(name, timeout)
+        self._socket = connected
+        connected.settimeout(None)
+        limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000) or int(timeout == 0))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        _keep_alive(connected, timeout)
+
+    def send(self, *buffers: Buffer) -> None:
+        left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        try:
+            while left:
+                sent = self._socket.sendmsg(left[:_IOV_MAX])
+                left = _rest(left, sent)
+        except BlockingIOError:
+            raise LineLost(f"{self.name} took nothing for {self.timeout:g} s") from None
+        except OSError as error:
+            self._broken(error)
+
+    def receive_into(self, view: memoryview) -> None:
+        done = 0
+        try:
+            while done < len(view):
+                got = self._socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
+                if not got:
+                    self._ended()
+                done += got
+        except BlockingIOError:
+            self._silent()
+        except OSError as error:
+            self._broken(error)
+
+    def readable(self, timeout: float) -> bool:
+        return _wait(self._socket.fileno(), select.POLLIN, timeout)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class TlsLine(Line):
+    """A socket with TLS over it."""
+
+    def __init__(self, secured: ssl.SSLSocket, name: str, timeout: float) -> None:
+        super().__init__(name, timeout)
+        self._socket = secured
+        secured.settimeout(timeout)
+        _keep_alive(secured, timeout)
+
+    def send(self, *buffers: Buffer) -> None:
+        try:
+            for buffer in buffers:
+                self._socket.sendall(buffer)
+        except TimeoutError:
+            raise LineLost(f"{self.name} took nothing for {self.timeout:g} s") from None
+        except OSError as error:
+            self._broken(error)
+
+    def receive_into(self, view: memoryview) -> None:
+        done = 0
+        try:
+            while done < len(view):
+                got = self._socket.recv_into(view[done:])
+                if not got:
+                    self._ended()
+                done += got
+        except TimeoutError:
+            self._silent()
+        except OSError as error:
+            self._broken(error)
+
+    def readable(self, timeout: float) -> bool:
+        return bool(self._socket.pending()) or _wait(self._socket.fileno(), select.POLLIN, timeout)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class PipeLine(Line):
+    """Two descriptors, one for each direction: pipes, or whatever was inherited. Both are closed with the line."""
+
+    def __init__(self, incoming: int, outgoing: int, name: str, timeout: float) -> None:
+        super().__init__(name, timeout)
+        self._incoming, self._outgoing = incoming, outgoing
+        for descriptor in {incoming, outgoing}:
+            os.set_blocking(descriptor, False)
+            with contextlib.suppress(OSError):  # not a pipe, or more than a user may have
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+
+    def send(self, *buffers: Buffer) -> None:
+        left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        while left:
+            try:
+                left = _rest(left, os.writev(self._outgoing, left[:_IOV_MAX]))
+            except BlockingIOError:
+                if not _wait(self._outgoing, select.POLLOUT, self.timeout):
+                    raise LineLost(f"{self.name} took nothing for {self.timeout:g} s") from None
+            except OSError as error:
+                self._broken(error)
+
+    def receive_into(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                got = os.readv(self._incoming, [view[done:]])
+            except BlockingIOError:
+                if not self.readable(self.timeout):
+                    self._silent()
+                continue
+            except OSError as error:
+                self._broken(error)
+            if not got:
+                self._ended()
+            done += got
+
+    def readable(self, timeout: float) -> bool:
+        return _wait(self._incoming, select.POLLIN, timeout)
+
+    def fileno(self) -> int:
+        return self._incoming
+
+    def close(self) -> None:
+        descriptors = {self._incoming, self._outgoing} - {-1}
+        self._incoming = self._outgoing = -1
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+class ChildLine(PipeLine):
+    """A child process whose input and output are the line."""
+
+    def __init__(self, child: subprocess.Popen[bytes], name: str, timeout: float) -> None:
+        assert child.stdin and child.stdout
+        self._child = child
+        super().__init__(os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno()), name, timeout)
+        child.stdin.close()
+        child.stdout.close()
+
+    def exit_status(self, timeout: float) -> int | None:
+        """Wait for the child's end and return its status, negative for a signal; None if it still runs."""
+        deadline = time.monotonic() + timeout
+        while (status := self._child.poll()) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return status
+
+    def close(self) -> None:
+        """Close the pipes. The child is left alone: it may run the guest by now."""
+        super().close()
+
+
+def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:
+    """Return what is left of buffers after ``sent`` bytes of them."""
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [buffer[sent:], *buffers[index + 1 :]]
+        sent -= len(buffer)
+    return []
+
+
+def _keep_alive(connected: socket.socket, timeout: float) -> None:
+    if connected.family == socket.AF_UNIX:
+        return
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(timeout * 1000)))
+    for option, value in _KEEPALIVE:
+        connected.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS for a line: both sides show a certificate and both check the other's. There is no way without."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+
+from vmm.migration.errors import MigrationError
+from vmm.migration.line import TlsLine
+
+__all__ = ["Tls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """This side's certificate and key, and the authorities it trusts: files in PEM.
+
+    ``name`` is what the other side's certificate has to be for, where it is not the host of the address.
+    """
+
+    certificate: str
+    key: str
+    authorities: str
+    name: str | None = None
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """Return the context of one side; MigrationError for files that cannot be used."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_cert_chain(self.certificate, self.key, password=_no_password)
+        except (OSError, ValueError) as error:
+            raise MigrationError(
+                f"the certificate {self.certificate} with key {self.key} cannot be used ({_why(error)}): "
+                "both are PEM files that belong together, the key without a password"
+            ) from error
+        try:
+            context.load_verify_locations(self.authorities)
+        except OSError as error:
+            raise MigrationError(
+                f"the authorities in {self.authorities} cannot be used ({_why(error)}): it has to be a PEM file"
+            ) from error
+        return context
+
+    def connect(self, raw: socket.socket, host: str | None, name: str, timeout: float) -> TlsLine:
+        """Do the client's side of the handshake; MigrationError if one side does not trust the other."""
+        expected = self.name or host
+        if not expected:
+            raise MigrationError(f"{name} has no host name to check its certificate against: give --tls-name")
+        return self._handshake(raw, self.context(server=False), expected, name, timeout)
+
+    def accept(self, raw: socket.socket, name: str, timeout: float) -> TlsLine:
+        """Do the server's side of the handshake; MigrationError if one side does not trust the other."""
+        return self._handshake(raw, self.context(server=True), None, name, timeout)
+
+    def _handshake(
+        self, raw: socket.socket, context: ssl.SSLContext, expected: str | None, name: str, timeout: float
+    ) -> TlsLine:
+        raw.settimeout(timeout)
+        try:
+            secured = context.wrap_socket(raw, server_side=expected is None, server_hostname=expected)
+        except ssl.SSLCertVerificationError as error:
+            raise MigrationError(
+                f"the certificate of {name} is not trusted ({error.verify_message}): "
+                f"it has to be signed by one of the authorities in {self.authorities}"
+                + (f" and be for {expected}" if expected else "")
+            ) from error
+        except ssl.SSLError as error:
+            raise MigrationError(
+                f"TLS with {name} failed ({_why(error)}): both sides need --tls-cert, --tls-key and --tls-ca, "
+                "and each has to trust the other's authority"
+            ) from error
+        except TimeoutError as error:
+            raise MigrationError(f"{name} did not answer the TLS handshake in {timeout:g} s") from error
+        except OSError as error:
+            raise MigrationError(f"the line to {name} broke in the TLS handshake: {error.strerror}") from error
+        return TlsLine(secured, name, timeout)
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or error)
+    return str(getattr(error, "strerror", None) or error)
