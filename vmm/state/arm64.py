@@ -319,8 +319,11 @@ def _text(register: Register, value: bytes) -> str:
     return f"{number:#x}" + (f" ({named})" if named else "")
 
 
-def different(name: str, ours: Part, theirs: Part) -> list[tuple[str, str]]:
-    """Return (register or field, both values) for what differs between two parts of this name."""
+def different(name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]) -> list[tuple[str, str]]:
+    """Return (register or field, both values) for what differs between two parts of this name.
+
+    ``parts`` are those beside the first.
+    """
     if isinstance(ours, bytes) or isinstance(theirs, bytes):
         first, second = describe(name, ours), describe(name, theirs)
         keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]

@@ -79,15 +79,19 @@ def _parts(arch: str, where: str, first: Mapping[str, Part], second: Mapping[str
         if ours is None or theirs is None:
             found.append(Difference(where, name, _ONLY_SECOND if ours is None else "only in the first state"))
         elif ours != theirs:
-            pairs = _registers(arch, name, ours, theirs)
+            pairs = _registers(arch, name, ours, theirs, first)
             found += [Difference(where, f"{name}.{register}", values) for register, values in pairs]
     return found
 
 
-def _registers(arch: str, name: str, ours: Part, theirs: Part) -> Iterator[tuple[str, str]]:
+def _registers(
+    arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]
+) -> Iterator[tuple[str, str]]:
     module = architecture(arch)
-    pairs = module.different(name, ours, theirs) if module else _plain(name, ours, theirs)
-    for register, values in pairs:
+    if module is None:  # then nobody knows which register is volatile either
+        yield from _plain(name, ours, theirs)
+        return
+    for register, values in module.different(name, ours, theirs, parts):
         entry = volatile.load(arch).get((name, register))
         if entry is None or "absent" in values or not entry.excuses(*_numbers(values)):
             yield register, values

@@ -67,6 +67,8 @@ def describe(name: str, part: Part) -> dict[str, str]:
     if name == "CAPS":
         return {f"capability {number}": value.hex() for number, value in _mapping(part).items()}
     if isinstance(part, bytes):
+        if name == "XCRS":
+            return _describe_xcrs(part)
         if name in STRUCTURES:
             return {field: _text(name, field, value) for field, value in _fields(STRUCTURES[name], part)}
         if name == "XSAVE":
@@ -75,6 +77,13 @@ def describe(name: str, part: Part) -> dict[str, str]:
     if name == "ONE_REGS":
         return {one_reg_name(number): f"{int.from_bytes(value, 'little'):#x}" for number, value in part.items()}
     return {msr_name(number): describe_msr(number, int.from_bytes(value, "little")) for number, value in part.items()}
+
+
+def _describe_xcrs(data: bytes) -> dict[str, str]:
+    xcrs = ffi.new("struct kvm_xcrs *")
+    ffi.memmove(xcrs, raw("XCRS", data, ffi.sizeof("struct kvm_xcrs")), len(data))
+    rows = xcrs.xcrs[0 : min(xcrs.nr_xcrs, 16)]
+    return {f"XCR{row.xcr}": str(Xcr0(row.value)) if row.xcr == 0 else f"{row.value:#x}" for row in rows}
 
 
 def _mapping(part: Part) -> Mapping[int, bytes]:
@@ -115,12 +124,16 @@ def _text(name: str, field: str, value: bytes) -> str:
     return str(Cr4(number)) if (name, field) == ("SREGS", "cr4") else f"{number:#x}"
 
 
-def different(name: str, ours: Part, theirs: Part) -> list[tuple[str, str]]:
-    """Return (register or field, both values) for what differs between two parts of this name."""
+def different(name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]) -> list[tuple[str, str]]:
+    """Return (register or field, both values) for what differs between two parts of this name.
+
+    ``parts`` are those beside the first: an XSAVE area is read with the layout of their CPUID.
+    """
     if ours == theirs:
         return []
     if name == "XSAVE":
-        first, second = XsaveArea(raw(name, ours)), XsaveArea(raw(name, theirs))
+        layout = Layout.from_cpuid(Cpuid.unpack(raw("CPUID", parts["CPUID"]))) if "CPUID" in parts else None
+        first, second = XsaveArea(raw(name, ours), layout), XsaveArea(raw(name, theirs), layout)
         return [_named_byte(line) for line in first.same_state(second)]
     if name == "SREGS":
         ours, theirs = _without_unusable(raw(name, ours)), _without_unusable(raw(name, theirs))
@@ -135,7 +148,7 @@ def different(name: str, ours: Part, theirs: Part) -> list[tuple[str, str]]:
 
 def _named_byte(line: str) -> tuple[str, str]:
     where, _, values = line.partition(" (byte ")
-    return where, f"byte {values}" if values else line
+    return where, f"byte {values.replace('):', ':', 1)}" if values else line
 
 
 def _without_unusable(data: bytes) -> bytes:

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about KVM_GET_REG_LIST, and about what a restore by it stands on."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.mutations.arm64_lies import (
+    EVENTS,
+    GET,
+    LIST,
+    SET,
+    change_list,
+    flip,
+    forget,
+    get_now,
+    of,
+    on_refusal,
+    reading,
+    set_now,
+)
+from tests.mutations.lies import RUN, accept, after, drift, nth, once, refuse
+from tests.mutations.registry import mutation
+from vmm.arm64.registers import FFR, SYSTEM, VLS, Register, p, v, x, z
+from vmm.ioctl import Call, Interposer
+
+ZCR, VBAR, PIR = SYSTEM["ZCR_EL1"], SYSTEM["VBAR_EL1"], SYSTEM["PIR_EL1"]
+_AFSR = SYSTEM["AFSR0_EL1"]
+
+
+def _without(register: Register, when: int | None = None) -> Interposer:
+    """The list lacks a register, always or at one call."""
+    calls = nth(when) if when else None
+
+    def change(found: list[int]) -> list[int]:
+        if calls is not None and not calls(None):  # type: ignore[arg-type]
+            return found
+        return [identifier for identifier in found if identifier != register]
+
+    return change_list(change)
+
+
+def _instead(register: Register, other: Register) -> Interposer:
+    """The list has ``other`` in the place of ``register``."""
+    return change_list(lambda found: [int(other) if identifier == register else identifier for identifier in found])
+
+
+# --- the call -------------------------------------------------------------------------------------
+
+
+@mutation("reglist.e2big")
+def a_list_that_is_too_short_is_einval() -> Interposer:
+    return drift(LIST, errno.EINVAL)
+
+
+@mutation("reglist.e2big")
+def a_short_list_does_not_learn_its_length() -> Interposer:
+    def keep(call: Call) -> None:
+        call.argument.n = 0
+
+    return on_refusal(LIST, keep)
+
+
+@mutation("reglist.e2big")
+def a_list_that_is_one_short_is_written() -> Interposer:
+    return accept(LIST, lambda call: call.argument.n > 100)
+
+
+@mutation("reglist.e2big")
+def the_list_is_written_beyond_its_end() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.reg[call.argument.n] = 0
+
+    return after(LIST, change)
+
+
+@mutation("reglist.e2big")
+def the_list_does_not_say_how_long_it_is() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.n += 1
+
+    return after(LIST, change)
+
+
+# --- what is listed -------------------------------------------------------------------------------
+
+
+@mutation("reglist.sve-contents", "reglist.no-surplus", "reglist.order")
+def ffr_is_not_listed() -> Interposer:
+    return _without(FFR)
+
+
+@mutation("reglist.sve-contents", "reglist.no-surplus", "reglist.order")
+def z0_is_listed_by_its_second_slice() -> Interposer:
+    return _instead(z(0), z(0, 1))
+
+
+@mutation("reglist.sve-contents")
+def the_lengths_are_not_listed() -> Interposer:
+    return _without(VLS)
+
+
+@mutation("reglist.sve-contents")
+def a_v_register_is_listed_with_sve() -> Interposer:
+    return _instead(p(7), v(7))
+
+
+@mutation("reglist.unique")
+def x3_is_listed_twice() -> Interposer:
+    return _instead(x(4), x(3))
+
+
+@mutation("reglist.unique")
+def an_id_of_another_architecture_is_listed() -> Interposer:
+    return _instead(x(4), Register(x(4) ^ 0x2 << 60))
+
+
+@mutation("reglist.order")
+def z_registers_come_before_the_lengths() -> Interposer:
+    exchanged = {int(VLS): int(z(0)), int(z(0)): int(VLS)}
+    return change_list(lambda found: [exchanged.get(identifier, identifier) for identifier in found])
+
+
+@mutation("reglist.order")
+def a_core_register_comes_last() -> Interposer:
+    return change_list(lambda found: [*found[1:], found[0]])
+
+
+@mutation("reglist.get-set-all")
+def a_listed_register_cannot_be_read() -> Interposer:
+    return refuse(GET, errno.ENOENT, of(_AFSR))
+
+
+@mutation("reglist.get-set-all")
+def a_listed_register_cannot_be_written() -> Interposer:
+    return refuse(SET, errno.EINVAL, of(z(31)))
+
+
+@mutation("reglist.get-set-all")
+def the_lengths_can_be_written_after_finalize() -> Interposer:
+    return accept(SET, of(VLS))
+
+
+@mutation("reglist.get-set-all")
+def writing_x3_changes_it() -> Interposer:
+    return once(SET, reading(flip(0), x(3)), when=of(x(3)))
+
+
+@mutation("reglist.depends-on-idregs")
+def registers_of_a_hidden_feature_are_still_there() -> Interposer:
+    return accept(GET, of(*(SYSTEM[name] for name in ("TCR2_EL1", "PIR_EL1", "PIRE0_EL1", "SCTLR2_EL1"))))
+
+
+@mutation("reglist.same-for-all-vcpus")
+def the_second_vcpu_has_one_register_less() -> Interposer:
+    return _without(VBAR, 2)
+
+
+@mutation("reglist.same-for-all-vcpus")
+def a_run_takes_a_register_from_the_list() -> Interposer:
+    return _without(VBAR, 3)
+
+
+@mutation("reglist.no-sme")
+def smcr_el1_is_listed() -> Interposer:
+    return _instead(_AFSR, SYSTEM["SMCR_EL1"])
+
+
+@mutation("reglist.no-sme")
+def svcr_can_be_read() -> Interposer:
+    return accept(GET, of(SYSTEM["SVCR"]))
+
+
+@mutation("reglist.no-sme")
+def smfr0_is_hidden() -> Interposer:
+    return _without(SYSTEM["ID_AA64SMFR0_EL1"])
+
+
+# --- a restore ------------------------------------------------------------------------------------
+
+
+@mutation("mig.sve-idempotent", "mig.order-free", "mig.sve-guest-goes-on")
+def z3_is_not_restored() -> Interposer:
+    return forget(z(3))
+
+
+@mutation("mig.sve-idempotent", "mig.order-free")
+def a_system_register_is_restored_wrong() -> Interposer:
+    return once(RUN, reading(flip(1, 8), SYSTEM["MAIR_EL1"]))
+
+
+@mutation("mig.sve-idempotent")
+def the_restored_vcpu_lists_one_register_less() -> Interposer:
+    return _without(VBAR, 2)
+
+
+@mutation("mig.sve-idempotent")
+def the_restored_vcpu_has_an_event_pending() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.exception.serror_pending = 1
+
+    return after(EVENTS, change, nth(2))
+
+
+@mutation("mig.sve-idempotent", "mig.order-free")
+def the_restored_vcpu_is_stopped() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.mp_state = 5
+
+    return after("KVM_GET_MP_STATE", change, nth(2))
+
+
+@mutation("mig.sve-guest-goes-on")
+def the_moved_guest_leaves_once_more() -> Interposer:
+    def one_more(call: Call) -> None:
+        set_now(call.fd, x(2), int.from_bytes(get_now(call.fd, x(2)), "little") + 1)
+
+    return after(SET, one_more, of(x(2)))
+
+
+@mutation("mig.list-order-fails")
+def z0_can_be_written_before_finalize() -> Interposer:
+    return accept(SET, of(z(0)))
+
+
+@mutation("mig.list-order-fails")
+def the_lengths_can_be_written_again() -> Interposer:
+    return accept(SET, of(VLS))
+
+
+@mutation("mig.list-order-fails")
+def a_core_register_cannot_be_written_before_finalize() -> Interposer:
+    return refuse(SET, errno.EPERM, of(x(0)))
+
+
+@mutation("mig.order-free")
+def writing_zcr_el1_cuts_z_off() -> Interposer:
+    def cut(call: Call) -> None:
+        set_now(call.fd, z(5), int.from_bytes(get_now(call.fd, z(5))[:16], "little"))
+
+    return after(SET, cut, of(ZCR))

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about exits, PSCI, firmware registers, events and MP states of an arm64 VM."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.arm64_lies import (
+    EVENTS,
+    SET,
+    get_now,
+    group,
+    guest_left,
+    number,
+    of,
+    reading,
+    set_now,
+    value,
+    values,
+)
+from tests.mutations.lies import COMPLETE, RUN, accept, after, answer, before, nth, once, refuse
+from tests.mutations.registry import mutation
+from vmm.arm64.registers import PC, firmware
+from vmm.ioctl import Call, Interposer
+
+_BITMAPS = 0x16
+SET_EVENTS, GET_MP, SET_MP = "KVM_SET_VCPU_EVENTS", "KVM_GET_MP_STATE", "KVM_SET_MP_STATE"
+_STOPPED, _RUNNABLE = 5, 0
+
+
+def _exit(change: Callable[[Call], object], turn: int = 1) -> Interposer:
+    """Spoil kvm_run after a run."""
+    return after(RUN, change, nth(turn))
+
+
+# --- exits ----------------------------------------------------------------------------------------
+
+
+@mutation("vm.mmio-exit")
+def a_store_leaves_with_another_address() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.mmio.phys_addr ^= 8
+
+    return _exit(change)
+
+
+@mutation("vm.mmio-exit")
+def a_store_leaves_with_another_value() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.mmio.data[7] ^= 1
+
+    return _exit(change)
+
+
+@mutation("vm.mmio-exit")
+def completing_a_store_does_not_move_pc() -> Interposer:
+    return answer(COMPLETE, -errno.EINTR)
+
+
+@mutation("vm.mmio-exit")
+def the_guest_reads_something_else_than_the_answer() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.mmio.data[0] ^= 1
+
+    return before(RUN, change, nth(3))
+
+
+@mutation("vm.mmio-read-signext")
+def a_signed_byte_is_not_extended() -> Interposer:
+    return guest_left("load", values(0, lambda old: old & 0xFFFFFFFF))
+
+
+@mutation("vm.mmio-read-signext")
+def a_load_without_sign_is_extended() -> Interposer:
+    return guest_left("load", values(0, lambda old: old | 0xFF << 56), when=lambda guest: guest.get("params", 1) == 1)
+
+
+@mutation("vm.immediate-exit")
+def immediate_exit_is_ignored() -> Interposer:
+    return answer(COMPLETE, 0)
+
+
+@mutation("vm.immediate-exit")
+def immediate_exit_comes_one_instruction_late() -> Interposer:
+    def interposer(call: Call, proceed: Callable[[], int]) -> int:
+        result = proceed()
+        if call.name == "KVM_RUN" and call.kind != "run":
+            set_now(call.fd, PC, int.from_bytes(get_now(call.fd, PC), "little") + 4)
+        return result
+
+    return interposer
+
+
+@mutation("vm.ipa-size")
+def an_address_space_of_40_bits_is_refused() -> Interposer:
+    return refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 40)
+
+
+@mutation("vm.ipa-size")
+def an_address_space_of_31_bits_is_granted() -> Interposer:
+    return answer("KVM_CREATE_VM", 1000, lambda call: call.argument == 31)
+
+
+@mutation("vm.ipa-size")
+def there_is_no_default_size() -> Interposer:
+    return refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 0)
+
+
+@mutation("vm.ipa-size")
+def more_than_the_limit_is_refused_with_another_errno() -> Interposer:
+    return refuse("KVM_CREATE_VM", errno.E2BIG, lambda call: call.argument == 64)
+
+
+# --- firmware registers ---------------------------------------------------------------------------
+
+
+@mutation("vm.fw-bitmaps")
+def a_hypercall_that_is_not_offered_is_accepted() -> Interposer:
+    return accept(SET, group(_BITMAPS))
+
+
+@mutation("vm.fw-bitmaps")
+def hypercalls_cannot_be_reduced() -> Interposer:
+    return answer(SET, 0, lambda call: group(_BITMAPS)(call) and not any(value(call)))
+
+
+@mutation("vm.fw-bitmaps")
+def no_hypercalls_are_offered() -> Interposer:
+    return reading(number(0), firmware(2, bitmap=True))
+
+
+@mutation("vm.fw-bitmaps")
+def the_same_hypercalls_are_refused_after_a_run() -> Interposer:
+    return once(COMPLETE, refuse(SET, errno.EBUSY, group(_BITMAPS)), refused=True)
+
+
+@mutation("vm.psci-version")
+def psci_0_1_is_accepted() -> Interposer:
+    return accept(SET, lambda call: of(firmware(0))(call) and value(call)[0] == 1)
+
+
+@mutation("vm.psci-version")
+def psci_has_no_older_versions() -> Interposer:
+    return refuse(SET, errno.EINVAL, lambda call: of(firmware(0))(call) and value(call)[0] == 2)
+
+
+@mutation("vm.psci-version")
+def the_guest_is_told_another_version() -> Interposer:
+    return guest_left("hvc", values(0, lambda old: old ^ 1))
+
+
+@mutation("vm.psci-unknown")
+def an_unknown_call_succeeds() -> Interposer:
+    return guest_left("hvc", values(0, lambda old: 0))
+
+
+@mutation("vm.psci-unknown")
+def an_unknown_call_answers_in_32_bits() -> Interposer:
+    return guest_left("hvc", values(0, lambda old: old & 0xFFFFFFFF))
+
+
+@mutation("vm.psci-off")
+def system_off_is_a_reset() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.system_event.type = 2
+
+    return _exit(change)
+
+
+@mutation("vm.psci-off")
+def system_off_leaves_the_other_vcpu_running() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.mp_state = _RUNNABLE
+
+    return after(GET_MP, change, nth(2))
+
+
+@mutation("guest.psci-cpu-on-resets-sve")
+def cpu_on_leaves_the_vcpu_stopped() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.mp_state = _STOPPED
+
+    return after(GET_MP, change)
+
+
+# --- MP state and events --------------------------------------------------------------------------
+
+
+@mutation("vm.mpstate")
+def an_mp_state_of_x86_is_accepted() -> Interposer:
+    return accept(SET_MP, lambda call: call.argument.mp_state == 3)
+
+
+@mutation("vm.mpstate")
+def a_vcpu_cannot_be_suspended() -> Interposer:
+    return refuse(SET_MP, errno.EINVAL, lambda call: call.argument.mp_state == 10)
+
+
+@mutation("vm.mpstate")
+def a_vcpu_cannot_be_stopped() -> Interposer:
+    return answer(SET_MP, 0, lambda call: call.argument.mp_state == _STOPPED)
+
+
+@mutation("vm.events")
+def reserved_fields_of_events_are_ignored() -> Interposer:
+    return accept(SET_EVENTS)
+
+
+@mutation("vm.events")
+def a_pending_serror_is_lost() -> Interposer:
+    return answer(SET_EVENTS, 0, lambda call: call.argument.exception.serror_pending == 1)
+
+
+@mutation("vm.events")
+def a_pending_serror_loses_its_syndrome() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.exception.serror_esr = 0
+
+    return after(EVENTS, change)
+
+
+@mutation("vm.events")
+def an_external_abort_is_pending() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.exception.ext_dabt_pending = 1
+
+    return after(EVENTS, change)

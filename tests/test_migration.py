@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole migrations between processes: over every kind of line, refused ones, ones that do not converge, faulty ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.migration_faults import Point, faults_of, forked, points, reference, run
+from tests.test_migration_lines import Authority, authority, stranger  # noqa: F401  (fixtures)
+from vmm.arch import ARCHITECTURE, module
+from vmm.dirty_log import RingKvm
+from vmm.guest import BaseGuest
+from vmm.ioctl import Call, Interposer, interpose
+from vmm.migration import target
+from vmm.migration.convergence import Limits
+from vmm.migration.handover import At
+from vmm.migration.keeper import Keeper
+from vmm.migration.messages import Hello
+from vmm.migration.resolve import NEVER_RAN
+from vmm.migration.runner import Lease, Outcome, Runner
+from vmm.migration.source import Options, Source
+from vmm.migration.target import Target
+from vmm.migration.tls import Tls
+from vmm.migration.transport import Connector, Listener, parse
+from vmm.migration.wire import Kind
+from vmm.state.value import PayloadIdentity
+from vmm.system import Kvm
+
+pytestmark = pytest.mark.kvm
+_LEVEL, _STEPS, _SEED = "sse", 6000, 7
+_TIMEOUT = 10.0
+
+
+@dataclass
+class Pair:
+    """One migration: how it is to be made, and what became of it."""
+
+    source: Options = field(default_factory=lambda: Options(limits=Limits(downtime=0.5), patience=5))
+    target: dict[str, Any] = field(default_factory=dict)
+    make: Callable[[Kvm], BaseGuest] = lambda kvm: module("chain").make_guest(kvm, _LEVEL, _STEPS, _SEED)
+    address: str = "127.0.0.1:0"
+    ring: int = 0
+    tls: tuple[Tls, Tls] | None = None
+    lie: Interposer | None = None
+    limit: float = 30.0
+
+    report: dict[str, Any] = field(default_factory=dict)
+    here: str | None = None
+    there: str | None = None
+    said: list[str] = field(default_factory=list)
+    status: int | None = None
+
+    def run(self, folder: Path) -> Pair:
+        """Migrate, and return the same with what became of it."""
+        address = self.address.replace("FOLDER", str(folder))
+        listener = Listener(parse(address), _TIMEOUT, self.tls[0] if self.tls else None)
+        keeping = forked(lambda: self._receive(listener, folder))
+        listener.close_copy()
+        sending = forked(lambda: self._send(listener.text, folder))
+        assert os.waitstatus_to_exitcode(os.waitpid(sending, 0)[1]) == 0
+        self.status = _status(keeping)
+        self.report = json.loads((folder / "report").read_text())
+        for name in ("here", "there"):
+            if (folder / name).exists():
+                setattr(self, name, (folder / name).read_text())
+        if (folder / "said").exists():
+            self.said = (folder / "said").read_text().splitlines()
+        return self
+
+    def _send(self, text: str, folder: Path) -> int:
+        with RingKvm(self.ring) if self.ring else Kvm() as kvm, self.make(kvm) as guest:
+            runner = Runner(guest, limit=self.limit, lease=Lease(str(folder / "lease")))
+            runner.go()
+            connector = Connector(parse(text), _TIMEOUT, self.tls[1] if self.tls else None)
+            report = Source(runner, connector, self.source).migrate()
+            if report.at is At.KEPT:
+                outcome = runner.wait()
+                assert outcome
+                (folder / "here").write_text(_end(guest, outcome))
+            (folder / "report").write_text(json.dumps(report.to_json()))
+            runner.close()
+        return 0
+
+    def _receive(self, listener: Listener, folder: Path) -> int:
+        def finished(guest: BaseGuest, outcome: Outcome) -> None:
+            (folder / "there").write_text(_end(guest, outcome))
+
+        def say(sentence: str) -> None:
+            with (folder / "said").open("a") as file:
+                file.write(sentence + "\n")
+
+        given = {"limit": self.limit, "finished": finished, "lease": str(folder / "lease"), **self.target}
+        options = target.Options(**given)
+        with interpose(self.lie) if self.lie else nullcontext():
+            return Keeper(
+                lambda channel, hello, link: Target(channel, hello, link, options, say).serve(),
+                listener=listener, once=True, say=say,
+            ).serve()  # fmt: skip
+
+
+def _end(guest: BaseGuest, outcome: Outcome) -> str:
+    if outcome.well and guest.payload.name == "chain":
+        return bytes(module("chain").digest(guest)).hex()
+    return outcome.why
+
+
+def _status(pid: int) -> int:
+    """Wait for a receiver; one that nobody reached is stopped."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def right() -> str:
+    return bytes(module("chain").reference(_LEVEL, _STEPS, _SEED)).hex()
+
+
+@pytest.fixture(autouse=True)
+def _needs(kvm: Kvm) -> None:
+    """Every test here needs a KVM."""
+
+
+# --- migrations that take place -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"address": "unix:FOLDER/line"},
+        {"source": Options(limits=Limits(downtime=0.5), compress=True, audit=True)},
+        {"target": {"reread": True, "populate": True}},
+        {"ring": 1024},
+        {"source": Options(limits=Limits(downtime=0.5, rate=4 << 20))},
+    ],
+    ids=["tcp", "unix", "compress-audit", "reread-populate", "ring", "rate"],
+)
+def test_a_migrated_guest_ends_with_another_digest(how: dict[str, Any], right: str, tmp_path: Path) -> None:
+    pair = Pair(**how).run(tmp_path)
+    assert (pair.report["outcome"], pair.report["reason"]) == ("moved", "")
+    assert (pair.here, pair.there, pair.status) == (None, right, 0)
+    report = pair.report
+    assert report["rounds"] >= 2 and report["pages"] > 0 and report["zero_pages"] > 500
+    assert 0 < report["downtime_seconds"] < report["total_seconds"]
+    assert report["bytes"] < (report["pages"] + 20) * 4096
+    assert not pair.said
+
+
+def test_a_guest_migrated_by_tls(authority: Authority, right: str, tmp_path: Path) -> None:  # noqa: F811
+    tls = authority.tls("server", authority), authority.tls("client", authority)
+    pair = Pair(tls=tls).run(tmp_path)
+    assert (pair.report["outcome"], pair.there) == ("moved", right)
+
+
+def test_a_stranger_gets_a_guest(authority: Authority, stranger: Authority, right: str, tmp_path: Path) -> None:  # noqa: F811
+    tls = stranger.tls("server", authority), authority.tls("client", authority)
+    pair = Pair(tls=tls)
+    listener = Listener(parse("127.0.0.1:0"), _TIMEOUT, tls[0])
+    keeping = forked(lambda: pair._receive(listener, tmp_path))
+    listener.close_copy()
+    sending = forked(lambda: pair._send(listener.text, tmp_path))
+    assert os.waitpid(sending, 0)[1] == 0
+    os.kill(keeping, signal.SIGTERM)
+    os.waitpid(keeping, 0)
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["outcome"] == "kept" and "is not trusted" in report["reason"]
+    assert (tmp_path / "here").read_text() == right
+
+
+# --- migrations that are refused ------------------------------------------------------------------
+
+
+def _kept(pair: Pair, right: str, reason: str) -> None:
+    assert pair.report["outcome"] == "kept", pair.report
+    assert reason in pair.report["reason"]
+    assert (pair.here, pair.there, pair.status) == (right, None, NEVER_RAN)
+    assert any(reason in sentence for sentence in pair.said)
+
+
+def test_a_guest_that_is_too_large_is_taken(right: str, tmp_path: Path) -> None:
+    pair = Pair(target={"memory": 1 << 20}).run(tmp_path)
+    _kept(pair, right, "the guest has 4 MiB of memory, and vmm receive takes 1 MiB")
+    assert pair.report["bytes"] == 0
+
+
+def test_what_the_check_of_hosts_says_is_ignored(right: str, tmp_path: Path) -> None:
+    def check(hello: Hello) -> list[str]:
+        return [f"no {name}" for name in sorted(hello.facts)]
+
+    options = Options(facts={"AVX512F": True, "AMX": True})
+    pair = Pair(source=options, target={"check": check}).run(tmp_path)
+    _kept(pair, right, "no AMX; no AVX512F")
+    assert pair.report["bytes"] == 0
+
+
+def test_another_build_of_the_payload_is_taken(right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair()
+    original = pair._receive
+
+    def receive(listener: Listener, folder: Path) -> int:
+        monkeypatch.setattr(target, "identity", lambda payload: PayloadIdentity(payload.name, bytes(32)))
+        return original(listener, folder)
+
+    monkeypatch.setattr(pair, "_receive", receive)
+    _kept(pair.run(tmp_path), right, "the payload chain is another build over there")
+
+
+_SET = {"x86": "KVM_SET_REGS", "arm64": "KVM_SET_ONE_REG"}[ARCHITECTURE]
+_GET = {"x86": "KVM_GET_SREGS2", "arm64": "KVM_GET_ONE_REG"}[ARCHITECTURE]
+
+
+def _refuses(call: Call, proceed: Callable[[], int]) -> int:
+    return -22 if call.name == _SET else proceed()
+
+
+def _forgets(call: Call, proceed: Callable[[], int]) -> int:
+    """A kernel that reads a register back as another."""
+    result = proceed()
+    if call.name == _GET and ARCHITECTURE == "x86":
+        call.argument.cr2 ^= 0x1000
+    elif call.name == _GET and call.argument.id == 0x6030_0000_0010_0002:  # X1
+        _X1(call.argument.addr)[0] ^= 1
+    return result
+
+
+def _X1(address: int) -> Any:
+    from vmm._kvm import ffi
+
+    return ffi.cast("uint64_t *", address)
+
+
+@pytest.mark.parametrize(("lie", "name"), [(_refuses, "REGS"), (_forgets, "")])
+def test_a_guest_is_copied_before_its_registers_are_refused(
+    lie: Interposer, name: str, right: str, tmp_path: Path
+) -> None:
+    pair = Pair(lie=lie).run(tmp_path)
+    _kept(pair, right, name)
+    assert pair.report["bytes"] == 0, "known before anything is copied"
+
+
+def test_a_register_that_gets_lost_in_the_last_moment(right: str, tmp_path: Path) -> None:
+    """The kernel over there is honest until the guest itself is restored."""
+    seen = [0]
+
+    def lie(call: Call, proceed: Callable[[], int]) -> int:
+        if call.name == "KVM_CREATE_VCPU":
+            seen[0] += 1
+        return _forgets(call, proceed) if seen[0] > 1 else proceed()
+
+    pair = Pair(lie=lie).run(tmp_path)
+    _kept(pair, right, "saved and restored differ")
+    assert pair.report["bytes"] > 0
+
+
+def test_a_guest_that_ends_while_it_is_copied(tmp_path: Path) -> None:
+    options = Options(limits=Limits(downtime=0.001, rate=1 << 18))
+    pair = Pair(source=options, make=lambda kvm: module("chain").make_guest(kvm, _LEVEL, 300, _SEED)).run(tmp_path)
+    assert (pair.report["outcome"], pair.there, pair.status) == ("kept", None, NEVER_RAN)
+    assert "came to its end before it was handed over" in pair.report["reason"]
+    assert pair.here == bytes(module("chain").reference(_LEVEL, 300, _SEED)).hex()
+
+
+def test_nobody_receives(right: str, tmp_path: Path) -> None:
+    pair = Pair()
+    sending = forked(lambda: pair._send(f"unix:{tmp_path}/none", tmp_path))
+    assert os.waitpid(sending, 0)[1] == 0
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["outcome"] == "kept" and "there is no such socket" in report["reason"]
+    assert (tmp_path / "here").read_text() == right
+
+
+# --- guests that write fast -----------------------------------------------------------------------
+
+
+def _writer(kvm: Kvm) -> BaseGuest:
+    """A guest that writes 2 MiB again and again, for ever."""
+    guest: BaseGuest = module("guest").Guest(kvm, "dirty", memory_size=8 << 20)
+    guest.prepare("dirty", 4 << 20, 512, 1, 0, 64, 4096, **({"privilege": 3} if ARCHITECTURE == "x86" else {}))
+    return guest
+
+
+@pytest.mark.parametrize(
+    ("stall", "rounds", "outcome"), [("abort", 3, "kept"), ("stop", 3, "moved"), ("throttle", 30, "moved")]
+)
+def test_a_guest_that_writes_faster_than_can_be_sent(stall: str, rounds: int, outcome: str, tmp_path: Path) -> None:
+    # 32 MiB a second: the 2 MiB take 64 ms, and 20 are allowed.
+    limits = Limits(downtime=0.02, rounds=rounds, rate=32 << 20, stall=stall)
+    pair = Pair(source=Options(limits=limits), make=_writer, limit=3.0).run(tmp_path)
+    assert pair.report["outcome"] == outcome, pair.report
+    if stall == "abort":
+        assert "the guest writes faster than can be sent: after 3 rounds" in pair.report["reason"]
+        assert pair.here == "the guest ran for 3 s, which is the limit"
+    else:
+        assert pair.there == "the guest ran for 3 s, which is the limit"
+        assert pair.status == 1
+    assert (pair.report["throttle"] > 0) == (stall == "throttle")
+
+
+# --- the keeper -----------------------------------------------------------------------------------
+
+
+def test_a_keeper_takes_one_guest_only(right: str, tmp_path: Path) -> None:
+    pair = Pair()
+    listener = Listener(parse("127.0.0.1:0"), _TIMEOUT)
+    ended: list[str] = []
+
+    def serve() -> int:
+        def finished(guest: BaseGuest, outcome: Outcome) -> None:
+            (tmp_path / f"end-{os.getpid()}").write_text(_end(guest, outcome))
+
+        options = target.Options(finished=finished)
+        return Keeper(
+            lambda channel, hello, link: Target(channel, hello, link, options, ended.append).serve(),
+            listener=listener, say=ended.append,
+        ).serve()  # fmt: skip
+
+    keeping = forked(serve)
+    listener.close_copy()
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert os.waitpid(forked(lambda f=folder: pair._send(listener.text, f)), 0)[1] == 0  # type: ignore[misc]
+        assert json.loads((folder / "report").read_text())["outcome"] == "moved"
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.glob("end-*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [path.read_text() for path in tmp_path.glob("end-*")] == [right] * 3
+    os.kill(keeping, signal.SIGTERM)
+    os.waitpid(keeping, 0)
+
+
+def test_a_receiver_that_is_stopped_says_nothing(right: str, tmp_path: Path) -> None:
+    """SIGTERM while memory arrives: the source hears why, and keeps its guest."""
+    listener = Listener(parse("127.0.0.1:0"), _TIMEOUT)
+    pair = Pair(source=Options(limits=Limits(rate=1 << 18)))
+    keeping = forked(lambda: pair._receive(listener, tmp_path))
+    listener.close_copy()
+    sending = forked(lambda: pair._send(listener.text, tmp_path))
+    time.sleep(0.6)
+    os.kill(keeping, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(keeping, 0)[1]) == NEVER_RAN
+    assert os.waitpid(sending, 0)[1] == 0
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["outcome"] == "kept" and "vmm receive was stopped" in report["reason"]
+    assert (tmp_path / "here").read_text() == right
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", [*points(6, seed=2), Point("cut", Kind.HANDOVER, 0.5), Point("cut", Kind.RUNNING, 0.5),
+                                   Point("flip", Kind.HANDOVER, 0.999), Point("kill-target", Kind.READY, 1.0),
+                                   Point("kill-all", Kind.HANDOVER, 1.0), Point("kill-source", Kind.HANDOVER, 1.0)],
+                         ids=str)  # fmt: skip
+def test_a_fault_leaves_two_guests_or_none(point: Point) -> None:
+    case = run(point)
+    assert faults_of(case, reference()) == []
+    assert case.hit
+
+
+def test_without_a_fault_nothing_is_wrong() -> None:
+    case = run(None)
+    assert faults_of(case, reference()) == []
+    assert list(case.digests) == ["target"]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def _vmm(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vmm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **how)
+
+
+def test_send_and_receive(tmp_path: Path, right: str) -> None:
+    command = [sys.executable, "-m", "vmm", "receive", "--once", "--timeout", "10", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as receiver:
+        assert receiver.stdout and receiver.stderr
+        address = receiver.stderr.readline().split()[-1]
+        sent = _vmm("send", address, "chain", _LEVEL, str(_STEPS), str(_SEED), "--downtime", "0.5")
+        printed = receiver.stdout.read()
+        assert receiver.wait(30) == 0, receiver.stderr.read()
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stdout == ""
+    assert (
+        sent.stderr.startswith("vmm: the guest runs there after 2 rounds") and "ms of standing still" in sent.stderr
+    )
+    low, high = (int.from_bytes(bytes.fromhex(right)[at : at + 8], "little") for at in (0, 8))
+    assert printed.startswith(f"done: {low:#x} {high:#x} {_STEPS:#x}")
+
+
+def test_send_through_another_program(tmp_path: Path) -> None:
+    receive = shlex.join([sys.executable, "-m", "vmm", "receive", "-"])
+    sent = _vmm(
+        "send", f"exec:sh -c {shlex.quote('cd / && exec ' + receive)}", "chain", _LEVEL, str(_STEPS), str(_SEED),
+        "--json", "--downtime", "0.5", env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    report = json.loads(sent.stdout)
+    assert (report["outcome"], report["guest"]) == ("moved", None)
+
+
+def test_send_to_nobody_runs_the_guest_here(tmp_path: Path) -> None:
+    sent = _vmm("send", f"unix:{tmp_path}/none", "chain", _LEVEL, "50", "--json")
+    assert sent.returncode == 1
+    report = json.loads(sent.stdout)
+    assert report["outcome"] == "kept" and report["guest"]["well"]
+    assert "goes on here" in sent.stderr and "start vmm receive there first" in sent.stderr
+    sent = _vmm("send", "exec:false", "chain", _LEVEL, "50")
+    assert sent.returncode == 1
+    assert "closed the line" in sent.stderr and sent.stdout.startswith("done: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("send", "nowhere", "chain"), "is no address"),
+        (("send", "a:1", "chain", "--tls-cert", "x"), "TLS needs --tls-cert, --tls-key and --tls-ca"),
+        (("send", "a:1", "chain", "--rate", "fast"), "is no size"),
+        (("send", "exec:x", "chain", "--tls-cert", "x", "--tls-key", "x", "--tls-ca", "x"), "TLS needs TCP"),
+        (("receive", "exec:x"), "cannot be listened on"),
+        (("receive", "[::1"), "is"),
+        (("receive", "a:1", "--memory", "0"), "is no size"),
+    ],
+)
+def test_wrong_usage_is_a_traceback(arguments: tuple[str, ...], sentence: str) -> None:
+    done = _vmm(*arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_receive_on_an_address_in_use(tmp_path: Path) -> None:
+    listener = Listener(parse("127.0.0.1:0"))
+    done = _vmm("receive", listener.text)
+    listener.close()
+    assert done.returncode == 2 and "it is in use" in done.stderr

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines: addresses, every kind of line, TLS, and what is said when there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vmm.migration.errors import LineLost, MigrationError, Unreachable
+from vmm.migration.incarnation import Incarnation, Witness
+from vmm.migration.line import ChildLine, Line, PipeLine, SocketLine
+from vmm.migration.tls import Tls
+from vmm.migration.transport import Connector, Listener, inherited_line, parse
+
+_TIMEOUT = 5.0
+_MUCH = 3 << 20
+
+
+@contextmanager
+def _listening(text: str, tls: Tls | None = None, timeout: float = _TIMEOUT) -> Iterator[Listener]:
+    listener = Listener(parse(text), timeout, tls)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def _accepted(listener: Listener) -> Line:
+    return listener.line(*listener.accept())
+
+
+def _exchange(ours: Line, theirs: Line) -> None:
+    """Send more than any buffer holds both ways, in pieces that do not fit each other."""
+    data = os.urandom(_MUCH)
+    got = bytearray(_MUCH)
+    pieces = (data[start : start + 99_991] for start in range(5, _MUCH, 99_991))
+    sender = threading.Thread(target=ours.send, args=(data[:1], b"", memoryview(data)[1:5], *pieces))
+    sender.start()
+    theirs.receive_into(memoryview(got)[:7])
+    assert theirs.readable(1)
+    theirs.receive_into(memoryview(got)[7:])
+    sender.join()
+    assert got == data
+    assert not ours.readable(0)
+    theirs.send(b"back")
+    answer = bytearray(4)
+    assert ours.readable(1)
+    ours.receive_into(memoryview(answer))
+    assert answer == b"back"
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "host", "port", "path"),
+    [
+        ("host:7", "tcp", "host", 7, ""),
+        ("tcp:host:7", "tcp", "host", 7, ""),
+        ("127.0.0.1:65535", "tcp", "127.0.0.1", 65535, ""),
+        ("[::1]:0", "tcp", "::1", 0, ""),
+        ("unix:/tmp/a:b", "unix", "", 0, "/tmp/a:b"),
+        ("exec:ssh host vmm receive -", "exec", "", 0, "ssh host vmm receive -"),
+        ("-", "stdio", "", 0, ""),
+    ],
+)
+def test_addresses(text: str, kind: str, host: str, port: int, path: str) -> None:
+    address = parse(text)
+    assert (address.kind, address.host, address.port, address.path) == (kind, host, port, path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host", ":7", "host:", "host:x", "host:65536", "host:-1", "host:٣", "::1:7", "unix:", "exec:"]
+)
+def test_what_is_no_address_is_taken(text: str) -> None:
+    with pytest.raises(MigrationError, match=r"is no address|is ambiguous"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["fd:", "fd:x", "fd:1,2,3", "fd:-1", "fd:123456"])
+def test_descriptors_that_are_none_are_taken(text: str) -> None:
+    with pytest.raises(MigrationError, match=r"names no descriptors|is not open"):
+        parse(text)
+
+
+# --- each kind of line ----------------------------------------------------------------------------
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "localhost:0", "[::1]:0"])
+def test_tcp(text: str) -> None:
+    if "::1" in text and not _has_ipv6():
+        pytest.skip("this host has no IPv6")
+    with _listening(text) as listener:
+        connector = Connector(parse(listener.text), _TIMEOUT)
+        ours, theirs = connector.connect(), _accepted(listener)
+        _exchange(ours, theirs)
+        again, third = connector.connect(), _accepted(listener)
+        _exchange(third, again)
+        for line in (ours, theirs, again, third):
+            line.close()
+
+
+def test_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "line"
+    with _listening(f"unix:{path}") as listener:
+        assert path.stat().st_mode & 0o777 == 0o600
+        ours, theirs = Connector(parse(listener.text), _TIMEOUT).connect(), _accepted(listener)
+        _exchange(ours, theirs)
+        ours.close()
+        theirs.close()
+    assert not path.exists()
+
+
+def test_a_stale_unix_socket_is_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "line"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with _listening(f"unix:{path}") as listener:
+        Connector(parse(listener.text), _TIMEOUT).connect().close()
+
+
+def test_a_file_or_a_living_listener_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(MigrationError, match="in use"):
+        Listener(parse(f"unix:{path}"))
+    assert path.read_text() == "precious"
+    with (
+        _listening(f"unix:{tmp_path / 'line'}") as listener,
+        pytest.raises(MigrationError, match="in use"),
+    ):
+        Listener(parse(listener.text))
+
+
+def test_pipes() -> None:
+    to_them, from_us = os.pipe()
+    to_us, from_them = os.pipe()
+    ours, theirs = PipeLine(to_us, from_us, "them", _TIMEOUT), PipeLine(to_them, from_them, "us", _TIMEOUT)
+    _exchange(ours, theirs)
+    ours.close()
+    with pytest.raises(LineLost, match="us closed the line"):
+        theirs.receive_into(memoryview(bytearray(1)))
+    with pytest.raises(LineLost, match="us closed the line"):
+        theirs.send(b"x")
+    theirs.close()
+    theirs.close()
+
+
+def test_descriptors() -> None:
+    left, right = socket.socketpair()
+    ours = inherited_line(parse(f"fd:{left.detach()}"), _TIMEOUT)
+    assert isinstance(ours, SocketLine)
+    _exchange(ours, SocketLine(right, "them", _TIMEOUT))
+    ours.close()
+    to_them, from_us = os.pipe()
+    to_us, from_them = os.pipe()
+    ours = inherited_line(parse(f"fd:{to_us},{from_us}"), _TIMEOUT)
+    theirs = inherited_line(parse(f"fd:{to_them},{from_them}"), _TIMEOUT)
+    _exchange(ours, theirs)
+    ours.close()
+    theirs.close()
+
+
+_CAT = "import os\nwhile data := os.read(0, 65536): os.write(1, data)"
+
+
+def test_child() -> None:
+    line = Connector(parse(f"exec:{sys.executable} -c '{_CAT}'"), _TIMEOUT).connect()
+    assert isinstance(line, ChildLine)
+    line.send(b"echo")
+    answer = bytearray(4)
+    line.receive_into(memoryview(answer))
+    assert answer == b"echo"
+    assert line.exit_status(0) is None
+    line.close()
+    assert line.exit_status(5) == 0
+
+
+def test_standard_input_and_output() -> None:
+    program = (
+        "from vmm.migration.transport import inherited_line, parse\n"
+        "line = inherited_line(parse('-'), 5)\n"
+        "print('a stray word')\n"
+        "data = bytearray(4); line.receive_into(memoryview(data)); line.send(bytes(data) * 2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=b"echo", capture_output=True, timeout=20, check=True)
+    assert (done.stdout, done.stderr) == (b"echoecho", b"a stray word\n")
+
+
+def test_a_terminal_is_taken_for_a_line() -> None:
+    controller, terminal = os.openpty()
+    program = "from vmm.migration.transport import inherited_line, parse; inherited_line(parse('-'), 5)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdin=terminal, capture_output=True, text=True, timeout=20, check=False
+    )
+    os.close(controller)
+    os.close(terminal)
+    assert done.returncode
+    assert "standard input and output are a terminal" in done.stderr
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with _listening("127.0.0.1:0") as listener:
+        text = listener.text
+    with pytest.raises(Unreachable, match=r"nobody listens.*start vmm receive") as caught:
+        Connector(parse(text), _TIMEOUT).connect()
+    assert caught.value.refused
+    with pytest.raises(Unreachable, match="there is no such socket") as caught:
+        Connector(parse(f"unix:{tmp_path}/none"), _TIMEOUT).connect()
+    assert not caught.value.refused
+    with pytest.raises(Unreachable, match="could not be started"):
+        Connector(parse("exec:/no/such/program"), _TIMEOUT).connect()
+    with pytest.raises(Unreachable, match="is not known"):
+        Connector(parse("no-such-host.invalid:1"), _TIMEOUT).connect()
+
+
+def test_an_address_in_use_is_listened_on() -> None:
+    with _listening("127.0.0.1:0") as listener, pytest.raises(MigrationError, match="it is in use"):
+        Listener(parse(listener.text))
+
+
+@pytest.mark.parametrize("kind", ["socket", "pipe"])
+def test_silence_is_waited_for_without_end(kind: str) -> None:
+    if kind == "socket":
+        left, right = socket.socketpair()
+        ours: Line = SocketLine(left, "them", 0.1)
+        closing: list[socket.socket | int] = [right]
+    else:
+        incoming, theirs = os.pipe()
+        other, outgoing = os.pipe()
+        ours, closing = PipeLine(incoming, outgoing, "them", 0.1), [theirs, other]
+    with pytest.raises(LineLost, match=r"them was silent for 0\.1 s"):
+        ours.receive_into(memoryview(bytearray(1)))
+    with pytest.raises(LineLost, match=r"them took nothing for 0\.1 s"):
+        ours.send(bytes(16 << 20))
+    ours.close()
+    for end in closing:
+        os.close(end) if isinstance(end, int) else end.close()
+
+
+def test_a_line_that_ends_inside_a_message() -> None:
+    left, right = socket.socketpair()
+    ours = SocketLine(left, "them", _TIMEOUT)
+    right.send(b"half")
+    right.close()
+    with pytest.raises(LineLost, match="them closed the line"):
+        ours.receive_into(memoryview(bytearray(8)))
+    with pytest.raises(LineLost):
+        ours.send(bytes(1 << 20))
+    ours.close()
+
+
+def test_a_connector_asks_another_host_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _listening("localhost:0") as listener:
+        connector = Connector(parse(f"localhost:{listener.text.rpartition(':')[2]}"), _TIMEOUT)
+        connector.connect().close()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the name was resolved again"))
+        connector.connect().close()
+
+
+# --- whose process --------------------------------------------------------------------------------
+
+
+def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
+    program = "from vmm.migration.incarnation import Incarnation; print(Incarnation.own().text, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        text = child.stdout.readline().strip()
+        witness = Witness(Incarnation(text))
+        both = Witness(Incarnation(text), Incarnation.own())
+        assert witness.watches and not witness.gone() and both.watches
+        child.kill()
+        assert witness.gone(5) and not both.gone()
+        witness.close()
+        both.close()
+    assert not witness.watches and not witness.gone()
+    assert not Witness(Incarnation.own(), Incarnation("elsewhere")).watches
+    # Who is gone already, or has another start time, may be anybody.
+    assert not Witness(Incarnation(text)).watches
+    own = Incarnation.own().text
+    assert not Witness(Incarnation(own + "1")).watches
+    assert not Witness(Incarnation("other-boot " + own.partition(" ")[2])).watches
+
+
+@pytest.mark.parametrize("text", ["", " ", "a b c d", "boot 1 99999999999999999999 1", "boot 1 -1 1"])
+def test_a_strange_incarnation_is_no_process(text: str) -> None:
+    assert not Witness(Incarnation(text)).watches
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """A certificate authority in a folder, by openssl(1)."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.certificate = folder / f"{name}.pem"
+        self._run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                  "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")  # fmt: skip
+
+    def tls(self, who: str, trusts: Authority, *, name: str | None = None) -> Tls:
+        """Return what ``who`` needs, with a certificate of this authority, to talk to those of another."""
+        stem = f"{self.name}-{who}"
+        extensions = self.folder / f"{stem}.ext"
+        extensions.write_text(f"subjectAltName=DNS:{who},IP:127.0.0.1\n" if who != "nobody" else "")
+        self._run("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={who}",
+                  "-keyout", f"{stem}.key", "-out", f"{stem}.csr")  # fmt: skip
+        self._run("x509", "-req", "-in", f"{stem}.csr", "-CA", f"{self.name}.pem", "-CAkey", f"{self.name}.key",
+                  "-CAcreateserial", "-days", "2", "-extfile", extensions.name, "-out", f"{stem}.pem")  # fmt: skip
+        paths = (str(self.folder / f"{stem}.pem"), str(self.folder / f"{stem}.key"), str(trusts.certificate))
+        return Tls(*paths, name)
+
+    def _run(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl to make certificates with")
+    return Authority(tmp_path_factory.mktemp("tls"), "ours")
+
+
+@pytest.fixture(scope="module")
+def stranger(authority: Authority) -> Authority:
+    return Authority(authority.folder, "strangers")
+
+
+def _handshake(listener: Listener, client: Tls | None) -> tuple[Line | Exception, Line | Exception]:
+    """Return what each side gets: a line that works, or an error."""
+    results: list[Line | Exception] = []
+
+    def accept() -> None:
+        try:
+            line = _accepted(listener)
+            data = bytearray(2)
+            line.receive_into(memoryview(data))
+            line.send(data)
+            results.append(line)
+        except MigrationError as error:
+            results.append(error)
+
+    server = threading.Thread(target=accept)
+    server.start()
+    try:
+        line = Connector(parse(listener.text), _TIMEOUT, client).connect()
+        line.send(b"hi")
+        line.receive_into(memoryview(bytearray(2)))
+        ours: Line | Exception = line
+    except MigrationError as error:
+        ours = error
+    server.join()
+    return ours, results[0]
+
+
+def test_tls(authority: Authority, tmp_path: Path) -> None:
+    with _listening("127.0.0.1:0", authority.tls("server", authority)) as listener:
+        ours, theirs = _handshake(listener, authority.tls("client", authority))
+        assert isinstance(ours, Line) and isinstance(theirs, Line)
+        _exchange(ours, theirs)
+        theirs.close()
+        with pytest.raises(LineLost, match="closed the line"):
+            ours.receive_into(memoryview(bytearray(1)))
+        ours.close()
+    named = authority.tls("client", authority, name="server")
+    with _listening(f"unix:{tmp_path}/line", authority.tls("server", authority)) as listener:
+        ours, theirs = _handshake(listener, named)
+        assert isinstance(ours, Line) and isinstance(theirs, Line)
+
+
+def test_a_stranger_is_let_in_by_tls(authority: Authority, stranger: Authority) -> None:
+    with _listening("127.0.0.1:0", authority.tls("server", authority), 1.0) as listener:
+        # TLS 1.3 tells the client that it is not wanted when it first reads.
+        ours, theirs = _handshake(listener, stranger.tls("client", authority))
+        assert "is not trusted there" in str(ours)
+        assert "is not trusted (" in str(theirs)
+        ours, theirs = _handshake(listener, None)
+        assert isinstance(ours, MigrationError)
+        assert "TLS handshake" in str(theirs)
+
+
+def test_a_server_of_another_authority_or_name_is_trusted(authority: Authority, stranger: Authority) -> None:
+    with _listening("127.0.0.1:0", stranger.tls("server", authority)) as listener:
+        ours, _ = _handshake(listener, authority.tls("client", authority))
+        assert "is not trusted" in str(ours) and "signed by one of the authorities" in str(ours)
+    with _listening("127.0.0.1:0", authority.tls("nobody", authority)) as listener:
+        ours, _ = _handshake(listener, authority.tls("client", authority))
+        assert "is not trusted" in str(ours) and "be for 127.0.0.1" in str(ours)
+
+
+def test_a_server_without_tls_is_talked_to_in_the_clear(authority: Authority) -> None:
+    with _listening("127.0.0.1:0", timeout=1.0) as listener:
+        ours, _ = _handshake(listener, authority.tls("client", authority))
+        assert isinstance(ours, MigrationError)
+
+
+def test_files_that_are_no_certificates(authority: Authority, tmp_path: Path) -> None:
+    good = authority.tls("server", authority)
+    junk = tmp_path / "junk"
+    junk.write_text("no certificate")
+    with pytest.raises(MigrationError, match=r"the certificate .*junk with key .* cannot be used"):
+        Listener(parse("127.0.0.1:0"), 1.0, Tls(str(junk), good.key, good.authorities))
+    with pytest.raises(MigrationError, match="No such file"):
+        Listener(parse("127.0.0.1:0"), 1.0, Tls(good.certificate, "/none", good.authorities))
+    with pytest.raises(MigrationError, match=r"the authorities in .*junk cannot be used"):
+        Listener(parse("127.0.0.1:0"), 1.0, Tls(good.certificate, good.key, str(junk)))
+    with pytest.raises(MigrationError, match="TLS needs TCP or a Unix socket"):
+        Connector(parse("exec:true"), 1.0, good)
+
+
+def test_tls_over_a_unix_socket_checks_no_name(authority: Authority, tmp_path: Path) -> None:
+    tls = authority.tls("server", authority)
+    with _listening(f"unix:{tmp_path}/line", tls) as listener, pytest.raises(MigrationError, match="give --tls-name"):
+        Connector(parse(listener.text), 1.0, tls).connect()
