@@ -93,17 +93,39 @@ struct vmm_scan {
 };
 
 /*
- * Walk the dirty pages from `next` on: store their digests and describe them as runs. Stops at `most_runs` runs
- * or `most_pages` pages with data and leaves `next` where to go on. Returns the number of runs, 0 at the end.
+ * Walk the dirty pages from `next` on and describe them as runs; those of zeros get their digest. Stops at `most_runs` runs or `most_pages` pages
+ * with data and leaves `next` where to go on. Returns the number of runs, 0 at the end.
  */
 size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages);
 
 /* The pages with data in a stranger's runs; -EINVAL unless they ascend within `pages`. */
 long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t pages);
 
-/* Digest pages that arrived, and make zeros of those that became zeros. The runs are checked. */
-void vmm_take_runs(uint8_t *memory, const struct vmm_page_run *runs, size_t count, const uint64_t *key,
-                   struct vmm_page_digest *digests);
+/* Runs of a region that are on their way over a socket; the last three say how far. They begin as 0. */
+struct vmm_transfer {
+    int fd;
+    uint8_t *memory;
+    const uint64_t *key;
+    struct vmm_page_digest *digests;
+    const struct vmm_page_run *runs;
+    size_t count;
+    size_t run;
+    uint64_t page;
+    uint64_t done;
+};
+
+/*
+ * Send the pages of runs, or receive them in place, and store their digests. 0, -ENODATA where the line ends, or
+ * -errno; after -EINTR the same call goes on.
+ */
+long vmm_send_runs(struct vmm_transfer *transfer);
+long vmm_receive_runs(struct vmm_transfer *transfer);
+
+/* Store the digests of runs whose pages go, or came, in another way. */
+void vmm_digest_runs(const struct vmm_transfer *transfer);
+
+/* Make zeros of the pages of received runs that have no data, and of their digests. */
+void vmm_clear_runs(const struct vmm_transfer *transfer);
 
 /* The first page from `first` on that is not dirty and whose digest is another than the stored one, or `end`. */
 uint64_t vmm_compare_pages(const struct vmm_scan *scan, uint64_t first);

@@ -8,11 +8,15 @@
  */
 
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 
 #ifndef MADV_POPULATE_WRITE /* Linux 5.14, glibc 2.35 */
 #define MADV_POPULATE_WRITE 23
 #endif
 #define PAGE_WORDS (VMM_PAGE / sizeof(uint64_t))
+/* What is sent, or received, and digested in one go: it is still in the CPU's own cache for the second. */
+#define BLOCK_PAGES 64
 
 __extension__ typedef unsigned __int128 wide;
 
@@ -39,8 +43,7 @@ static wide digest_of_zeros(const uint64_t *key)
     return sum;
 }
 
-/* Store a page's digest and say whether the page has anything but zeros. */
-static int digest_page(const uint8_t *page, const uint64_t *key, wide zeros, struct vmm_page_digest *digest)
+static void digest_page(const uint8_t *page, const uint64_t *key, wide zeros, struct vmm_page_digest *digest)
 {
     uint64_t any;
     wide value = nh((const uint64_t *)page, key, &any);
@@ -48,7 +51,20 @@ static int digest_page(const uint8_t *page, const uint64_t *key, wide zeros, str
     value = any ? value - zeros : 0;
     digest->low = (uint64_t)value;
     digest->high = (uint64_t)(value >> 64);
-    return any != 0;
+}
+
+static int is_full(const uint8_t *page)
+{
+    const uint64_t *words = (const uint64_t *)page;
+
+    for (size_t i = 0; i < PAGE_WORDS; i += 8) {
+        uint64_t any = 0;
+        for (size_t j = 0; j < 8; j++)
+            any |= words[i + j];
+        if (any)
+            return 1;
+    }
+    return 0;
 }
 
 static int is_dirty(const uint64_t *bitmap, uint64_t bit)
@@ -73,7 +89,6 @@ static uint64_t next_dirty(const uint64_t *bitmap, uint64_t page, uint64_t end, 
 
 size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages)
 {
-    wide zeros = digest_of_zeros(scan->key);
     uint64_t page = scan->next, data = 0;
     size_t count = 0;
 
@@ -81,7 +96,10 @@ size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t m
         page = next_dirty(scan->bitmap, page, scan->end, scan->pages_per_bit);
         if (page >= scan->end || data >= most_pages)
             break;
-        uint32_t full = (uint32_t)digest_page(scan->memory + page * VMM_PAGE, scan->key, zeros, scan->digests + page);
+        uint32_t full = (uint32_t)is_full(scan->memory + page * VMM_PAGE);
+        struct vmm_page_digest *digest = scan->digests + page;
+        if (!full && (digest->low || digest->high))
+            *digest = (struct vmm_page_digest){0, 0};
         struct vmm_page_run *last = count ? runs + count - 1 : NULL;
         if (last && last->full == full && last->first + last->count == page) {
             last->count++;
@@ -113,23 +131,125 @@ long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t page
     return (long)data;
 }
 
-void vmm_take_runs(uint8_t *memory, const struct vmm_page_run *runs, size_t count, const uint64_t *key,
-                   struct vmm_page_digest *digests)
+void vmm_digest_runs(const struct vmm_transfer *transfer)
 {
-    wide zeros = digest_of_zeros(key);
+    wide zeros = digest_of_zeros(transfer->key);
 
-    for (size_t i = 0; i < count; i++) {
-        for (uint64_t page = runs[i].first; page < (uint64_t)runs[i].first + runs[i].count; page++) {
-            struct vmm_page_digest *digest = digests + page;
-            if (runs[i].full) {
-                digest_page(memory + page * VMM_PAGE, key, zeros, digest);
-            } else if (digest->low || digest->high) {
-                /* Anything else is zero already: writing it would only make it resident. */
-                memset(memory + page * VMM_PAGE, 0, VMM_PAGE);
-                digest->low = digest->high = 0;
-            }
+    for (size_t i = 0; i < transfer->count; i++) {
+        const struct vmm_page_run *run = transfer->runs + i;
+        for (uint64_t page = run->first; run->full && page < (uint64_t)run->first + run->count; page++)
+            digest_page(transfer->memory + page * VMM_PAGE, transfer->key, zeros, transfer->digests + page);
+    }
+}
+
+void vmm_clear_runs(const struct vmm_transfer *transfer)
+{
+    for (size_t i = 0; i < transfer->count; i++) {
+        const struct vmm_page_run *run = transfer->runs + i;
+        for (uint64_t page = run->first; !run->full && page < (uint64_t)run->first + run->count; page++) {
+            struct vmm_page_digest *digest = transfer->digests + page;
+            if (!digest->low && !digest->high)
+                continue; /* it is zero already: writing it would only make it resident */
+            memset(transfer->memory + page * VMM_PAGE, 0, VMM_PAGE);
+            *digest = (struct vmm_page_digest){0, 0};
         }
     }
+}
+
+/* The pages with data that come next, as many as make a block; where the block after it begins goes to `next`. */
+static size_t next_block(const struct vmm_transfer *transfer, struct iovec *block, struct vmm_transfer *next)
+{
+    size_t pieces = 0, pages = 0;
+
+    *next = *transfer;
+    while (next->run < next->count && pages < BLOCK_PAGES) {
+        const struct vmm_page_run *run = next->runs + next->run;
+        uint64_t left = run->full ? run->count - next->page : 0;
+        uint64_t taken = left < BLOCK_PAGES - pages ? left : BLOCK_PAGES - pages;
+        if (taken) {
+            uint64_t first = (uint64_t)run->first + next->page;
+            block[pieces++] = (struct iovec){next->memory + first * VMM_PAGE, taken * VMM_PAGE};
+            pages += taken;
+            next->page += taken;
+        }
+        if (taken == left) {
+            next->run++;
+            next->page = 0;
+        }
+    }
+    next->done = 0;
+    return pieces;
+}
+
+static void digest_block(const struct vmm_transfer *transfer, const struct iovec *block, size_t pieces, wide zeros)
+{
+    for (size_t i = 0; i < pieces; i++) {
+        const uint8_t *base = block[i].iov_base;
+        struct vmm_page_digest *digest = transfer->digests + (size_t)(base - transfer->memory) / VMM_PAGE;
+        for (size_t at = 0; at < block[i].iov_len; at += VMM_PAGE)
+            digest_page(base + at, transfer->key, zeros, digest++);
+    }
+}
+
+/* Send or receive what is left of a block after `done` bytes. 0, or -errno. */
+static long move_block(struct vmm_transfer *transfer, const struct iovec *block, size_t pieces, int sending)
+{
+    for (;;) {
+        struct iovec left[BLOCK_PAGES];
+        struct msghdr message;
+        size_t skip = transfer->done, count = 0;
+
+        for (size_t i = 0; i < pieces; i++) {
+            if (skip >= block[i].iov_len) {
+                skip -= block[i].iov_len;
+                continue;
+            }
+            left[count++] = (struct iovec){(uint8_t *)block[i].iov_base + skip, block[i].iov_len - skip};
+            skip = 0;
+        }
+        if (!count)
+            return 0;
+        memset(&message, 0, sizeof(message));
+        message.msg_iov = left;
+        message.msg_iovlen = count;
+        ssize_t moved = sending ? sendmsg(transfer->fd, &message, MSG_NOSIGNAL)
+                                : recvmsg(transfer->fd, &message, MSG_WAITALL);
+        if (moved < 0)
+            return -errno;
+        if (!moved)
+            return -ENODATA;
+        transfer->done += (uint64_t)moved;
+    }
+}
+
+static long transfer_runs(struct vmm_transfer *transfer, int sending)
+{
+    wide zeros = digest_of_zeros(transfer->key);
+    struct iovec block[BLOCK_PAGES];
+    struct vmm_transfer next;
+    size_t pieces;
+
+    while ((pieces = next_block(transfer, block, &next))) {
+        if (sending && !transfer->done)
+            digest_block(transfer, block, pieces, zeros);
+        long error = move_block(transfer, block, pieces, sending);
+        if (error)
+            return error;
+        if (!sending)
+            digest_block(transfer, block, pieces, zeros);
+        *transfer = next;
+    }
+    return 0;
+}
+
+long vmm_send_runs(struct vmm_transfer *transfer)
+{
+    return transfer_runs(transfer, 1);
+}
+
+long vmm_receive_runs(struct vmm_transfer *transfer)
+{
+    return transfer_runs(transfer, 0);
 }
 
 uint64_t vmm_compare_pages(const struct vmm_scan *scan, uint64_t first)

@@ -104,7 +104,8 @@ def test_somebody_who_speaks_something_else() -> None:
 
 def test_messages_arrive_changed() -> None:
     with _channels() as (ours, theirs):
-        ours.send(Kind.HELLO, b"one", b"", b" body", follows=(b"pages",))
+        ours.send(Kind.HELLO, b"one", b"", b" body")
+        ours.line.send(b"pages")
         ours.send(Kind.ROUND)
         message = theirs.receive(Kind.HELLO, Kind.RESOLVE)
         assert message == (Kind.HELLO, b"one body")

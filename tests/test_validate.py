@@ -281,7 +281,8 @@ def test_bytes_of_a_part_end_in_another_error(data: st.DataObject) -> None:
     try:
         validate(with_part(name, bytes(part), state))
     except StreamError as error:
-        assert name in str(error) or "XSAVE" in str(error) or "XCRS" in str(error) or "INIT" in str(error)
+        # What it contradicts may be another part: vectors that are longer than VLS says.
+        assert any(part in str(error) for part in state.vcpus[0].parts)
 
 
 # --- arm64 ----------------------------------------------------------------------------------------

@@ -63,6 +63,18 @@ struct vmm_scan {
     uint64_t pages_per_bit;
 };
 
+struct vmm_transfer {
+    int fd;
+    uint8_t *memory;
+    const uint64_t *key;
+    struct vmm_page_digest *digests;
+    const struct vmm_page_run *runs;
+    size_t count;
+    size_t run;
+    uint64_t page;
+    uint64_t done;
+};
+
 struct vmm_dirty_ring {
     struct kvm_dirty_gfn *entries;
     uint32_t size;
@@ -71,8 +83,10 @@ struct vmm_dirty_ring {
 
 size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages);
 long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t pages);
-void vmm_take_runs(uint8_t *memory, const struct vmm_page_run *runs, size_t count, const uint64_t *key,
-                   struct vmm_page_digest *digests);
+long vmm_send_runs(struct vmm_transfer *transfer);
+long vmm_receive_runs(struct vmm_transfer *transfer);
+void vmm_digest_runs(const struct vmm_transfer *transfer);
+void vmm_clear_runs(const struct vmm_transfer *transfer);
 uint64_t vmm_compare_pages(const struct vmm_scan *scan, uint64_t first);
 long vmm_populate(void *address, size_t size);
 long vmm_harvest_ring(struct vmm_dirty_ring *ring, uint64_t *const *bitmaps, const uint64_t *bits, uint32_t slots);

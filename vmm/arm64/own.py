@@ -32,7 +32,7 @@ def run_with_vectors(
     """KVM_RUN with ``image`` in this thread's Z, P, FFR, FPSR and FPCR; return the exit and their image afterwards.
 
     ``image`` is as vmm.arm64.vector describes it, at this thread's vector length. ``wait`` is in seconds. Raises
-    KvmError, with EOPNOTSUPP where this process has no SVE.
+    KvmError, with ENOTSUP where this process has no SVE.
     """
     if len(image) != AREA_SIZE:
         raise ValueError(f"an image of the vector registers has {AREA_SIZE} bytes, not {len(image)}")

@@ -33,6 +33,8 @@ class Line(ABC):
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
         self.timeout = timeout
+        # A blocking socket with timeouts of its own, which the shim may use by itself; None where there is none.
+        self.descriptor: int | None = None
 
     @abstractmethod
     def send(self, *buffers: Buffer) -> None:
@@ -54,11 +56,19 @@ class Line(ABC):
     def close(self) -> None:
         """Close the line; a second call does nothing."""
 
+    def fail(self, number: int) -> NoReturn:
+        """Raise the LineLost of an errno that the shim met: ENODATA is the line's end."""
+        if number == errno.ENODATA:
+            self._ended()
+        if number == errno.EAGAIN:
+            self._silent()
+        self._broken(OSError(number, os.strerror(number)))
+
     def _ended(self) -> NoReturn:
         raise LineLost(f"{self.name} closed the line")
 
     def _silent(self) -> NoReturn:
-        raise LineLost(f"{self.name} was silent for {self.timeout:g} s")
+        raise LineLost(f"nothing moved on the line to {self.name} for {self.timeout:g} s")
 
     def _broken(self, error: OSError) -> NoReturn:
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or error.errno == errno.EPIPE:
@@ -87,6 +97,7 @@ class SocketLine(Line):
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         _keep_alive(connected, timeout)
+        self.descriptor = connected.fileno()
 
     def send(self, *buffers: Buffer) -> None:
         left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
@@ -95,7 +106,7 @@ class SocketLine(Line):
                 sent = self._socket.sendmsg(left[:_IOV_MAX])
                 left = _rest(left, sent)
         except BlockingIOError:
-            raise LineLost(f"{self.name} took nothing for {self.timeout:g} s") from None
+            self._silent()
         except OSError as error:
             self._broken(error)
 
@@ -136,7 +147,7 @@ class TlsLine(Line):
             for buffer in buffers:
                 self._socket.sendall(buffer)
         except TimeoutError:
-            raise LineLost(f"{self.name} took nothing for {self.timeout:g} s") from None
+            self._silent()
         except OSError as error:
             self._broken(error)
 
@@ -181,7 +192,7 @@ class PipeLine(Line):
                 left = _rest(left, os.writev(self._outgoing, left[:_IOV_MAX]))
             except BlockingIOError:
                 if not _wait(self._outgoing, select.POLLOUT, self.timeout):
-                    raise LineLost(f"{self.name} took nothing for {self.timeout:g} s") from None
+                    self._silent()
             except OSError as error:
                 self._broken(error)
 

@@ -11,14 +11,16 @@ somebody who knows the key and changes what is on the line: that is what TLS is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from vmm._kvm import ffi, lib
 from vmm.migration.errors import ProtocolError
+from vmm.migration.line import Line
 
 __all__ = ["KEY_SIZE", "PAGE", "RUN_SIZE", "Chunk", "Key", "PageTable"]
 
@@ -44,11 +46,12 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some pages of a region: ``runs`` as they go over the line, ``data`` the memory of those that are not zero."""
+    """Some pages of a region: ``runs`` as they go over the line, ``size`` bytes that are not zeros, ``zeros`` pages
+    that are."""
 
     runs: bytes
-    data: tuple[memoryview, ...]
-    pages: int
+    size: int
+    zeros: int
 
 
 class PageTable:
@@ -63,6 +66,7 @@ class PageTable:
         self._table = mmap.mmap(-1, self.pages * _DIGEST_SIZE)
         self._digests = ffi.from_buffer("struct vmm_page_digest[]", self._table)
         self._runs = ffi.new("struct vmm_page_run[]", _MOST_RUNS)
+        self._count = 0  # runs in use
         self._segments: dict[int, bytes] = {}
 
     # --- the source's side ------------------------------------------------------------------------
@@ -70,13 +74,29 @@ class PageTable:
     def chunks(self, bitmap: Any, pages_per_bit: int, first: int, end: int, most: int) -> Iterator[Chunk]:
         """Yield the pages whose bit is set, from ``first`` to before ``end``, at most ``most`` with data a chunk.
 
-        ``bitmap`` is a cdata ``uint64_t *`` for the whole region. Each page's digest is taken right before its
-        chunk is yielded. A page that the guest writes between that and the sending is dirty again, and sent again.
+        ``bitmap`` is a cdata ``uint64_t *`` for the whole region. Send or pack each chunk before the next.
         """
         scan = self._scan(bitmap, pages_per_bit, first, end)
         while count := lib.vmm_scan_pages(scan, self._runs, _MOST_RUNS, most):
-            runs = bytes(ffi.buffer(self._runs, count * RUN_SIZE))
-            yield Chunk(runs, self._views(count), self._note(count))
+            self._count = count
+            full, zeros = self._note()
+            yield Chunk(bytes(ffi.buffer(self._runs, count * RUN_SIZE)), full * PAGE, zeros)
+
+    def send(self, line: Line) -> None:
+        """Send the data of the last chunk, each page digested right before.
+
+        A page that the guest writes between the two is dirty again, and sent again.
+        """
+        if line.descriptor is not None:
+            self._move(lib.vmm_send_runs, line, line.descriptor)
+        else:
+            lib.vmm_digest_runs(self._transfer())
+            line.send(*self._views())
+
+    def pack(self) -> bytes:
+        """Return the data of the last chunk, digested right before it was copied."""
+        lib.vmm_digest_runs(self._transfer())
+        return b"".join(self._views())
 
     def changed(self, bitmap: Any, pages_per_bit: int) -> list[int]:
         """Return the pages whose bit is not set and that are not what they were when they were sent."""
@@ -98,10 +118,10 @@ class PageTable:
 
     # --- the receiver's side ----------------------------------------------------------------------
 
-    def accept(self, runs: bytes) -> tuple[int, int, tuple[memoryview, ...]]:
-        """Check a stranger's runs: their number, their pages with data, and where these go.
+    def accept(self, runs: bytes) -> int:
+        """Check a stranger's runs and return how many bytes of data they have.
 
-        ProtocolError unless the runs ascend within the region.
+        ProtocolError unless the runs ascend within the region. Receive or unpack their data next.
         """
         count, rest = divmod(len(runs), RUN_SIZE)
         if rest or not 1 <= count <= _MOST_RUNS:
@@ -110,12 +130,29 @@ class PageTable:
         pages = lib.vmm_check_runs(self._runs, count, self.pages)
         if pages < 0:
             raise ProtocolError(f"page runs that do not ascend within a region of {self.pages} pages")
-        return count, pages, self._views(count)
+        self._count = count
+        return int(pages) * PAGE
 
-    def take(self, count: int) -> None:
-        """Take note of the accepted runs, whose data is in place now; pages without data become zeros."""
-        lib.vmm_take_runs(self._buffer, self._runs, count, self._key.words, self._digests)
-        self._note(count)
+    def receive(self, line: Line) -> None:
+        """Take the data of the accepted runs from the line into place; pages without data become zeros."""
+        if line.descriptor is not None:
+            self._move(lib.vmm_receive_runs, line, line.descriptor)
+        else:
+            for view in self._views():
+                line.receive_into(view)
+            lib.vmm_digest_runs(self._transfer())
+        self._taken()
+
+    def unpack(self, data: memoryview) -> None:
+        """Put the data of the accepted runs into place; pages without data become zeros."""
+        for view in self._views():
+            view[:], data = data[: len(view)], data[len(view) :]
+        lib.vmm_digest_runs(self._transfer())
+        self._taken()
+
+    def _taken(self) -> None:
+        lib.vmm_clear_runs(self._transfer())
+        self._note()
 
     # --- both -------------------------------------------------------------------------------------
 
@@ -137,21 +174,37 @@ class PageTable:
         """Return the offsets in bytes between which a segment of digest() lies."""
         return segment * _SEGMENT * PAGE, min((segment + 1) * _SEGMENT, self.pages) * PAGE
 
-    def _views(self, count: int) -> tuple[memoryview, ...]:
+    def _transfer(self, descriptor: int = -1) -> Any:
+        return ffi.new(
+            "struct vmm_transfer *",
+            {
+                "fd": descriptor, "memory": self._buffer, "key": self._key.words, "digests": self._digests,
+                "runs": self._runs, "count": self._count,
+            },
+        )  # fmt: skip
+
+    def _move(self, function: Callable[[Any], int], line: Line, descriptor: int) -> None:
+        transfer = self._transfer(descriptor)
+        while (result := function(transfer)) == -errno.EINTR:
+            pass  # Python runs its signal handlers now
+        if result < 0:
+            line.fail(-result)
+
+    def _views(self) -> tuple[memoryview, ...]:
         view = self.view
         return tuple(
-            view[run.first * PAGE : (run.first + run.count) * PAGE] for run in self._runs[0:count] if run.full
+            view[run.first * PAGE : (run.first + run.count) * PAGE] for run in self._runs[0 : self._count] if run.full
         )
 
-    def _note(self, count: int) -> int:
-        """Forget the hashes of the segments that runs touch, and return how many pages the runs have."""
-        pages = 0
-        for run in self._runs[0:count]:
-            first, run_pages = run.first, run.count
-            pages += run_pages
-            for segment in range(first // _SEGMENT, (first + run_pages - 1) // _SEGMENT + 1):
+    def _note(self) -> tuple[int, int]:
+        """Forget the hashes of the segments that runs touch; returns how many pages have data, and how many not."""
+        pages = [0, 0]
+        for run in self._runs[0 : self._count]:
+            first, count = run.first, run.count
+            pages[run.full] += count
+            for segment in range(first // _SEGMENT, (first + count - 1) // _SEGMENT + 1):
                 self._segments.pop(segment, None)
-        return pages
+        return pages[1], pages[0]
 
     def close(self) -> None:
         """Let go of the memory, which may be unmapped then."""

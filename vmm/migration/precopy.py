@@ -103,16 +103,19 @@ class MemorySender:
         self._log.forget(region, *bits)
 
     def _send(self, region: int, chunk: Chunk) -> None:
-        data: tuple[bytes | memoryview, ...] = chunk.data
-        length = sum(map(len, data))
-        self.traffic.pages += length // PAGE
-        self.traffic.zeros += chunk.pages - length // PAGE
-        codec = Codec.RAW
-        if self._compressor and length:
-            packed = self._compressor.compress(b"".join(data))
-            if len(packed) < length:
-                codec, data, length = Codec.ZSTD, (packed,), len(packed)
-        self._channel.send(Kind.MEMORY, MEMORY_HEAD.pack(region, codec, length), chunk.runs, follows=data)
+        table, packed = self._tables[region], None
+        if self._compressor and chunk.size:
+            packed = self._compressor.compress(table.pack())
+            if len(packed) >= chunk.size:
+                packed = None
+        codec, length = (Codec.RAW, chunk.size) if packed is None else (Codec.ZSTD, len(packed))
+        self._channel.send(Kind.MEMORY, MEMORY_HEAD.pack(region, codec, length), chunk.runs)
+        if packed is None:
+            table.send(self._channel.line)
+        else:
+            self._channel.line.send(packed)
+        self.traffic.pages += chunk.size // PAGE
+        self.traffic.zeros += chunk.zeros
         self.traffic.sent += length + len(chunk.runs)
 
     def audit(self) -> None:
@@ -154,40 +157,33 @@ class MemoryReceiver:
         if region >= len(self._tables):
             raise ProtocolError(f"MEMORY for region {region}, and the guest has {len(self._tables)}")
         table = self._tables[region]
-        runs, pages, views = table.accept(body[MEMORY_HEAD.size :])
+        size = table.accept(body[MEMORY_HEAD.size :])
         if codec == Codec.RAW:
-            self._raw(length, pages, views)
+            if length != size:
+                raise ProtocolError(f"MEMORY announces {size} bytes of pages and {length} bytes")
+            table.receive(self._channel.line)
         else:
-            self._packed(codec, length, pages, views)
-        table.take(runs)
+            table.unpack(self._unpacked(codec, length, size))
         self.received += length
 
-    def _raw(self, length: int, pages: int, views: tuple[memoryview, ...]) -> None:
-        if length != pages * PAGE:
-            raise ProtocolError(f"MEMORY announces {pages} pages and {length} bytes")
-        for view in views:
-            self._channel.line.receive_into(view)
-
-    def _packed(self, codec: int, length: int, pages: int, views: tuple[memoryview, ...]) -> None:
+    def _unpacked(self, codec: int, length: int, size: int) -> memoryview:
         if codec != Codec.ZSTD or self._codec != codec:
             raise ProtocolError(f"MEMORY with codec {codec}, which was not agreed on")
-        size = pages * PAGE
-        if not 0 < length < size or pages > _COMPRESSED_CHUNK:
-            raise ProtocolError(f"MEMORY announces {pages} compressed pages in {length} bytes")
+        if not 0 < length < size or size > _COMPRESSED_CHUNK * PAGE:
+            raise ProtocolError(f"MEMORY announces {size} bytes of pages compressed to {length}")
         packed = bytearray(length)
         self._channel.line.receive_into(memoryview(packed))
         try:
             # What the frame promises is allocated: it has to be what was announced.
             promised = zstandard.get_frame_parameters(packed).content_size
             if promised != size:
-                raise ProtocolError(f"{pages} compressed pages that promise to be {promised} bytes long")
+                raise ProtocolError(f"{size} bytes of compressed pages promise to be {promised}")
             data = memoryview(self._decompressor.decompress(packed, allow_extra_data=False))
         except zstandard.ZstdError as error:
             raise ProtocolError(f"compressed pages arrived damaged ({error})") from error
         if len(data) != size:
-            raise ProtocolError(f"{pages} compressed pages that are {len(data)} bytes long")
-        for view in views:
-            view[:], data = data[: len(view)], data[len(view) :]
+            raise ProtocolError(f"{size} bytes of compressed pages are {len(data)}")
+        return data
 
     def compare(self, theirs: tuple[tuple[bytes, ...], ...], *, reread: bool = False) -> None:
         """Compare what arrived with the source's digests; ``reread`` reads all memory once more.

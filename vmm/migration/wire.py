@@ -98,8 +98,8 @@ class Channel:
             )
         return version
 
-    def send(self, kind: Kind, *body: bytes | memoryview, follows: tuple[bytes | memoryview, ...] = ()) -> None:
-        """Send a message, and the pages that follow it."""
+    def send(self, kind: Kind, *body: bytes) -> None:
+        """Send a message; of MEMORY, the pages have to follow."""
         length = sum(map(len, body))
         if length > LIMITS.get(kind, 64):
             raise MigrationError(f"{kind.name} of {length} bytes is longer than the {LIMITS.get(kind, 64)} allowed")
@@ -108,7 +108,7 @@ class Channel:
         for part in body:
             digest.update(part)
         self._sent += 1
-        self.line.send(b"".join([head, *body, digest.digest()]), *follows)
+        self.line.send(b"".join([head, *body, digest.digest()]))
 
     def receive(self, *kinds: Kind) -> Message:
         """Return the next message, one of ``kinds``; PeerAborted, ProtocolError or LineLost."""
