@@ -101,7 +101,10 @@ size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t m
 /* The pages with data in a stranger's runs; -EINVAL unless they ascend within `pages`. */
 long vmm_check_runs(const struct vmm_page_run *runs, size_t count, uint64_t pages);
 
-/* Runs of a region that are on their way over a socket; the last three say how far. They begin as 0. */
+/*
+ * Runs of a region that are on their way over a socket. `block_pages` are digested in one go, before they are sent
+ * or after they have come. The last three say how far it is; they begin as 0.
+ */
 struct vmm_transfer {
     int fd;
     uint8_t *memory;
@@ -109,6 +112,7 @@ struct vmm_transfer {
     struct vmm_page_digest *digests;
     const struct vmm_page_run *runs;
     size_t count;
+    uint64_t block_pages;
     size_t run;
     uint64_t page;
     uint64_t done;

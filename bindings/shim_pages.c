@@ -15,8 +15,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 #define PAGE_WORDS (VMM_PAGE / sizeof(uint64_t))
-/* What is sent, or received, and digested in one go: it is still in the CPU's own cache for the second. */
-#define BLOCK_PAGES 64
+#define MAX_PIECES 1024 /* UIO_MAXIOV of Linux */
 
 __extension__ typedef unsigned __int128 wide;
 
@@ -159,13 +158,14 @@ void vmm_clear_runs(const struct vmm_transfer *transfer)
 /* The pages with data that come next, as many as make a block; where the block after it begins goes to `next`. */
 static size_t next_block(const struct vmm_transfer *transfer, struct iovec *block, struct vmm_transfer *next)
 {
-    size_t pieces = 0, pages = 0;
+    size_t pieces = 0;
+    uint64_t pages = 0;
 
     *next = *transfer;
-    while (next->run < next->count && pages < BLOCK_PAGES) {
+    while (next->run < next->count && pages < next->block_pages && pieces < MAX_PIECES) {
         const struct vmm_page_run *run = next->runs + next->run;
         uint64_t left = run->full ? run->count - next->page : 0;
-        uint64_t taken = left < BLOCK_PAGES - pages ? left : BLOCK_PAGES - pages;
+        uint64_t room = next->block_pages - pages, taken = left < room ? left : room;
         if (taken) {
             uint64_t first = (uint64_t)run->first + next->page;
             block[pieces++] = (struct iovec){next->memory + first * VMM_PAGE, taken * VMM_PAGE};
@@ -195,7 +195,7 @@ static void digest_block(const struct vmm_transfer *transfer, const struct iovec
 static long move_block(struct vmm_transfer *transfer, const struct iovec *block, size_t pieces, int sending)
 {
     for (;;) {
-        struct iovec left[BLOCK_PAGES];
+        struct iovec left[MAX_PIECES];
         struct msghdr message;
         size_t skip = transfer->done, count = 0;
 
@@ -225,7 +225,7 @@ static long move_block(struct vmm_transfer *transfer, const struct iovec *block,
 static long transfer_runs(struct vmm_transfer *transfer, int sending)
 {
     wide zeros = digest_of_zeros(transfer->key);
-    struct iovec block[BLOCK_PAGES];
+    struct iovec block[MAX_PIECES];
     struct vmm_transfer next;
     size_t pieces;
 

@@ -70,6 +70,7 @@ struct vmm_transfer {
     struct vmm_page_digest *digests;
     const struct vmm_page_run *runs;
     size_t count;
+    uint64_t block_pages;
     size_t run;
     uint64_t page;
     uint64_t done;

@@ -165,9 +165,25 @@ def events_cannot_be_read_after_init() -> Interposer:
     return refuse(EVENTS, errno.ENOEXEC)
 
 
+def _opposite(turn: int) -> Interposer:
+    """The VCPU_INIT of this number is accepted where it has to be refused, and refused where it has to be accepted.
+
+    Which of both it has to be depends on the kernel's release.
+    """
+    ours = nth(turn)
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name != INIT or not ours(call):
+            return result
+        return -errno.EINVAL if result >= 0 else 0
+
+    return interposer
+
+
 @mutation("init.vm-wide-features")
 def a_second_vcpu_may_have_other_features() -> Interposer:
-    return accept(INIT)
+    return _opposite(2)
 
 
 @mutation("init.vm-wide-features")
@@ -208,14 +224,8 @@ def power_off_has_no_effect() -> Interposer:
 
 
 @mutation("init.poweroff-ephemeral")
-def a_vcpu_stays_off() -> Interposer:
-    # Before 6.4 the second VCPU_INIT has to be refused, since then to succeed: either way this is the opposite.
-    def opposite(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        return -errno.EINVAL if result >= 0 else 0
-
-    ours = nth(2)
-    return lambda call, proceed: opposite(call, proceed) if call.name == INIT and ours(call) else proceed()
+def the_next_init_judges_power_off_the_wrong_way() -> Interposer:
+    return _opposite(2)
 
 
 @mutation("init.reset-values")

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmm.guest import BaseGuest
 from vmm.migration.errors import MigrationError
 from vmm.migration.runner import Outcome
-from vmm.migration.tls import Tls
+
+if TYPE_CHECKING:
+    from vmm.migration.tls import Tls
 
 __all__ = ["Size", "address", "line_options", "say", "show_end", "tls"]
 
@@ -55,6 +57,8 @@ def line_options(command: _Command) -> _Command:
 def tls(certificate: str | None, key: str | None, authorities: str | None, name: str | None = None) -> Tls | None:
     """Return what the options say about TLS; UsageError unless all of them are there, or none."""
     if certificate and key and authorities:
+        from vmm.migration.tls import Tls
+
         return Tls(certificate, key, authorities, name)
     if certificate or key or authorities or name:
         raise click.UsageError("TLS needs --tls-cert, --tls-key and --tls-ca: both sides show a certificate")

@@ -9,7 +9,6 @@ import fcntl
 import os
 import select
 import socket
-import ssl
 import struct
 import subprocess
 import time
@@ -18,7 +17,7 @@ from typing import NoReturn
 
 from vmm.migration.errors import LineLost
 
-__all__ = ["ChildLine", "Line", "PipeLine", "SocketLine", "TlsLine"]
+__all__ = ["Buffer", "ChildLine", "Line", "PipeLine", "SocketLine", "keep_alive", "wait"]
 
 Buffer = bytes | bytearray | memoryview
 _IOV_MAX = 1024
@@ -71,16 +70,13 @@ class Line(ABC):
         raise LineLost(f"nothing moved on the line to {self.name} for {self.timeout:g} s")
 
     def _broken(self, error: OSError) -> NoReturn:
-        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or error.errno == errno.EPIPE:
+        if error.errno == errno.EPIPE:
             self._ended()
-        if isinstance(error, ssl.SSLError):
-            alert = "ALERT" in str(error.reason)  # TLS 1.3 tells a client at its first read
-            hint = ": this side's certificate is not trusted there" if alert else ""
-            raise LineLost(f"TLS with {self.name} failed ({error.reason or error}){hint}") from error
         raise LineLost(f"the line to {self.name} broke: {error.strerror or error}") from error
 
 
-def _wait(descriptor: int, event: int, timeout: float) -> bool:
+def wait(descriptor: int, event: int, timeout: float) -> bool:
+    """Wait for an event of poll(2); False after ``timeout`` seconds."""
     poll = select.poll()
     poll.register(descriptor, event)
     return bool(poll.poll(max(0, int(timeout * 1000))))
@@ -96,7 +92,7 @@ class SocketLine(Line):
         limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000) or int(timeout == 0))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        _keep_alive(connected, timeout)
+        keep_alive(connected, timeout)
         self.descriptor = connected.fileno()
 
     def send(self, *buffers: Buffer) -> None:
@@ -124,48 +120,7 @@ class SocketLine(Line):
             self._broken(error)
 
     def readable(self, timeout: float) -> bool:
-        return _wait(self._socket.fileno(), select.POLLIN, timeout)
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class TlsLine(Line):
-    """A socket with TLS over it."""
-
-    def __init__(self, secured: ssl.SSLSocket, name: str, timeout: float) -> None:
-        super().__init__(name, timeout)
-        self._socket = secured
-        secured.settimeout(timeout)
-        _keep_alive(secured, timeout)
-
-    def send(self, *buffers: Buffer) -> None:
-        try:
-            for buffer in buffers:
-                self._socket.sendall(buffer)
-        except TimeoutError:
-            self._silent()
-        except OSError as error:
-            self._broken(error)
-
-    def receive_into(self, view: memoryview) -> None:
-        done = 0
-        try:
-            while done < len(view):
-                got = self._socket.recv_into(view[done:])
-                if not got:
-                    self._ended()
-                done += got
-        except TimeoutError:
-            self._silent()
-        except OSError as error:
-            self._broken(error)
-
-    def readable(self, timeout: float) -> bool:
-        return bool(self._socket.pending()) or _wait(self._socket.fileno(), select.POLLIN, timeout)
+        return wait(self._socket.fileno(), select.POLLIN, timeout)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -191,7 +146,7 @@ class PipeLine(Line):
             try:
                 left = _rest(left, os.writev(self._outgoing, left[:_IOV_MAX]))
             except BlockingIOError:
-                if not _wait(self._outgoing, select.POLLOUT, self.timeout):
+                if not wait(self._outgoing, select.POLLOUT, self.timeout):
                     self._silent()
             except OSError as error:
                 self._broken(error)
@@ -212,7 +167,7 @@ class PipeLine(Line):
             done += got
 
     def readable(self, timeout: float) -> bool:
-        return _wait(self._incoming, select.POLLIN, timeout)
+        return wait(self._incoming, select.POLLIN, timeout)
 
     def fileno(self) -> int:
         return self._incoming
@@ -255,7 +210,7 @@ def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:
     return []
 
 
-def _keep_alive(connected: socket.socket, timeout: float) -> None:
+def keep_alive(connected: socket.socket, timeout: float) -> None:
     if connected.family == socket.AF_UNIX:
         return
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

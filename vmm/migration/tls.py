@@ -1,16 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS for a line: both sides show a certificate and both check the other's. There is no way without."""
+"""TLS for a line: both sides show a certificate and both check the other's. There is no way without.
+
+A module of its own, imported where TLS is asked for: a Python may have been built without it.
+"""
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from dataclasses import dataclass
+from typing import NoReturn
 
-from vmm.migration.errors import MigrationError
-from vmm.migration.line import TlsLine
+from vmm.migration.errors import LineLost, MigrationError
+from vmm.migration.line import Buffer, Line, keep_alive, wait
 
-__all__ = ["Tls"]
+__all__ = ["Tls", "TlsLine"]
+
+
+class TlsLine(Line):
+    """A socket with TLS over it."""
+
+    def __init__(self, secured: ssl.SSLSocket, name: str, timeout: float) -> None:
+        super().__init__(name, timeout)
+        self._socket = secured
+        secured.settimeout(timeout)
+        keep_alive(secured, timeout)
+
+    def send(self, *buffers: Buffer) -> None:
+        try:
+            for buffer in buffers:
+                self._socket.sendall(buffer)
+        except TimeoutError:
+            self._silent()
+        except OSError as error:
+            self._broken(error)
+
+    def receive_into(self, view: memoryview) -> None:
+        done = 0
+        try:
+            while done < len(view):
+                got = self._socket.recv_into(view[done:])
+                if not got:
+                    self._ended()
+                done += got
+        except TimeoutError:
+            self._silent()
+        except OSError as error:
+            self._broken(error)
+
+    def readable(self, timeout: float) -> bool:
+        return bool(self._socket.pending()) or wait(self._socket.fileno(), select.POLLIN, timeout)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _broken(self, error: OSError) -> NoReturn:
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            self._ended()
+        if isinstance(error, ssl.SSLError):
+            alert = "ALERT" in str(error.reason)  # TLS 1.3 tells a client at its first read
+            hint = ": this side's certificate is not trusted there" if alert else ""
+            raise LineLost(f"TLS with {self.name} failed ({error.reason or error}){hint}") from error
+        super()._broken(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm.migration.errors import MigrationError, Unreachable
 from vmm.migration.line import ChildLine, Line, PipeLine, SocketLine
-from vmm.migration.tls import Tls
+
+if TYPE_CHECKING:
+    from vmm.migration.tls import Tls
 
 __all__ = ["TIMEOUT", "Address", "Connector", "Listener", "inherited_line", "parse"]
 
