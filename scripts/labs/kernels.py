@@ -23,7 +23,7 @@ __all__ = ["Kernel", "fetch_kernel", "module_order", "strip_signature"]
 #: architecture -> the modules that any machine may ask for
 _MODULES = {
     "amd64": ("kvm_intel", "kvm_amd", "virtio_pci", "virtio_net"),
-    "arm64": ("virtio_pci", "virtio_console", "virtio_net"),
+    "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
 }
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"

@@ -105,7 +105,8 @@ class Sve(_Qemu):
 
     name = "sve"
     arch = "arm64"
-    modules = ("virtio_pci", "virtio_console")
+    # The last two: a process can have the kernel use its vector registers, by AF_ALG.
+    modules = ("virtio_pci", "virtio_console", "algif_skcipher", "aes_ce_blk")
     channel = "/dev/vport0p1"
     power = "psci"
     console_device = "/dev/ttyAMA0"
