@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
 import socket
 import threading
@@ -25,7 +26,7 @@ from vmm.guest import BaseGuest
 from vmm.ioctl import Call, Interposer, interpose
 from vmm.memory import PAGE_SIZE, MemoryUnavailable
 from vmm.migration.errors import MigrationError, ProtocolError
-from vmm.migration.line import SocketLine
+from vmm.migration.line import PipeLine, SocketLine
 from vmm.migration.messages import MEMORY_HEAD, Codec
 from vmm.migration.pages import PAGE, RUN_SIZE, Key, PageTable
 from vmm.migration.precopy import MemoryReceiver, MemorySender
@@ -298,11 +299,11 @@ def test_a_bit_that_flips_in_memory_is_not_noticed(page: int) -> None:
             receiver.compare(sender.digests(), reread=True)
 
 
-class _Flipping(SocketLine):
+class _Flipping(PipeLine):
     """A line that changes one byte of what is received."""
 
     def __init__(self, connected: socket.socket, at: int) -> None:
-        super().__init__(connected, "source", 5)
+        super().__init__(connected.fileno(), os.dup(connected.fileno()), "source", 5)
         self._at = at
 
     def receive_into(self, view: memoryview) -> None:
@@ -329,7 +330,8 @@ def test_a_bit_that_flips_on_the_line_is_not_noticed(place: int) -> None:
     with pytest.raises(MigrationError, match=r"damaged|is not what was sent"):
         receiver.take(theirs.receive(Kind.MEMORY).body)
         receiver.compare(sender.digests())
-    right.close()
+    theirs.line.close()
+    right.detach()
     thread.join(5)
     left.close()
 

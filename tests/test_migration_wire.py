@@ -32,7 +32,7 @@ _HELLO = Hello(
 )  # fmt: skip
 _BODIES: dict[str, tuple[Any, Callable[[bytes], Any]]] = {
     "HELLO": (_HELLO, Hello.unpack),
-    "WELCOME": (Welcome(1, Incarnation("a b 1 2"), Incarnation("a b 3 4")), Welcome.unpack),
+    "WELCOME": (Welcome(1, 60, Incarnation("a b 1 2"), Incarnation("a b 3 4")), Welcome.unpack),
     "FINAL": (Final(b"state", ((bytes(32), bytes(32)), ())), Final.unpack),
     "READY": (Ready(bytes(range(32)), b"state"), Ready.unpack),
     "RESOLVE": (Resolve(bytes(16), bytes(32)), Resolve.unpack),

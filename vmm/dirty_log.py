@@ -55,8 +55,8 @@ class DirtyLog(ABC):
         """Log from now on. All pages count as dirty."""
         for memory in self.memories:
             memory.register(log_dirty=True)
-        for bitmap, bits in zip(self.bitmaps, self.bits, strict=True):
-            ffi.buffer(bitmap)[:] = ((1 << bits) - 1).to_bytes(ffi.sizeof(bitmap), "little")
+        for region in range(len(self.memories)):
+            self.mark_all(region)
 
     @abstractmethod
     def collect(self) -> None:
@@ -75,6 +75,11 @@ class DirtyLog(ABC):
         words = slice(first // _WORD * 8, -(-end // _WORD) * 8)
         buffer = ffi.buffer(self.bitmaps[region])
         buffer[words] = bytes(words.stop - words.start)
+
+    def mark_all(self, region: int) -> None:
+        """Count a region's every page as written: by somebody whose writes KVM does not see."""
+        bitmap = self.bitmaps[region]
+        ffi.buffer(bitmap)[:] = ((1 << self.bits[region]) - 1).to_bytes(ffi.sizeof(bitmap), "little")
 
     def count(self) -> int:
         """Return how many bytes the pages with a bit have together."""

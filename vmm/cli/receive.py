@@ -24,14 +24,17 @@ __all__ = ["command"]
 @click.command("receive")
 @click.argument("where", metavar="ADDRESS")
 @click.option("--once", is_flag=True, help="End after the first guest; always so with - and fd:.")
+@click.option("--guests", type=click.IntRange(1, 32), default=4, show_default=True, help="At most so many at a time.")
 @click.option("--memory", type=Size(), default="4G", show_default=True, help="The largest guest to take.")
 @click.option("--reread", is_flag=True, help="Read all memory once more before the guest may run here.")
+@click.option("--populate", is_flag=True, help="Have the host give all of the memory before it is copied.")
 @click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
 @click.option("--limit", type=Seconds(0.001), default=3600.0, show_default=True, help="Seconds a guest may run.")
 @line_options
 def command(
-    where: str, once: bool, memory: int, reread: bool, timeout: float, limit: float, tls_cert: str | None,
-    tls_key: str | None, tls_ca: str | None, lease: str | None, journal: str | None, tolerate: tuple[str, ...],
+    where: str, once: bool, guests: int, memory: int, reread: bool, populate: bool, timeout: float, limit: float,
+    tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease: str | None, journal: str | None,
+    tolerate: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Take guests at ADDRESS and run them to their end.
 
@@ -50,8 +53,8 @@ def command(
 
     def work(channel: Channel, hello: Hello, link: Link) -> int:
         options = Options(
-            memory=memory, limit=limit, reread=reread, policy=Policy(tolerate), finished=finished, lease=lease,
-            journal=journal,
+            memory=memory, limit=limit, reread=reread, populate=populate, policy=Policy(tolerate),
+            finished=finished, lease=lease, journal=journal,
         )  # fmt: skip
         return Target(channel, hello, link, options, say).serve()
 
@@ -63,6 +66,6 @@ def command(
         raise click.UsageError(str(error)) from None
     try:
         say(f"receiving at {listener.text}")
-        return Keeper(work, listener=listener, once=once, say=say).serve()
+        return Keeper(work, listener=listener, once=once, most=guests, say=say).serve()
     finally:
         listener.close()

@@ -150,13 +150,20 @@ class _Child:
 class Keeper:
     """Accepts guests from a listener, or one from a line. ``work`` serves one, in its own process.
 
-    ``say`` prints a sentence for the operator.
+    At most ``most`` guests are here at a time. ``say`` prints a sentence for the operator.
     """
 
     def __init__(
-        self, work: Work, *, listener: Listener | None = None, once: bool = False, say: Callable[[str], None]
+        self,
+        work: Work,
+        *,
+        listener: Listener | None = None,
+        once: bool = False,
+        most: int = 4,
+        say: Callable[[str], None],
     ) -> None:
         self._work, self._listener, self._once, self._say = work, listener, once, say
+        self._most = 1 if once else most
         self._children: list[_Child] = []
         self._verdict: int | None = None
         self._pid, self._self = os.getpid(), Incarnation.own()
@@ -290,8 +297,9 @@ class Keeper:
         message = channel.receive(Kind.HELLO, Kind.RESOLVE)
         if message.kind is Kind.RESOLVE:
             return self._resolve(channel, Resolve.unpack(message.body), link)
-        if self._once and any(child.announced for child in self._children):
-            channel.abort("this receiver takes one guest, and has one")
+        here = sum(child.announced and (self._once or child.status is None) for child in self._children)
+        if here >= self._most:
+            channel.abort(f"this receiver takes {self._most} guests at a time, and has {here}")
             return NEVER_RAN
         hello = Hello.unpack(message.body)
         link.hello(hello.identifier)

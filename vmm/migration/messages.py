@@ -147,23 +147,31 @@ def _regions(rows: list[Any]) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The codec to use, and who answers: the guest's process and its keeper, who knows what became of it."""
+    """The codec to use, for how many seconds the source may ask when it is in doubt, and who answers: the guest's
+    process, and its keeper, who knows what became of it."""
 
     codec: int
+    patience: int
     process: Incarnation
     keeper: Incarnation
 
     def pack(self) -> bytes:
         """Return the body of WELCOME."""
-        return encode({"codec": self.codec, "process": self.process.text, "keeper": self.keeper.text})
+        return encode(
+            {
+                "codec": self.codec, "patience": self.patience,
+                "process": self.process.text, "keeper": self.keeper.text,
+            }
+        )  # fmt: skip
 
     @classmethod
     def unpack(cls, body: bytes) -> Welcome:
         """Return what a WELCOME says; ProtocolError if it is malformed."""
-        value = _take(body, "WELCOME", {"codec": int, "process": str, "keeper": str})
+        value = _take(body, "WELCOME", {"codec": int, "patience": int, "process": str, "keeper": str})
         if value["codec"] >= len(Codec.NAMES):
             raise ProtocolError(f"WELCOME chooses codec {value['codec']}, which is not known here")
-        return cls(value["codec"], Incarnation(value["process"]), Incarnation(value["keeper"]))
+        process, keeper = Incarnation(value["process"]), Incarnation(value["keeper"])
+        return cls(value["codec"], value["patience"], process, keeper)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import zstandard
 
+from vmm.coherence import Coherence
 from vmm.dirty_log import DirtyLog
 from vmm.memory import PAGE_SIZE, GuestMemory
 from vmm.migration.errors import MigrationError, ProtocolError
@@ -74,7 +75,10 @@ class MemorySender:
         return self.traffic.sent - before, seconds
 
     def last_round(self) -> None:
-        """Send all dirty pages of the stopped guest, as fast as the line takes them."""
+        """Send all dirty pages of the stopped guest, and all of memory that a device may have written unseen."""
+        for region, memory in enumerate(self._log.memories):
+            if memory.coherence is Coherence.NON_COHERENT:
+                self._log.mark_all(region)
         self._send_dirty(0)
 
     def _send_dirty(self, rate: int) -> None:
@@ -184,6 +188,11 @@ class MemoryReceiver:
         if len(data) != size:
             raise ProtocolError(f"{size} bytes of compressed pages are {len(data)}")
         return data
+
+    def settle(self) -> None:
+        """Renew the digests of regions between rounds, so that the last comparison finds little to do."""
+        for table in self._tables:
+            table.digest()
 
     def compare(self, theirs: tuple[tuple[bytes, ...], ...], *, reread: bool = False) -> None:
         """Compare what arrived with the source's digests; ``reread`` reads all memory once more.

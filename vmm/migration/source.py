@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vmm import coherence
 from vmm.arch import ARCHITECTURE
+from vmm.coherence import NonCoherentMemory
 from vmm.dirty_log import open_log
 from vmm.memory import MemoryUnavailable
 from vmm.migration.convergence import Convergence, Decision, Limits
@@ -37,7 +39,8 @@ __all__ = ["Options", "Progress", "Report", "Source"]
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to migrate. ``patience`` are the seconds to ask what became of a guest whose line was lost at the
-    handover; ``hold`` is the file for the state of a guest that nobody can tell anything about."""
+    handover; ``non_coherent`` says whether memory whose writers pass the caches by is moved; ``hold`` is the file
+    for the state of a guest that nobody can tell anything about."""
 
     limits: Limits = field(default_factory=Limits)
     compress: bool = False
@@ -46,6 +49,7 @@ class Options:
     trust_refusal: bool = False
     hold: str | None = None
     policy: Policy = field(default_factory=Policy)
+    non_coherent: coherence.Policy = coherence.Policy.REFUSE
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -114,6 +118,7 @@ class Source:
         self._channel: Channel | None = None
         self._sender: MemorySender | None = None
         self._witness: Witness | None = None
+        self._patience = self.options.patience
 
     def migrate(self) -> Report:
         """Migrate the guest and return how it went: afterwards the guest is where the report says."""
@@ -126,7 +131,7 @@ class Source:
             self._give_up(Event.ABORTED, f"the receiver gave up: {error}")
         except LineLost as error:
             self._give_up(Event.LINE_LOST, self._last_word(error))
-        except (MigrationError, StateRefused, MemoryUnavailable, OSError) as error:
+        except (MigrationError, StateRefused, MemoryUnavailable, NonCoherentMemory, OSError) as error:
             self._give_up(Event.FAILED, str(error))
         except BaseException:
             # Ctrl-C, or a fault of ours: the other side hears of it, and a guest in doubt is not lost.
@@ -151,7 +156,7 @@ class Source:
         assert self._channel and self._witness
         doubt = Doubt(
             self._machine, self._connector, self._channel, Resolve(self._identifier, ready.token), self._witness,
-            patience=self.options.patience, trust_refusal=self.options.trust_refusal,
+            patience=self._patience, trust_refusal=self.options.trust_refusal,
         )  # fmt: skip
         self._journal.write("handover")
         left = doubt.settle()
@@ -164,6 +169,7 @@ class Source:
     # --- before the handover ----------------------------------------------------------------------
 
     def _introduce(self) -> MemorySender:
+        self.report.notes += coherence.plan(self._guest.vm.memories, self.options.non_coherent).lines()
         channel = self._channel = Channel(self._connector.connect())
         channel.open()
         key = Key(os.urandom(KEY_SIZE))
@@ -176,6 +182,7 @@ class Source:
         channel.send(Kind.HELLO, hello.pack())
         welcome = Welcome.unpack(channel.receive(Kind.WELCOME).body)
         self._witness = Witness(welcome.process, welcome.keeper)
+        self._patience = min(self.options.patience, welcome.patience)
         self._journal.write("welcome", process=welcome.process.text)
         channel.send(Kind.CONFIG, pack_state(self._shell()))
         channel.receive(Kind.PREPARED)
@@ -224,7 +231,8 @@ class Source:
         if self.options.audit:
             sender.audit()
         sender.last_round()
-        state, self.report.notes = normalise(capture(self._guest, memory=False))
+        state, notes = normalise(capture(self._guest, memory=False))
+        self.report.notes += notes
         self._channel.send(Kind.FINAL, Final(pack_state(state), sender.digests()).pack())
         ready = Ready.unpack(self._channel.receive(Kind.READY).body)
         self.options.policy.refuse_all(

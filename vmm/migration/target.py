@@ -31,7 +31,7 @@ from vmm.migration.precopy import MemoryReceiver
 from vmm.migration.resolve import NEVER_RAN
 from vmm.migration.runner import Journal, Lease, Outcome, Runner
 from vmm.migration.wire import Channel, Kind
-from vmm.payload import PayloadError, load
+from vmm.payload import PayloadError, load, names
 from vmm.state.capture import capture, finish, identity, prepare
 from vmm.state.step import Policy, StateRefused
 from vmm.state.value import VmState
@@ -49,12 +49,14 @@ class Options:
     """What is taken. ``check`` returns why a guest of those facts (vmm probe) cannot come, nothing if it can.
 
     ``memory`` is the largest guest in bytes; ``reread`` compares all memory once more before the handover;
+    ``patience`` are the seconds that it waits at most for a source whose line was lost at the handover;
     ``populate`` has the host give all of the guest's memory before it is copied, and not page by page;
     ``finished`` gets the guest and how it ended.
     """
 
     memory: int = 4 << 30
     limit: float = 3600.0
+    patience: int = 300
     reread: bool = False
     populate: bool = False
     policy: Policy = field(default_factory=Policy)
@@ -76,9 +78,11 @@ class Target:
         self._machine = Machine(RECEIVER, At.FILLING)
         self._journal = Journal(options.journal)
         self._token = secrets.token_bytes(TOKEN_SIZE)
+        self._patience = min(hello.patience, options.patience)
         self._timeout = channel.line.timeout
         self._kvm: Kvm | None = None
         self._guest: BaseGuest | None = None
+        self._memory: MemoryReceiver | None = None
         self._runner: Runner | None = None
         self._reason = ""
         self._deadline = 0.0
@@ -87,7 +91,7 @@ class Target:
         """Receive the guest, run it to its end, and return 0 or 1 as it ended, NEVER_RAN or DIED."""
         try:
             self._receive()
-            self._deadline = time.monotonic() + self._hello.patience + MARGIN
+            self._deadline = time.monotonic() + self._patience + MARGIN
             while self._machine.at is At.READY:
                 self._drive(self._next(self._deadline))
             if self._machine.at is At.DISCARDED:
@@ -104,7 +108,7 @@ class Target:
 
     def _receive(self) -> None:
         try:
-            state, reply = self._fill()
+            state = self._fill()
         except PeerAborted as error:
             self._give_up(Event.ABORTED, f"the source gave up: {error}")
         except LineLost as error:
@@ -112,40 +116,43 @@ class Target:
         except _FAILURES as error:
             self._fail(str(error))
         else:
-            self._ready = Ready(self._token, pack_state(reply)).pack()
-            self._link.ready(self._hello.identifier, self._token, self._hello.patience)
+            self._ready = Ready(self._token, pack_state(state)).pack()
+            self._link.ready(self._hello.identifier, self._token, self._patience)
             self._journal.write("ready")
             self._drive(Event.VERIFIED)
-            del state
 
-    def _fill(self) -> tuple[VmState, VmState]:
+    def _fill(self) -> VmState:
+        """Take the guest and return its state as it is here."""
         channel, hello = self._channel, self._hello
         assert channel
         self._admit(hello)
-        channel.send(Kind.WELCOME, Welcome(hello.codec, Incarnation.own(), self._link.keeper).pack())
+        welcome = Welcome(hello.codec, self._patience, Incarnation.own(), self._link.keeper)
+        channel.send(Kind.WELCOME, welcome.pack())
         shell = unpack_state(channel.receive(Kind.CONFIG).body, "CONFIG")
         self._same_guest(shell, "CONFIG")
-        self._kvm = Kvm()
-        self._rehearse(self._kvm, shell)
-        guest = self._guest = prepare(self._kvm, shell)
-        if self._options.populate:
-            self._populate(guest)
+        guest = self._prepare(shell)
         channel.send(Kind.PREPARED)
-        memory = MemoryReceiver(channel, guest.vm.memories, Key(hello.key), codec=hello.codec)
-        try:
-            final = self._fill_memory(channel, memory)
-            memory.compare(final.digests, reread=self._options.reread)
-        finally:
-            memory.close()
+        memory = self._memory = MemoryReceiver(channel, guest.vm.memories, Key(hello.key), codec=hello.codec)
+        final = self._fill_memory(channel, memory)
+        memory.compare(final.digests, reread=self._options.reread)
         state = unpack_state(final.state, "FINAL")
         self._same_guest(state, "FINAL")
         finish(guest, state, self._options.policy)
-        again = capture(guest, memory=False)
+        return capture(guest, memory=False)
+
+    def _prepare(self, shell: VmState) -> BaseGuest:
+        """Make the VM, and all else that need not wait until the guest stands still."""
+        options = self._options
+        self._kvm = Kvm()
+        self._rehearse(self._kvm, shell)
+        guest = self._guest = prepare(self._kvm, shell)
+        if options.populate:
+            self._populate(guest)
+        lease = Lease(options.lease)
         self._runner = Runner(
-            guest, limit=self._options.limit, lease=Lease(self._options.lease), journal=self._journal,
-            idle_on_halt=self._options.idle_on_halt,
-        )  # fmt: skip
-        return state, again
+            guest, limit=options.limit, lease=lease, journal=self._journal, idle_on_halt=options.idle_on_halt
+        )
+        return guest
 
     def _admit(self, hello: Hello) -> None:
         """Refuse what cannot run here, before there is a VM."""
@@ -156,6 +163,10 @@ class Target:
             raise MigrationError(
                 f"the guest has {size >> 20} MiB of memory, and vmm receive takes {self._options.memory >> 20} MiB: "
                 "raise --memory there"
+            )
+        if hello.payload.name not in names():
+            raise MigrationError(
+                f"the receiver has no payload {hello.payload.name}: its payloads are {', '.join(names())}"
             )
         if identity(load(hello.payload.name)) != hello.payload:
             raise MigrationError(
@@ -191,6 +202,7 @@ class Target:
             if message.kind is Kind.MEMORY:
                 memory.take(message.body)
             elif message.kind is Kind.ROUND:
+                memory.settle()
                 channel.send(Kind.ROUND_DONE)
             else:
                 return Final.unpack(message.body)
@@ -325,6 +337,9 @@ class Target:
             self._channel = None
 
     def _close_guest(self) -> None:
+        if self._memory:
+            self._memory.close()
+            self._memory = None
         if self._runner:
             self._runner.close()
             self._runner = None

@@ -191,6 +191,8 @@ def inherited_line(address: Address, timeout: float) -> Line:
 
     Of standard output a copy is taken, and what else is printed goes to standard error from now on.
     """
+    if address.kind == "exec":
+        raise MigrationError(f"{address.text} cannot be listened on: the other side is to start this one")
     if address.kind == "stdio":
         for stream in (sys.stdin, sys.stdout):
             if stream is None or os.isatty(stream.fileno()):
