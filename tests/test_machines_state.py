@@ -109,3 +109,19 @@ def test_a_guest_with_longer_vectors_than_the_host_is_restored(tmp_path: Path) -
 def test_a_guest_with_short_vectors_is_kept_from_a_host_with_short_vectors(tmp_path: Path) -> None:
     save("sve", "7.2", "sve256", tmp_path)
     assert end("sve", "7.2", tmp_path, options=("--cpu", "vq=1,2")) == reference("sve", "sve256")
+
+
+@pytest.mark.parametrize("kernels", [("6.12", "7.2"), ("7.2", "6.12")], ids="-".join)
+def test_a_live_migration_between_kernels_changes_the_guest(kernels: tuple[str, str]) -> None:
+    run = "chain sve512 20000 7"
+    tolerated = " ".join(f"--tolerate {glob}.*" for glob in ("LIST", "SYSREGS", "FIRMWARE"))
+    # The receiver needs some seconds to start; a sender that finds nobody keeps its guest.
+    send = ["sh", "-c", f"sleep 15; exec vmm send b:5555 {run} {tolerated} --timeout 120"]
+    receive = ["sh", "-c", f"exec vmm receive 0.0.0.0:5555 --once --timeout 120 {tolerated}"]
+    done = lab("sve", "--pair", "--kernel", kernels[0], "--kernel", kernels[1], "--", *send, "--", *receive)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a| vmm: the guest runs there" in done.stderr + done.stdout
+    assert "LIST.TCR2_EL1" in done.stderr + done.stdout  # what only one of the kernels has is named
+    alone = lab("sve", "--", "sh", "-c", f"vmm run {run} --timeout 120").stdout
+    expected = next(line for line in alone.splitlines() if line.startswith("done: "))
+    assert f"b| {expected}" in done.stdout

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``vmm send`` and ``vmm receive`` share: the options of a line, sizes, what is said about a guest's end."""
+"""What ``vmm send`` and ``vmm receive`` share: options, sizes, whether the hosts fit, what is said at the end."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmm.arch import module
+from vmm.conformance.host import measure
 from vmm.guest import BaseGuest
+from vmm.migration.compat import compare, parse
 from vmm.migration.errors import MigrationError
 from vmm.migration.runner import Outcome
+from vmm.offer import SCHEMA, VERSION, ProbeError, Verdict
+from vmm.system import Kvm
 
 if TYPE_CHECKING:
     from vmm.migration.tls import Tls
 
-__all__ = ["Size", "address", "line_options", "say", "show_end", "tls"]
+__all__ = ["Size", "address", "blockers", "line_options", "probe", "say", "show_end", "tls"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _Command = Callable[..., int]
@@ -71,6 +77,28 @@ def address(parse: Callable[[str], Any], text: str) -> Any:
         return parse(text)
     except MigrationError as error:
         raise click.UsageError(str(error)) from None
+
+
+def probe(kvm: Kvm) -> dict[str, Any]:
+    """Return what `vmm probe --json` prints."""
+    host = measure(kvm)
+    return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **module("probe").survey(kvm, host.facts)}
+
+
+def blockers(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return why no guest of a host with the probe ``source`` can run here, as `vmm compat` would say.
+
+    What masking a guest makes possible is no such reason: whether this guest can run is found out by restoring it.
+    """
+    try:
+        report = compare(*(parse(json.dumps(dict(facts)).encode(), "") for facts in (source, here)))
+    except ProbeError as error:
+        return [f"the source's probe cannot be compared: {error}"]
+    return [
+        f"{found.name} is {found.source} at the source and {found.destination} here"
+        for found in report.findings
+        if found.verdict is Verdict.NO
+    ]
 
 
 def say(sentence: str) -> None:

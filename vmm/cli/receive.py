@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from vmm.cli.lines import Size, address, line_options, say, show_end, tls
+from vmm.cli.lines import Size, address, blockers, line_options, probe, say, show_end, tls
 from vmm.cli.seconds import Seconds
 from vmm.guest import BaseGuest
 from vmm.migration.errors import MigrationError
@@ -26,15 +26,16 @@ __all__ = ["command"]
 @click.option("--once", is_flag=True, help="End after the first guest; always so with - and fd:.")
 @click.option("--guests", type=click.IntRange(1, 32), default=4, show_default=True, help="At most so many at a time.")
 @click.option("--memory", type=Size(), default="4G", show_default=True, help="The largest guest to take.")
+@click.option("--any-host", is_flag=True, help="Do not ask whether the hosts fit: restoring the guest will tell.")
 @click.option("--reread", is_flag=True, help="Read all memory once more before the guest may run here.")
 @click.option("--populate", is_flag=True, help="Have the host give all of the memory before it is copied.")
 @click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
 @click.option("--limit", type=Seconds(0.001), default=3600.0, show_default=True, help="Seconds a guest may run.")
 @line_options
 def command(
-    where: str, once: bool, guests: int, memory: int, reread: bool, populate: bool, timeout: float, limit: float,
-    tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease: str | None, journal: str | None,
-    tolerate: tuple[str, ...],
+    where: str, once: bool, guests: int, memory: int, any_host: bool, reread: bool, populate: bool, timeout: float,
+    limit: float, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease: str | None,
+    journal: str | None, tolerate: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Take guests at ADDRESS and run them to their end.
 
@@ -42,18 +43,25 @@ def command(
     exec:'ssh HOST vmm receive -' on the other side; what is printed goes to standard error then). Without TLS
     whoever can connect can have a guest run here.
 
+    Hosts that do not fit, as `vmm compat` judges them, are refused at once; then the guest's registers are restored
+    on trial, before any memory is copied.
+
     Exits with 0 or 1 as the guest ended here, 75 if none ever ran here, 74 if its process died.
     """
     found = address(parse, where)
     security = tls(tls_cert, tls_key, tls_ca)
-    Kvm().close()  # where there is none, this says it best
+    with Kvm() as kvm:
+        here = {} if any_host else probe(kvm)
+
+    def check(hello: Hello) -> list[str]:
+        return [] if any_host else blockers(hello.facts, here)
 
     def finished(guest: BaseGuest, outcome: Outcome) -> None:
         show_end(guest, outcome)
 
     def work(channel: Channel, hello: Hello, link: Link) -> int:
         options = Options(
-            memory=memory, limit=limit, reread=reread, populate=populate, policy=Policy(tolerate),
+            memory=memory, limit=limit, reread=reread, populate=populate, policy=Policy(tolerate), check=check,
             finished=finished, lease=lease, journal=journal,
         )  # fmt: skip
         return Target(channel, hello, link, options, say).serve()

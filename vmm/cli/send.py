@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 
 from vmm.cli import guests
-from vmm.cli.lines import Size, address, line_options, say, show_end, tls
+from vmm.cli.lines import Size, address, line_options, probe, say, show_end, tls
 from vmm.cli.seconds import Seconds
 from vmm.dirty_log import RingKvm
 from vmm.migration.convergence import STALLS, Limits
@@ -122,14 +122,16 @@ def command(
     """
     found = address(parse, destination)
     security = tls(tls_cert, tls_key, tls_ca, tls_name)
-    options = Options(
-        limits=Limits(downtime, rounds, rate or 0, stall), compress=compress, audit=audit, patience=patience,
-        trust_refusal=trust_refusal, hold=hold, policy=Policy(tolerate),
-    )  # fmt: skip
     try:
         connector = Connector(found, timeout, security)
     except MigrationError as error:
         raise click.UsageError(str(error)) from None
+    with Kvm() as kvm:
+        facts = probe(kvm)
+    options = Options(
+        limits=Limits(downtime, rounds, rate or 0, stall), compress=compress, audit=audit, patience=patience,
+        trust_refusal=trust_refusal, hold=hold, policy=Policy(tolerate), facts=facts,
+    )  # fmt: skip
     log = Journal(journal)
     with RingKvm(ring) if ring else Kvm() as kvm, guests.make(kvm, payload, entry, parameters, privilege) as guest:
         runner = Runner(guest, limit=limit, lease=Lease(lease), journal=log)
