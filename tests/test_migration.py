@@ -40,7 +40,7 @@ from vmm.state.value import PayloadIdentity
 from vmm.system import Kvm
 
 pytestmark = pytest.mark.kvm
-_LEVEL, _STEPS, _SEED = "sse", 6000, 7
+_LEVEL, _STEPS, _SEED = "sse", 30000, 7
 _TIMEOUT = 10.0
 
 

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.kvm,
     pytest.mark.skipif(not line_size(), reason="this CPU has no instruction that flushes a cache line"),
 ]
-_LEVEL, _STEPS, _SEED = "sse", 3000, 7
+_STEPS, _SEED = 20000, 7
 
 
 def _device_memory(kvm: Kvm) -> BaseGuest:

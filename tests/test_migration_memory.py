@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from vmm._kvm import ffi, lib
 from vmm.arch import module
+from vmm.coherence import Coherence
 from vmm.dirty_log import BitmapLog, DirtyLog, RingKvm, RingLog, open_log
 from vmm.exits import Unsupported
 from vmm.guest import BaseGuest
@@ -196,7 +197,8 @@ class _Region(SimpleNamespace):
     """A memory region without a VM."""
 
     def __init__(self, memory: bytearray, gpa: int = 0) -> None:
-        super().__init__(view=memoryview(memory), size=len(memory), gpa=gpa, flush=lambda *_: None)
+        given = {"view": memoryview(memory), "size": len(memory), "gpa": gpa, "coherence": Coherence.COHERENT}
+        super().__init__(**given, flush=lambda *_: None)
 
 
 class _Log:
