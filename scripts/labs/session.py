@@ -140,10 +140,10 @@ def _run_in(folder: Path, cache: Cache, repository: Path, plans: Sequence[Plan],
         sink.finish()
         if plan.out is not None and isinstance(sink, StreamSink):
             extract_files(sink.archive, plan.out)
-    return _status(guests)
+    return _status(guests, divided=any(plan.merger for plan in plans))
 
 
-def _status(guests: Sequence[Guest]) -> int:
+def _status(guests: Sequence[Guest], *, divided: bool = False) -> int:
     for guest in guests:
         if guest.failure:
             tail = "".join(f"\n  {line}" for line in console_tail(guest))
@@ -155,8 +155,10 @@ def _status(guests: Sequence[Guest]) -> int:
     if any(guest.failure for guest in guests):
         return LAB_FAILURE
     statuses = [guest.status or 0 for guest in guests]
-    # 4 is "nothing could run", which is true of a divided run only if it is of every part.
-    return next((status for status in statuses if status not in (0, _NOTHING_RAN)), min(statuses))
+    if divided and set(statuses) - {_NOTHING_RAN}:
+        # "Nothing could run" is true of a divided run only if it is of every part.
+        statuses = [status for status in statuses if status != _NOTHING_RAN]
+    return next((status for status in statuses if status), 0)
 
 
 def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink, relay: Relay | None) -> Guest:

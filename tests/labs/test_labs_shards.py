@@ -3,12 +3,14 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from labs.cli import make_plans, parse
 from labs.errors import LabError
+from labs.session import _status
 from labs.shards import Merger, ShardSink, divisible, shard_command
 
 
@@ -88,3 +90,19 @@ def test_amx_leaves_a_processor_idle(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [plan.merger for plan in make_plans(None, *parse(words))] == [None]  # type: ignore[arg-type]
     with pytest.raises(LabError, match="--shards divides"):
         make_plans(None, *parse(["amx", "--shards", "2", "--", "vmm", "probe"]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "divided", "expected"),
+    [
+        ((0, 4), False, 4),
+        ((0, 4), True, 0),
+        ((4, 4), True, 4),
+        ((4, 1), True, 1),
+        ((0, 1), True, 1),
+        ((0, 0), True, 0),
+    ],
+)
+def test_a_part_that_could_run_nothing_decides(statuses: tuple[int, ...], divided: bool, expected: int) -> None:
+    guests = [SimpleNamespace(failure=None, status=status, console=None) for status in statuses]
+    assert _status(guests, divided=divided) == expected  # type: ignore[arg-type]
