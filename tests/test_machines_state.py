@@ -87,7 +87,7 @@ def test_amx_state_does_not_survive_a_newer_kernel_and_back(tmp_path: Path) -> N
     notes = go_on("amx", "7.2", tmp_path)
     assert "MSRS.U_CET: the state has it not" in notes
     refused = lab("amx", "--kernel", "6.12", "--in", str(tmp_path), "--", "vmm", "restore", "/in/a.vm")
-    assert refused.returncode == 2 and "MSRS.U_CET" in refused.stderr
+    assert refused.returncode == 2 and "MSRS." in refused.stderr and "KVM refused" in refused.stderr
     assert end("amx", "6.12", tmp_path, "--tolerate", "MSRS.*", "--tolerate", "ONE_REGS*") == reference("amx", level)
 
 

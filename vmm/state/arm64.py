@@ -261,7 +261,7 @@ def check_complete(parts: Mapping[str, Part]) -> None:
         if not isinstance(part, bytes):
             held |= set(part)
     listed = _identifiers(parts["LIST"])
-    if missing := [Register(number).name for number in sorted(listed ^ held)]:
+    if missing := [f"{group_of(number)}.{Register(number).name}" for number in sorted(listed ^ held)]:
         raise StateRefused(f"the state and its own register list do not agree about {', '.join(missing)}")
 
 

@@ -167,12 +167,14 @@ def _restore_msrs(name: str) -> Callable[[Vcpu, Part, Policy], None]:
     def restore(vcpu: Vcpu, part: Part, policy: Policy) -> None:
         registers = _registers(name, part)
         rows = registers.rows if isinstance(registers, Packed) else _rows(name, registers)
+        refusals = []
         while rows:
             rows = rows[len(_call_msrs(vcpu, lib.KVM_SET_MSRS, rows)) :]
             if rows:  # KVM refused the first of them
                 index, _, value = Packed.ROW.unpack_from(rows)
-                policy.refuse(f"{name}.{msr_name(index)}", f"KVM refused the value {describe_msr(index, value)}")
+                refusals.append((f"{name}.{msr_name(index)}", f"KVM refused the value {describe_msr(index, value)}"))
                 rows = rows[Packed.ROW.size :]
+        policy.refuse_all(refusals)
 
     return restore
 
