@@ -11,29 +11,24 @@ file that the kernel gives back) makes the first of these exact: whoever runs th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import select
 import signal
-import socket
-import struct
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.migration_relay import Point, Relay
 from vmm.arch import module
 from vmm.guest import BaseGuest
 from vmm.migration import keeper, target
 from vmm.migration.convergence import Limits
 from vmm.migration.keeper import Keeper
-from vmm.migration.messages import MEMORY_HEAD, Welcome
 from vmm.migration.runner import Journal, Lease, Outcome, Runner
 from vmm.migration.source import Options, Source
 from vmm.migration.target import Target
@@ -45,9 +40,7 @@ from vmm.system import Kvm
 
 __all__ = ["FAULTS", "Case", "Point", "every_point", "faults_of", "forked", "points", "reference", "run"]
 
-LEVEL, STEPS, SEED = "sse", 6000, 7
-_HEAD = struct.Struct("<IHHQ")
-_PREAMBLE, _DIGEST = 16, 32
+LEVEL, STEPS, SEED = "sse", 12000, 7
 _SILENCE, _PATIENCE, _MARGIN = 1.5, 4.0, 1.0
 _CASE_TIMEOUT = 60.0
 _FILLED = 1 << 20  # bytes of guest memory with contents, so that copying takes a while
@@ -58,19 +51,6 @@ _FROM_TARGET = (Kind.WELCOME, Kind.PREPARED, Kind.ROUND_DONE, Kind.READY, Kind.R
 _KINDS = (*_FROM_SOURCE, *_FROM_TARGET)
 # Where in a message: before its first byte, inside, before its last byte, after it.
 _PLACES = (0.0, 0.5, 0.999, 1.0)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A fault at a place of a message of a kind; ``which`` counts the messages of that kind."""
-
-    fault: str
-    kind: Kind
-    place: float
-    which: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.fault} at {self.place:g} of {self.kind.name} {self.which}"
 
 
 @dataclass
@@ -167,189 +147,6 @@ def _target(folder: Path, listener: Listener, close: Callable[[], None]) -> int:
     ).serve()  # fmt: skip
 
 
-# --- the relay ------------------------------------------------------------------------------------
-
-
-class _Messages:
-    """Follows the messages of one direction, to say which byte of the stream is which byte of what."""
-
-    def __init__(self) -> None:
-        self.counts: dict[Kind, int] = {}
-        self.on_message: Callable[[Kind, bytes], None] = lambda kind, body: None
-        self._preamble = _PREAMBLE
-        self._head, self._body = bytearray(), bytearray()
-        self._kind: Kind | None = None
-        self._length = self._total = self._seen = 0
-
-    def until(self, point: Point | None, data: bytes) -> int | None:
-        """Take data and return how much of it lies before the point; None if the point is not in it."""
-        at = 0
-        while at < len(data):
-            at += self._step(point, data[at:])
-            if self._reached(point):
-                return at
-        return None
-
-    def _step(self, point: Point | None, data: bytes) -> int:
-        """Take as much as belongs together, up to the point at most."""
-        if self._preamble:
-            taken = min(self._preamble, len(data))
-            self._preamble -= taken
-            return taken
-        if self._kind is None:
-            taken = min(_HEAD.size - len(self._head), len(data))
-            self._head += data[:taken]
-            if len(self._head) == _HEAD.size:
-                _, kind, _, self._length = _HEAD.unpack(self._head)
-                self._kind, self._seen, self._total = Kind(kind), _HEAD.size, _HEAD.size + self._length + _DIGEST
-                self._head.clear()
-            return taken
-        # Of a MEMORY message its own head comes first: it says how many pages follow.
-        announced = self._kind is not Kind.MEMORY or len(self._body) >= MEMORY_HEAD.size
-        end = self._total if announced else _HEAD.size + MEMORY_HEAD.size
-        if self._is_meant(point):
-            end = min(end, max(self._seen + 1, self._target(point)))
-        taken = min(end - self._seen, len(data))
-        self._body += data[: max(0, min(taken, _HEAD.size + self._length - self._seen))]
-        self._seen += taken
-        if not announced and len(self._body) == MEMORY_HEAD.size:
-            self._total += MEMORY_HEAD.unpack(self._body)[2]
-        return taken
-
-    def _is_meant(self, point: Point | None) -> bool:
-        return point is not None and self._kind is point.kind and self.counts.get(point.kind, 0) == point.which
-
-    def _target(self, point: Point | None) -> int:
-        # The head has to be seen before the kind is known: place 0 is right behind it.
-        return max(_HEAD.size, int(point.place * self._total)) if point else 0
-
-    def _reached(self, point: Point | None) -> bool:
-        if self._kind is None:
-            return False
-        reached = self._is_meant(point) and self._seen >= self._target(point)
-        if self._seen == self._total:
-            self.on_message(self._kind, bytes(self._body))
-            self.counts[self._kind] = self.counts.get(self._kind, 0) + 1
-            self._body.clear()
-            self._kind = None
-        return reached
-
-
-class _Relay:
-    """Between source and receiver; at its point it does the fault, once."""
-
-    def __init__(self, point: Point | None, target_port: int) -> None:
-        self.point, self._target_port = point, target_port
-        self.hit = False
-        self.pids: dict[str, int] = {}
-        self._listener: socket.socket | None = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._pairs: dict[socket.socket, socket.socket] = {}
-        self._messages: dict[socket.socket, _Messages] = {}
-        self._reopen = 0.0
-        self._silent = False
-
-    def serve(self, alive: Callable[[], bool]) -> None:
-        """Relay until nobody is alive."""
-        while alive():
-            if self._listener is None and self._reopen and time.monotonic() >= self._reopen:
-                with contextlib.suppress(OSError):  # somebody has the port for a moment
-                    self._listener = socket.create_server(("127.0.0.1", self.port))
-            sockets = [*self._pairs, *filter(None, [self._listener])]
-            for ready in select.select(sockets, [], [], 0.02)[0]:
-                if ready is self._listener:
-                    self._accept()
-                elif ready in self._pairs:
-                    self._forward(ready)
-        for one in [*self._pairs, *filter(None, [self._listener])]:
-            one.close()
-
-    def close_copy(self) -> None:
-        """Close this process's copy after a fork."""
-        assert self._listener
-        self._listener.close()
-
-    def _accept(self) -> None:
-        assert self._listener
-        source, _ = self._listener.accept()
-        try:
-            to_target = socket.create_connection(("127.0.0.1", self._target_port))
-        except OSError:
-            source.close()
-            return
-        for one, other in ((source, to_target), (to_target, source)):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pairs[one] = other
-            self._messages[one] = _Messages()
-            self._messages[one].on_message = self._watch
-
-    def _watch(self, kind: Kind, body: bytes) -> None:
-        if kind is Kind.WELCOME:
-            with contextlib.suppress(Exception):
-                self.pids["target"] = int(Welcome.unpack(body).process.text.split()[2])
-
-    def _forward(self, one: socket.socket) -> None:
-        try:
-            data = one.recv(1 << 16)
-        except OSError:
-            data = b""
-        if not data:
-            self._drop(one)
-            return
-        if self._silent:
-            return
-        before = None if self.hit else self._messages[one].until(self.point, data)
-        if before is None:
-            self._pass(one, data)
-            return
-        self.hit = True
-        self._fault(one, data, before)
-
-    def _fault(self, one: socket.socket, data: bytes, before: int) -> None:
-        assert self.point
-        fault = self.point.fault
-        if fault == "flip":
-            at = min(before, len(data) - 1)
-            self._pass(one, data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
-            return
-        self._pass(one, data[:before])
-        if fault.startswith("kill"):
-            # Time for what arrived to be acted on, sometimes.
-            if self.point.place >= 1 and self.point.which % 2:
-                time.sleep(0.01)
-            victim = {"kill-source": "source", "kill-target": "target", "kill-all": "keeper"}[fault]
-            if victim in self.pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pids[victim], signal.SIGKILL)
-            self._pass(one, data[before:])
-            return
-        if fault == "silence":
-            self._silent = True
-            self._reopen = 0.0
-            return
-        self._drop(one)
-        if fault in ("refuse", "cut-for-good") and self._listener:
-            self._listener.close()
-            self._listener = None
-            self._reopen = time.monotonic() + 1.0 if fault == "refuse" else 0.0
-
-    def _pass(self, one: socket.socket, data: bytes) -> None:
-        try:
-            self._pairs[one].sendall(data)
-        except OSError:
-            self._drop(one)
-
-    def _drop(self, one: socket.socket) -> None:
-        other = self._pairs.pop(one, None)
-        if other is not None:
-            self._pairs.pop(other, None)
-            # A new line after the silence is a line like any other.
-            self._silent = False
-            for each in (one, other):
-                self._messages.pop(each, None)
-                each.close()
-
-
 # --- one case -------------------------------------------------------------------------------------
 
 
@@ -361,7 +158,7 @@ def run(point: Point | None) -> Case:
 
 def _run(point: Point | None, folder: Path) -> Case:
     listener = Listener(parse("127.0.0.1:0"), _SILENCE)
-    relay = _Relay(point, listener.address.port or int(listener.text.rpartition(":")[2]))
+    relay = Relay(point, listener.address.port or int(listener.text.rpartition(":")[2]))
     keeping = forked(lambda: _target(folder, listener, relay.close_copy))
     listener.close_copy()
     sending = forked(lambda: _source(folder, relay.port, relay.close_copy))
