@@ -20,6 +20,14 @@ medians over the rounds are compared, never one side alone. What is measured:
 * ``what it costs just written``: both of memory that was written right before, so that lines have to be written
   back. No limit either.
 
+``vmm bench --migration`` compares two operations of vmm.bench.migration_subject with plain sockets, in at most
+vmm.bench.migration.ROUNDS rounds:
+
+* ``memory of 1 GiB migrated over loopback``: all memory of a running guest until the receiver has it, digested on
+  both sides; a plain socket copies the same bytes into the same kind of memory.
+* ``idle guest standing still``: from the moment it is paused until its source knows that it runs at the receiver;
+  plain sockets exchange as many bytes.
+
 ``vmm bench --json`` prints one object: ``within`` (all of them are) and ``results``, a list of objects with
 
 * ``name``; ``unit`` of all times, ``us`` an operation; ``rounds``, how many there were

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from vmm.migration.errors import LineLost
 
-__all__ = ["Buffer", "ChildLine", "Line", "PipeLine", "SocketLine", "keep_alive", "wait"]
+__all__ = ["Buffer", "ChildLine", "Line", "PipeLine", "SocketLine", "tune", "wait"]
 
 Buffer = bytes | bytearray | memoryview
 _IOV_MAX = 1024
@@ -92,7 +92,7 @@ class SocketLine(Line):
         limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000) or int(timeout == 0))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        keep_alive(connected, timeout)
+        tune(connected, timeout)
         self.descriptor = connected.fileno()
 
     def send(self, *buffers: Buffer) -> None:
@@ -210,7 +210,8 @@ def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:
     return []
 
 
-def keep_alive(connected: socket.socket, timeout: float) -> None:
+def tune(connected: socket.socket, timeout: float) -> None:
+    """Have a TCP connection send at once, and notice within ``timeout`` seconds or so that the peer is gone."""
     if connected.family == socket.AF_UNIX:
         return
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -218,3 +219,8 @@ def keep_alive(connected: socket.socket, timeout: float) -> None:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(timeout * 1000)))
     for option, value in _KEEPALIVE:
         connected.setsockopt(socket.IPPROTO_TCP, option, value)
+    with contextlib.suppress(OSError):  # who connected may be gone again
+        if connected.getsockname()[0] == connected.getpeername()[0]:
+            # Inside one host there is no network to be fair to, and a sender that stops to look at pages would be
+            # paced as if there were (BBR).
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")

@@ -31,7 +31,8 @@ _DIGEST_SIZE: int = ffi.sizeof("struct vmm_page_digest")
 # The pages whose digests are hashed together: those of 16 MiB.
 _SEGMENT = 4096
 _MOST_RUNS = 1024
-_SEND_BLOCK, _RECEIVE_BLOCK = 256, 1024
+# Pages that are digested and sent, or received and digested, in one go: 1 MiB is still in a CPU's own cache.
+_BLOCK = 256
 
 
 class Key:
@@ -89,7 +90,7 @@ class PageTable:
         A page that the guest writes between the two is dirty again, and sent again.
         """
         if line.descriptor is not None:
-            self._move(lib.vmm_send_runs, line, self._transfer(line.descriptor, _SEND_BLOCK))
+            self._move(lib.vmm_send_runs, line, line.descriptor)
         else:
             lib.vmm_digest_runs(self._transfer())
             line.send(*self._views())
@@ -137,7 +138,7 @@ class PageTable:
     def receive(self, line: Line) -> None:
         """Take the data of the accepted runs from the line into place; pages without data become zeros."""
         if line.descriptor is not None:
-            self._move(lib.vmm_receive_runs, line, self._transfer(line.descriptor, _RECEIVE_BLOCK))
+            self._move(lib.vmm_receive_runs, line, line.descriptor)
         else:
             for view in self._views():
                 line.receive_into(view)
@@ -175,17 +176,17 @@ class PageTable:
         """Return the offsets in bytes between which a segment of digest() lies."""
         return segment * _SEGMENT * PAGE, min((segment + 1) * _SEGMENT, self.pages) * PAGE
 
-    def _transfer(self, descriptor: int = -1, block: int = 0) -> Any:
+    def _transfer(self, descriptor: int = -1) -> Any:
         return ffi.new(
             "struct vmm_transfer *",
             {
                 "fd": descriptor, "memory": self._buffer, "key": self._key.words, "digests": self._digests,
-                "runs": self._runs, "count": self._count, "block_pages": block,
+                "runs": self._runs, "count": self._count, "block_pages": _BLOCK,
             },
         )  # fmt: skip
 
-    @staticmethod
-    def _move(function: Callable[[Any], int], line: Line, transfer: Any) -> None:
+    def _move(self, function: Callable[[Any], int], line: Line, descriptor: int) -> None:
+        transfer = self._transfer(descriptor)
         while (result := function(transfer)) == -errno.EINTR:
             pass  # Python runs its signal handlers now
         if result < 0:

@@ -25,7 +25,7 @@ from vmm.migration.wire import Channel, Kind
 __all__ = ["MemoryReceiver", "MemorySender", "Traffic"]
 
 # Pages with data in one message: 32 MiB. What Python does for a message finds the caches full of pages, so there
-# are few. While the source digests the next, the receiver digests the last.
+# are few.
 _CHUNK, _COMPRESSED_CHUNK = 8192, 256
 # With a limit on the rate, messages a second at least.
 _PACE = 20

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from vmm.migration.errors import LineLost, MigrationError
-from vmm.migration.line import Buffer, Line, keep_alive, wait
+from vmm.migration.line import Buffer, Line, tune, wait
 
 __all__ = ["Tls", "TlsLine"]
 
@@ -25,7 +25,7 @@ class TlsLine(Line):
         super().__init__(name, timeout)
         self._socket = secured
         secured.settimeout(timeout)
-        keep_alive(secured, timeout)
+        tune(secured, timeout)
 
     def send(self, *buffers: Buffer) -> None:
         try:
