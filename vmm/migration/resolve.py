@@ -54,6 +54,7 @@ class Doubt:
         self._patience = patience
         self._deadline = time.monotonic() + patience
         self._first_refusal: float | None = None
+        self._pause = 0.0  # before the next line is made; answers make it short again
 
     def settle(self) -> list[Act]:
         """Send HANDOVER, see it through, and return what is left to do with the guest."""
@@ -86,6 +87,7 @@ class Doubt:
             message = self._channel.receive(*_ANSWERS)
         except MigrationError as error:  # lost, or damaged
             return self._lost(error)
+        self._pause = 0.0
         if message.kind is Kind.DISCARDED:
             why = printable(message.body.decode("utf-8", "replace"))
             self.reason = f"the receiver has dropped it: {why or 'no reason given'}"
@@ -101,8 +103,9 @@ class Doubt:
 
     def _reconnect(self) -> Event:
         """Make a new line, or find out that nobody will ever answer."""
-        pause = _FIRST_PAUSE
         while time.monotonic() < self._deadline:
+            time.sleep(max(0.0, min(self._pause, self._deadline - time.monotonic())))
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
             try:
                 channel = Channel(self._connector.connect())
                 channel.open()
@@ -112,8 +115,6 @@ class Doubt:
             else:
                 self._channel = channel
                 return Event.CONNECTED
-            time.sleep(min(pause, max(0.0, self._deadline - time.monotonic())))
-            pause = min(2 * pause, _LONGEST_PAUSE)
         return self._gave_up()
 
     def _gone(self, error: MigrationError) -> bool:
