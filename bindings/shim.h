@@ -202,6 +202,8 @@ struct vmm_host_vectors {
 };
 /* This thread's vector length in bytes as the CPU sees it; -EOPNOTSUPP without SVE. */
 long vmm_host_rdvl(void);
+/* CNTFRQ_EL0 in Hz, which a guest reads too. */
+uint64_t vmm_host_cntfrq(void);
 #endif
 
 #endif

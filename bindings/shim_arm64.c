@@ -114,11 +114,16 @@ static void skip_instruction(int number, siginfo_t *information, void *context)
         registers->pc += 4;
 }
 
-static uint64_t counter_ticks(uint64_t nanoseconds)
+uint64_t vmm_host_cntfrq(void)
 {
     uint64_t frequency;
-    __asm__ volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
-    return (uint64_t)((unsigned __int128)nanoseconds * frequency / 1000000000u);
+    __asm__("mrs %0, cntfrq_el0" : "=r"(frequency));
+    return frequency;
+}
+
+static uint64_t counter_ticks(uint64_t nanoseconds)
+{
+    return (uint64_t)((unsigned __int128)nanoseconds * vmm_host_cntfrq() / 1000000000u);
 }
 
 static long run_then_signal(int fd, const struct vmm_host_vectors *vectors)

@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.probes import offer
+from vmm.migration.compat import compare
+from vmm.migration.compat_saved import load_guest
+from vmm.offer import Verdict
 
 pytestmark = pytest.mark.machine
 _LAB = Path(__file__).resolve().parents[1] / "scripts" / "lab"
@@ -80,6 +86,11 @@ def test_a_kernel_has_another_order_of_restore(machine: str) -> None:
     assert expected[machine] <= found
 
 
+def refused_msrs(said: str) -> int:
+    """How many MSRs a restore named as refused; it names six of a kind and counts the others."""
+    return said.count("MSRS.") + sum(int(more) for more in re.findall(r" and (\d+) more", said))
+
+
 # An older kernel has no CET for guests, so a guest that is to go there and back must have none.
 def test_amx_state_does_not_survive_a_newer_kernel_and_back(tmp_path: Path) -> None:
     level = "amx+pku+xfd"
@@ -88,14 +99,19 @@ def test_amx_state_does_not_survive_a_newer_kernel_and_back(tmp_path: Path) -> N
     assert "MSRS.U_CET: the state has it not" in notes
     refused = lab("amx", "--kernel", "6.12", "--in", str(tmp_path), "--", "vmm", "restore", "/in/a.vm")
     assert refused.returncode == 2 and "MSRS." in refused.stderr and "KVM refused" in refused.stderr
+    predicted = compare(load_guest(str(tmp_path / "a.vm")), offer("amx-6.12"), started=True)
+    assert predicted.verdict is Verdict.MASK and refused_msrs(refused.stderr) == len(predicted.masks) > 0
     assert end("amx", "6.12", tmp_path, "--tolerate", "MSRS.*", "--tolerate", "ONE_REGS*") == reference("amx", level)
 
 
 def test_sve_state_does_not_survive_a_newer_kernel_and_back(tmp_path: Path) -> None:
     save("sve", "6.12", "sve512", tmp_path)
     options = [word for glob in ("LIST.*", "SYSREGS.*", "FIRMWARE.*") for word in ("--tolerate", glob)]
+    predicted = compare(load_guest(str(tmp_path / "a.vm")), offer("sve-7.2"), started=True)
     notes = go_on("sve", "7.2", tmp_path, *options)
     assert "LIST.TCR2_EL1: this KVM has no such register" in notes
+    assert {mask.name for mask in predicted.masks} == set(re.findall(r"LIST\.([A-Z0-9_]+): this KVM", notes))
+    assert predicted.verdict is Verdict.MASK
     assert end("sve", "6.12", tmp_path, *options) == reference("sve", "sve512")
 
 

@@ -61,7 +61,8 @@ class Verdict(Enum):
 class Mask:
     """What a guest has to do without: of the number at ``key``, ``bits`` become ``value``.
 
-    ``name`` is the feature, register or field, ``action`` what to do about it, in a few words.
+    ``name`` is the feature, register or field, ``action`` what to do about it, in a few words. ``late``: that can be
+    done to a guest that has been started already.
     """
 
     key: str
@@ -69,6 +70,7 @@ class Mask:
     value: int
     name: str
     action: str
+    late: bool = False
 
     def to_json(self) -> dict[str, str]:
         """Return the mask as JSON values; the numbers as hexadecimal strings."""

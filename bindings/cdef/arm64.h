@@ -95,3 +95,4 @@ struct vmm_host_vectors {
     int when;
 };
 long vmm_host_rdvl(void);
+uint64_t vmm_host_cntfrq(void);

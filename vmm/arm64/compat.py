@@ -135,7 +135,7 @@ def _implementation(guest: Offer, destination: Offer) -> list[Finding]:
             shown = f"{ours:#x}", f"{theirs:#x}"
             if destination.get("cap.KVM_CAP_ARM_WRITABLE_IMP_ID_REGS"):
                 action = "enable KVM_CAP_ARM_WRITABLE_IMP_ID_REGS on the destination before its first vCPU"
-                mask = Mask("implementation.chosen", 1, 1, "WRITABLE_IMP_ID_REGS", action)
+                mask = Mask("implementation.chosen", 1, 1, "WRITABLE_IMP_ID_REGS", action, late=True)
                 note = "the guest's kernel has to know the errata of both CPUs"
                 found.append(Finding(Verdict.MASK, name, *shown, (mask,), note))
             else:

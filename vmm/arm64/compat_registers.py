@@ -60,7 +60,7 @@ def _listed(offer: Offer, guest: Offer) -> set[Register]:
 
 def _left_out(name: str) -> Mask:
     """Return the mask that a stream goes without a register whose value means nothing to the guest."""
-    return Mask(f"left.{name}", 1, 1, name, f"leave {name} out of the stream")
+    return Mask(f"left.{name}", 1, 1, name, f"leave {name} out of the stream", late=True)
 
 
 def registers(guest: Offer, destination: Offer) -> list[Finding]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.facts import Facts
-from vmm.arm64.id_registers import BY_ENCODING, REGISTERS, Field, IdRegister, Rule, mask_index
+from vmm.arm64.id_registers import REGISTERS, Field, IdRegister, Rule, mask_index, register_name
 from vmm.arm64.registers import PC, SYSTEM, Register, sysreg, x
 from vmm.arm64.vcpu import Feature, read, write
 from vmm.exits import MmioWrite
@@ -53,7 +53,7 @@ _OPTIONAL = {
     Feature.PTRAUTH_GENERIC: ("KVM_CAP_ARM_PTRAUTH_ADDRESS", "KVM_CAP_ARM_PTRAUTH_GENERIC"),
 }
 _DEFAULT_IPA = 40  # Documentation/virt/kvm/api.rst, 4.2: machine type 0
-_SYSREG, _FIRMWARE, _BITMAPS, _CCSIDR = 0x13, 0x14, 0x16, 0x11
+_FIRMWARE, _BITMAPS, _CCSIDR = 0x14, 0x16, 0x11
 # The feature ID registers: op0 3, op1 0, CRn 0, CRm 1 to 7; and CTR_EL0.
 _ID_SPACE = frozenset(sysreg(3, 0, 0, crm, op2) for crm in range(1, 8) for op2 in range(8)) | {SYSTEM["CTR_EL0"]}
 # MRS X0, CNTFRQ_EL0; STR X0, [X1].
@@ -111,7 +111,7 @@ def _full(vm: VirtualMachine, vcpu: Vcpu, has_masks: bool) -> dict[str, Any]:
     masks = vcpus.writable_masks(vm) if has_masks else None
     found: dict[str, Any] = {}
     for register, value in values.items():
-        known = REGISTERS.get(_name(register))
+        known = REGISTERS.get(register_name(register))
         if known is None and not value:
             continue  # an encoding that no CPU has given a meaning yet
         if masks is not None:
@@ -119,7 +119,7 @@ def _full(vm: VirtualMachine, vcpu: Vcpu, has_masks: bool) -> dict[str, Any]:
         else:
             writable = _writable(vcpu, register, value, known) if known else 0
         entry = {"value": f"{value:#x}", "writable": f"{writable:#x}"}
-        found[_name(register)] = {**entry, "fields": known.decode(value) if known else {}}
+        found[register_name(register)] = {**entry, "fields": known.decode(value) if known else {}}
     groups = {group: [r for r in listed if r.group == group] for group in (_FIRMWARE, _BITMAPS, _CCSIDR)}
     firmware = [*groups[_FIRMWARE], *groups[_BITMAPS]]
     return {
@@ -129,12 +129,8 @@ def _full(vm: VirtualMachine, vcpu: Vcpu, has_masks: bool) -> dict[str, Any]:
         "caches": _hexadecimal(vcpu, (SYSTEM["CLIDR_EL1"], *groups[_CCSIDR])),
         "caches_settable": any(_settable(vcpu, register) for register in groups[_CCSIDR][:1]),
         "firmware": _hexadecimal(vcpu, firmware),
-        "registers": {f"{register:#x}": _name(register) for register in listed},
+        "registers": {f"{register:#x}": register_name(register) for register in listed},
     }
-
-
-def _name(register: Register) -> str:
-    return BY_ENCODING.get(register.encoding, register.name) if register.group == _SYSREG else register.name
 
 
 def _writable(vcpu: Vcpu, register: Register, value: int, known: IdRegister) -> int:

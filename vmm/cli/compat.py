@@ -22,10 +22,11 @@ _HEADER: dict[str, Any] = {"schema": "vmm-compat", "version": 1}
 
 @click.command("compat")
 @click.argument("files", nargs=-1, required=True, metavar="A.json B.json [MORE.json ...]")
+@click.option("--guest", metavar="STATE", help="Ask for the guest in this file of `vmm save`, on each of the hosts.")
 @click.option("--both", is_flag=True, help="Ask for the way back too.")
 @click.option("--strict", is_flag=True, help="A guest that needs masking may not run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every finding and mask.")
-def command(files: tuple[str, ...], both: bool, strict: bool, as_json: bool) -> int:
+def command(files: tuple[str, ...], guest: str | None, both: bool, strict: bool, as_json: bool) -> int:
     """Judge from files of `vmm probe --json` whether a guest of host A may run on host B.
 
     The guest is one that got all that A's KVM offers. Each dimension is ok, ok after masking (what to take from the
@@ -33,14 +34,23 @@ def command(files: tuple[str, ...], both: bool, strict: bool, as_json: bool) -> 
     With more than two files: the matrix of all pairs, what each host costs the others, and what guests have to do
     without to run everywhere. No KVM is needed, and the hosts may be of any architecture.
 
+    With --guest STATE the guest is the one in a file, with what it was started with, and any number of hosts is
+    asked. Nothing can be taken from it any more; "to do" is then for its stream or for the destination.
+
     Exits with 0 if the guest may run, as it is or after masking; 1 if not, or if that is unknown; 2 for a file that
     is no probe. With --both, or with more than two files, every pair counts.
     """
-    if len(files) < 2:
+    if guest is not None and both:
+        raise click.UsageError("--both asks for the way back, and a guest in a file has none: give --guest alone")
+    if guest is None and len(files) < 2:
         raise click.UsageError("two probes are compared, or more: write them with `vmm probe --json > HOST.json`")
     offers = [load(path) for path in files]
-    fleet = compare_all(offers) if len(offers) > 2 else None
-    reports = _reports(offers, both, fleet)
+    fleet = compare_all(offers) if len(offers) > 2 and guest is None else None
+    if guest is None:
+        reports = _reports(offers, both, fleet)
+    else:
+        offers = [_saved(guest), *offers]
+        reports = [compare(offers[0], destination, started=True) for destination in offers[1:]]
     if as_json:
         document = _HEADER | {"reports": [report.to_json() for report in reports]}
         print(json.dumps(document | ({"fleet": fleet.to_json()} if fleet else {}), indent=2))
@@ -49,6 +59,12 @@ def command(files: tuple[str, ...], both: bool, strict: bool, as_json: bool) -> 
             print(line)
     worst = Verdict.worst(report.verdict for report in reports)
     return int(worst.rank > (Verdict.OK if strict else Verdict.MASK).rank)
+
+
+def _saved(path: str) -> Offer:
+    from vmm.migration.compat_saved import load_guest  # not above: two probes can be compared without the bindings
+
+    return load_guest(path)
 
 
 def _reports(offers: Sequence[Offer], both: bool, fleet: Fleet | None) -> list[Report]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,11 @@ class Report:
         }
 
 
-def compare(source: Offer, destination: Offer) -> Report:
-    """Judge whether a guest with all of ``source``'s offer may run on ``destination``."""
+def compare(source: Offer, destination: Offer, *, started: bool = False) -> Report:
+    """Judge whether a guest with all of ``source``'s offer may run on ``destination``.
+
+    From a guest that was ``started`` nothing can be taken any more: what it would have to do without is a no.
+    """
     ours, theirs = source.about["architecture"], destination.about["architecture"]
     if ours != theirs:
         different = Finding(Verdict.NO, "architecture", ours, theirs)
@@ -87,9 +90,18 @@ def compare(source: Offer, destination: Offer) -> Report:
     guest, judged = source, []
     for dimension in _dimensions(ours):
         findings = tuple(dimension.judge(guest, destination))
+        if started:
+            findings = tuple(map(_too_late, findings))
         guest = guest.masked(mask for finding in findings for mask in finding.masks)
         judged.append(Judged(dimension.name, findings))
     return Report(source, destination, tuple(judged))
+
+
+def _too_late(finding: Finding) -> Finding:
+    if finding.verdict is not Verdict.MASK or all(mask.late for mask in finding.masks):
+        return finding
+    note = "; ".join(filter(None, [finding.note, "the guest was started with it"]))
+    return replace(finding, verdict=Verdict.NO, masks=(), note=note)
 
 
 def _dimensions(architecture: str) -> tuple[Dimension, ...]:

@@ -23,6 +23,7 @@ __all__ = [
     "CAPABILITIES",
     "CAPTURE_ORDER",
     "STEPS",
+    "about",
     "capture_machine",
     "check_complete",
     "describe",
@@ -278,6 +279,11 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
     """Write the parts that belong to the VM; StateRefused if there are any."""
     if parts:
         raise StateRefused(f"the state has VM-wide parts that are not known: {', '.join(parts)}")
+
+
+def about() -> dict[str, str]:
+    """Return what a state says about its host: the frequency of the counter, which no KVM can change."""
+    return {"counter_hz": str(lib.vmm_host_cntfrq())}
 
 
 def why(step: str, state: VcpuState, error: KvmError) -> str:

@@ -123,7 +123,7 @@ def capture(guest: BaseGuest, *, memory: bool = True) -> VmState:
     guest.complete()
     vcpu = capture_vcpu(guest.vcpu)
     machine = {**_capabilities(guest.vm), **_module().capture_machine(guest.vm)}
-    about = {"kernel": platform.release(), "machine": platform.machine()}
+    about = {"kernel": platform.release(), "machine": platform.machine(), **_module().about()}
     contents = capture_memory(guest) if memory else tuple(MemoryState(m.gpa, m.size) for m in guest.vm.memories)
     return VmState(ARCHITECTURE, (vcpu,), contents, machine, identity(guest.payload), about)
 

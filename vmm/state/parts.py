@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vmm.state.stream import StreamError
 from vmm.state.value import Part, VmState
 
-__all__ = ["CAPABILITIES", "MACHINE", "VCPU", "Shape", "check_known", "check_parts"]
+__all__ = ["CAPABILITIES", "MACHINE", "VCPU", "Shape", "check_known", "check_parts", "check_vcpu"]
 
 _REGISTERS = 4096
 
@@ -102,7 +102,12 @@ def check_parts(state: VmState) -> None:
     _check("the VM", MACHINE[state.arch], state.machine)
     _check_capabilities(state)
     for vcpu in state.vcpus:
-        _check(f"vCPU {vcpu.identifier}", VCPU[state.arch], vcpu.parts)
+        check_vcpu(state.arch, vcpu.identifier, vcpu.parts)
+
+
+def check_vcpu(arch: str, identifier: int, parts: Mapping[str, Part]) -> None:
+    """Raise StreamError unless a vCPU has the parts it needs, no others, each of its shape."""
+    _check(f"vCPU {identifier}", VCPU[arch], parts)
 
 
 def check_known(arch: str, name: str, part: Part, where: str) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "CAPTURE_ORDER",
     "STEPS",
     "STRUCTURES",
+    "about",
     "capture_machine",
     "check_complete",
     "describe",
@@ -336,6 +337,11 @@ def permit(vcpu: VcpuState) -> None:
             f"CPUID: the guest has {xfeature.describe(wanted)}, for which this process gets no permission "
             f"({error.errno_name}): the CPU or kernel lacks it, or a vCPU was made before"
         ) from error
+
+
+def about() -> dict[str, str]:
+    """Return what a state says about its host, beside the kernel: nothing, CPUID says it all."""
+    return {}
 
 
 def why(step: str, state: VcpuState, error: KvmError) -> str:

@@ -7,6 +7,7 @@ there is some to have), every capability, every MSR listed. Keys of an offer's v
     cpuid.LEAF.SUBLEAF.REGISTER    such as cpuid.00000007.0.ebx      forced.* the same, of bits nobody can clear
     msr.INDEX                      the value of a feature MSR        listed.INDEX, unlisted.INDEX  1 if KVM has it
     cap.NAME                       KVM_CHECK_EXTENSION               tsc.khz, tsc.scaling, xsave2, known.SECTION
+    saved                          1 for a guest that is in a file
 
 Source: what KVM checks is in arch/x86/kvm (cpuid.c, x86.c, vmx/nested.c); what a guest relies on, in the SDM.
 """

@@ -27,10 +27,16 @@ def msrs(guest: Offer, destination: Offer) -> list[Finding]:
 
 
 def _missing(index: int, guest: Offer, destination: Offer) -> Iterator[Finding]:
-    """Yield the finding about an MSR that the destination lacks: none if the guest cannot have it."""
+    """Yield the finding about an MSR that the destination lacks: none if the guest cannot have it.
+
+    A saved guest has it in its state all the same.
+    """
     what = f"{name(index)} ({index:#x})"
     features = [feature for feature in gate(index) if has(guest, feature)]
     if index in STATELESS or (gate(index) and not features):
+        if guest.get("saved"):
+            mask = Mask(f"listed.{index:08x}", 1, 0, what, f"leave {name(index)} out of the stream", late=True)
+            yield Finding(Verdict.MASK, what, "saved", "missing", (mask,), "the guest cannot have used it")
         return
     masks = mask_features(guest, destination, *features) if features else None
     if masks:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 
 from vmm.arm64 import vcpu as vcpus
+from vmm.arm64.id_registers import mask_index
 from vmm.arm64.registers import SYSTEM, sysreg
 from vmm.arm64.system_registers import FEATURES, FIELDS, NAMES, field, fields, replaced
 from vmm.arm64.vcpu import Feature, read, write
@@ -204,11 +205,6 @@ def gic_changes(context: Context) -> None:
         refused_indicative(context, "the value from before", errno.EBUSY, write, vcpu, SYSTEM[_PFR0], start)
 
 
-def _mask_index(encoding: tuple[int, int, int, int, int]) -> int:
-    op1 = encoding[1] & 3
-    return (op1 - (op1 == 3)) << 6 | (encoding[3] & 7) << 3 | encoding[4]
-
-
 @clause("id.writable-masks", arch="arm64", needs=(SVE, _MASKS), since="6.7", timeout=60)
 def writable_masks(context: Context) -> None:
     """KVM_ARM_GET_REG_WRITABLE_MASKS is true: outside of a feature register's mask no bit can be changed.
@@ -221,11 +217,11 @@ def writable_masks(context: Context) -> None:
     masks = succeeds("KVM_ARM_GET_REG_WRITABLE_MASKS", vcpus.writable_masks, vm)
     refused("another range", errno.EINVAL, vcpus.writable_masks, vm, region=1)
     refused("a reserved field", errno.EINVAL, vcpus.writable_masks, vm, reserved=1)
-    true(f"the mask of {_ZFR0}", masks[_mask_index((3, 0, 0, 4, 4))] != 0, 0, "some bits")
-    equal(f"SVE in the mask of {_PFR0}", field(_PFR0, "SVE", masks[_mask_index((3, 0, 0, 4, 0))]), 0)
+    true(f"the mask of {_ZFR0}", masks[mask_index((3, 0, 0, 4, 4))] != 0, 0, "some bits")
+    equal(f"SVE in the mask of {_PFR0}", field(_PFR0, "SVE", masks[mask_index((3, 0, 0, 4, 0))]), 0)
     changed = []
     for encoding in FEATURES:
-        register, mask = sysreg(*encoding), masks[_mask_index(encoding)]
+        register, mask = sysreg(*encoding), masks[mask_index(encoding)]
         value = read(vcpu, register)
         for bit in range(64):
             if not mask >> bit & 1:
