@@ -10,6 +10,8 @@ spell, so that ids can be read on a host of any architecture.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from vmm.arm64.system_registers import NAMES
 
 __all__ = [
@@ -80,31 +82,7 @@ class Register(int):
     @property
     def name(self) -> str:
         """The register's name; its number where nobody gave it one."""
-        low = self & 0xFFFF
-        known = {
-            _CORE: _CORE_NAMES,
-            _FW: _FIRMWARE_NAMES,
-            _BITMAP: _BITMAP_NAMES,
-        }.get(self.group, {})
-        if low in known:
-            return known[low]
-        if self.group == _SYSREG:
-            return NAMES.get(self.encoding) or "S{}_{}_C{}_C{}_{}".format(*self.encoding)
-        if self.group == _SVE:
-            return self._sve_name(low)
-        if self.group == _DEMUX:
-            return f"CCSIDR[{low & 0xFF}]"
-        return f"{int(self):#018x}"
-
-    def _sve_name(self, low: int) -> str:
-        if low == 0xFFFF:
-            return "VLS"
-        number, suffix = low >> 5 & 31, f"[{self.slice}]" if self.slice else ""
-        if low < 0x400:
-            return f"Z{number}{suffix}"
-        if 0x400 <= low < 0x600:
-            return f"P{number}{suffix}"
-        return f"FFR{suffix}" if 0x600 <= low < 0x620 else f"{int(self):#018x}"
+        return _name(self)
 
     def __str__(self) -> str:
         return self.name
@@ -114,6 +92,32 @@ class Register(int):
 
     def __format__(self, specification: str) -> str:
         return format(int(self) if specification[-1:] in ("x", "d", "X", "b") else self.name, specification)
+
+
+@lru_cache(4096)
+def _name(register: Register) -> str:
+    low, group = register & 0xFFFF, register.group
+    known = {_CORE: _CORE_NAMES, _FW: _FIRMWARE_NAMES, _BITMAP: _BITMAP_NAMES}.get(group, {})
+    if low in known:
+        return known[low]
+    if group == _SYSREG:
+        return NAMES.get(register.encoding) or "S{}_{}_C{}_C{}_{}".format(*register.encoding)
+    if group == _SVE:
+        return _sve_name(register, low)
+    if group == _DEMUX:
+        return f"CCSIDR[{low & 0xFF}]"
+    return f"{int(register):#018x}"
+
+
+def _sve_name(register: Register, low: int) -> str:
+    if low == 0xFFFF:
+        return "VLS"
+    number, suffix = low >> 5 & 31, f"[{register.slice}]" if register.slice else ""
+    if low < 0x400:
+        return f"Z{number}{suffix}"
+    if 0x400 <= low < 0x600:
+        return f"P{number}{suffix}"
+    return f"FFR{suffix}" if 0x600 <= low < 0x620 else f"{int(register):#018x}"
 
 
 def _register(group: int, size: int, low: int) -> Register:

@@ -123,5 +123,7 @@ def name(offset: int) -> str:
 
 def differences(expected: bytes, observed: bytes) -> list[str]:
     """Return where two images differ: register, byte, and both values."""
+    if expected == observed:
+        return []
     pairs = enumerate(zip(expected, observed, strict=True))
     return [f"{name(at)}: {right:#04x} and not {left:#04x}" for at, (left, right) in pairs if left != right]

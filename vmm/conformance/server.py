@@ -35,6 +35,7 @@ from vmm.conformance.execute import execute, skip
 from vmm.conformance.host import Host
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import Clause, all_clauses
+from vmm.ioctl import request_name
 from vmm.payload import load, names
 from vmm.system import Kvm, KvmUnavailable
 
@@ -233,6 +234,7 @@ def serve(channel: socket.socket, preload: list[str]) -> None:
     clauses = {clause.id: clause for clause in all_clauses()}
     for name in names():
         load(name)
+    request_name(0)  # the names of the requests are looked for once
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the client has had enough
         try:
             with Kvm() as kvm:
