@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         "--shards",
         type=int,
         metavar="N",
-        help="divide `vmm check --format json` among N machines and join the reports (the default command of amx: 2)",
+        help="divide `vmm check --format json` among N machines and join the reports (amx and sve's own command: 2)",
     )
     parser.add_argument("--keep", action="store_true", help="keep the run's files: console, initrd, command line")
     parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")

@@ -81,15 +81,16 @@ def test_a_command_is_divided_that_cannot_be_joined(words: str, expected: bool) 
     assert shard_command(["vmm", "check"], 2, 3) == ["vmm", "check", "--shard", "2/3"]
 
 
-def test_amx_leaves_a_processor_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("machine", ["amx", "sve"])
+def test_a_machine_of_one_thread_leaves_a_processor_idle(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    plans = make_plans(None, *parse(["amx"]))  # type: ignore[arg-type]
+    plans = make_plans(None, *parse([machine]))  # type: ignore[arg-type]
     assert [plan.command[-2:] for plan in plans] == [["--shard", "1/2"], ["--shard", "2/2"]]
     assert plans[0].merger is plans[1].merger is not None
-    for words in (["svm"], ["amx", "--", "vmm", "check"], ["amx", "--out", "x"], ["amx", "--shards", "1"]):
+    for words in (["svm"], [machine, "--", "vmm", "check"], [machine, "--out", "x"], [machine, "--shards", "1"]):
         assert [plan.merger for plan in make_plans(None, *parse(words))] == [None]  # type: ignore[arg-type]
     with pytest.raises(LabError, match="--shards divides"):
-        make_plans(None, *parse(["amx", "--shards", "2", "--", "vmm", "probe"]))  # type: ignore[arg-type]
+        make_plans(None, *parse([machine, "--shards", "2", "--", "vmm", "probe"]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
