@@ -172,6 +172,7 @@ def no_sigkill(context: Context) -> None:
 
     From 5.13 to 6.13 (fixed by commit 59419f10045b) the kernel could meet the guest's ZCR_EL1 when it saved state
     for a user of its own: a warning, and SIGKILL for the VMM. Where the log can be read it has no new warning.
+    The VMM has its shortest vectors and its longest (each of its lengths with --exhaustive).
 
     Source: arch/arm64/kernel/fpsimd.c, fpsimd_save_user_state; arch/arm64/kvm/hyp/include/hyp/switch.h.
     """
@@ -180,7 +181,8 @@ def no_sigkill(context: Context) -> None:
     logged = warnings()
     with Neighbour(cpu) as neighbour:
         neighbour.wait()
-        for own in _own_lengths(context):
+        every = sorted(_own_lengths(context))
+        for own in every if context.options.exhaustive else sorted({every[0], every[-1]}):
             done, what = neighbour.operations, f"a VMM with vectors of {16 * own} bytes"
             in_child(what, partial(_beside_kernel_neon, context, own))
             true(f"operations of the kernel beside {what}", neighbour.operations > done, 0, "some")
