@@ -9,12 +9,11 @@ and ``dirtyflush N`` with those of N reads of non-coherent memory that was writt
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
+from pathlib import Path
 from time import perf_counter_ns
 
-from vmm._kvm import lib
+from vmm.bench.answer import answer, serve
 from vmm.coherence import Coherence
 from vmm.machine import VirtualMachine
 from vmm.memory import GuestMemory
@@ -63,26 +62,16 @@ class _Walk:
         return at
 
 
-def _serve() -> None:
+def _serve(folder: Path) -> None:
     with Kvm() as kvm, kvm.create_vm() as vm:
         coherent, other = _Walk(vm, Coherence.COHERENT), _Walk(vm, Coherence.NON_COHERENT)
         operations = {"read": coherent.measure, "flushed": other.measure, "dirtyflush": other.measure_written}
-        print(0, flush=True)
-        for line in sys.stdin:
-            name, count = line.split()
-            print(operations[name](int(count)), flush=True)
+        answer((0,), operations)
 
 
 def main() -> int:
     """Serve whoever started this program until its end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    lib.vmm_die_with_parent(os.getppid())
-    try:
-        _serve()
-    except Exception as error:
-        print(f"error: {error}", flush=True)
-        return 1
-    return 0
+    return serve(_serve)
 
 
 if __name__ == "__main__":

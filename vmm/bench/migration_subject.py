@@ -12,15 +12,16 @@ Both receivers are processes of their own, and both have their memory before the
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter_ns
 from typing import NoReturn
 
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE, module
+from vmm.bench.answer import answer, serve
 from vmm.memory import GuestMemory
 from vmm.migration.convergence import Limits
 from vmm.migration.handover import At
@@ -170,7 +171,12 @@ def _fill(memory: GuestMemory, start: int) -> None:
         memory.view[at : at + len(piece)] = piece
 
 
-def _serve() -> None:
+def _once(run: Callable[[], int]) -> Callable[[int], int]:
+    """An operation that is done once, however often it was asked for."""
+    return lambda count: run()
+
+
+def _serve(folder: Path) -> None:
     # The receivers first: who forks has no threads yet.
     listener = Listener(parse(_ANY))
     _child(lambda: _receive_guests(listener))
@@ -186,22 +192,13 @@ def _serve() -> None:
         runner = Runner(guest, idle_on_halt=True)
         subject = _Subject(runner, listener.text, port)
         operations = {"migrate": subject.migrate, "still": subject.still, "copy": subject.copy, "talk": subject.talk}
-        print(0, flush=True)
-        for line in sys.stdin:
-            print(operations[line.split()[0]](), flush=True)
+        answer((0,), {name: _once(run) for name, run in operations.items()})
         runner.close()
 
 
 def main() -> int:
     """Serve whoever started this program until its end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    lib.vmm_die_with_parent(os.getppid())
-    try:
-        _serve()
-    except Exception as error:
-        print(f"error: {error}", flush=True)
-        return 1
-    return 0
+    return serve(_serve)
 
 
 if __name__ == "__main__":

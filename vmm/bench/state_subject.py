@@ -8,15 +8,14 @@ It writes the list of MSRs for the C program into FOLDER, then an empty line, an
 
 from __future__ import annotations
 
-import os
-import signal
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 
-from vmm._kvm import lib
 from vmm.arch import module
+from vmm.bench.answer import answer, serve
 from vmm.bench.subject import prepared
 from vmm.state.capture import capture_vcpu, restore_vcpu
 from vmm.system import Kvm
@@ -40,21 +39,12 @@ def _serve(folder: Path) -> None:
         msrs = capture_vcpu(guest.vcpu).parts.get("MSRS", {})
         assert not isinstance(msrs, bytes)
         (folder / "msrs").write_bytes(struct.pack(f"={len(msrs)}I", *msrs))
-        print(0, flush=True)
-        for line in sys.stdin:
-            print(_states(guest.vcpu, int(line.split()[1])), flush=True)
+        answer((0,), {"state": partial(_states, guest.vcpu)})
 
 
 def main() -> int:
     """Serve whoever started this program until its end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    lib.vmm_die_with_parent(os.getppid())
-    try:
-        _serve(Path(sys.argv[1]))
-    except Exception as error:
-        print(f"error: {error}", flush=True)
-        return 1
-    return 0
+    return serve(_serve)
 
 
 if __name__ == "__main__":

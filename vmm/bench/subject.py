@@ -13,8 +13,6 @@ object that a module brings is five of them.
 
 from __future__ import annotations
 
-import os
-import signal
 import struct
 import sys
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 from vmm import ioctl as door
 from vmm._kvm import lib
 from vmm.arch import module
+from vmm.bench.answer import answer, serve
 from vmm.exits import Budget, Exit
 from vmm.memory import PAGE_SIZE
 from vmm.system import Kvm
@@ -124,23 +123,13 @@ def _serve(folder: Path) -> None:
         subject = Subject(kvm)
         with subject.guest:
             subject.write_to(folder)
-            print(subject.guest.memory.size, subject.tick, flush=True)
             operations = {"loop": subject.loop, "exit": subject.exit, "call": subject.call, "start": subject.start}
-            for line in sys.stdin:
-                name, count = line.split()
-                print(operations[name](int(count)), flush=True)
+            answer((subject.guest.memory.size, subject.tick), operations)
 
 
 def main() -> int:
     """Serve whoever started this program until its end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    lib.vmm_die_with_parent(os.getppid())
-    try:
-        _serve(Path(sys.argv[1]))
-    except Exception as error:
-        print(f"error: {error}", flush=True)
-        return 1
-    return 0
+    return serve(_serve)
 
 
 if __name__ == "__main__":
