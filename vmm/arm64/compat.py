@@ -19,12 +19,13 @@ from vmm.arm64.compat_registers import caches, firmware, registers
 from vmm.arm64.vls import MAX, VectorLengths
 from vmm.offer import Capabilities, Dimension, Finding, Mask, Offer, ProbeError, Section, Verdict
 
-__all__ = ["DIMENSIONS", "values"]
+__all__ = ["CAPABILITIES", "DIMENSIONS", "IMPLEMENTATION", "values"]
 
+IMPLEMENTATION = ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")
 _ALL = (1 << 64) - 1
 _ID = re.compile(r"0x6[0-9a-f]{15}")
 _NAME = re.compile(r"[A-Z0-9a-z_]{1,40}(\[[0-9]{1,3}\])?")
-_CAPABILITIES = Capabilities(
+CAPABILITIES = Capabilities(
     needed=("KVM_CAP_ONE_REG", "KVM_CAP_VCPU_EVENTS", "KVM_CAP_MP_STATE"),
     optional=(
         "KVM_CAP_IRQCHIP", "KVM_CAP_ARM_EL1_32BIT", "KVM_CAP_ARM_MTE", "KVM_CAP_ARM_EL2", "KVM_CAP_ARM_EL2_E2H0",
@@ -126,7 +127,7 @@ def _address_space(guest: Offer, destination: Offer) -> list[Finding]:
 
 def _implementation(guest: Offer, destination: Offer) -> list[Finding]:
     found = []
-    for name in ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1"):
+    for name in IMPLEMENTATION:
         key = f"implementation.{name}"
         ours, theirs = guest.find(key), destination.find(key)
         if ours is None or theirs is None:
@@ -165,5 +166,5 @@ DIMENSIONS = (
     Dimension("firmware registers", firmware),
     Dimension("register list", registers),
     Dimension("counter", _counter),
-    Dimension("capabilities", _CAPABILITIES.judge),
+    Dimension("capabilities", CAPABILITIES.judge),
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from vmm.arm64.compat import CAPABILITIES, IMPLEMENTATION
 from vmm.arm64.id_registers import REGISTERS, register_name
 from vmm.arm64.registers import Register
 from vmm.arm64.vcpu import Feature
@@ -14,8 +15,6 @@ from vmm.arm64.vls import VectorLengths
 __all__ = ["about", "values"]
 
 _Parts = Mapping[str, bytes | Mapping[int, bytes]]
-_IMPLEMENTATION = ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1")
-_NEEDED = ("KVM_CAP_ONE_REG", "KVM_CAP_VCPU_EVENTS", "KVM_CAP_MP_STATE")
 
 
 def values(parts: _Parts, host: Mapping[str, str], memory_end: int) -> dict[str, int]:
@@ -24,7 +23,7 @@ def values(parts: _Parts, host: Mapping[str, str], memory_end: int) -> dict[str,
     ``memory_end`` is a guest physical address; ``host``, what the state says about its host, has the frequency of
     the counter, for which there is no register in a state.
     """
-    found = {f"cap.{name}": 1 for name in _NEEDED} | {"ipa": max(memory_end - 1, 1).bit_length()}
+    found = {f"cap.{name}": 1 for name in CAPABILITIES.needed} | {"ipa": max(memory_end - 1, 1).bit_length()}
     features = int.from_bytes(bytes(parts["INIT"])[4:8], "little")
     found |= {f"feature.{feature.name}": 1 for feature in Feature if features >> feature & 1}
     if "VLS" in parts:
@@ -41,7 +40,7 @@ def values(parts: _Parts, host: Mapping[str, str], memory_end: int) -> dict[str,
 def _identification(parts: _Parts) -> dict[str, int]:
     found = {}
     for name, value in _values(parts, "IDREGS").items():
-        if name in _IMPLEMENTATION:
+        if name in IMPLEMENTATION:
             found[f"implementation.{name}"] = value
         elif name == "CLIDR_EL1":
             found[f"cache.{name}"] = value

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmm.arch import module
+from vmm.cli.probe import document
 from vmm.conformance.host import measure
 from vmm.guest import BaseGuest
 from vmm.migration.compat import compare, parse
 from vmm.migration.errors import MigrationError
 from vmm.migration.runner import Outcome
-from vmm.offer import SCHEMA, VERSION, ProbeError, Verdict
+from vmm.offer import ProbeError, Verdict
 from vmm.system import Kvm
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def address(parse: Callable[[str], Any], text: str) -> Any:
 
 def probe(kvm: Kvm) -> dict[str, Any]:
     """Return what `vmm probe --json` prints."""
-    host = measure(kvm)
-    return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **module("probe").survey(kvm, host.facts)}
+    return document(kvm, measure(kvm))
 
 
 def blockers(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

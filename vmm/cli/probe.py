@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from vmm.arch import module
-from vmm.conformance.host import measure
+from vmm.conformance.host import Host, measure
 from vmm.offer import SCHEMA, VERSION
 from vmm.system import Kvm
 
-__all__ = ["command"]
+__all__ = ["command", "document"]
+
+
+def document(kvm: Kvm, host: Host) -> dict[str, Any]:
+    """Return what ``vmm probe --json`` prints about a measured host."""
+    survey = module("probe").survey(kvm, host.facts)
+    return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **survey}
 
 
 @click.command("probe")
@@ -25,18 +32,17 @@ def command(as_json: bool) -> int:
     kernel and KVM; its first keys are "schema" and "version", then come those of the first line of
     `vmm check --format json`, then those that vmm.x86.probe and vmm.arm64.probe describe.
     """
-    probe = module("probe")
     with Kvm() as kvm:
         host = measure(kvm)
-        survey = probe.survey(kvm, host.facts)
+        found = document(kvm, host)
     if as_json:
-        print(json.dumps({"schema": SCHEMA, "version": VERSION, **host.to_json(), **survey}, indent=2))
+        print(json.dumps(found, indent=2))
         return 0
-    lines = [*host.lines(), *probe.lines(survey)]
+    lines = [*host.lines(), *module("probe").lines(found)]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
     print()
-    for name, value in survey["capabilities"].items():
+    for name, value in found["capabilities"].items():
         print(f"{name:{width}}  {value}")
     return 0

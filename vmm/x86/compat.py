@@ -21,7 +21,7 @@ from vmm.x86.compat_cpuid import features, numbers, others
 from vmm.x86.compat_msr import feature_msrs, msrs
 from vmm.x86.compat_xstate import amx, layout, permission, xfeatures
 
-__all__ = ["DIMENSIONS", "values"]
+__all__ = ["CAPABILITIES", "DIMENSIONS", "values"]
 
 _ENTRY = re.compile(
     r"(?P<leaf>[0-9a-f]{8})\.(?P<subleaf>[0-9]{1,4}): "
@@ -30,7 +30,7 @@ _ENTRY = re.compile(
 _INDEX = re.compile(r"0x[0-9a-f]{8}")
 # Vendors whose CPUs KVM treats alike: arch/x86/kvm/cpuid.h, guest_cpuid_is_amd_compatible.
 _CLASSES = {"HygonGenuine": "AuthenticAMD"}
-_CAPABILITIES = Capabilities(
+CAPABILITIES = Capabilities(
     needed=("KVM_CAP_XSAVE", "KVM_CAP_XCRS", "KVM_CAP_VCPU_EVENTS", "KVM_CAP_DEBUGREGS", "KVM_CAP_MP_STATE"),
     optional=(
         "KVM_CAP_IRQCHIP", "KVM_CAP_SPLIT_IRQCHIP", "KVM_CAP_SREGS2", "KVM_CAP_EXCEPTION_PAYLOAD",
@@ -126,7 +126,7 @@ def _khz(value: int | None) -> str:
 # In this order: what a capability or a component brings along is gone with it before it is compared.
 DIMENSIONS = (
     Dimension("vendor", _vendor),
-    Dimension("capabilities", _CAPABILITIES.judge),
+    Dimension("capabilities", CAPABILITIES.judge),
     Dimension("guest permission", permission),
     Dimension("xfeatures", xfeatures),
     Dimension("XSAVE layout", layout),

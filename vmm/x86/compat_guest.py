@@ -5,22 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vmm.x86.compat import CAPABILITIES
 from vmm.x86.compat_cpuid import cpuid_key
-from vmm.x86.cpuid import REGISTERS, Cpuid
+from vmm.x86.cpuid import REGISTERS, Cpuid, model, vendor
 from vmm.x86.msr_rules import FEATURE_MSRS
 
 __all__ = ["about", "values"]
 
 _Parts = Mapping[str, bytes | Mapping[int, bytes]]
 _MSR_PARTS = ("MSRS", "XFD", "TSC")
-# Without these calls no state is written; the others that a guest needs show in its CPUID and MSRs.
-_NEEDED = ("KVM_CAP_XSAVE", "KVM_CAP_XCRS", "KVM_CAP_VCPU_EVENTS", "KVM_CAP_DEBUGREGS", "KVM_CAP_MP_STATE")
-_BRAND = range(0x80000002, 0x80000005)
 
 
 def values(parts: _Parts, host: Mapping[str, str], memory_end: int) -> dict[str, int]:
     """Return what a guest was given, from the parts of a vCPU's state: CPUID, MSRs, TSC frequency, local APIC."""
-    found = {f"cap.{name}": 1 for name in _NEEDED} | {"known.permission": 1, "known.msrs": 1, "saved": 1}
+    # What else a guest needs shows in its CPUID and MSRs.
+    found = {f"cap.{name}": 1 for name in CAPABILITIES.needed} | {"known.permission": 1, "known.msrs": 1, "saved": 1}
     if "LAPIC" in parts:
         found["cap.KVM_CAP_IRQCHIP"] = 1
     for entry in _cpuid(parts):
@@ -40,15 +39,11 @@ def values(parts: _Parts, host: Mapping[str, str], memory_end: int) -> dict[str,
 
 def about(parts: _Parts) -> dict[str, str]:
     """Return vendor and model as the guest's CPUID has them."""
-    table = _cpuid(parts)
-    first = table.get(0)
-    vendor = b"".join(word.to_bytes(4, "little") for word in (first.ebx, first.edx, first.ecx))
-    brand = b"".join(word.to_bytes(4, "little") for leaf in _BRAND for word in table.get(leaf).registers)
-    return {"vendor": _text(vendor), "model": _text(brand) or "a CPU without a name"}
+    leaf = _cpuid(parts).get
+    return {"vendor": _printable(vendor(leaf)), "model": _printable(model(leaf)) or "a CPU without a name"}
 
 
-def _text(data: bytes) -> str:
-    text = data.decode("ascii", "replace").replace("\0", "").strip()
+def _printable(text: str) -> str:
     return "".join(character for character in text if character.isprintable())
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -26,8 +26,10 @@ __all__ = [
     "Entry",
     "get_cpuid",
     "host",
+    "model",
     "set_cpuid",
     "supported",
+    "vendor",
 ]
 
 # KVM_MAX_CPUID_ENTRIES, arch/x86/include/asm/kvm_host.h.
@@ -231,3 +233,19 @@ def host(function: int, index: int = 0) -> Entry:
     registers = ffi.new("uint32_t[4]")
     lib.vmm_cpuid(function, index, registers)
     return Entry(function, index, 0, *registers)
+
+
+def vendor(leaf: Callable[[int], Entry]) -> str:
+    """Return the vendor that CPUID 0 spells; ``leaf`` gives a leaf's entry, such as host or a table's get."""
+    first = leaf(0)
+    return _text(first.ebx, first.edx, first.ecx)
+
+
+def model(leaf: Callable[[int], Entry]) -> str:
+    """Return the brand string in the leaves 0x80000002 to 0x80000004, empty where they are zeros."""
+    words = [word for function in (0x80000002, 0x80000003, 0x80000004) for word in leaf(function).registers]
+    return _text(*words).split("\0")[0].strip()
+
+
+def _text(*words: int) -> str:
+    return b"".join(word.to_bytes(4, "little") for word in words).decode("ascii", "replace")

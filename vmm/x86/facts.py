@@ -90,22 +90,6 @@ def _backend() -> str:
     return "unknown"
 
 
-def _vendor() -> str:
-    leaf = cpuid.host(0)
-    return b"".join(value.to_bytes(4, "little") for value in (leaf.ebx, leaf.edx, leaf.ecx)).decode(
-        "ascii", "replace"
-    )
-
-
-def _model() -> str:
-    if cpuid.host(0x80000000).eax < 0x80000004:
-        return "unknown"
-    raw = b"".join(
-        value.to_bytes(4, "little") for n in (2, 3, 4) for value in cpuid.host(0x80000000 + n).registers
-    )  # fmt: skip
-    return raw.split(b"\0")[0].decode("ascii", "replace").strip()
-
-
 def _try(call: object) -> int | None:
     try:
         return call()  # type: ignore[operator, no-any-return]
@@ -118,8 +102,9 @@ def measure(kvm: Kvm) -> Facts:
     backend = _backend()
     return Facts(
         backend=backend,
-        vendor=_vendor(),
-        model=_model(),
+        vendor=cpuid.vendor(cpuid.host),
+        # A leaf above the highest would answer as the highest basic one does.
+        model=cpuid.model(cpuid.host) if cpuid.host(0x80000000).eax >= 0x80000004 else "unknown",
         xcr0=int(lib.vmm_xgetbv(0)) if lib.vmm_has_osxsave() else 0,
         xcomp_supported=_try(permission.host_supported),
         xcomp_guest_permitted=_try(permission.guest_permitted),
