@@ -24,7 +24,7 @@ _DRIVER = """
 import sys
 from vmm.conformance.context import Options
 from vmm.conformance.runner import Job, Runner
-with Runner(preload=["tests.isolation_clauses"]) as runner:
+with Runner(preload=["tests.isolation_clauses"], pristine=PRISTINE) as runner:
     for number, result in runner.run([Job.of("test.sleeps", Options())]):
         print(runner._process.pid, flush=True)
 """
@@ -104,10 +104,11 @@ def test_no_clause_inherits_another_ones_frozen_permission() -> None:
     assert {r.verdict for r in results.values()} <= {Verdict.PASS, Verdict.SKIP}
 
 
-def _driver() -> tuple[subprocess.Popen[str], int, list[int]]:
+def _driver(pristine: bool) -> tuple[subprocess.Popen[str], int, list[int]]:
     """Start a process that runs a clause of 30 s; return it, its server's pid and the clauses' pids."""
+    program = _DRIVER.replace("PRISTINE", str(pristine))
     process = subprocess.Popen(
-        [sys.executable, "-c", _DRIVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     server = int(process.stdout.readline())
@@ -115,20 +116,36 @@ def _driver() -> tuple[subprocess.Popen[str], int, list[int]]:
     return process, server, _children(server)
 
 
+_PRISTINE = pytest.mark.parametrize("pristine", [False, True], ids=["exec", "fork"])
+
+
+@_PRISTINE
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_no_process_is_left_when_the_client_dies(number: signal.Signals) -> None:
-    process, server, clauses = _driver()
+def test_no_process_is_left_when_the_client_dies(number: signal.Signals, pristine: bool) -> None:
+    process, server, clauses = _driver(pristine)
     process.send_signal(number)
     process.communicate(timeout=10)
     assert _eventually(lambda: all(map(_gone, [server, *clauses])))
 
 
-def test_no_clause_is_left_when_the_server_dies() -> None:
-    process, server, clauses = _driver()
+@_PRISTINE
+def test_no_clause_is_left_when_the_server_dies(pristine: bool) -> None:
+    process, server, clauses = _driver(pristine)
     os.kill(server, signal.SIGKILL)
     _, stderr = process.communicate(timeout=20)
     assert "the clause server ended with status -9" in stderr
     assert _eventually(lambda: all(map(_gone, clauses)))
+
+
+def test_a_forked_server_that_cannot_start_says_why() -> None:
+    program = (
+        "from vmm.conformance.runner import Runner\n"
+        "with Runner(preload=['tests.no_such_module'], pristine=True) as runner:\n"
+        "    runner.clauses\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert "No module named 'tests.no_such_module'" in done.stderr
+    assert "RuntimeError: the clause server ended with status 1" in done.stderr
 
 
 def test_ctrl_c_ends_the_command_with_130_and_leaves_nothing() -> None:

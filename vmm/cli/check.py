@@ -128,7 +128,7 @@ def _check(
     kselftest: bool, options: Options,
 ) -> int:  # fmt: skip
     part, whole = shard
-    with Runner(jobs=jobs or os.cpu_count() or 1) as runner:
+    with Runner(jobs=jobs or os.cpu_count() or 1, pristine=True) as runner:
         # The server alone imports the clauses: this process needs their names only.
         clauses = matching(globs, runner.clauses)[part - 1 :: whole]
         with _output(output) as stream:

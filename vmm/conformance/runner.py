@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult
@@ -30,21 +33,69 @@ class Job(dict[str, Any]):
         return cls(id=identifier, options=asdict(options), interposer=interposer, arguments=arguments)
 
 
+class _Fork:
+    """The server as a fork of this process, with as much of subprocess.Popen as a Runner needs."""
+
+    def __init__(self, ours: socket.socket, theirs: socket.socket, preload: Iterable[str]) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._serve(ours, theirs, preload)
+        self._pidfd: int | None = os.pidfd_open(self.pid)
+        self._status = 0
+
+    @staticmethod
+    def _serve(ours: socket.socket, theirs: socket.socket, preload: Iterable[str]) -> NoReturn:
+        """In the child: forget the client, and never return into its frames."""
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            ours.close()  # else the server would keep its own client alive
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            from vmm.conformance.server import run  # the client has no use for what this imports
+
+            run(theirs, preload)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the process and return its exit status, or its signal's number below zero."""
+        if self._pidfd is not None:
+            if not select.select([self._pidfd], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("the clause server", timeout)
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            os.close(self._pidfd)
+            self._pidfd = None
+        return self._status
+
+    def kill(self) -> None:
+        """Kill the process."""
+        if self._pidfd is not None:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
 class Runner:
     """Owns a fork server, which starts at once and is waited for at the first use.
 
     ``jobs`` is how many clauses run at once (default: one a CPU), ``preload`` names modules that the server
-    imports. Leaving the ``with`` block ends the server and every child of it.
+    imports. ``pristine`` is the caller's word that this process has one thread, has never created a vCPU or asked
+    for a permission, and has no other Runner: then the server is a fork of it, which spares a second start of
+    Python. Leaving the ``with`` block ends the server and every child of it.
     """
 
-    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = ()) -> None:
+    def __init__(self, *, jobs: int | None = None, preload: Iterable[str] = (), pristine: bool = False) -> None:
         self._sent = 0
         self._jobs = jobs
         self._channel, theirs = socket.socketpair()
         with theirs:
-            self._lines = self._channel.makefile("rb")
-            command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process: _Fork | subprocess.Popen[bytes]
+            if pristine:
+                self._process = _Fork(self._channel, theirs, preload)
+            else:
+                command = [sys.executable, "-m", "vmm.conformance.server", str(theirs.fileno()), *preload]
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._lines = self._channel.makefile("rb")
 
     @cached_property
     def _greeting(self) -> dict[str, Any]:
@@ -113,7 +164,7 @@ class Runner:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(_STOP_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -3,9 +3,10 @@
 
 The guest permission and its lock belong to a process, are inherited by fork and outlive every KVM fd, so
 no clause may run where another has run. Forking a process that has everything imported costs a
-millisecond or two; an exec of Python would cost a hundred. It runs as ``python -m vmm.conformance.server FD``
-and speaks JSON lines over that socket: one job a line in ({"id": ..., ...}), and out first the host (or
-{"unavailable": ...}), then for every job {"started": n} and {"finished": n, "result": ...}.
+millisecond or two; an exec of Python would cost a hundred. It runs as ``python -m vmm.conformance.server FD``,
+or as a fork of a client that is as pristine, and speaks JSON lines over that socket: one job a line in
+({"id": ..., ...}), and out first the host (or {"unavailable": ...}), then for every job {"started": n} and
+{"finished": n, "result": ...}.
 
 multiprocessing's fork server would run the caller's main module in every child and hides how a child
 died; this one reports the signal, kills the child's whole process group, and dies with its client.
@@ -23,9 +24,10 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from vmm._kvm import lib
 from vmm.conformance import expectations
@@ -39,7 +41,7 @@ from vmm.ioctl import request_name
 from vmm.payload import load, names
 from vmm.system import Kvm, KvmUnavailable
 
-__all__ = ["main", "serve"]
+__all__ = ["main", "run", "serve"]
 
 _OUTPUT_KEPT = 4000
 _KILL_AGAIN = 1.0  # seconds; a process inside a system call may need a moment to die
@@ -227,7 +229,7 @@ class _Server:
         self._channel.sendall(json.dumps(message).encode() + b"\n")
 
 
-def serve(channel: socket.socket, preload: list[str]) -> None:
+def serve(channel: socket.socket, preload: Iterable[str]) -> None:
     """Import everything a clause needs, measure the host, and serve jobs until the client is gone."""
     for module in preload:
         importlib.import_module(module)
@@ -249,13 +251,18 @@ def serve(channel: socket.socket, preload: list[str]) -> None:
         _Server(channel, host, clauses).loop()
 
 
-def main() -> None:
-    """Serve on the socket whose descriptor is the first argument; further ones are modules to import."""
+def run(channel: socket.socket, preload: Iterable[str]) -> NoReturn:
+    """Be the server process: serve until the client is gone, then leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's business
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
-        serve(channel, sys.argv[2:])
+    with channel:
+        serve(channel, preload)
     sys.stderr.flush()
     os._exit(0)  # all children have been waited for; taking the modules apart would cost a sixth of loading them
+
+
+def main() -> None:
+    """Serve on the socket whose descriptor is the first argument; further ones are modules to import."""
+    run(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 
 
 if __name__ == "__main__":
