@@ -37,7 +37,8 @@ Boot a Debian kernel with its own KVM on an emulated CPU and run a command there
 _EPILOG = """\
 The command's output and exit status become those of scripts/lab; 125 says that the machine failed, not the
 command.  Files that the command writes to /out come back with --out; it finds those of --in in /in.  The first
-run of a machine builds it (minutes), later ones take seconds.
+run of a machine builds it (minutes), later ones take seconds: svm and sve go on from the state in which they were
+booted once with the same kernel, options and package.
 
   scripts/lab amx                                      the conformance run with AMX, half of it in each of two
   scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel
@@ -90,6 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         metavar="N",
         help="divide `vmm check --format json` among N machines and join the reports (amx and sve's own command: 2)",
     )
+    parser.add_argument("--fresh", action="store_true", help="boot, instead of continuing a machine booted before")
     parser.add_argument("--keep", action="store_true", help="keep the run's files: console, initrd, command line")
     parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")
     options = parser.parse_args(own)
@@ -125,8 +127,9 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
         if shards > 1:
             merger = Merger(shards)
             words = [shard_command(command, part + 1, shards) for part in range(shards)]
-            return [Plan(_machine(cache, options, 0), one, merger=merger) for one in words]
-        return [Plan(_machine(cache, options, 0), command, options.out, options.shell, options.files)]
+            return [Plan(_machine(cache, options, 0), one, fresh=options.fresh, merger=merger) for one in words]
+        machine = _machine(cache, options, 0)
+        return [Plan(machine, command, options.out, options.shell, options.files, options.fresh)]
     if options.name == "amx":
         raise LabError("Only svm and sve can be paired: the emulator of amx has no network in this configuration.")
     ends = [end.detach() for end in socket.socketpair()]

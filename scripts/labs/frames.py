@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frames in which a machine's agent sends what its command wrote (machine/agent.c is the other end).
+"""The frames in which a machine's agent sends what its command wrote, and a waiting one is told what to run
+(machine/agent.c is the other end, and says what the kinds are).
 
 A frame is 0xF5 'L', a letter for its kind, the payload's size in four bytes and the payload.  Some
 emulators put words of their own before the first frame; those are kept apart.
@@ -9,14 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["ERROR", "FILES", "HELLO", "OUTPUT", "STATUS", "FrameReader"]
+__all__ = [
+    "ERROR",
+    "FILES",
+    "GO",
+    "HELLO",
+    "OUTPUT",
+    "READY",
+    "SEED",
+    "STATUS",
+    "TIME",
+    "WRITE",
+    "FrameReader",
+    "frame",
+]
 
-HELLO, OUTPUT, ERROR, FILES, STATUS = "H", "O", "E", "F", "X"
+READY, HELLO, OUTPUT, ERROR, FILES, STATUS = "R", "H", "O", "E", "F", "X"
+WRITE, TIME, SEED, GO = "W", "T", "S", "G"
 
 _MARK = b"\xf5L"
 _HEAD = len(_MARK) + 1 + 4
-_KINDS = frozenset((HELLO, OUTPUT, ERROR, FILES, STATUS))
+_KINDS = frozenset((READY, HELLO, OUTPUT, ERROR, FILES, STATUS))
 _MAXIMUM = 1 << 20
+
+
+def frame(kind: str, payload: bytes = b"") -> bytes:
+    """Return a frame."""
+    return _MARK + kind.encode() + len(payload).to_bytes(4, "little") + payload
 
 
 class FrameReader:

@@ -7,18 +7,23 @@ Linux unpacks cpio archives that follow one another, so only the small last part
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cache import Cache, hash_files
 from .cpio import CpioWriter
+from .frames import GO, SEED, TIME, WRITE, frame
 from .toolchain import find_compiler
 
-__all__ = ["Job", "build_agent", "job_archive", "write_initrd"]
+__all__ = ["Setup", "Task", "agent_archive", "build_agent", "task_frames", "write_initrd"]
 
 _AGENT = Path(__file__).parent / "machine" / "agent.c"
+
+_SEED_SIZE = 64
 
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -31,14 +36,29 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the agent is to do: a command, with the modules inserted and the settings made before."""
+class Setup:
+    """What the agent does first: modules to insert and settings to make."""
 
-    command: Sequence[str]
     settings: Mapping[str, str]
     modules: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the agent is then to run."""
+
+    command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)  # by their names in /in
+
+    def contents(self) -> dict[str, bytes]:
+        """Return the files that tell the agent, by their paths below the root."""
+        names = {**_ENVIRONMENT, **self.environment}
+        return {
+            "lab/command": _strings(self.command),
+            "lab/names": _strings(f"{key}={value}" for key, value in names.items()),
+            **{f"in/{name}": source.read_bytes() for name, source in self.files.items()},
+        }
 
 
 def build_agent(cache: Cache, arch: str) -> Path:
@@ -52,23 +72,28 @@ def build_agent(cache: Cache, arch: str) -> Path:
     return cache.build("agent", inputs, make, f"compiling the {arch} agent") / "agent"
 
 
-def job_archive(agent: Path, job: Job) -> bytes:
-    """Return the archive with the agent as /init and its instructions."""
+def agent_archive(agent: Path, setup: Setup, task: Task | None) -> bytes:
+    """Return the archive with the agent as /init and its instructions, or none that it has to wait for."""
     buffer = io.BytesIO()
     with CpioWriter(buffer) as out:
         out.file("init", agent.read_bytes(), 0o755)
         paths = []
-        for module in job.modules:
+        for module in setup.modules:
             paths.append(f"/lab/{module.name}")
             out.file(f"lab/{module.name}", module.read_bytes())
+        settings = setup.settings if task else {**setup.settings, "wait": "yes"}
         out.file("lab/modules", _lines(paths))
-        out.file("lab/settings", _lines(f"{key} {value}" for key, value in job.settings.items()))
-        out.file("lab/command", _strings(job.command))
-        for name, source in job.files.items():
-            out.file(f"in/{name}", source.read_bytes())
-        names = {**_ENVIRONMENT, **job.environment}
-        out.file("lab/names", _strings(f"{key}={value}" for key, value in names.items()))
+        out.file("lab/settings", _lines(f"{key} {value}" for key, value in settings.items()))
+        for path, content in task.contents().items() if task else ():
+            out.file(path, content)
     return buffer.getvalue()
+
+
+def task_frames(task: Task) -> bytes:
+    """Return what a waiting agent is told: its files, the time, a seed, and to go."""
+    files = [frame(WRITE, b"/" + path.encode() + b"\0" + content) for path, content in task.contents().items()]
+    now = str(time.time_ns()).encode()
+    return b"".join([*files, frame(TIME, now), frame(SEED, os.urandom(_SEED_SIZE)), frame(GO)])
 
 
 def write_initrd(target: Path, archives: Sequence[Path], last: bytes) -> None:

@@ -22,7 +22,7 @@ __all__ = ["Kernel", "fetch_kernel", "module_order", "strip_signature"]
 
 #: architecture -> the modules that any machine may ask for
 _MODULES = {
-    "amd64": ("kvm_intel", "kvm_amd", "virtio_pci", "virtio_net"),
+    "amd64": ("kvm_intel", "kvm_amd", "virtio_pci", "virtio_console", "virtio_net"),
     "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
 }
 

@@ -44,11 +44,13 @@ class Boot:
 
     folder: Path
     kernel: Kernel
-    initrd: Path
-    data: int  # file descriptor that takes the frames of the agent
+    initrd: Path | None  # None when a state is continued
+    data: int  # file descriptor of a socket for the frames of the agent
     console: Path  # a file, or a terminal when it is interactive
-    interactive: bool
+    interactive: bool = False
     port: Port | None = None
+    control: int | None = None  # file descriptor of a socket on which the emulator's monitor takes commands
+    state: int | None = None  # file descriptor of a saved state to continue instead of booting
 
 
 class Machine(ABC):
@@ -65,6 +67,8 @@ class Machine(ABC):
     console_device: str
     #: whether the emulator runs in one thread, so that a second machine is for free where there is a second CPU
     one_thread = False
+    #: whether the emulator can save its state, so that a booted machine is kept and continued
+    keeps_state = False
 
     def __init__(self, cache: Cache, options: Options) -> None:
         self.cache = cache

@@ -20,6 +20,8 @@ class _Qemu(Machine):
     program: str
     serial_arguments: str
     processors = 1
+    channel = "/dev/vport0p1"
+    keeps_state = True
 
     def prepare(self) -> None:
         self._root = HostRoot(self.cache, TOOL_SUITE, [self.package])
@@ -30,7 +32,7 @@ class _Qemu(Machine):
         raise NotImplementedError
 
     def machine_options(self) -> list[str]:
-        """Return the options that choose the board and attach the data channel."""
+        """Return the options that choose the board and its accelerator."""
         raise NotImplementedError
 
     def kernel_arguments(self) -> str:
@@ -43,7 +45,9 @@ class _Qemu(Machine):
         return {"QEMU_MODULE_DIR": str(modules)} if modules else {}
 
     def command(self, boot: Boot) -> list[str]:
-        console = "serial" if boot.interactive else "file"
+        console = f"serial,id=console,path={boot.console}"
+        if not boot.interactive:
+            console = f"file,id=console,path={boot.console},append=on"
         words = [
             *self._root.command(f"usr/bin/{self.program}"),
             *(
@@ -54,18 +58,19 @@ class _Qemu(Machine):
             ),
             *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
             *("-cpu", self.processor(), "-smp", str(self.processors), "-m", str(self.options.memory or 1024)),
-            *("-chardev", f"{console},id=console,path={boot.console}", "-serial", "chardev:console"),
-            *("-chardev", f"file,id=data,path=/dev/fd/{boot.data}"),
             *self.machine_options(),
-            *(
-                "-kernel",
-                str(boot.kernel.image),
-                "-initrd",
-                str(boot.initrd),
-                "-append",
-                f"{self.kernel_arguments()} {self.options.append}",
-            ),
+            *("-chardev", console, "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=data,fd={boot.data}"),
+            *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=data,name=lab"),
+            *("-kernel", str(boot.kernel.image)),
+            *("-append", f"{self.kernel_arguments()} {self.options.append}"),
         ]
+        if boot.initrd is not None:
+            words += ["-initrd", str(boot.initrd)]
+        if boot.control is not None:
+            words += ["-chardev", f"socket,id=control,fd={boot.control}", "-mon", "chardev=control,mode=control"]
+        if boot.state is not None:
+            words += ["-incoming", f"fd:{boot.state}"]
         if boot.port is not None:
             words += ["-netdev", f"socket,id=cable,fd={boot.port.socket}"]
             words += ["-device", f"virtio-net-pci,netdev=cable,mac={boot.port.mac},romfile="]
@@ -77,8 +82,7 @@ class Svm(_Qemu):
 
     name = "svm"
     arch = "amd64"
-    modules = ("kvm_amd",)
-    channel = "port"
+    modules = ("kvm_amd", "virtio_pci", "virtio_console")
     power = "acpi"
     console_device = "/dev/ttyS0"
     package = "qemu-system-x86"
@@ -94,7 +98,7 @@ class Svm(_Qemu):
         return "max,+svm,-cx16" + (f",{extra}" if extra else "")
 
     def machine_options(self) -> list[str]:
-        return ["-accel", "tcg", "-machine", "pc", "-device", "isa-debugcon,iobase=0xe9,chardev=data"]
+        return ["-accel", "tcg", "-machine", "pc"]
 
     def kernel_arguments(self) -> str:
         return super().kernel_arguments() + " tsc=reliable no_timer_check"
@@ -107,7 +111,6 @@ class Sve(_Qemu):
     arch = "arm64"
     # The last two: a process can have the kernel use its vector registers, by AF_ALG.
     modules = ("virtio_pci", "virtio_console", "algif_skcipher", "aes_ce_blk")
-    channel = "/dev/vport0p1"
     power = "psci"
     console_device = "/dev/ttyAMA0"
     package = "qemu-system-arm"
@@ -125,10 +128,7 @@ class Sve(_Qemu):
         return "max,pauth-impdef=on,lpa2=off,sve=on," + vector_properties(self.options.cpu or "vq=1,2,3,4")
 
     def machine_options(self) -> list[str]:
-        return [
-            *("-accel", "tcg,thread=single", "-machine", "virt,virtualization=on,gic-version=3"),
-            *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=data,name=lab"),
-        ]
+        return ["-accel", "tcg,thread=single", "-machine", "virt,virtualization=on,gic-version=3"]
 
     def kernel_arguments(self) -> str:
         mode = " kvm-arm.mode=nvhe" if self.options.mode == "nvhe" else ""

@@ -7,18 +7,21 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import sys
 import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from .bochs.machine import Amx
 from .cache import Cache
 from .errors import LabError
-from .image import Job, build_agent, job_archive, write_initrd
+from .image import Setup, Task, agent_archive, build_agent, task_frames, write_initrd
+from .kept import CONSOLE, STATE, keep_machine
+from .kernels import Kernel
 from .machines import Boot, Machine, Port
 from .product import build_product
 from .progress import note
@@ -46,12 +49,18 @@ class Plan:
     out: Path | None = None
     shell: bool = False
     files: Path | None = None  # a folder whose files the command finds in /in
+    fresh: bool = False  # boot, even if the machine is kept booted
 
     label: str = ""  # before each line of output
     address: str = ""  # of its network interface
     port: Port | None = None
     environment: dict[str, str] = field(default_factory=dict)
     merger: Merger | None = None  # where the output goes when several machines make one report
+
+    @property
+    def kept(self) -> bool:
+        """Whether to continue a kept machine: one of a pair has an address of its own, a shell its terminal."""
+        return self.machine.keeps_state and not (self.fresh or self.shell or self.port)
 
 
 class StreamSink:
@@ -165,6 +174,47 @@ def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink,
     machine = plan.machine
     kernel = machine.kernel()
     archives = [build_userland(cache, machine.arch), build_product(cache, repository, machine.arch)]
+    _write_manifest(folder, [kernel.folder, *(archive.parent for archive in archives)])
+    ours, theirs = (end.detach() for end in socket.socketpair())
+    console = relay.path if relay is not None else folder / "console.log"
+    boot = Boot(folder, kernel, None, theirs, console, relay is not None, plan.port)
+    boot, outgoing = _beginning(cache, plan, archives, boot)
+    command = machine.command(boot)
+    (folder / "command").write_text(shlex.join(command) + "\n")
+    inherited = (plan.port.socket if plan.port is not None else None, boot.state)
+    return Guest(
+        name=plan.label.strip(" |") or machine.name,
+        command=command,
+        environment=machine.environment(),
+        data=(ours, theirs),
+        data_is_stdout=machine.data_is_stdout,
+        console=None if relay is not None else console,
+        log=folder / "emulator.log",
+        inherited=[descriptor for descriptor in inherited if descriptor is not None],
+        sink=sink,
+        outgoing=outgoing,
+    )
+
+
+def _beginning(cache: Cache, plan: Plan, archives: Sequence[Path], boot: Boot) -> tuple[Boot, bytes]:
+    """Return `boot` with what the machine begins from, and the frames that its agent is sent."""
+    machine, kernel = plan.machine, boot.kernel
+    agent = build_agent(cache, machine.arch)
+    setup, task = _instructions(plan, kernel)
+    if plan.kept:
+        kept = keep_machine(cache, machine, kernel, archives, agent_archive(agent, setup, None))
+        shutil.copyfile(kept / CONSOLE, boot.console)
+        note(f"{machine.name}: continuing Linux {kernel.release}")
+        return replace(boot, state=os.open(kept / STATE, os.O_RDONLY | os.O_CLOEXEC)), task_frames(task)
+    initrd = boot.folder / "initrd"
+    write_initrd(initrd, archives, agent_archive(agent, setup, task))
+    note(f"{machine.name}: booting Linux {kernel.release}")
+    return replace(boot, initrd=initrd), b""
+
+
+def _instructions(plan: Plan, kernel: Kernel) -> tuple[Setup, Task]:
+    """Return what the agent of a plan's machine is to do."""
+    machine = plan.machine
     settings = {"channel": machine.channel, "power": machine.power}
     modules = list(machine.modules)
     if plan.shell:
@@ -173,28 +223,7 @@ def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink,
         settings["address"] = plan.address
         modules += machine.network_modules
     files = {found.name: found for found in sorted(plan.files.iterdir()) if found.is_file()} if plan.files else {}
-    job = Job(plan.command, settings, kernel.modules(modules), plan.environment, files)
-    initrd = folder / "initrd"
-    write_initrd(initrd, archives, job_archive(build_agent(cache, machine.arch), job))
-
-    read, write = os.pipe()
-    console = relay.path if relay is not None else folder / "console.log"
-    boot = Boot(folder, kernel, initrd, write, console, relay is not None, plan.port)
-    command = machine.command(boot)
-    (folder / "command").write_text(shlex.join(command) + "\n")
-    _write_manifest(folder, [kernel.folder, *(archive.parent for archive in archives)])
-    note(f"{machine.name}: booting Linux {kernel.release}")
-    return Guest(
-        name=plan.label.strip(" |") or machine.name,
-        command=command,
-        environment=machine.environment(),
-        data=(read, write),
-        data_is_stdout=machine.data_is_stdout,
-        console=None if relay is not None else console,
-        log=folder / "emulator.log",
-        cable=plan.port.socket if plan.port is not None else None,
-        sink=sink,
-    )
+    return Setup(settings, kernel.modules(modules)), Task(plan.command, plan.environment, files)
 
 
 def _write_manifest(folder: Path, entries: Sequence[Path]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .errors import LabError
-from .frames import ERROR, FILES, HELLO, OUTPUT, STATUS, FrameReader
+from .frames import ERROR, FILES, HELLO, OUTPUT, READY, STATUS, FrameReader
 from .progress import note
 
 __all__ = ["Guest", "Sink", "console_reports", "console_tail", "supervise"]
@@ -54,12 +54,14 @@ class Guest:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
-    data: tuple[int, int]  # the pipe for its frames: (read, write)
+    data: tuple[int, int]  # the socket pair for its frames: (ours, the emulator's)
     data_is_stdout: bool
     console: Path | None  # the file its console is written to; None when the user sees it
     log: Path  # the emulator's own words
-    cable: int | None  # the socket of its network interface
+    inherited: Sequence[int]  # more descriptors for the emulator, closed here once it has them
     sink: Sink
+    outgoing: bytes = b""  # frames for the agent
+    when_ready: Callable[[Guest], None] | None = None  # called when the agent waits for its task
     status: int | None = None
     failure: str | None = None
     reader: FrameReader = field(default_factory=FrameReader)
@@ -75,25 +77,33 @@ class Guest:
 
     def start(self) -> None:
         """Start the emulator with nothing to read; it ends when this process does."""
-        read, write = self.data
+        ours, theirs = self.data
         with open(self.log, "wb") as log:
             try:
                 self.process = subprocess.Popen(
                     self.command,
                     env={**os.environ, **self.environment},
                     stdin=subprocess.DEVNULL,
-                    stdout=write if self.data_is_stdout else log,
+                    stdout=theirs if self.data_is_stdout else log,
                     stderr=log,
-                    pass_fds=(write, *(() if self.cable is None else (self.cable,))),
+                    pass_fds=(theirs, *self.inherited),
                     start_new_session=True,  # Ctrl-C is for us; we end the emulator
                     preexec_fn=_die_with_parent,
                 )
             except OSError as error:
                 raise LabError(f"The emulator {self.command[0]} could not be started: {error.strerror}.") from None
-        os.close(write)
-        if self.cable is not None:
-            os.close(self.cable)
-        os.set_blocking(read, False)
+        for descriptor in (theirs, *self.inherited):
+            os.close(descriptor)
+        os.set_blocking(ours, False)
+
+    def send(self) -> None:
+        """Send as many of the outgoing frames as the channel takes."""
+        try:
+            self.outgoing = self.outgoing[os.write(self.data[0], self.outgoing) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.outgoing = b""  # nobody is there to take them; why is found when its end is received
 
     def receive(self) -> bool:
         """Take what has come through the channel; false at its end."""
@@ -101,12 +111,16 @@ class Guest:
             data = os.read(self.data[0], 1 << 16)
         except BlockingIOError:
             return True
+        except ConnectionResetError:
+            return False
         for kind, payload in self.reader.feed(data):
             self._frame(kind, payload)
         return bool(data)
 
     def _frame(self, kind: str, payload: bytes) -> None:
-        if kind == HELLO:
+        if kind == READY and self.when_ready is not None:
+            self.when_ready(self)
+        elif kind == HELLO:
             self.greetings += 1
             note(f"{self.name}: {payload.decode(errors='replace')}")
             if self.greetings > 1:
@@ -138,12 +152,11 @@ def supervise(guests: Sequence[Guest], timeout: float, relay: Callable[[], bool]
         try:
             for guest in guests:
                 guest.start()
-                selector.register(guest.data[0], selectors.EVENT_READ, guest)
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if guest.outgoing else 0)
+                selector.register(guest.data[0], events, guest)
             while selector.get_map() and not any(guest.failure for guest in guests):
-                for key, _events in selector.select(0.02 if relay else 0.1):
-                    guest = key.data
-                    if not guest.receive():
-                        selector.unregister(key.fd)
+                for key, events in selector.select(0.02 if relay else 0.1):
+                    _exchange(selector, key.data, events)
                 if relay is not None and not relay():
                     return
                 for guest in guests:
@@ -154,6 +167,16 @@ def supervise(guests: Sequence[Guest], timeout: float, relay: Callable[[], bool]
             for guest in guests:
                 guest.stop()
                 os.close(guest.data[0])
+
+
+def _exchange(selector: selectors.BaseSelector, guest: Guest, events: int) -> None:
+    """Send and receive what the channel of a guest is ready for."""
+    if events & selectors.EVENT_WRITE:
+        guest.send()
+        if not guest.outgoing:
+            selector.modify(guest.data[0], selectors.EVENT_READ, guest)
+    if events & selectors.EVENT_READ and not guest.receive():
+        selector.unregister(guest.data[0])
 
 
 def _judge(guest: Guest, deadline: float, timeout: float) -> None:

@@ -13,7 +13,7 @@ from labs.bochs.machine import configuration
 from labs.bochs.rom import ROM_ADDRESS, StartInfo, build_rom
 from labs.cpio import CpioWriter
 from labs.errors import LabError
-from labs.image import Job, job_archive
+from labs.image import Setup, Task, agent_archive, task_frames
 from labs.kernels import module_order, strip_signature
 from labs.userland import leave_out
 from labs.vmlinux import flatten, unpack_bzimage
@@ -89,14 +89,39 @@ def test_the_job_tells_the_agent_its_command_modules_and_settings(tmp_path: Path
     agent, module = tmp_path / "agent", tmp_path / "kvm.ko"
     agent.write_bytes(b"agent")
     module.write_bytes(b"module")
-    job = Job(["echo", "two words", ""], {"channel": "port"}, [module], {"LAB_SELF": "a"}, {"given": module})
-    entries = read_cpio(job_archive(agent, job))
+    task = Task(["echo", "two words", ""], {"LAB_SELF": "a"}, {"given": module})
+    entries = read_cpio(agent_archive(agent, Setup({"channel": "port"}, [module]), task))
     assert entries["init"][:2] == (stat.S_IFREG | 0o755, b"agent")
     assert entries["lab/command"][1] == b"echo\0two words\0\0"
     assert entries["lab/modules"][1] == b"/lab/kvm.ko\n"
     assert entries["lab/kvm.ko"][1] == entries["in/given"][1] == b"module"
     assert entries["lab/settings"][1] == b"channel port\n"
     assert b"LAB_SELF=a\0" in entries["lab/names"][1]
+
+
+def test_a_waiting_agent_is_told_the_same_later(tmp_path: Path) -> None:
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"agent")
+    task = Task(["echo", "hi"], {"LAB_SELF": "a"}, {"given": agent})
+    now = read_cpio(agent_archive(agent, Setup({"channel": "port"}), task))
+    waiting = read_cpio(agent_archive(agent, Setup({"channel": "port"}), None))
+    assert waiting["lab/settings"][1] == b"channel port\nwait yes\n"
+    frames = cut_frames(task_frames(task))
+    later = dict(payload.split(b"\0", 1) for kind, payload in frames if kind == "W")
+    assert later == {b"/" + name.encode(): now[name][1] for name in set(now) - set(waiting) - {"in"}} != {}
+    kinds = [kind for kind, _ in frames]
+    assert kinds[-1] == "G" and kinds.count("S") == kinds.count("T") == 1
+    seeds = {dict(cut_frames(task_frames(task)))["S"] for _ in range(3)}
+    assert len(seeds) == 3, "continued machines would draw the same random numbers"
+
+
+def cut_frames(data: bytes) -> list[tuple[str, bytes]]:
+    frames = []
+    while data:
+        end = 7 + int.from_bytes(data[3:7], "little")
+        frames.append((chr(data[2]), data[7:end]))
+        data = data[end:]
+    return frames
 
 
 @pytest.mark.parametrize(

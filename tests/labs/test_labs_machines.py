@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,33 @@ def test_a_command_runs_with_kvm_and_our_package(name: str, kernel: str, tmp_pat
 def test_the_processor_has_what_the_machine_is_for(name: str, words: tuple[str, ...]) -> None:
     done = lab(name, "--", "cat", "/proc/cpuinfo")
     assert set(words) <= set(done.stdout.split())
+
+
+CONTINUED = """
+date +%s; head -c 8 /dev/urandom | xxd -p; lsmod | sort | tr '\\n' ' '; echo
+for mask in 1 2 1 2; do [ $mask -lt $((1 << $(nproc))) ] && taskset $mask sleep 0.1; done; sleep 0.5
+cat /in/given
+"""
+
+
+@pytest.mark.parametrize(("name", "mode"), [("svm", "vhe"), ("sve", "vhe"), ("sve", "nvhe")])
+def test_a_kept_machine_goes_on_with_its_own_time_timers_and_random_numbers(
+    name: str, mode: str, tmp_path: Path
+) -> None:
+    seen = set()
+    for number, words in enumerate((["--fresh"], [], [], [])):
+        (tmp_path / "given").write_text(str(number))
+        start = time.time()
+        done = lab(
+            name, "--mode", mode, *words, "--timeout", "60", "--in", str(tmp_path), "--", "sh", "-c", CONTINUED
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        date, random, modules, given = done.stdout.splitlines()
+        assert start - 2 < int(date) < time.time() + 2
+        assert given == str(number)
+        seen.add((random, modules))
+    assert len({random for random, _ in seen}) == 4, "the same random numbers"
+    assert len({modules for _, modules in seen}) == 1, "a machine that was booted differs"
 
 
 @pytest.mark.parametrize(("mode", "text"), [("vhe", "VHE mode initialized"), ("nvhe", "nVHE mode initialized")])

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running: the command line, frames, the supervision of an emulator, what it leaves; no machine is booted."""
 
+import hashlib
 import io
 import os
 import random
+import socket
 import sys
 import tarfile
 import time
@@ -13,17 +15,12 @@ import pytest
 from labs.cache import Cache
 from labs.cli import main, make_plans, parse
 from labs.errors import LabError
-from labs.frames import FrameReader
+from labs.frames import FrameReader, frame
 from labs.kernels import Kernel
 from labs.machines import Boot, Options, Port
 from labs.qemu import Sve, Svm, vector_properties
 from labs.session import StreamSink, _status, extract_files
 from labs.supervise import Guest, console_tail, supervise
-
-
-def frame(kind: str, payload: bytes) -> bytes:
-    return b"\xf5L" + kind.encode() + len(payload).to_bytes(4, "little") + payload
-
 
 # the command line
 
@@ -117,7 +114,8 @@ def fake_qemu(kind: type, tmp_path: Path, options: Options) -> list[str]:
 
     machine = kind(None, options)
     machine._root = Root()
-    boot = Boot(tmp_path, Kernel(tmp_path, "7.2"), tmp_path / "initrd", 7, tmp_path / "console", False, Port(9, "m"))
+    kernel = Kernel(tmp_path, "7.2")
+    boot = Boot(tmp_path, kernel, tmp_path / "initrd", 7, tmp_path / "console", port=Port(9, "m"))
     return machine.command(boot)
 
 
@@ -196,11 +194,13 @@ def say(text):
 """
 
 
-def emulate(tmp_path: Path, program: str, timeout: float = 20) -> tuple[Guest, Collector, float]:
-    read, write = os.pipe()
+def emulate(
+    tmp_path: Path, program: str, timeout: float = 20, outgoing: bytes = b""
+) -> tuple[Guest, Collector, float]:
+    ours, theirs = (end.detach() for end in socket.socketpair())
     console, sink = tmp_path / "console", Collector()
-    command = [sys.executable, "-c", PRELUDE + program, str(write), str(console)]
-    guest = Guest("test", command, {}, (read, write), False, console, tmp_path / "log", None, sink)
+    command = [sys.executable, "-c", PRELUDE + program, str(theirs), str(console)]
+    guest = Guest("test", command, {}, (ours, theirs), False, console, tmp_path / "log", (), sink, outgoing)
     start = time.monotonic()
     supervise([guest], timeout)
     assert guest.ended
@@ -212,6 +212,25 @@ def test_output_files_and_status_arrive(tmp_path: Path) -> None:
     guest, sink, _ = emulate(tmp_path, program)
     assert (sink.out, sink.err, sink.tar) == (b"out", b"err", b"tar")
     assert (guest.status, guest.failure) == (7, None)
+
+
+def test_a_task_larger_than_the_channel_arrives_whole_while_output_comes(tmp_path: Path) -> None:
+    program = """
+import hashlib
+total, left = hashlib.sha256(), 5000000
+while left:
+    data = os.read(fd, min(left, 50000)); total.update(data); left -= len(data); frame(b'O', data[:1])
+frame(b'E', total.hexdigest().encode()); frame(b'X', b'0')
+"""
+    task = random.Random(1).randbytes(5000000)
+    guest, sink, _ = emulate(tmp_path, program, outgoing=task)
+    assert (sink.err.decode(), guest.status) == (hashlib.sha256(task).hexdigest(), 0)
+
+
+def test_an_emulator_that_dies_before_it_takes_its_task_is_named(tmp_path: Path) -> None:
+    guest, _, _ = emulate(tmp_path, "sys.exit('no such state')", outgoing=bytes(5000000))
+    assert guest.failure is not None and "status 1" in guest.failure
+    assert console_tail(guest) == ["no such state"]
 
 
 def test_a_machine_that_hangs_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

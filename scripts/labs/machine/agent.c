@@ -4,21 +4,28 @@
  *
  * What to do is in files of the initial file system:
  *   /lab/modules   kernel modules to insert, one path a line, in order
- *   /lab/settings  "key value" lines: channel, address, shell, power
+ *   /lab/settings  "key value" lines: channel, address, shell, power, wait
  *   /lab/command   the command's words, each ended by a zero byte
  *   /lab/names     environment variables, "NAME=value" each ended by a zero byte
  *
  * Everything for the host goes through one channel as frames, so that the command's output, its errors and its
  * files arrive unmixed and binary: 0xF5 'L' kind size(4, little endian) payload.  Kinds: H hello, O standard
  * output, E standard error, F a piece of a tar archive of /out, X the exit status (a decimal number).
- * The channel is a device, or port 0xE9 of the x86 emulators' debug console, where a byte costs no interrupt.
+ * The channel is a device, or port 0xE9 of Bochs's debug console, where a byte costs no interrupt.
+ *
+ * With the setting "wait", it says that it is ready (R) before it reads the command, and takes frames from the host
+ * until one lets it go (G): files to write (W, the path, a zero byte and the content), the time of day (T, decimal
+ * nanoseconds) and a seed for the kernel's random numbers (S). While it waits the emulator's state may be saved, and
+ * continued any number of times.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <net/if.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +37,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -39,10 +47,11 @@
 #include <sys/io.h>
 #endif
 
-enum { DEBUG_PORT = 0xe9, BOCHS_PORT = 0x8900, CHUNK = 65536 };
+enum { DEBUG_PORT = 0xe9, BOCHS_PORT = 0x8900, CHUNK = 65536, DAY = 86400 };
 
 static int channel = -1; /* the device, or -1 for the port */
 static char setting_channel[64] = "port", setting_address[64], setting_shell[64], setting_power[64] = "acpi";
+static char setting_wait[64];
 
 static void channel_write(const void *data, size_t size)
 {
@@ -152,6 +161,8 @@ static void read_settings(void)
 			strcpy(setting_shell, value);
 		else if (!strcmp(key, "power"))
 			strcpy(setting_power, value);
+		else if (!strcmp(key, "wait"))
+			strcpy(setting_wait, value);
 	}
 	free(text);
 }
@@ -181,7 +192,7 @@ static void open_channel(void)
 	}
 #endif
 	for (int tries = 0; tries < 500 && channel < 0; tries++) { /* the device appears a moment after its driver */
-		channel = open(setting_channel, O_WRONLY | O_CLOEXEC);
+		channel = open(setting_channel, O_RDWR | O_CLOEXEC);
 		if (channel < 0)
 			usleep(10000);
 	}
@@ -192,6 +203,136 @@ static void open_channel(void)
 		cfmakeraw(&mode);
 		tcsetattr(channel, TCSANOW, &mode);
 	}
+}
+
+static void run_on(int cpu)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	if (sched_setaffinity(0, sizeof one, &one))
+		fprintf(stderr, "lab: no CPU %d: %s\n", cpu, strerror(errno));
+}
+
+static void set_time(long long seconds, long nanoseconds)
+{
+	struct timespec now = { seconds, nanoseconds };
+
+	if (clock_settime(CLOCK_REALTIME, &now))
+		fprintf(stderr, "lab: cannot set the clock: %s\n", strerror(errno));
+}
+
+/*
+ * QEMU 7.2 saves the registers of a hypervisor's timer, but does not set the timer again (target/arm/machine.c has
+ * the physical and the virtual one), so the interrupt that Linux waits for on a CPU never comes. Linux programs the
+ * timer again if an alarm of a CPU is suddenly due because the clock was set on another (clock_was_set). Hence an
+ * alarm on each CPU, days away when the state is saved, and two leaps of the clock when it is continued.
+ */
+static void set_alarms(time_t now)
+{
+	for (int cpu = 0; cpu < sysconf(_SC_NPROCESSORS_CONF); cpu++) {
+		struct itimerspec due = { .it_value.tv_sec = now + (cpu ? DAY : 3 * DAY) };
+		int alarm = timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC);
+
+		run_on(cpu);
+		if (timerfd_settime(alarm, TFD_TIMER_ABSTIME, &due, NULL))
+			fprintf(stderr, "lab: no alarm on CPU %d: %s\n", cpu, strerror(errno));
+	}
+}
+
+static void wake_timers(time_t saved)
+{
+	run_on(0);
+	set_time(saved + 2 * DAY, 0); /* wakes the others */
+	if (sysconf(_SC_NPROCESSORS_CONF) > 1) {
+		run_on(1);
+		set_time(saved + 4 * DAY, 0); /* wakes CPU 0 */
+	}
+}
+
+static void channel_read(void *data, size_t size)
+{
+	char *bytes = data;
+
+	while (size > 0) {
+		ssize_t got = read(channel, bytes, size);
+		if (got > 0) {
+			bytes += got;
+			size -= got;
+		} else {
+			sched_yield(); /* the host's end is not there yet; no timer is to be trusted */
+		}
+	}
+}
+
+/* A frame's payload with a zero byte behind it. */
+static char *take_frame(char *kind, size_t *size)
+{
+	unsigned char head[7];
+	char *payload;
+
+	channel_read(head, sizeof head);
+	*kind = head[2];
+	*size = head[3] | head[4] << 8 | head[5] << 16 | (size_t)head[6] << 24;
+	while (!(payload = calloc(1, *size + 1)))
+		pause();
+	channel_read(payload, *size);
+	return payload;
+}
+
+static void write_file(const char *path, const char *content, size_t size)
+{
+	char *folder = strdup(path);
+
+	*strrchr(folder, '/') = 0; /* paths are absolute, and their folders at the root */
+	mkdir(folder, 0755);
+	free(folder);
+	int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+
+	if (file < 0 || write(file, content, size) != (ssize_t)size)
+		fprintf(stderr, "lab: cannot write %s: %s\n", path, strerror(errno));
+	close(file);
+}
+
+/* All that continue one state would draw the same random numbers. */
+static void seed(const char *bytes, size_t size)
+{
+	struct rand_pool_info *info = calloc(1, sizeof *info + size);
+	int device = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+
+	info->entropy_count = 8 * size;
+	info->buf_size = size;
+	memcpy(info->buf, bytes, size);
+	if (ioctl(device, RNDADDENTROPY, info) || ioctl(device, RNDRESEEDCRNG))
+		fprintf(stderr, "lab: cannot seed the random numbers: %s\n", strerror(errno));
+	close(device);
+	free(info);
+}
+
+static void wait_for_job(void)
+{
+	time_t saved = time(NULL);
+	cpu_set_t all;
+	char kind, *payload;
+	size_t size;
+
+	sched_getaffinity(0, sizeof all, &all);
+	set_alarms(saved);
+	frame('R', "", 0);
+	do {
+		payload = take_frame(&kind, &size);
+		if (kind == 'W') {
+			write_file(payload, payload + strlen(payload) + 1, size - strlen(payload) - 1);
+		} else if (kind == 'S') {
+			seed(payload, size);
+		} else if (kind == 'T') {
+			wake_timers(saved);
+			set_time(atoll(payload) / 1000000000, atoll(payload) % 1000000000);
+		}
+		free(payload);
+	} while (kind != 'G');
+	sched_setaffinity(0, sizeof all, &all);
 }
 
 static void interface_up(const char *name, const char *address)
@@ -341,8 +482,11 @@ int main(void)
 	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
 	setrlimit(RLIMIT_MEMLOCK, &unlimited);
 	uname(&system);
+	double ready = uptime();
+	if (*setting_wait)
+		wait_for_job();
 	frame_text('H', "%s %s, first process after %.2f s, ready after %.2f s", system.sysname, system.release, began,
-		   uptime());
+		   ready);
 
 	char *command = read_file("/lab/command", &size), **words = vector_of(command, size);
 	char *environment = read_file("/lab/names", &size), **names = vector_of(environment, size);
