@@ -215,6 +215,15 @@ static void run_on(int cpu)
 		fprintf(stderr, "lab: no CPU %d: %s\n", cpu, strerror(errno));
 }
 
+/* Also on isolated CPUs, which the first process does not inherit. */
+static void run_anywhere(void)
+{
+	cpu_set_t all;
+
+	memset(&all, 0xff, sizeof all);
+	sched_setaffinity(0, sizeof all, &all);
+}
+
 static void set_time(long long seconds, long nanoseconds)
 {
 	struct timespec now = { seconds, nanoseconds };
@@ -313,11 +322,9 @@ static void seed(const char *bytes, size_t size)
 static void wait_for_job(void)
 {
 	time_t saved = time(NULL);
-	cpu_set_t all;
 	char kind, *payload;
 	size_t size;
 
-	sched_getaffinity(0, sizeof all, &all);
 	set_alarms(saved);
 	frame('R', "", 0);
 	do {
@@ -332,7 +339,6 @@ static void wait_for_job(void)
 		}
 		free(payload);
 	} while (kind != 'G');
-	sched_setaffinity(0, sizeof all, &all);
 }
 
 static void interface_up(const char *name, const char *address)
@@ -365,6 +371,7 @@ static pid_t start(char **words, char **names, int output[2], int errors[2])
 	if (child)
 		return child;
 	setsid();
+	run_anywhere();
 	if (*setting_shell) {
 		int terminal = open(setting_shell, O_RDWR);
 

@@ -113,24 +113,6 @@ def after_run_signal(context: Context) -> None:
         no_difference(what, differences(mine.image(), after.image()))
 
 
-@clause("host.sve-after-run-kernel-neon", arch="arm64", needs=(SVE, KERNEL_NEON), timeout=60)
-def after_run_kernel_neon(context: Context) -> None:
-    """A VMM that uses SVE after KVM_RUN keeps its registers while the kernel uses AdvSIMD on the same CPU.
-
-    Source: arch/arm64/kernel/fpsimd.c, kernel_neon_begin, fpsimd_thread_switch; arch/arm64/kvm/fpsimd.c.
-    """
-    cpu = min(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpu})
-    with Neighbour(cpu) as neighbour:
-        neighbour.wait()
-        for size, sizes, mine, its in _combinations(context):
-            done = neighbour.operations
-            while neighbour.operations == done:
-                after = _run(context, sizes, its, mine, When.AFTER_RUN_WAIT)
-                what = f"the VMM's registers with vectors of {size} bytes, the guest's {sizes}"
-                no_difference(what, differences(mine.image(), after.image()))
-
-
 @clause("host.vl-unchanged", arch="arm64", needs=(SVE,), timeout=30)
 def length_unchanged(context: Context) -> None:
     """Neither the VMM's vector length nor the guest's depends on the other: each keeps its own over KVM_RUN.
@@ -148,6 +130,24 @@ def length_unchanged(context: Context) -> None:
                     expected = [16 * sizes.granted(number + 1) for number in range(16)]
                     equal(f"RDVL of a guest with {sizes}", guest.mailbox.values, expected)
                 guest.close()
+
+
+@clause("host.sve-after-run-kernel-neon", arch="arm64", needs=(SVE, KERNEL_NEON), timeout=60)
+def after_run_kernel_neon(context: Context) -> None:
+    """A VMM that uses SVE after KVM_RUN keeps its registers while the kernel uses AdvSIMD on the same CPU.
+
+    Source: arch/arm64/kernel/fpsimd.c, kernel_neon_begin, fpsimd_thread_switch; arch/arm64/kvm/fpsimd.c.
+    """
+    cpu = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpu})
+    with Neighbour(cpu) as neighbour:
+        neighbour.wait()
+        for size, sizes, mine, its in _combinations(context):
+            done = neighbour.operations
+            while neighbour.operations == done:
+                after = _run(context, sizes, its, mine, When.AFTER_RUN_WAIT)
+                what = f"the VMM's registers with vectors of {size} bytes, the guest's {sizes}"
+                no_difference(what, differences(mine.image(), after.image()))
 
 
 def _beside_kernel_neon(context: Context, own: int) -> None:
