@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import platform
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -334,3 +337,35 @@ def test_a_mailbox_field_is_not_a_little_endian_word_of_its_symbol(memory: Guest
     assert mailbox.values == [0, 5] + [0] * 14
     with pytest.raises(PayloadError, match="no symbol 'mailbox_other'"):
         mailbox.read("other")
+
+
+# The reader against pyelftools' own
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_payload_is_read_otherwise_than_pyelftools_reads_it(name: str) -> None:
+    with (FOLDER / f"{name}.elf").open("rb") as file:
+        whole = ELFFile(file)
+        symbols = {symbol.name: symbol["st_value"] for symbol in whole.get_section_by_name(".symtab").iter_symbols()}
+        segments = [(s["p_paddr"], s.data()) for s in whole.iter_segments("PT_LOAD") if s["p_memsz"]]
+    payload = load(name)
+    assert payload.symbols == {name: value for name, value in symbols.items() if name}
+    assert list(payload.segments) == segments
+    assert payload.entry == whole["e_entry"]
+
+
+@pytest.mark.parametrize("command", [["check"], ["run"]])
+def test_dwarf_is_imported_for_a_payload(command: list[str]) -> None:
+    program = "import sys, vmm.cli.{0}, vmm.conformance.server; print([m for m in sys.modules if 'dwarf' in m])"
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(*command)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_a_symbol_table_without_entry_size_is_not_refused(elf: Any) -> None:
+    section, count, size = (
+        struct.unpack_from("<" + form, GOOD, at)[0] for at, form in ((40, "Q"), (60, "H"), (58, "H"))
+    )
+    (table,) = [n for n in range(count) if struct.unpack_from("<I", GOOD, section + n * size + 4)[0] == 2]
+    assert "not a complete ELF file" in refused(elf((section + table * size + 56, "Q", 0)))

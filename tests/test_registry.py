@@ -220,6 +220,7 @@ LAYERS = [
     ("vmm.memory", "vmm.vcpu", "vmm.device"),
     ("vmm.machine",),
     ("vmm.system",),
+    ("vmm.elf",),
     ("vmm.payload",),
     ("vmm.guest", "vmm.chain", "vmm.dirty", "vmm.dirty_log"),
     ("vmm.x86", "vmm.arm64"),

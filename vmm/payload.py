@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
-from elftools.elf.segments import Segment
-
+from vmm.elf import ElfError, Segment, read
 from vmm.memory import GuestMemory
 
 __all__ = ["FOLDER", "PARAMETERS", "Mailbox", "Payload", "PayloadError", "load", "names"]
@@ -109,38 +105,32 @@ def load(name: str) -> Payload:
             return _parse(path, file)
     except OSError as error:
         raise PayloadError(f"{name} cannot be read: {error.strerror}") from error
-    except (ELFError, ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError) as error:
-        # pyelftools reports a damaged file in many ways.
+    except (ElfError, ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError) as error:
+        # A damaged file is noticed in many ways.
         raise PayloadError(f"{path} is not a complete ELF file: {type(error).__name__}") from error
 
 
 def _parse(path: Path, file: BinaryIO) -> Payload:
-    elf = ELFFile(file)
-    machine = platform.machine()
-    if elf["e_machine"] != _MACHINES.get(machine) or elf.elfclass != 64:
-        raise PayloadError(
-            f"{path} is an ELF for {elf['e_machine']} ({elf.elfclass} bits), this machine is {machine}"
-        )
-    if elf["e_type"] != "ET_EXEC":
-        raise PayloadError(f"{path} is not position-fixed ({elf['e_type']}): link it with -static -no-pie")
-    segments = tuple(_segment(path, segment) for segment in elf.iter_segments("PT_LOAD") if segment["p_memsz"])
+    elf = read(file)
+    machine = os.uname().machine
+    if elf.machine != _MACHINES.get(machine) or elf.bits != 64:
+        raise PayloadError(f"{path} is an ELF for {elf.machine} ({elf.bits} bits), this machine is {machine}")
+    if elf.type != "ET_EXEC":
+        raise PayloadError(f"{path} is not position-fixed ({elf.type}): link it with -static -no-pie")
+    segments = tuple((one.address, _data(path, file, one)) for one in elf.segments if one.memory_size)
     if not segments:
         raise PayloadError(f"{path} has nothing to load: it has no PT_LOAD segment")
-    table = elf.get_section_by_name(".symtab")
-    symbols = {}
-    if isinstance(table, SymbolTableSection):
-        symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name}
-    end = max(segment["p_paddr"] + segment["p_memsz"] for segment in elf.iter_segments("PT_LOAD"))
-    return Payload(path.stem, elf["e_entry"], segments, symbols, end)
+    end = max(one.address + one.memory_size for one in elf.segments)
+    return Payload(path.stem, elf.entry, segments, elf.symbols, end)
 
 
-def _segment(path: Path, segment: Segment) -> tuple[int, bytes]:
-    header = segment.header
-    if header["p_memsz"] > _LARGEST:
-        raise PayloadError(f"{path} has a segment of {header['p_memsz']} bytes: payloads are at most {_LARGEST}")
-    if header["p_filesz"] > header["p_memsz"]:
+def _data(path: Path, file: BinaryIO, segment: Segment) -> bytes:
+    if segment.memory_size > _LARGEST:
+        raise PayloadError(f"{path} has a segment of {segment.memory_size} bytes: payloads are at most {_LARGEST}")
+    if segment.file_size > segment.memory_size:
         raise PayloadError(f"{path} is damaged: a segment has more bytes in the file than in memory")
-    data = segment.data()
-    if len(data) != header["p_filesz"]:
-        raise PayloadError(f"{path} is truncated: a segment has {len(data)} of {header['p_filesz']} bytes")
-    return header["p_paddr"], data
+    file.seek(segment.offset)
+    data = file.read(segment.file_size)
+    if len(data) != segment.file_size:
+        raise PayloadError(f"{path} is truncated: a segment has {len(data)} of {segment.file_size} bytes")
+    return data
