@@ -36,7 +36,7 @@ def records(text: str) -> list[dict[str, Any]]:
 
 def conformance(machine: str, *options: str) -> list[dict[str, Any]]:
     """Run all clauses in a machine and return the report's records."""
-    command = ["vmm", "check", "--format", "json", "--time-scale", "20"]
+    command = ["vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1"]
     return records(lab(machine, *options, "--shards", str(min(2, os.cpu_count() or 1)), command=command))
 
 

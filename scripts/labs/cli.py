@@ -22,8 +22,9 @@ from .shards import Merger, divisible, shard_command
 __all__ = ["main", "make_plans", "parse"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# Emulated processors are slow: the clauses' time limits are for real ones.
-_DEFAULT_COMMAND = ("vmm", "check", "--format", "json", "--time-scale", "20")
+# Emulated processors are slow: the clauses' time limits are for real ones. And the emulators have one thread for all
+# of their processors, so that two clauses at once only take turns.
+_DEFAULT_COMMAND = ("vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1")
 _MOST_SHARDS = 2
 
 _DESCRIPTION = """\

@@ -15,7 +15,8 @@ __all__ = ["Boot", "Machine", "Options", "Port"]
 #: Kernel arguments of every machine: what a short-lived one needs neither to protect nor to test.
 COMMON_ARGUMENTS = (
     "quiet panic=0 nokaslr mitigations=off nowatchdog random.trust_cpu=on cryptomgr.notests "
-    "rcupdate.rcu_expedited=1 rcupdate.rcu_cpu_stall_suppress=1 audit=0"
+    "rcupdate.rcu_expedited=1 rcupdate.rcu_cpu_stall_suppress=1 audit=0 lsm=capability init_on_alloc=0 "
+    "randomize_kstack_offset=off cgroup_disable=memory"
 )
 
 
