@@ -47,6 +47,7 @@ class _Fork:
     def _serve(ours: socket.socket, theirs: socket.socket, preload: Iterable[str]) -> NoReturn:
         """In the child: forget the client, and never return into its frames."""
         try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # before the import, in which Ctrl-C would show a traceback
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             ours.close()  # else the server would keep its own client alive
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
