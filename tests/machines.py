@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ _SECONDS = 900
 _BUILDING = 1200
 
 
-def lab(machine: str, *options: str, command: list[str]) -> str:
-    """Run a command in a machine and return what it printed; it has to exit with 0 or 1."""
-    words = [sys.executable, str(_LAB), machine, *options, "--timeout", str(_SECONDS), "--", *command]
+def lab(machine: str, *options: str, command: Sequence[str] = ()) -> str:
+    """Run a command in a machine (default: scripts/lab's own) and return its output; it has to exit with 0 or 1."""
+    words = [sys.executable, str(_LAB), machine, *options, "--timeout", str(_SECONDS)]
+    if command:
+        words += ["--", *command]
     done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS + _BUILDING, check=False)
     assert done.returncode in (0, 1), done.stderr[-4000:]
     return done.stdout
@@ -36,8 +39,7 @@ def records(text: str) -> list[dict[str, Any]]:
 
 def conformance(machine: str, *options: str) -> list[dict[str, Any]]:
     """Run all clauses in a machine and return the report's records."""
-    command = ["vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1"]
-    return records(lab(machine, *options, "--shards", str(min(2, os.cpu_count() or 1)), command=command))
+    return records(lab(machine, *options, "--shards", str(min(2, os.cpu_count() or 1))))
 
 
 def judge(report: list[dict[str, Any]], kernel: str, passing: int) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from .errors import LabError
 from .image import write_initrd
 from .kernels import Kernel
 from .machines import Boot, Machine
-from .supervise import Guest, console_tail, supervise
+from .supervise import Guest, failure_text, supervise
 
 __all__ = ["CONSOLE", "STATE", "keep_machine"]
 
@@ -56,8 +56,7 @@ def _boot(machine: Machine, kernel: Kernel, scratch: Path, folder: Path) -> None
     ours, theirs = socket.socketpair()
     control, monitor = socket.socketpair()
     console = folder / CONSOLE
-    inherited = [monitor.detach()]
-    boot = Boot(scratch, kernel, scratch / "initrd", theirs.detach(), console, control=inherited[0])
+    boot = Boot(scratch, kernel, scratch / "initrd", theirs.detach(), console, control=monitor.detach())
 
     def save(guest: Guest) -> None:
         with open(folder / STATE, "wb") as state:
@@ -72,15 +71,14 @@ def _boot(machine: Machine, kernel: Kernel, scratch: Path, folder: Path) -> None
         data_is_stdout=machine.data_is_stdout,
         console=console,
         log=scratch / "emulator.log",
-        inherited=inherited,
+        inherited=boot.inherited,
         sink=_NoSink(),
         when_ready=save,
     )
     with control:
         supervise([guest], _BOOT_SECONDS)
     if guest.failure:
-        tail = "".join(f"\n  {line}" for line in console_tail(guest))
-        raise LabError(f"{guest.failure} Its last words were:{tail or ' none'}")
+        raise LabError(failure_text(guest))
 
 
 class _NoSink:

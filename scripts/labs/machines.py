@@ -53,6 +53,12 @@ class Boot:
     control: int | None = None  # file descriptor of a socket on which the emulator's monitor takes commands
     state: int | None = None  # file descriptor of a saved state to continue instead of booting
 
+    @property
+    def inherited(self) -> list[int]:
+        """The descriptors besides `data` that the emulator's command line names."""
+        cable = self.port.socket if self.port is not None else None
+        return [descriptor for descriptor in (cable, self.control, self.state) if descriptor is not None]
+
 
 class Machine(ABC):
     """An emulator with a processor; subclasses know its command line."""

@@ -27,7 +27,7 @@ from .product import build_product
 from .progress import note
 from .qemu import Sve, Svm
 from .shards import Merger, ShardSink
-from .supervise import Guest, Sink, console_reports, console_tail, supervise
+from .supervise import Guest, Sink, console_reports, failure_text, supervise
 from .terminal import Relay
 from .userland import build_userland
 
@@ -155,9 +155,7 @@ def _run_in(folder: Path, cache: Cache, repository: Path, plans: Sequence[Plan],
 def _status(guests: Sequence[Guest], *, divided: bool = False) -> int:
     for guest in guests:
         if guest.failure:
-            tail = "".join(f"\n  {line}" for line in console_tail(guest))
-            where = f" Its last words were:{tail}" if tail else " It printed nothing."
-            print(f"scripts/lab: {guest.failure}{where}", file=sys.stderr)
+            print(f"scripts/lab: {failure_text(guest)}", file=sys.stderr)
         else:
             for line in console_reports(guest):
                 print(f"scripts/lab: the kernel of {guest.name} reported: {line}", file=sys.stderr)
@@ -181,7 +179,6 @@ def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink,
     boot, outgoing = _beginning(cache, plan, archives, boot)
     command = machine.command(boot)
     (folder / "command").write_text(shlex.join(command) + "\n")
-    inherited = (plan.port.socket if plan.port is not None else None, boot.state)
     return Guest(
         name=plan.label.strip(" |") or machine.name,
         command=command,
@@ -190,7 +187,7 @@ def _guest(cache: Cache, repository: Path, plan: Plan, folder: Path, sink: Sink,
         data_is_stdout=machine.data_is_stdout,
         console=None if relay is not None else console,
         log=folder / "emulator.log",
-        inherited=[descriptor for descriptor in inherited if descriptor is not None],
+        inherited=boot.inherited,
         sink=sink,
         outgoing=outgoing,
     )

@@ -24,7 +24,7 @@ from .errors import LabError
 from .frames import ERROR, FILES, HELLO, OUTPUT, READY, STATUS, FrameReader
 from .progress import note
 
-__all__ = ["Guest", "Sink", "console_reports", "console_tail", "supervise"]
+__all__ = ["Guest", "Sink", "console_reports", "console_tail", "failure_text", "supervise"]
 
 _PANIC = b"Kernel panic - not syncing"
 _FAULT = re.compile(r"\b(?:BUG|Oops|Internal error|Kernel panic|Unable to handle|general protection|double fault)\b")
@@ -236,6 +236,12 @@ def console_tail(guest: Guest, lines: int = 12) -> list[str]:
         if found:
             return found[-lines:]
     return []
+
+
+def failure_text(guest: Guest) -> str:
+    """Return why a guest failed, with the last lines it printed."""
+    tail = "".join(f"\n  {line}" for line in console_tail(guest))
+    return f"{guest.failure} Its last words were:{tail}" if tail else f"{guest.failure} It printed nothing."
 
 
 def console_reports(guest: Guest, most: int = 5) -> list[str]:

@@ -47,7 +47,7 @@ class _Fork:
     def _serve(ours: socket.socket, theirs: socket.socket, preload: Iterable[str]) -> NoReturn:
         """In the child: forget the client, and never return into its frames."""
         try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # before the import, in which Ctrl-C would show a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's business, in an import too
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             ours.close()  # else the server would keep its own client alive
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -60,11 +60,11 @@ class _Fork:
         finally:
             os._exit(1)
 
-    def wait(self, timeout: float) -> int:
-        """Wait for the process and return its exit status, or its signal's number below zero."""
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait, ``timeout`` seconds at most, and return the exit status, or the signal's number below zero."""
         if self._pidfd is not None:
             if not select.select([self._pidfd], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("the clause server", timeout)
+                raise subprocess.TimeoutExpired("the clause server", timeout or 0)
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             os.close(self._pidfd)
             self._pidfd = None
@@ -165,7 +165,7 @@ class Runner:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(_STOP_SECONDS)
+            self._process.wait()
 
     def __enter__(self) -> Self:
         return self

@@ -252,8 +252,7 @@ def serve(channel: socket.socket, preload: Iterable[str]) -> None:
 
 
 def run(channel: socket.socket, preload: Iterable[str]) -> NoReturn:
-    """Be the server process: serve until the client is gone, then leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's business
+    """Be the server process, in which SIGINT is ignored: serve until the client is gone, then leave."""
     with channel:
         serve(channel, preload)
     sys.stderr.flush()
@@ -262,6 +261,7 @@ def run(channel: socket.socket, preload: Iterable[str]) -> NoReturn:
 
 def main() -> None:
     """Serve on the socket whose descriptor is the first argument; further ones are modules to import."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's business
     run(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 
 
