@@ -200,6 +200,7 @@ long vmm_run(struct vmm_run_control *control)
     if (control->timeout_ns) {
         uint64_t now = now_ns();
         long error = arm(self, now, control->timeout_ns);
+        control->no_timer = error < 0;
         if (error < 0)
             return error;
         deadline = now + control->timeout_ns;

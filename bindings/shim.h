@@ -40,6 +40,7 @@ struct vmm_run_control {
     uint64_t entries;
     int stop;
     int thread; /* who is inside vmm_run, 0 = nobody */
+    int no_timer; /* the error is the deadline's timer's: KVM_RUN was not called */
 };
 
 long vmm_run(struct vmm_run_control *control);

@@ -10,6 +10,7 @@ import pytest
 
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.host import Host
+from vmm.conformance.process import Process
 from vmm.system import Kvm, KvmUnavailable
 
 
@@ -30,6 +31,6 @@ def make_host() -> Callable[..., Host]:
 
     def make(kernel: str = "6.12.48", **facts: object) -> Host:
         given = {"backend": "kvm_intel", "vendor": "GenuineIntel", "model": "Some CPU", "capabilities": {}} | facts
-        return Host(kernel, ARCHITECTURE, SimpleNamespace(**given))
+        return Host(kernel, ARCHITECTURE, SimpleNamespace(**given), Process(0, 1024, 4096, ""))
 
     return make

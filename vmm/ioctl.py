@@ -22,6 +22,7 @@ from vmm._kvm import ffi, lib
 __all__ = [
     "NULL",
     "Call",
+    "HostError",
     "Interposer",
     "KvmError",
     "Refused",
@@ -72,6 +73,12 @@ _MEANINGS = {
 }  # fmt: skip
 
 
+_NO_TIMER = (
+    "no guest runs without the timer of its deadline; raise the limit of pending signals (ulimit -i), "
+    "or allow timer_create and timer_settime in the process's seccomp policy"
+)
+
+
 def errno_name(number: int) -> str:
     """Return the name of an errno, such as ``EINVAL``."""
     return errno_module.errorcode.get(number, f"errno {number}")
@@ -113,6 +120,16 @@ class KvmError(OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.call, self.errno)
+
+
+class HostError(OSError):
+    """What this process may not do or has used up: a call of the host's that failed, and no answer of KVM's."""
+
+    def __init__(self, call: str, errno: int, hint: str) -> None:
+        super().__init__(errno, f"{call} failed with {errno_name(errno)}: {hint}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 @dataclass(slots=True)
@@ -289,9 +306,14 @@ def ioctl_value(fd: int, request: int, argument: int = 0) -> int:
 
 
 def run(control: Any) -> int:
-    """Run the loop of one ``struct vmm_run_control`` and return a VMM_RUN_* reason; KvmError on failure."""
+    """Run the loop of one ``struct vmm_run_control`` and return a VMM_RUN_* reason; KvmError on failure.
+
+    Raises HostError where the process gets no timer for the deadline: no guest runs without one.
+    """
     result = _enter_run(control)
     if result < 0:
+        if control.no_timer:
+            raise HostError("timer_create", -result, _NO_TIMER)
         raise KvmError("KVM_RUN", -result)
     return result
 

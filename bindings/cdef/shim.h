@@ -28,6 +28,7 @@ struct vmm_run_control {
     uint64_t absorbed;
     uint64_t entries;
     int stop;
+    int no_timer;
     ...;
 };
 

@@ -104,7 +104,8 @@ def shorten(count: int) -> Change:
 
     def change(call: Call) -> None:
         view = area(call)
-        written = lib.vmm_written_length(call.argument, len(view), POISON)
+        # The caller may ask a second time with another poison: nothing is written to the last byte.
+        written = lib.vmm_written_length(call.argument, len(view), view[-1])
         view[written - count : written] = bytes([POISON]) * count
 
     return change
@@ -115,7 +116,8 @@ def lengthen(count: int) -> Change:
 
     def change(call: Call) -> None:
         view = area(call)
-        written = lib.vmm_written_length(call.argument, len(view), POISON)
+        # The caller may ask a second time with another poison: nothing is written to the last byte.
+        written = lib.vmm_written_length(call.argument, len(view), view[-1])
         view[written : written + count] = bytes(count)
 
     return change

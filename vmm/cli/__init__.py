@@ -16,6 +16,8 @@ from contextlib import suppress
 
 import click
 
+from vmm import signals
+
 __all__ = ["main"]
 
 # The help is here and not in the modules, so that `vmm --help` imports none of them.
@@ -118,7 +120,7 @@ def _sentence(error: Exception) -> str | None:
         return f"the output could not be written: {error.strerror}"
     if isinstance(error, OSError) and error.filename is not None and error.filename != "/dev/kvm":
         return f"{error.filename}: {error.strerror}"
-    from vmm.ioctl import KvmError
+    from vmm.ioctl import HostError, KvmError
     from vmm.memory import MemoryUnavailable
     from vmm.migration.errors import MigrationError
     from vmm.offer import ProbeError
@@ -127,11 +129,15 @@ def _sentence(error: Exception) -> str | None:
     from vmm.state.stream import StreamError
     from vmm.system import KvmUnavailable
 
-    known = KvmUnavailable | PayloadError | MemoryUnavailable | KvmError | StreamError | StateRefused | MigrationError
-    return str(error) if isinstance(error, known | ProbeError) else None
+    known = (
+        KvmUnavailable | PayloadError | MemoryUnavailable | KvmError | HostError | StreamError | StateRefused
+        | MigrationError | ProbeError
+    )  # fmt: skip
+    return str(error) if isinstance(error, known) else None
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    signals.reset()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run())

@@ -55,7 +55,7 @@ def _list(globs: tuple[str, ...], style: str) -> None:
 
     for found in select(globs, all_clauses()):
         if style == "json":
-            fields = {"id": found.id, "statement": found.statement, "source": found.source, "since": found.since,
+            fields = {"id": found.id, "statement": found.statement, "source": found.source,
                       "needs": [str(need) for need in found.needs], "info": found.info,
                       "dangerous": found.dangerous}  # fmt: skip
             print(json.dumps(fields))

@@ -9,13 +9,14 @@ from contextlib import ExitStack
 
 from vmm import ioctl as door
 from vmm.conformance.context import Context, Options
-from vmm.conformance.expect import Skipped, Violation
+from vmm.conformance.expect import Skipped, TimedOut, Violation, looks
 from vmm.conformance.host import Host
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.needs import unmet
 from vmm.conformance.registry import Clause
-from vmm.exits import Deadline
-from vmm.ioctl import KvmError, Refused, Trace
+from vmm.exits import Deadline, InternalError
+from vmm.guest import GuestError
+from vmm.ioctl import HostError, KvmError, Refused, Trace, errno_name
 from vmm.system import KvmUnavailable
 
 __all__ = ["execute", "skip"]
@@ -53,44 +54,59 @@ def execute(
         _judge(clause, context, result)
     result.seconds = round(time.perf_counter() - started, 6)
     result.notes = context.notes
+    result.looks = looks.count
     if result.verdict not in (Verdict.PASS, Verdict.SKIP, Verdict.INFO):
         result.trace += trace.lines()
     return result
 
 
 def _judge(clause: Clause, context: Context, result: ClauseResult) -> None:
+    looks.count = 0
     try:
         clause.function(context)
         if clause.info:
             result.verdict = Verdict.INFO
+        elif not looks.count:
+            result.verdict, result.reason = Verdict.SKIP, "this host has nothing that the clause could look at"
     except Violation as violation:
         result.verdict = Verdict.INFO if clause.info else Verdict.FAIL
         result.what, result.finding = violation.what, violation.finding
         result.expected, result.observed = violation.expected, violation.observed
     except Skipped as skipped:
         result.verdict, result.reason = Verdict.SKIP, str(skipped)
-    except KvmError as error:
-        _fail(result, error.call, "success", str(error), "rejected")
-    except Refused as error:
-        _fail(result, "what KVM lists or promised", "to be there", str(error), "rejected")
+    except TimedOut as error:
+        result.verdict, result.reason = Verdict.TIMEOUT, str(error)
+    except GuestError as error:
+        _guest_failed(result, error)
     except KvmUnavailable as error:
         result.verdict, result.reason = Verdict.ERROR, str(error)
+    except (KvmError, Refused) as error:
+        _not_set_up(result, str(error))
+    except OSError as error:
+        _not_set_up(result, _os_error(error), traceback.format_exc())
     except Exception as error:
-        _other(result, error)
-
-
-def _other(result: ClauseResult, error: Exception) -> None:
-    exit = getattr(error, "exit", None)  # a GuestError of any architecture
-    if isinstance(exit, Deadline):
-        result.verdict, result.reason = Verdict.TIMEOUT, str(error)
-    elif exit is not None:
-        _fail(result, "the guest", "the payload's event", str(error), "mismatch")
-    else:
-        result.verdict = Verdict.ERROR
-        result.reason = f"{type(error).__name__}: {error}"
+        result.verdict, result.reason = Verdict.ERROR, f"{type(error).__name__}: {error}"
         result.trace = traceback.format_exc().splitlines()
 
 
-def _fail(result: ClauseResult, what: str, expected: str, observed: str, finding: str) -> None:
-    result.verdict = Verdict.FAIL
-    result.what, result.expected, result.observed, result.finding = what, expected, observed, finding
+def _os_error(error: OSError) -> str:
+    """Return what this process could not do: the call as it stands in the source, the errno by name, its text."""
+    if isinstance(error, HostError):
+        return str(error)
+    (frame,) = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{errno_name(error.errno or 0)} from `{frame.line}`: {error.strerror or error}"
+
+
+def _guest_failed(result: ClauseResult, error: GuestError) -> None:
+    if isinstance(error.exit, Deadline):
+        result.verdict, result.reason = Verdict.TIMEOUT, str(error)
+    elif isinstance(error.exit, InternalError):
+        _not_set_up(result, f"this KVM cannot run the guest's code: {error}")
+    else:
+        _not_set_up(result, str(error))
+
+
+def _not_set_up(result: ClauseResult, why: str, trace: str = "") -> None:
+    """What the clause needed before it could judge did not come about: nothing is known of what it states."""
+    result.verdict, result.reason = Verdict.ERROR, f"could not set up: {why}"
+    result.trace = trace.splitlines()

@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a clause says with: each function passes silently or raises a Violation with the evidence."""
+"""Assertions for clauses: each one passes silently or raises a Violation with the evidence.
+
+Only they make a FAIL. A call that fails outside of them is set-up that failed, which is the harness's ERROR; a guest
+that ran into its deadline is a TIMEOUT, whoever looks at it; running out of descriptors is an ERROR even inside,
+since it says nothing about KVM. Each assertion counts what it looked at: a clause without any checked nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from vmm.ioctl import KvmError, errno_name
+from vmm.exits import Deadline, InternalError
+from vmm.guest import GuestError
+from vmm.ioctl import KvmError, Refused, errno_name
 
 __all__ = [
+    "Looks",
     "Skipped",
+    "TimedOut",
     "Violation",
     "equal",
+    "judged",
+    "looks",
     "no_difference",
     "refused",
     "refused_indicative",
@@ -22,6 +35,19 @@ __all__ = [
 
 T = TypeVar("T")
 
+# Errnos with which any call says that the process has used up its descriptors: no clause is about that.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+class Looks:
+    """How many things the assertions of this process have looked at. A process runs one clause."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+looks = Looks()
+
 
 class Violation(Exception):
     """The kernel broke a clause: what was looked at, what was expected, what was observed."""
@@ -29,6 +55,10 @@ class Violation(Exception):
     def __init__(self, what: str, expected: str, observed: str, finding: str = "mismatch") -> None:
         super().__init__(f"{what}: expected {expected}, observed {observed}")
         self.what, self.expected, self.observed, self.finding = what, expected, observed, finding
+
+
+class TimedOut(Exception):
+    """What was looked at is a guest that did not leave in time."""
 
 
 class Notes(Protocol):
@@ -57,43 +87,80 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _look(observed: Any = None) -> None:
+    """Count one look; a deadline is no observation that a clause could be right or wrong about."""
+    looks.count += 1
+    if isinstance(observed, Deadline):
+        raise TimedOut("the guest did not leave in time")
+
+
 def equal(what: str, observed: Any, expected: Any) -> None:
     """``observed`` has to equal ``expected``."""
     if observed != expected:
+        _look(observed)
         raise Violation(what, _text(expected), _text(observed))
+    looks.count += 1
 
 
 def true(what: str, holds: bool, observed: Any, expected: str) -> None:
     """``holds`` has to be true; ``expected`` says in words what that means."""
     if not holds:
+        _look(observed)
         raise Violation(what, expected, _text(observed))
+    looks.count += 1
 
 
 def subset(what: str, observed: int, allowed: int) -> None:
     """The bits of ``observed`` have to be among those of ``allowed``."""
+    _look()
     if observed & ~allowed:
         raise Violation(what, f"no bits outside {allowed:#x}", f"{observed:#x} (extra {observed & ~allowed:#x})")
 
 
-def no_difference(what: str, differences: Sequence[object]) -> None:
-    """Two states have to be equal; the first differences, as they print, are the evidence."""
+def no_difference(what: str, differences: Sequence[object], compared: int = 1) -> None:
+    """Two states have to be equal; the first differences, as they print, are the evidence.
+
+    ``compared`` is how many values were held against each other: with 0 nothing was looked at.
+    """
+    looks.count += compared
     if differences:
         shown = "; ".join(str(difference) for difference in differences[:4])
         raise Violation(what, "no difference", f"{len(differences)} or more: {shown}")
 
 
-def succeeds(what: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """``call(*arguments)`` has to succeed; its result is returned."""
+@contextmanager
+def judged(what: str, expected: str = "success") -> Iterator[None]:
+    """Everything inside the block has to succeed: an ioctl that fails there, or a guest that faults, is a Violation.
+
+    Outside of such a block it is set-up that failed. KVM_EXIT_INTERNAL_ERROR stays one here too: a KVM that cannot
+    emulate one of the guest's instructions did not come as far as what the clause is about.
+    """
+    _look()
     try:
-        return call(*arguments, **options)
+        yield
     except KvmError as error:
-        raise Violation(what, "success", f"{error.call} failed with {error.errno_name}", "rejected") from error
+        if error.errno in _EXHAUSTED:
+            raise
+        raise Violation(what, expected, f"{error.call} failed with {error.errno_name}", "rejected") from error
+    except Refused as error:
+        raise Violation(what, expected, str(error), "rejected") from error
+    except GuestError as error:
+        if isinstance(error.exit, Deadline | InternalError):
+            raise
+        raise Violation(what, expected, str(error)) from error
+
+
+def succeeds(what: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """``call(*arguments)`` has to succeed, see :func:`judged`; its result is returned."""
+    with judged(what):
+        return call(*arguments, **options)
 
 
 def refused(
     what: str, errnos: int | tuple[int, ...], call: Callable[..., Any], *arguments: Any, **options: Any
 ) -> None:
     """``call(*arguments)`` has to fail with ``errnos`` (one of them)."""
+    _look()
     allowed = (errnos,) if isinstance(errnos, int) else errnos
     wanted = " or ".join(errno_name(number) for number in allowed)
     try:
@@ -101,6 +168,8 @@ def refused(
     except KvmError as error:
         if error.errno in allowed:
             return
+        if error.errno in _EXHAUSTED:
+            raise
         raise Violation(what, wanted, f"{error.call} failed with {error.errno_name}", "errno-drift") from error
     raise Violation(what, wanted, "success" if result is None else f"success ({_text(result)})", "accepted")
 

@@ -1,24 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known failures: data files, one for each back end or range of kernels, every entry with a reason and a reference.
+"""Known failures: data files, one for each back end or fault, every entry with a reason and a reference.
 
 A file ``expectations/NAME.toml`` looks like this:
 
-    backend = "kvm_pvm"            # which hosts the whole file is about; each key may be left out
-    kernel = ">=6.12 <7.0"
+    backend = "kvm_pvm"            # which hosts the whole file is about; may be left out
 
     [[known]]
-    clause = "pat.invalid-type"    # a clause id, no pattern
+    clause = "pat.invalid-type"    # a clause id
+    what = "IA32_PAT with type *"  # the finding that is known: what was looked at, and
+    observed = "success*"          # what was observed there; a * stands for any text
     reason = "one sentence: what this KVM does instead"
-    reference = "where that can be checked"
+    reference = "where that can be checked: kernel file and function, commit, manual"
+    introduced = "5.17"            # optional: the release that has the fault first
+    fixed = ["6.16", "6.12.77"]    # optional: the release without it, and the stable releases that took the mend
     cpu = "AuthenticAMD"           # optional: only with this CPU vendor
-    model = "QEMU TCG CPU"         # optional: only with a CPU whose brand string starts like this
+    hypervisor = "TCGTCGTCGTCG"    # optional: only below this hypervisor, by CPUID 0x40000000
+    mode = "Protected*"            # optional: only where KVM uses EL2 like this (arm64)
+    supports = "XTILEDATA"         # optional: only where KVM can give guests this xfeature (x86)
+    verdict = "TIMEOUT"            # optional: the guest hangs; ``observed`` is then the reason and ``what`` empty
+
+A KNOWN is one finding, not a licence for the clause: any other finding of it stays a FAIL. Where a clause has several
+entries, each is a finding of its own.
+
+``fixed`` is read as a kernel's stable releases are made: a release of a series that it names has the mend from that
+release on; one of any other series has it if the series is not older than the first entry's. A distribution that took
+the mend by itself passes, which is an XPASS: not a failure, and no silence either.
 """
 
 from __future__ import annotations
 
-import operator
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +39,14 @@ from typing import Any
 from vmm.conformance.host import Host, version
 from vmm.conformance.model import ClauseResult, Verdict
 
-__all__ = ["FOLDER", "Expectation", "ExpectationError", "apply", "load"]
+__all__ = ["FOLDER", "Expectation", "ExpectationError", "apply", "has_fault", "load", "read_all"]
 
 FOLDER = Path(__file__).resolve().parent / "expectations"
-_OPERATORS = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
-_FILE_KEYS = {"backend", "kernel", "known"}
-_ENTRY_KEYS = {"clause", "reason", "reference", "cpu", "model"}
+_RELEASE = re.compile(r"\d+\.\d+(\.\d+)?")
+_FILE_KEYS = {"backend", "known"}
+_REQUIRED = {"clause", "reason", "reference", "observed"}
+_STRINGS = _REQUIRED | {"what", "introduced", "cpu", "hypervisor", "mode", "supports", "verdict"}
+_FACTS = {"cpu": "vendor", "hypervisor": "hypervisor", "mode": "mode"}
 
 
 class ExpectationError(Exception):
@@ -40,56 +55,129 @@ class ExpectationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """A clause that is known to fail on this host."""
+    """One finding of one clause that is known, and on which hosts."""
 
     clause: str
     reason: str
     reference: str
+    observed: str
+    what: str = ""
+    introduced: str = ""
+    fixed: tuple[str, ...] = ()
+    cpu: str = ""
+    hypervisor: str = ""
+    mode: str = ""
+    supports: str = ""
+    verdict: str = "FAIL"
+    backend: str = ""
 
-
-def _kernel_matches(ranges: str, host: Host, path: Path) -> bool:
-    for condition in ranges.split():
-        symbol = condition.rstrip("0123456789.")
-        if symbol not in _OPERATORS or symbol == condition:
-            raise ExpectationError(f"{path.name}: {condition!r} is no kernel range such as '>=6.12'")
-        if not _OPERATORS[symbol](host.version, version(condition[len(symbol) :])):
+    def applies(self, host: Host) -> bool:
+        """Is ``host`` one of those that the finding is known on?"""
+        if self.backend and self.backend != host.backend:
             return False
-    return True
+        for key, fact in _FACTS.items():
+            wanted = getattr(self, key)
+            if wanted and not _matches(wanted, str(getattr(host.facts, fact, ""))):
+                return False
+        if self.supports and not host.facts.supports(self.supports):
+            return False
+        return has_fault(host.version, self.introduced, self.fixed)
+
+    def matches(self, result: ClauseResult) -> bool:
+        """Is the finding of ``result`` this one?"""
+        if result.verdict != self.verdict:
+            return False
+        observed = result.reason if result.verdict is Verdict.TIMEOUT else result.observed
+        return _matches(self.what, result.what) and _matches(self.observed, observed)
 
 
-def _check_keys(table: dict[str, Any], allowed: set[str], required: set[str], where: str) -> None:
-    wrong = set(table) - allowed
-    missing = {key for key in required if not table.get(key)}
+def _matches(pattern: str, text: str) -> bool:
+    """Whether ``text`` is ``pattern``, in which a * stands for anything and nothing else is special."""
+    expression = ".*".join(re.escape(part) for part in pattern.split("*"))
+    return re.fullmatch(expression, text, re.DOTALL) is not None
+
+
+def has_fault(running: tuple[int, int, int], introduced: str, fixed: Sequence[str]) -> bool:
+    """Whether the release ``running`` has a fault that came with ``introduced`` and went with ``fixed``.
+
+    >>> has_fault((6, 12, 80), "5.17", ["6.16", "6.12.77"])
+    False
+    >>> has_fault((6, 13, 9), "5.17", ["6.16", "6.12.77"])
+    True
+    """
+    if introduced and running < version(introduced):
+        return False
+    mended = [version(release) for release in fixed]
+    for release in mended[1:]:
+        if running[:2] == release[:2]:
+            return running < release
+    return not mended or running < mended[0]
+
+
+def _entry(entry: Mapping[str, Any], backend: str, where: str) -> Expectation:
+    wrong = set(entry) - _STRINGS - {"fixed"}
+    missing = {key for key in _REQUIRED if not entry.get(key)}
+    if "what" not in entry and entry.get("verdict") != "TIMEOUT":
+        missing.add("what")
     if wrong or missing:
         raise ExpectationError(f"{where}: unknown keys {sorted(wrong)}, missing keys {sorted(missing)}")
+    fixed = entry.get("fixed", [])
+    releases = [*fixed, entry["introduced"]] if "introduced" in entry else fixed
+    if not isinstance(fixed, list) or not all(isinstance(entry[key], str) for key in set(entry) - {"fixed"}):
+        raise ExpectationError(f"{where}: fixed is a list of releases, every other key a string")
+    for release in releases:
+        if not isinstance(release, str) or not _RELEASE.fullmatch(release):
+            raise ExpectationError(f"{where}: {release!r} is not a kernel release such as '6.16' or '6.12.77'")
+    if entry.get("verdict", "FAIL") not in ("FAIL", "TIMEOUT"):
+        raise ExpectationError(f"{where}: verdict is FAIL or TIMEOUT, not {entry['verdict']!r}")
+    return Expectation(**{**entry, "fixed": tuple(fixed)}, backend=backend)
 
 
-def _read(path: Path, host: Host) -> list[Expectation]:
+def _read(path: Path) -> list[Expectation]:
     try:
         data = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
-        raise ExpectationError(f"{path.name} is no TOML: {error}") from error
-    _check_keys(data, _FILE_KEYS, set(), path.name)
-    found = []
-    for number, entry in enumerate(data.get("known", [])):
-        _check_keys(entry, _ENTRY_KEYS, {"clause", "reason", "reference"}, f"{path.name}, entry {number}")
-        same_model = host.facts.model.startswith(entry.get("model", ""))
-        if same_model and entry.get("cpu", host.facts.vendor) == host.facts.vendor:
-            found.append(Expectation(entry["clause"], entry["reason"], entry["reference"]))
-    applies = data.get("backend", host.backend) == host.backend
-    return found if applies and _kernel_matches(data.get("kernel", ""), host, path) else []
+        raise ExpectationError(f"{path.name} is not TOML: {error}") from error
+    wrong = set(data) - _FILE_KEYS
+    if wrong:
+        raise ExpectationError(f"{path.name}: unknown keys {sorted(wrong)}, missing keys []")
+    entries = data.get("known", [])
+    return [_entry(entry, data.get("backend", ""), f"{path.name}, entry {at}") for at, entry in enumerate(entries)]
 
 
-def load(host: Host, paths: Iterable[Path] | None = None) -> dict[str, Expectation]:
-    """Return the known failures of ``host`` by clause id, from all files (or those given)."""
+def read_all(paths: Iterable[Path] | None = None) -> list[Expectation]:
+    """Return every expectation of all files, or of those given, whatever the host."""
     files = sorted(FOLDER.glob("*.toml")) if paths is None else paths
-    return {known.clause: known for path in files for known in _read(path, host)}
+    return [known for path in files for known in _read(path)]
 
 
-def apply(result: ClauseResult, known: dict[str, Expectation]) -> ClauseResult:
-    """Turn a FAIL that is known into KNOWN, and a PASS that is known to fail into XPASS, in place."""
-    expectation = known.get(result.id)
-    if expectation is not None and result.verdict in (Verdict.FAIL, Verdict.PASS):
-        result.verdict = Verdict.KNOWN if result.verdict is Verdict.FAIL else Verdict.XPASS
-        result.reason, result.reference = expectation.reason, expectation.reference
+def load(host: Host, paths: Iterable[Path] | None = None) -> dict[str, list[Expectation]]:
+    """Return the findings that are known on ``host`` by clause id, from all files or those given."""
+    found: dict[str, list[Expectation]] = {}
+    for known in read_all(paths):
+        if known.applies(host):
+            found.setdefault(known.clause, []).append(known)
+    return found
+
+
+def apply(result: ClauseResult, known: Mapping[str, Sequence[Expectation]]) -> ClauseResult:
+    """Turn a failure that is known into KNOWN, and a PASS that is known to fail into XPASS, in place.
+
+    A failure of such a clause with another finding stays what it is; a note says which one was expected.
+    """
+    expected = known.get(result.id, ())
+    if not expected or result.verdict not in (Verdict.FAIL, Verdict.TIMEOUT, Verdict.PASS):
+        return result
+    if result.verdict is Verdict.PASS:
+        chosen = expected[0]
+        result.verdict = Verdict.XPASS
+    else:
+        found = next((one for one in expected if one.matches(result)), None)
+        if found is None:
+            listed = "; ".join(f"{one.what}: {one.observed}" for one in expected)
+            result.notes.append(f"not what is known of this clause here ({listed})")
+            return result
+        chosen = found
+        result.verdict = Verdict.KNOWN
+    result.reason, result.reference = chosen.reason, chosen.reference
     return result

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vmm.arch import ARCHITECTURE, module
+from vmm.conformance import process
+from vmm.conformance.process import Process
 from vmm.system import Kvm
 
-__all__ = ["Host", "measure", "version"]
+__all__ = ["Host", "measure", "upstream", "version"]
+
+_SIGNATURE = Path("/proc/version_signature")
 
 
 def version(release: str) -> tuple[int, int, int]:
@@ -21,13 +27,31 @@ def version(release: str) -> tuple[int, int, int]:
     return major, minor, patch
 
 
+def upstream(release: str, build: str, signature: str = "") -> str:
+    """Return the kernel.org release that a distribution's kernel is made from; ``release`` where nothing says more.
+
+    Debian's ``release`` (uname -r) stays at 6.1.0-50-amd64 while its ``build`` (uname -v) has Debian 6.1.176-1;
+    Ubuntu's ``signature`` (/proc/version_signature) ends with it.
+    """
+    if found := re.search(r"\bDebian (\d+\.\d+(?:\.\d+)?)", build):
+        return found[1]
+    if found := re.search(r"^Ubuntu \S+ (\d+\.\d+\.\d+)$", signature.strip()):
+        return found[1]
+    return release
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
-    """``facts`` is the architecture's Facts (vmm.x86.facts, vmm.arm64.facts)."""
+    """``kernel`` is uname's release, ``upstream`` the kernel.org release behind it (see :func:`upstream`).
+
+    ``facts`` is the architecture's Facts (vmm.x86.facts, vmm.arm64.facts), ``process`` what the process may do.
+    """
 
     kernel: str
     architecture: str
     facts: Any
+    process: Process
+    upstream: str = ""
 
     @property
     def backend(self) -> str:
@@ -36,18 +60,26 @@ class Host:
 
     @property
     def version(self) -> tuple[int, int, int]:
-        """The running kernel's version numbers."""
-        return version(self.kernel)
+        """The numbers of the kernel.org release that runs."""
+        return version(self.upstream or self.kernel)
 
     def to_json(self) -> dict[str, Any]:
         """Return the first line of a JSON report."""
-        return {"kernel": self.kernel, "architecture": self.architecture, **self.facts.to_json()}
+        about = {"kernel": self.kernel, "upstream": self.upstream, "architecture": self.architecture}
+        return {**about, "process": self.process.to_json(), **self.facts.to_json()}
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (name, value) pairs for people."""
-        return [("kernel", f"{self.kernel} ({self.architecture})"), *self.facts.lines()]
+        made_from = f", made from Linux {self.upstream}" if self.upstream not in ("", self.kernel) else ""
+        kernel = ("kernel", f"{self.kernel} ({self.architecture}{made_from})")
+        return [kernel, *self.process.lines(), *self.facts.lines()]
 
 
 def measure(kvm: Kvm) -> Host:
     """Measure the host; no vCPU is created."""
-    return Host(os.uname().release, ARCHITECTURE, module("facts").measure(kvm))
+    system, signature = os.uname(), ""
+    with suppress(OSError):
+        signature = _SIGNATURE.read_text()
+    facts = module("facts").measure(kvm)
+    found = upstream(system.release, system.version, signature)
+    return Host(system.release, ARCHITECTURE, facts, process.measure(), found)

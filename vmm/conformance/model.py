@@ -22,7 +22,7 @@ class Verdict(StrEnum):
     SKIP = "SKIP"  # a precondition is not met; the reason has its measured value
     INFO = "INFO"  # records a behaviour that nothing promises
     TIMEOUT = "TIMEOUT"  # the guest or the clause did not end in time
-    ERROR = "ERROR"  # the harness itself failed, or the clause's process died
+    ERROR = "ERROR"  # what the clause needed could not be set up, or the harness itself failed
 
 
 FAILING = frozenset({Verdict.FAIL, Verdict.TIMEOUT, Verdict.ERROR})
@@ -33,13 +33,15 @@ class ClauseResult:
     """One clause's verdict with its evidence; empty fields do not apply.
 
     ``finding`` refines a failure: ``mismatch``, ``accepted`` (what must be refused), ``rejected`` (what must
-    be accepted) or ``errno-drift`` (refused, with another errno). ``seconds`` is the clause's own time.
+    be accepted) or ``errno-drift`` (refused, with another errno). ``looks`` is how many things the clause's
+    assertions looked at, ``seconds`` its own time.
     """
 
     id: str
     verdict: Verdict
     statement: str
     seconds: float = 0.0
+    looks: int = 0
     what: str = ""
     expected: str = ""
     observed: str = ""

@@ -27,16 +27,16 @@ Function = Callable[["Context"], None]
 class Clause:
     """A statement of the ABI with the function that checks it.
 
-    ``statement`` is the docstring's first paragraph, ``source`` what follows "Source:". ``since`` is the
-    kernel release that introduced the behaviour, empty for as long as anyone remembers. ``info`` clauses
-    record and never fail. ``dangerous`` ones could harm an unfixed host and run only when asked for.
+    ``statement`` is the docstring's first paragraph, ``source`` what follows "Source:". ``info`` clauses record and
+    never fail. ``dangerous`` ones could harm an unfixed host and run only when asked for. Which release brought a
+    behaviour is no field: releases are backported, so a need measures the behaviour's own sign, and a release that
+    lacks it by fault has an expectation.
     """
 
     id: str
     function: Function
     arch: str
     needs: tuple[Need, ...]
-    since: str
     info: bool
     dangerous: bool
     statement: str
@@ -57,7 +57,6 @@ def clause(
     *,
     arch: str,
     needs: Iterable[Need] = (),
-    since: str = "",
     info: bool = False,
     dangerous: bool = False,
     timeout: float = 10.0,
@@ -78,7 +77,7 @@ def clause(
             raise ValueError(f"clause {identifier} is registered twice")
         cited = " ".join(source[1].split())
         _clauses[identifier] = Clause(
-            identifier, function, arch, tuple(needs), since, info, dangerous, statement, cited, timeout
+            identifier, function, arch, tuple(needs), info, dangerous, statement, cited, timeout
         )
         return function
 

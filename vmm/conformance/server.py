@@ -25,10 +25,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from vmm import signals
 from vmm._kvm import lib
 from vmm.conformance import expectations
 from vmm.conformance import host as host_module
@@ -37,7 +38,7 @@ from vmm.conformance.execute import execute, skip
 from vmm.conformance.host import Host
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import Clause, all_clauses
-from vmm.ioctl import request_name
+from vmm.ioctl import errno_name, request_name
 from vmm.payload import load, names
 from vmm.system import Kvm, KvmUnavailable
 
@@ -129,6 +130,14 @@ def _run_child(clause: Clause, host: Host, job: dict[str, Any], results: int, ou
         os._exit(status)
 
 
+def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[int, int]:
+    """Return a pipe's ends, the first to be closed by ``ours``, the second by ``theirs``."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return reading, writing
+
+
 class _Server:
     def __init__(self, channel: socket.socket, host: Host, clauses: dict[str, Clause]) -> None:
         self._channel, self._host, self._clauses = channel, host, clauses
@@ -203,21 +212,33 @@ class _Server:
             # Nothing would run in a child: its precondition was measured before.
             self._send({"finished": number, "result": skipped.to_json()})
             return
-        results, results_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        output, output_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._channel.close()
-            _run_child(clause, self._host, job, results_end, output_end, parent)
-        os.close(results_end)
-        os.close(output_end)
-        with suppress(OSError):
-            os.setpgid(pid, pid)  # both sides do it: whoever comes first
-        limit = clause.timeout * float(job.get("options", {}).get("time_scale", 1.0))
-        pidfd = os.pidfd_open(pid)
-        self._running[pid] = _Child(number, clause, pid, pidfd, results, output, time.monotonic() + limit)
+        try:
+            self._fork(number, clause, job)
+        except OSError as error:
+            why = f"the clause's process could not be started: {errno_name(error.errno or 0)}: {error.strerror}"
+            result = ClauseResult(clause.id, Verdict.ERROR, clause.statement, reason=f"{why} (see ulimit -n, -u)")
+            self._send({"finished": number, "result": result.to_json()})
+            return
         self._send({"started": number})
+
+    def _fork(self, number: int, clause: Clause, job: dict[str, Any]) -> None:
+        """Start the clause's process; OSError, with nothing left, if this one lacks descriptors or processes."""
+        with ExitStack() as undo, ExitStack() as theirs:
+            results, results_end = _pipe(undo, theirs)
+            output, output_end = _pipe(undo, theirs)
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                self._channel.close()
+                _run_child(clause, self._host, job, results_end, output_end, parent)
+            undo.callback(os.waitpid, pid, 0)
+            undo.callback(os.kill, pid, signal.SIGKILL)
+            with suppress(OSError):
+                os.setpgid(pid, pid)  # both sides do it: whoever comes first
+            pidfd = os.pidfd_open(pid)
+            undo.pop_all()
+        limit = clause.timeout * float(job.get("options", {}).get("time_scale", 1.0))
+        self._running[pid] = _Child(number, clause, pid, pidfd, results, output, time.monotonic() + limit)
 
     def _finish(self, child: _Child, status: int) -> None:
         del self._running[child.pid]
@@ -261,6 +282,7 @@ def run(channel: socket.socket, preload: Iterable[str]) -> NoReturn:
 
 def main() -> None:
     """Serve on the socket whose descriptor is the first argument; further ones are modules to import."""
+    signals.reset()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's business
     run(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 

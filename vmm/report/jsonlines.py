@@ -3,9 +3,10 @@
 
 The first line is the host: ``{"record": "host", "kernel": ..., "architecture": ..., "backend": ...,
 "capabilities": {...}, ...}``. Then one line a clause, in the catalogue's order: ``{"record": "clause", "id",
-"verdict", "statement", "seconds"}`` and, where there is any, ``what``, ``expected``, ``observed``, ``finding``,
-``reason``, ``reference``, ``notes``, ``trace``. The last line is ``{"record": "totals", "total": n, "PASS": n, ...,
-"seconds": s}`` with every verdict; a run that was cut short has none. Keys are only ever added.
+"verdict", "statement", "seconds"}`` and, where there is any, ``looks`` (how many things its assertions looked at),
+``what``, ``expected``, ``observed``, ``finding``, ``reason``, ``reference``, ``notes``, ``trace``. The last line is
+``{"record": "totals", "total": n, "PASS": n, ..., "seconds": s}`` with every verdict; a run that was cut short has
+none. Keys are only ever added.
 """
 
 from __future__ import annotations

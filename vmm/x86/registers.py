@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmm._kvm import ffi, lib
+from vmm.ioctl import Refused
 from vmm.vcpu import Vcpu
 
 __all__ = [
@@ -75,12 +76,12 @@ def get_xcrs(vcpu: Vcpu) -> Any:
 
 
 def get_xcr0(vcpu: Vcpu) -> int:
-    """Return XCR0; LookupError if KVM lists no XCR0."""
+    """Return XCR0; Refused (a LookupError) if KVM lists no XCR0, as on a host without XSAVE."""
     xcrs = get_xcrs(vcpu)
     for entry in xcrs.xcrs[0 : min(xcrs.nr_xcrs, MAX_XCRS)]:
         if entry.xcr == 0:
             return int(entry.value)
-    raise LookupError(f"KVM_GET_XCRS lists {xcrs.nr_xcrs} registers and XCR0 is not among them")
+    raise Refused(f"KVM_GET_XCRS lists {xcrs.nr_xcrs} registers and XCR0 is not among them")
 
 
 def set_xcrs(vcpu: Vcpu, entries: list[tuple[int, int]], *, count: int | None = None, flags: int = 0) -> None:

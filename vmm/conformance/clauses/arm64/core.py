@@ -33,7 +33,7 @@ _MRS_FPSR, _MRS_FPCR = 0xD53B4420, 0xD53B4400
 _AA32_MODES = {"FIQ": 0x11, "IRQ": 0x12, "SVC": 0x13, "ABT": 0x17, "UND": 0x1B, "SYS": 0x1F}
 
 
-@clause("fp.vregs-on-sve-einval", arch="arm64", needs=(SVE,), since="5.2")
+@clause("fp.vregs-on-sve-einval", arch="arm64", needs=(SVE,))
 def v_with_sve(context: Context) -> None:
     """A vCPU with SVE has no V registers: reading and writing them is EINVAL before and after FINALIZE.
 
@@ -51,7 +51,7 @@ def v_with_sve(context: Context) -> None:
             vcpus.finalize(vcpu)
 
 
-@clause("fp.fpsr-fpcr-on-sve", arch="arm64", needs=(SVE,), since="5.2")
+@clause("fp.fpsr-fpcr-on-sve", arch="arm64", needs=(SVE,))
 def fpsr_fpcr(context: Context) -> None:
     """FPSR and FPCR are 32-bit core registers of a vCPU with SVE too, and what is written is what the guest reads.
 

@@ -48,7 +48,7 @@ def _errno_in_thread(vcpu: Vcpu) -> int:
     return found[0]
 
 
-@clause("sve.finalize.run-before-eperm", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.run-before-eperm", arch="arm64", needs=(SVE,))
 def run_before(context: Context) -> None:
     """KVM_RUN of a vCPU with SVE before FINALIZE fails with EPERM, every time and in every thread, and runs nothing.
 
@@ -64,7 +64,7 @@ def run_before(context: Context) -> None:
     succeeds("KVM_RUN after FINALIZE", enter, vcpu)
 
 
-@clause("sve.finalize.reglist-before-eperm", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.reglist-before-eperm", arch="arm64", needs=(SVE,))
 def reglist_before(context: Context) -> None:
     """KVM_GET_REG_LIST before FINALIZE fails with EPERM, before its argument is looked at.
 
@@ -77,7 +77,7 @@ def reglist_before(context: Context) -> None:
     succeeds("after FINALIZE", vcpu.reg_list)
 
 
-@clause("sve.finalize.zpf-before-eperm", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.zpf-before-eperm", arch="arm64", needs=(SVE,))
 def vectors_before(context: Context) -> None:
     """Reading and writing Z, P and FFR before FINALIZE fails with EPERM.
 
@@ -93,7 +93,7 @@ def vectors_before(context: Context) -> None:
         equal(f"{register} after FINALIZE", vcpu.get_one_reg(register), bytes(register.size))
 
 
-@clause("sve.finalize.core-sysreg-before-ok", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.core-sysreg-before-ok", arch="arm64", needs=(SVE,))
 def others_before(context: Context) -> None:
     """Core, system and firmware registers can be read and written before FINALIZE: EPERM is for Z, P and FFR alone.
 
@@ -117,7 +117,7 @@ def others_before(context: Context) -> None:
         equal(f"{register} after FINALIZE", read(vcpu, register), value)
 
 
-@clause("sve.finalize.vls-readable-always", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.vls-readable-always", arch="arm64", needs=(SVE,))
 def lengths_readable(context: Context) -> None:
     """The vector lengths can be read before and after FINALIZE, and FINALIZE does not change them.
 
@@ -130,7 +130,7 @@ def lengths_readable(context: Context) -> None:
     equal("vector lengths after FINALIZE", succeeds("after FINALIZE", vcpus.get_vls, vcpu), first)
 
 
-@clause("sve.finalize.twice-eperm", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.twice-eperm", arch="arm64", needs=(SVE,))
 def twice(context: Context) -> None:
     """A second FINALIZE fails with EPERM and changes nothing.
 
@@ -145,7 +145,7 @@ def twice(context: Context) -> None:
     succeeds("KVM_RUN", enter, vcpu)
 
 
-@clause("sve.finalize.nonsve-einval", arch="arm64", since="5.2")
+@clause("sve.finalize.nonsve-einval", arch="arm64")
 def without_sve(context: Context) -> None:
     """FINALIZE of SVE on a vCPU without it fails with EINVAL; the documentation says EPERM.
 
@@ -156,7 +156,7 @@ def without_sve(context: Context) -> None:
     succeeds("KVM_RUN", enter, vcpu)
 
 
-@clause("sve.finalize.unknown-einval", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.unknown-einval", arch="arm64", needs=(SVE,))
 def unknown(context: Context) -> None:
     """FINALIZE takes the number of a feature that can be finalized, SVE alone: all else is EINVAL.
 
@@ -170,7 +170,7 @@ def unknown(context: Context) -> None:
     refused("KVM_RUN afterwards", errno.EPERM, vcpu.run, _SHORT)
 
 
-@clause("sve.finalize.efault", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.efault", arch="arm64", needs=(SVE,))
 def bad_pointer(context: Context) -> None:
     """FINALIZE with a bad pointer fails with EFAULT and does not finalize.
 
@@ -182,7 +182,7 @@ def bad_pointer(context: Context) -> None:
     succeeds("FINALIZE", vcpus.finalize, vcpu)
 
 
-@clause("sve.finalize.vls-immutable", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.vls-immutable", arch="arm64", needs=(SVE,))
 def lengths_immutable(context: Context) -> None:
     """After FINALIZE every write of the vector lengths is EPERM: the same value, a smaller one, a bad pointer.
 
@@ -197,7 +197,7 @@ def lengths_immutable(context: Context) -> None:
     refused_indicative(context, "reading to a bad address", errno.EFAULT, get_bad, vcpu, VLS)
 
 
-@clause("sve.finalize.reinit-before-finalize-resets-vls", arch="arm64", needs=(SVE, SEVERAL), since="5.2")
+@clause("sve.finalize.reinit-before-finalize-resets-vls", arch="arm64", needs=(SVE, SEVERAL))
 def reinit_before(context: Context) -> None:
     """VCPU_INIT before FINALIZE forgets the vector lengths chosen so far: the vCPU has all again.
 
@@ -215,7 +215,7 @@ def reinit_before(context: Context) -> None:
     equal("vector lengths after FINALIZE", vcpus.get_vls(vcpu), full)
 
 
-@clause("sve.finalize.per-vcpu", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.per-vcpu", arch="arm64", needs=(SVE,))
 def per_vcpu(context: Context) -> None:
     """FINALIZE is each vCPU's own: one that is finalized runs while another of its VM gets EPERM.
 

@@ -64,7 +64,7 @@ def _equal_states(what: str, found: VectorState, expected: VectorState) -> None:
     no_difference(what, differences(expected.image(), found.image()))
 
 
-@clause("guest.sve-undef-without", arch="arm64", since="5.2")
+@clause("guest.sve-undef-without", arch="arm64")
 def undefined_without(context: Context) -> None:
     """Without SVE every SVE instruction, and ZCR_EL1, is undefined for the guest although its own traps are off.
 
@@ -83,7 +83,7 @@ def undefined_without(context: Context) -> None:
     equal("faults of an AdvSIMD instruction", guest.mailbox.values[15], 0)
 
 
-@clause("guest.sve-own-trap", arch="arm64", needs=(SVE,), since="5.2")
+@clause("guest.sve-own-trap", arch="arm64", needs=(SVE,))
 def own_trap(context: Context) -> None:
     """With CPACR_EL1.ZEN 0 an SVE instruction traps to the guest's own EL1, and KVM does not see it.
 
@@ -101,7 +101,7 @@ def own_trap(context: Context) -> None:
             equal("the exception class", guest.fault().exception_class, _SVE_TRAP)
 
 
-@clause("guest.load-user-state", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("guest.load-user-state", arch="arm64", needs=(SVE,), timeout=30)
 def load_user_state(context: Context) -> None:
     """Z, P, FFR, FPSR and FPCR as KVM_SET_ONE_REG wrote them are what the guest finds, at every vector length.
 
@@ -118,7 +118,7 @@ def load_user_state(context: Context) -> None:
         guest.close()
 
 
-@clause("guest.save-guest-state", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("guest.save-guest-state", arch="arm64", needs=(SVE,), timeout=30)
 def save_guest_state(context: Context) -> None:
     """What the guest loads into Z, P, FFR, FPSR and FPCR is what KVM_GET_ONE_REG reads, at every vector length.
 
@@ -137,7 +137,7 @@ def save_guest_state(context: Context) -> None:
         guest.close()
 
 
-@clause("guest.kept-over-exits", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("guest.kept-over-exits", arch="arm64", needs=(SVE,), timeout=30)
 def kept_over_exits(context: Context) -> None:
     """The guest's registers survive exits that its VMM answers without looking at them.
 
@@ -149,7 +149,7 @@ def kept_over_exits(context: Context) -> None:
         guest.close()
 
 
-@clause("guest.untouched-fp", arch="arm64", needs=(SVE,), since="5.2")
+@clause("guest.untouched-fp", arch="arm64", needs=(SVE,))
 def untouched(context: Context) -> None:
     """A guest that uses no vector register leaves the state as it was written.
 
@@ -172,7 +172,7 @@ def _faulted(ffr: bytes, available: int) -> int:
     return loaded
 
 
-@clause("guest.ffr-preserved", arch="arm64", needs=(SVE,), since="5.2")
+@clause("guest.ffr-preserved", arch="arm64", needs=(SVE,))
 def ffr_preserved(context: Context) -> None:
     """FFR as a first-fault load over the end of memory leaves it survives exits, and a restore into another VM.
 
@@ -195,7 +195,7 @@ def ffr_preserved(context: Context) -> None:
         other.close()
 
 
-@clause("guest.zcr-shrink-full-width", arch="arm64", needs=(SVE, SEVERAL), since="5.2")
+@clause("guest.zcr-shrink-full-width", arch="arm64", needs=(SVE, SEVERAL))
 def shrink(context: Context) -> None:
     """A smaller ZCR_EL1.LEN of the guest leaves each register's upper bytes as they were or 0, never anything else.
 
@@ -229,7 +229,7 @@ def _vector_store(guest: Guest, timeout: float) -> Exit:
     return guest.resume(timeout)
 
 
-@clause("guest.mmio-vector-nisv", arch="arm64", needs=(capability("KVM_CAP_ARM_NISV_TO_USER"),), since="5.5")
+@clause("guest.mmio-vector-nisv", arch="arm64", needs=(capability("KVM_CAP_ARM_NISV_TO_USER"),))
 def vector_mmio(context: Context) -> None:
     """A vector store to memory that is not there ends KVM_RUN with ENOSYS, or KVM_EXIT_ARM_NISV if it was asked for.
 
@@ -260,7 +260,7 @@ def _start(guest: Guest, state: VectorState, ticks: int) -> None:
     guest.prepare("hold", ticks)
 
 
-@clause("guest.two-vms-same-cpu", arch="arm64", needs=(SVE,), since="5.2", timeout=60)
+@clause("guest.two-vms-same-cpu", arch="arm64", needs=(SVE,), timeout=60)
 def two_vms(context: Context) -> None:
     """Guests that take turns on one CPU, with the longest vectors, the shortest and without SVE, keep their state.
 
@@ -289,7 +289,7 @@ def two_vms(context: Context) -> None:
         _finish(context, guest, f"a guest with vectors of {state.size} bytes", state)
 
 
-@clause("guest.other-thread", arch="arm64", needs=(SVE,), since="5.2")
+@clause("guest.other-thread", arch="arm64", needs=(SVE,))
 def other_thread(context: Context) -> None:
     """A vCPU may be run by one thread after another: its registers go along.
 
@@ -314,7 +314,7 @@ def other_thread(context: Context) -> None:
     _finish(context, guest, "the guest's registers", state)
 
 
-@clause("guest.cross-cpu", arch="arm64", needs=(SVE, _CPUS), since="5.2")
+@clause("guest.cross-cpu", arch="arm64", needs=(SVE, _CPUS))
 def cross_cpu(context: Context) -> None:
     """A vCPU whose thread goes from CPU to CPU keeps its registers.
 

@@ -40,7 +40,7 @@ def msr(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
     return mrs(op0, op1, crn, crm, op2) & ~(1 << 21)
 
 
-@clause("id.pfr0-sve", arch="arm64", needs=(SVE,), since="5.2")
+@clause("id.pfr0-sve", arch="arm64", needs=(SVE,))
 def pfr0_sve(context: Context) -> None:
     """ID_AA64PFR0_EL1.SVE is 1 or more for a vCPU with SVE and 0 without, by ioctl and in the guest.
 
@@ -53,7 +53,7 @@ def pfr0_sve(context: Context) -> None:
             true(f"{_PFR0}.SVE by {who}", (sve > 0) == has, sve, "1 or more" if has else "0")
 
 
-@clause("id.pfr0-sve-not-writable", arch="arm64", needs=(SVE,), since="5.2")
+@clause("id.pfr0-sve-not-writable", arch="arm64", needs=(SVE,))
 def pfr0_not_writable(context: Context) -> None:
     """ID_AA64PFR0_EL1.SVE, FP and AdvSIMD cannot be written: SVE is chosen by VCPU_INIT alone.
 
@@ -70,7 +70,7 @@ def pfr0_not_writable(context: Context) -> None:
         equal(_PFR0, read(vcpu, SYSTEM[_PFR0]), value)
 
 
-@clause("id.zfr0-raz-nonsve", arch="arm64", since="5.11")
+@clause("id.zfr0-raz-nonsve", arch="arm64")
 def zfr0_without_sve(context: Context) -> None:
     """Without SVE ID_AA64ZFR0_EL1 is listed and 0; 0 may be written and nothing else.
 
@@ -87,7 +87,7 @@ def zfr0_without_sve(context: Context) -> None:
     equal(f"{_ZFR0} afterwards", read(vcpu, SYSTEM[_ZFR0]), 0)
 
 
-@clause("id.zfr0-downgrade", arch="arm64", needs=(SVE,), since="5.2")
+@clause("id.zfr0-downgrade", arch="arm64", needs=(SVE,))
 def zfr0_downgrade(context: Context) -> None:
     """Each field of ID_AA64ZFR0_EL1 may be lowered before the first run and not be raised above the host's.
 
@@ -115,7 +115,7 @@ def zfr0_downgrade(context: Context) -> None:
     equal(f"{_ZFR0} afterwards", read(vcpu, SYSTEM[_ZFR0]), start)
 
 
-@clause("id.immutable-after-run", arch="arm64", needs=(SVE,), since="5.2")
+@clause("id.immutable-after-run", arch="arm64", needs=(SVE,))
 def immutable(context: Context) -> None:
     """After the VM's first KVM_RUN an ID register takes its own value and refuses any other with EBUSY.
 
@@ -139,11 +139,11 @@ def immutable(context: Context) -> None:
             equal(f"{name} afterwards", read(vcpu, SYSTEM[name]), value)
 
 
-@clause("id.vm-scoped", arch="arm64", needs=(SVE, _WRITABLE), since="6.7")
+@clause("id.vm-scoped", arch="arm64", needs=(SVE, _WRITABLE))
 def vm_scoped(context: Context) -> None:
     """ID registers belong to the VM: what is written through one vCPU is read through the others, and by no other VM.
 
-    Source: arch/arm64/kvm/sys_regs.c, __vm_id_reg (kvm_read_vm_id_reg).
+    Source: arch/arm64/kvm/sys_regs.c, __vm_id_reg (kvm_read_vm_id_reg); Linux 6.7.
     """
     vm = context.vm()
     made = [vm.create_vcpu(number) for number in range(2)]
@@ -155,11 +155,11 @@ def vm_scoped(context: Context) -> None:
     equal(f"{_ZFR0} of another VM", read(sve_vcpu(context), SYSTEM[_ZFR0]), start)
 
 
-@clause("id.reinit-preserves", arch="arm64", needs=(SVE, kernel("6.10")), since="6.10")
+@clause("id.reinit-preserves", arch="arm64", needs=(SVE, kernel("6.10")))
 def reinit_preserves(context: Context) -> None:
     """VCPU_INIT again, before and after a run, keeps the ID registers as they were written.
 
-    Source: arch/arm64/kvm/sys_regs.c, kvm_reset_sys_regs, reset_vm_ftr_id_reg.
+    Source: arch/arm64/kvm/sys_regs.c, kvm_reset_sys_regs, reset_vm_ftr_id_reg; Linux 6.10.
     """
     vcpu = sve_vcpu(context)
     write(vcpu, SYSTEM[_ZFR0], 0)
@@ -169,7 +169,7 @@ def reinit_preserves(context: Context) -> None:
         enter(vcpu)
 
 
-@clause("id.guest-equals-user", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("id.guest-equals-user", arch="arm64", needs=(SVE,), timeout=30)
 def guest_equals_user(context: Context) -> None:
     """The guest's MRS of every AArch64 feature register reads what KVM_GET_ONE_REG says after the first run.
 
@@ -205,13 +205,14 @@ def gic_changes(context: Context) -> None:
         refused_indicative(context, "the value from before", errno.EBUSY, write, vcpu, SYSTEM[_PFR0], start)
 
 
-@clause("id.writable-masks", arch="arm64", needs=(SVE, _MASKS), since="6.7", timeout=60)
+@clause("id.writable-masks", arch="arm64", needs=(SVE, _MASKS), timeout=60)
 def writable_masks(context: Context) -> None:
     """KVM_ARM_GET_REG_WRITABLE_MASKS is true: outside of a feature register's mask no bit can be changed.
 
     ID_AA64ZFR0_EL1 has a mask, ID_AA64PFR0_EL1's leaves SVE out, and reserved fields have to be 0.
 
-    Source: arch/arm64/kvm/sys_regs.c, kvm_vm_ioctl_get_reg_writable_masks; Documentation/virt/kvm/api.rst, 4.139.
+    Source: arch/arm64/kvm/sys_regs.c, kvm_vm_ioctl_get_reg_writable_masks; Documentation/virt/kvm/api.rst, 4.139;
+    Linux 6.7.
     """
     vcpu, vm = sve_vcpu(context), context.vm()
     masks = succeeds("KVM_ARM_GET_REG_WRITABLE_MASKS", vcpus.writable_masks, vm)
@@ -264,7 +265,7 @@ def sme_absent(context: Context) -> None:
         equal(f"where {name} faulted", fault.elr, guest.payload.symbol("slot"))
 
 
-@clause("sve.zcr.hidden-nonsve", arch="arm64", since="5.2")
+@clause("sve.zcr.hidden-nonsve", arch="arm64")
 def zcr_hidden(context: Context) -> None:
     """A vCPU without SVE has no ZCR_EL1: reading and writing it is ENOENT.
 
@@ -275,7 +276,7 @@ def zcr_hidden(context: Context) -> None:
     refused_indicative(context, "writing ZCR_EL1", errno.ENOENT, write, vcpu, SYSTEM["ZCR_EL1"], 0)
 
 
-@clause("sve.zcr.reset-zero", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.zcr.reset-zero", arch="arm64", needs=(SVE,))
 def zcr_reset(context: Context) -> None:
     """ZCR_EL1 is 0 after VCPU_INIT and after the next one: a guest starts with vectors of 128 bits.
 
@@ -288,7 +289,7 @@ def zcr_reset(context: Context) -> None:
     equal("ZCR_EL1 after VCPU_INIT", read(vcpu, SYSTEM["ZCR_EL1"]), 0)
 
 
-@clause("sve.zcr.guest-user-agree", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.zcr.guest-user-agree", arch="arm64", needs=(SVE,))
 def zcr_agree(context: Context) -> None:
     """ZCR_EL1 written by KVM_SET_ONE_REG is what the guest reads and obeys; what the guest writes is read back.
 
@@ -306,7 +307,7 @@ def zcr_agree(context: Context) -> None:
         equal("ZCR_EL1 after the guest wrote it", read(guest.vcpu, SYSTEM["ZCR_EL1"]), wanted)
 
 
-@clause("sve.zcr.verbatim", arch="arm64", needs=(SVE,), since="5.2", info=True)
+@clause("sve.zcr.verbatim", arch="arm64", needs=(SVE,), info=True)
 def zcr_verbatim(context: Context) -> None:
     """KVM_SET_ONE_REG stores ZCR_EL1 as it is, reserved bits included.
 

@@ -31,7 +31,7 @@ _SCTLR_RESET = 0x00C50078
 _MP_STOPPED, _MP_RUNNABLE = 5, 0
 
 
-@clause("cap.sve-matches-host", arch="arm64", since="5.2")
+@clause("cap.sve-matches-host", arch="arm64")
 def sve_matches_host(context: Context) -> None:
     """KVM_CAP_ARM_SVE is 1 exactly where the host's kernel offers SVE to its own processes, on both kinds of fd.
 
@@ -86,7 +86,7 @@ def unknown_feature(context: Context) -> None:
     refused("KVM_GET_ONE_REG afterwards", errno.ENOEXEC, read, vcpu, PC)
 
 
-@clause("init.sve-unsupported-einval", arch="arm64", needs=(NO_SVE,), since="5.2")
+@clause("init.sve-unsupported-einval", arch="arm64", needs=(NO_SVE,))
 def sve_unsupported(context: Context) -> None:
     """VCPU_INIT with SVE fails with EINVAL where KVM_CAP_ARM_SVE is 0.
 
@@ -95,7 +95,7 @@ def sve_unsupported(context: Context) -> None:
     refused("VCPU_INIT with SVE", errno.EINVAL, vcpus.init, context.vcpu(), Feature.SVE)
 
 
-@clause("init.pauth-pair", arch="arm64", needs=(PAUTH,), since="5.3")
+@clause("init.pauth-pair", arch="arm64", needs=(PAUTH,))
 def pauth_pair(context: Context) -> None:
     """Pointer authentication comes with both its features or fails with EINVAL, and needs no FINALIZE.
 

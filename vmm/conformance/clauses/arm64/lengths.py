@@ -38,7 +38,7 @@ def _refuse(context: Context, vcpu: Vcpu, wanted: VectorLengths) -> None:
     equal(f"vector lengths after the refused {wanted}", vcpus.get_vls(vcpu), kept)
 
 
-@clause("sve.vls.encoding", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.encoding", arch="arm64", needs=(SVE,))
 def encoding(context: Context) -> None:
     """Bit vq - 1 stands for vectors of vq times 128 bits; 128 bits are always there, more than 2048 never.
 
@@ -56,7 +56,7 @@ def encoding(context: Context) -> None:
     equal("vector lengths measured earlier", found, lengths(context))
 
 
-@clause("sve.vls.initial-equals-host-probe", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.initial-equals-host-probe", arch="arm64", needs=(SVE,))
 def initial(context: Context) -> None:
     """A vCPU starts with the lengths that a process of the host can have, up to the largest that all CPUs share.
 
@@ -71,7 +71,7 @@ def initial(context: Context) -> None:
         context.note(f"the host itself has {own}: its CPUs differ")
 
 
-@clause("sve.vls.prefix-ok", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.prefix-ok", arch="arm64", needs=(SVE,))
 def prefix(context: Context) -> None:
     """Every set of all lengths up to one that is available is accepted, and is what the finalized vCPU has.
 
@@ -85,7 +85,7 @@ def prefix(context: Context) -> None:
         equal("after FINALIZE", vcpus.get_vls(vcpu), wanted)
 
 
-@clause("sve.vls.empty-einval", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.empty-einval", arch="arm64", needs=(SVE,))
 def empty(context: Context) -> None:
     """A vCPU without any vector length is refused.
 
@@ -94,7 +94,7 @@ def empty(context: Context) -> None:
     _refuse(context, sve_vcpu(context, finalized=False), VectorLengths())
 
 
-@clause("sve.vls.gap-einval", arch="arm64", needs=(SVE, SEVERAL), since="5.2")
+@clause("sve.vls.gap-einval", arch="arm64", needs=(SVE, SEVERAL))
 def gap(context: Context) -> None:
     """A set that leaves out an available length below its largest is refused: hardware can only cap.
 
@@ -106,7 +106,7 @@ def gap(context: Context) -> None:
         _refuse(context, vcpu, VectorLengths(full - {missing}))
 
 
-@clause("sve.vls.unsupported-vq-einval", arch="arm64", needs=(SVE, HOLE), since="5.2")
+@clause("sve.vls.unsupported-vq-einval", arch="arm64", needs=(SVE, HOLE))
 def unsupported(context: Context) -> None:
     """A set with a length that the CPU lacks, below its largest, is refused.
 
@@ -118,7 +118,7 @@ def unsupported(context: Context) -> None:
         _refuse(context, vcpu, VectorLengths(full | {extra}))
 
 
-@clause("sve.vls.above-max-einval", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.above-max-einval", arch="arm64", needs=(SVE,))
 def above(context: Context) -> None:
     """A set with a length above the host's largest is refused, up to the last bit of the register.
 
@@ -131,7 +131,7 @@ def above(context: Context) -> None:
             _refuse(context, vcpu, VectorLengths(full | {extra}))
 
 
-@clause("sve.vls.failed-write-no-effect", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.failed-write-no-effect", arch="arm64", needs=(SVE,))
 def failed_write(context: Context) -> None:
     """After a refused write, also one from a bad address, the set is what it was before.
 
@@ -145,7 +145,7 @@ def failed_write(context: Context) -> None:
         equal("vector lengths", vcpus.get_vls(vcpu), chosen)
 
 
-@clause("sve.vls.rewrite", arch="arm64", needs=(SVE, SEVERAL), since="5.2")
+@clause("sve.vls.rewrite", arch="arm64", needs=(SVE, SEVERAL))
 def rewrite(context: Context) -> None:
     """Before FINALIZE the set may be written again and again, smaller and larger; the last one counts.
 
@@ -161,7 +161,7 @@ def rewrite(context: Context) -> None:
     equal("vector lengths after FINALIZE", vcpus.get_vls(vcpu), choices[0])
 
 
-@clause("sve.vls.nonsve-enoent", arch="arm64", since="5.2")
+@clause("sve.vls.nonsve-enoent", arch="arm64")
 def without_sve(context: Context) -> None:
     """A vCPU without SVE has no set of vector lengths: reading and writing it is ENOENT.
 
@@ -172,7 +172,7 @@ def without_sve(context: Context) -> None:
     refused_indicative(context, "writing it", errno.ENOENT, vcpus.set_vls, vcpu, {1})
 
 
-@clause("sve.vls.wrong-size-einval", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.wrong-size-einval", arch="arm64", needs=(SVE,))
 def wrong_size(context: Context) -> None:
     """The set's number with another size than 512 bits names no register.
 
@@ -187,7 +187,7 @@ def wrong_size(context: Context) -> None:
     equal("vector lengths", vcpus.get_vls(vcpu), lengths(context))
 
 
-@clause("sve.vls.per-vcpu", arch="arm64", needs=(SVE, SEVERAL), since="5.2", info=True)
+@clause("sve.vls.per-vcpu", arch="arm64", needs=(SVE, SEVERAL), info=True)
 def per_vcpu(context: Context) -> None:
     """vCPUs of one VM may have different vector lengths.
 
@@ -209,7 +209,7 @@ def per_vcpu(context: Context) -> None:
     equal("the sets of two vCPUs", found, [str(choices[0]), str(choices[-1])])
 
 
-@clause("sve.vls.guest-agrees", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("sve.vls.guest-agrees", arch="arm64", needs=(SVE,), timeout=30)
 def guest_agrees(context: Context) -> None:
     """For every ZCR_EL1.LEN the guest's RDVL is the largest length of its set that is not longer than asked for.
 
@@ -225,7 +225,7 @@ def guest_agrees(context: Context) -> None:
         guest.close()
 
 
-@clause("sve.vls.bigger-than-host-rejected-cleanly", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.bigger-than-host-rejected-cleanly", arch="arm64", needs=(SVE,))
 def bigger(context: Context) -> None:
     """The set of a host with longer vectors is refused, and the vCPU can still be given one that fits and run.
 
@@ -243,7 +243,7 @@ def bigger(context: Context) -> None:
     equal("vector lengths", vcpus.get_vls(vcpu), full.up_to(min(full)))
 
 
-@clause("sve.vls.superset-host-hole", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.vls.superset-host-hole", arch="arm64", needs=(SVE,))
 def superset(context: Context) -> None:
     """A set is accepted exactly if it is this host's own up to the set's largest: longer vectors here do not suffice.
 

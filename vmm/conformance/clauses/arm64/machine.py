@@ -83,7 +83,7 @@ def immediate_exit(context: Context) -> None:
     _first_exit(context, guest)
 
 
-@clause("vm.ipa-size", arch="arm64", since="4.20")
+@clause("vm.ipa-size", arch="arm64")
 def ipa_size(context: Context) -> None:
     """KVM_CREATE_VM takes the size of the guest's address space, 32 bits to KVM_CAP_ARM_VM_IPA_SIZE; 0 means 40.
 
@@ -122,13 +122,14 @@ def swapped_ids(context: Context) -> None:
     equal("CNTV_CVAL_EL0", read(guest.vcpu, comparator), 0x123456789A)
 
 
-@clause("vm.fw-bitmaps", arch="arm64", since="6.0")
+@clause("vm.fw-bitmaps", arch="arm64")
 def firmware_bitmaps(context: Context) -> None:
     """The hypercalls offered may be reduced before the first run, and after it not be changed: EBUSY.
 
     A bit that KVM does not offer is EINVAL, and the same value is accepted at any time.
 
-    Source: arch/arm64/kvm/hypercalls.c, kvm_arm_set_fw_reg_bmap; Documentation/virt/kvm/arm/fw-pseudo-registers.rst.
+    Source: arch/arm64/kvm/hypercalls.c, kvm_arm_set_fw_reg_bmap; Documentation/virt/kvm/arm/fw-pseudo-registers.rst;
+    Linux 6.0.
     """
     for number in range(3):
         vcpu = plain_vcpu(context)

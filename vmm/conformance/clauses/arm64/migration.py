@@ -108,7 +108,7 @@ def idempotent(context: Context) -> None:
         _equal(f"the restored state with vectors of {size} bytes", _save(destination.vcpu), saved)
 
 
-@clause("mig.sve-guest-goes-on", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("mig.sve-guest-goes-on", arch="arm64", needs=(SVE,), timeout=30)
 def goes_on(context: Context) -> None:
     """A guest that is moved between two exits goes on in the other VM and finds its vector registers.
 
@@ -128,7 +128,7 @@ def goes_on(context: Context) -> None:
         equal("exits after the move", destination.vcpu.entries - entries, _TICKS + 1)
 
 
-@clause("mig.list-order-fails", arch="arm64", needs=(SVE,), since="5.2")
+@clause("mig.list-order-fails", arch="arm64", needs=(SVE,))
 def list_order(context: Context) -> None:
     """No restore can write the listed registers in the listed order: FINALIZE belongs in their middle.
 
@@ -151,7 +151,7 @@ def _identification(register: Register) -> bool:
     return register.group == _SYSREG and register.encoding[0] == 3 and register.encoding[2] == 0
 
 
-@clause("mig.order-free", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("mig.order-free", arch="arm64", needs=(SVE,), timeout=30)
 def order_free(context: Context) -> None:
     """After FINALIZE the order of the registers does not matter, if the identification registers come first.
 

@@ -44,7 +44,7 @@ def _switch_on(context: Context, guest: Guest, vcpu: Vcpu) -> int:
     return guest.mailbox.values[0]
 
 
-@clause("sve.finalize.psci-cpu-on", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.finalize.psci-cpu-on", arch="arm64", needs=(SVE,))
 def not_finalized(context: Context) -> None:
     """A vCPU that was never finalized can be switched on by PSCI, and its KVM_RUN is EPERM; the first one runs on.
 
@@ -57,7 +57,7 @@ def not_finalized(context: Context) -> None:
     guest.call("hvc", _VERSION, timeout=context.timeout)
 
 
-@clause("guest.psci-cpu-on-resets-sve", arch="arm64", needs=(SVE,), since="5.2")
+@clause("guest.psci-cpu-on-resets-sve", arch="arm64", needs=(SVE,))
 def cpu_on_resets(context: Context) -> None:
     """CPU_ON gives the vCPU Z, P, FFR, FPSR, FPCR and ZCR_EL1 of 0, X0 and PC as the call says; all is seen at once.
 

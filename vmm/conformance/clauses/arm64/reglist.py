@@ -70,7 +70,7 @@ def too_small(context: Context) -> None:
     equal("what lies behind the longer list", places[count:], [0xAAAA] * 13)
 
 
-@clause("reglist.sve-contents", arch="arm64", needs=(SVE,), since="5.2")
+@clause("reglist.sve-contents", arch="arm64", needs=(SVE,))
 def sve_contents(context: Context) -> None:
     """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 instead of V; all else is the same.
 
@@ -85,7 +85,7 @@ def sve_contents(context: Context) -> None:
     true("FPSR and FPCR", {FPSR, FPCR} <= with_sve & without, "missing", "in both lists")
 
 
-@clause("reglist.no-surplus", arch="arm64", needs=(SVE,), since="5.2")
+@clause("reglist.no-surplus", arch="arm64", needs=(SVE,))
 def no_surplus(context: Context) -> None:
     """No slice other than the first is listed.
 
@@ -112,7 +112,7 @@ def unique(context: Context) -> None:
     equal("not of arm64", _names(r for r in found if r >> 56 != 0x60), [])
 
 
-@clause("reglist.order", arch="arm64", needs=(SVE,), since="5.2")
+@clause("reglist.order", arch="arm64", needs=(SVE,))
 def order(context: Context) -> None:
     """The core registers come first, then the vector lengths, then Z, P and FFR, each in ascending order.
 
@@ -127,7 +127,7 @@ def order(context: Context) -> None:
     true("core registers", last_core < found.index(VLS), last_core, f"all before place {found.index(VLS)}")
 
 
-@clause("reglist.get-set-all", arch="arm64", needs=(SVE,), since="5.2", timeout=30)
+@clause("reglist.get-set-all", arch="arm64", needs=(SVE,), timeout=30)
 def get_set_all(context: Context) -> None:
     """Every listed register can be read, and written with what was read, which then reads the same.
 
@@ -146,7 +146,7 @@ def get_set_all(context: Context) -> None:
             equal(f"{register} written with what it read", vcpu.get_one_reg(register), values[register])
 
 
-@clause("reglist.depends-on-idregs", arch="arm64", needs=(kernel("6.13"),), since="6.13")
+@clause("reglist.depends-on-idregs", arch="arm64", needs=(kernel("6.13"),))
 def depends_on_idregs(context: Context) -> None:
     """Clearing a field of ID_AA64MMFR3_EL1 takes the registers of that feature from the list.
 
@@ -172,7 +172,7 @@ def depends_on_idregs(context: Context) -> None:
         context.skip(f"{name} is {value:#x}: none of {', '.join(_BY_FIELD)}")
 
 
-@clause("reglist.same-for-all-vcpus", arch="arm64", needs=(SVE,), since="5.2")
+@clause("reglist.same-for-all-vcpus", arch="arm64", needs=(SVE,))
 def same_for_all(context: Context) -> None:
     """The list is the same for all vCPUs of a VM, and KVM_RUN does not change it.
 

@@ -57,7 +57,7 @@ def _round_trip(vcpu: Vcpu, registers: list[Register], size: int, seed: int) -> 
         )
 
 
-@clause("sve.reg.zreg-roundtrip", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.zreg-roundtrip", arch="arm64", needs=(SVE,))
 def z_round_trip(context: Context) -> None:
     """What is written to Z0 to Z31 is read back, all registers at once and different, at every vector length.
 
@@ -69,7 +69,7 @@ def z_round_trip(context: Context) -> None:
         _round_trip(vcpu, [z(n) for n in reversed(range(32))], wanted.size, context.options.seed + 1)
 
 
-@clause("sve.reg.pffr-roundtrip", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.pffr-roundtrip", arch="arm64", needs=(SVE,))
 def p_round_trip(context: Context) -> None:
     """What is written to P0 to P15 and FFR is read back, together with all Z registers, at every vector length.
 
@@ -81,7 +81,7 @@ def p_round_trip(context: Context) -> None:
         _round_trip(sve_vcpu(context, wanted), list(SVE_REGISTERS), wanted.size, context.options.seed)
 
 
-@clause("sve.reg.get-full-slice-zero-pad", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.get-full-slice-zero-pad", arch="arm64", needs=(SVE,))
 def full_slice(context: Context) -> None:
     """Reading writes the whole slice, 256 or 32 bytes: 0 beyond the vector length, and nothing behind the slice.
 
@@ -100,7 +100,7 @@ def full_slice(context: Context) -> None:
             same_bytes(f"{register}", data[:used], value[:used])
 
 
-@clause("sve.reg.set-ignores-tail", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.set-ignores-tail", arch="arm64", needs=(SVE,))
 def tail_ignored(context: Context) -> None:
     """Writing ignores the slice's bytes beyond the vector length, even where their memory does not exist.
 
@@ -124,7 +124,7 @@ def tail_ignored(context: Context) -> None:
         context.note(f"Z1 from the last {size} bytes of a page: {error}")
 
 
-@clause("sve.reg.surplus-slice-enoent", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.surplus-slice-enoent", arch="arm64", needs=(SVE,))
 def surplus(context: Context) -> None:
     """Slices other than the first do not exist: reading and writing them is ENOENT.
 
@@ -140,7 +140,7 @@ def surplus(context: Context) -> None:
             refused_indicative(context, f"writing {register}", errno.ENOENT, vcpu.set_one_reg, register, value)
 
 
-@clause("sve.reg.slice-precedence", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.slice-precedence", arch="arm64", needs=(SVE,))
 def precedence(context: Context) -> None:
     """Before FINALIZE a slice that does not exist is ENOENT, and one that does is EPERM.
 
@@ -152,7 +152,7 @@ def precedence(context: Context) -> None:
         refused_indicative(context, f"reading {make(0)}", errno.EPERM, vcpu.get_one_reg, make(0))
 
 
-@clause("sve.reg.nonsve-enoent", arch="arm64", since="5.2")
+@clause("sve.reg.nonsve-enoent", arch="arm64")
 def without_sve(context: Context) -> None:
     """A vCPU without SVE has none of Z, P and FFR: ENOENT.
 
@@ -177,7 +177,7 @@ def _bad_ids(context: Context) -> list[Register]:
     return wrong_range + wrong_size
 
 
-@clause("sve.reg.bad-id-einval", arch="arm64", needs=(SVE,), since="5.2", timeout=60)
+@clause("sve.reg.bad-id-einval", arch="arm64", needs=(SVE,), timeout=60)
 def bad_id(context: Context) -> None:
     """Numbers of the SVE group outside its ranges, or with another size, are refused with EINVAL.
 
@@ -190,7 +190,7 @@ def bad_id(context: Context) -> None:
         refused_indicative(context, f"writing {register:#x}", errno.EINVAL, vcpu.set_one_reg, register, value)
 
 
-@clause("sve.reg.efault", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.efault", arch="arm64", needs=(SVE,))
 def bad_address(context: Context) -> None:
     """A bad address is EFAULT when reading and when writing.
 
@@ -203,7 +203,7 @@ def bad_address(context: Context) -> None:
             refused_indicative(context, f"writing {register}", errno.EFAULT, set_bad, vcpu, register)
 
 
-@clause("sve.reg.endianness", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.endianness", arch="arm64", needs=(SVE,))
 def byte_order(context: Context) -> None:
     """Byte i of the buffer is byte element i of the register: INDEX Z0.B, #0, #1 reads as 0, 1, 2, ...
 
@@ -215,7 +215,7 @@ def byte_order(context: Context) -> None:
     same_bytes("Z0", guest.vcpu.get_one_reg(z(0))[:size], bytes(range(size)))
 
 
-@clause("sve.reg.low128-is-v", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.reg.low128-is-v", arch="arm64", needs=(SVE,))
 def low_bits(context: Context) -> None:
     """A guest's AdvSIMD write of V0 is the low 128 bits of Z0 and zeroes the rest; the other registers stay.
 
@@ -234,7 +234,7 @@ def low_bits(context: Context) -> None:
     same_bytes("the guest's own Z0", observed(guest)[:size], expected)
 
 
-@clause("sve.zcr.order-free", arch="arm64", needs=(SVE,), since="5.2")
+@clause("sve.zcr.order-free", arch="arm64", needs=(SVE,))
 def order_free(context: Context) -> None:
     """Z is read and written at the vCPU's largest length, whatever ZCR_EL1 says and whenever it is written.
 

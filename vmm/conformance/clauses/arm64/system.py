@@ -75,7 +75,7 @@ def implementation_ids(context: Context) -> None:
         equal(f"{register} in the guest", guest.mailbox.values[0], value)
 
 
-@clause("vm.pauth-keys", arch="arm64", needs=(PAUTH,), since="5.3")
+@clause("vm.pauth-keys", arch="arm64", needs=(PAUTH,))
 def pauth_keys(context: Context) -> None:
     """The ten halves of the pointer authentication keys keep their values, and are there with the feature alone.
 
@@ -132,11 +132,12 @@ def _set_offset(vm: VirtualMachine, offset: int, reserved: int = 0) -> None:
     vm.ioctl(lib.KVM_ARM_SET_COUNTER_OFFSET, ffi.new("struct kvm_arm_counter_offset *", value))
 
 
-@clause("vm.timer-offset", arch="arm64", needs=(kernel("6.4"),), since="6.4")
+@clause("vm.timer-offset", arch="arm64", needs=(kernel("6.4"),))
 def timer_offset(context: Context) -> None:
     """KVM_ARM_SET_COUNTER_OFFSET moves all of a VM's counters at once; writing one then succeeds and does nothing.
 
-    Source: arch/arm64/kvm/arch_timer.c, kvm_vm_ioctl_set_counter_offset; Documentation/virt/kvm/api.rst, 4.138.
+    Source: arch/arm64/kvm/arch_timer.c, kvm_vm_ioctl_set_counter_offset; Documentation/virt/kvm/api.rst, 4.138;
+    Linux 6.4.
     """
     guest = plain_guest(context)
     counter = SYSTEM["CNTVCT_EL0"]
@@ -152,11 +153,12 @@ def timer_offset(context: Context) -> None:
     true("CNTVCT_EL0 in the guest afterwards", start <= value < 2 * host, value, f"{start:#x} or more")
 
 
-@clause("vm.no-vgic-undefined", arch="arm64", needs=(kernel("6.12"),), since="6.12")
+@clause("vm.no-vgic-undefined", arch="arm64", needs=(kernel("6.12"),))
 def no_vgic(context: Context) -> None:
     """Without an interrupt controller its system registers are undefined for the guest, ICC_SRE_EL1 excepted.
 
-    Source: arch/arm64/kvm/sys_regs.c, kvm_calculate_traps; arch/arm64/kvm/vgic/vgic-v3.c (traps without an irqchip).
+    Source: arch/arm64/kvm/sys_regs.c, kvm_calculate_traps; arch/arm64/kvm/vgic/vgic-v3.c (traps without an irqchip);
+    Linux 6.12.
     """
     guest = plain_guest(context)
     for name, encoding in _GIC.items():
@@ -165,13 +167,13 @@ def no_vgic(context: Context) -> None:
         equal(f"the exception class of MRS {name}", guest.fault().exception_class, 0)
 
 
-@clause("id.zfr0-is-advisory", arch="arm64", needs=(SVE, kernel("6.7")), since="6.7", info=True)
+@clause("id.zfr0-is-advisory", arch="arm64", needs=(SVE, kernel("6.7")), info=True)
 def zfr0_advisory(context: Context) -> None:
     """A feature that ID_AA64ZFR0_EL1 is told to hide works in the guest all the same: nothing can trap it.
 
     So a guest's baseline is what it is told, and no more.
 
-    Source: Arm ARM, D23 "ID_AA64ZFR0_EL1"; arch/arm64/kvm/sys_regs.c (the mask of writable fields).
+    Source: Arm ARM, D23 "ID_AA64ZFR0_EL1"; arch/arm64/kvm/sys_regs.c (the mask of writable fields); Linux 6.7.
     """
     guest = sve_guest(context, payload="hello")
     name = "ID_AA64ZFR0_EL1"

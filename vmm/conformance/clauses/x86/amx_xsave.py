@@ -29,7 +29,7 @@ def _compacted_tiles(area: XsaveArea) -> bytes:
     return bytes(area.data[576 : 576 + 64 + 8192])
 
 
-@clause("amx.xsave-standard", arch="x86", needs=_TILES, since="5.17")
+@clause("amx.xsave-standard", arch="x86", needs=_TILES)
 def xsave_standard(context: Context) -> None:
     """XSAVE and XSAVEOPT in the guest write live tiles at the offsets of CPUID 0xD and set both bits.
 
@@ -44,7 +44,7 @@ def xsave_standard(context: Context) -> None:
         image.check_area(area)
 
 
-@clause("amx.xsave-compacted", arch="x86", needs=_TILES, since="5.17")
+@clause("amx.xsave-compacted", arch="x86", needs=_TILES)
 def xsave_compacted(context: Context) -> None:
     """XSAVEC and XSAVES in the guest write live tiles right behind the header and name them in XCOMP_BV.
 
@@ -62,7 +62,7 @@ def xsave_compacted(context: Context) -> None:
         equal(f"bytes behind the {instruction} area", rest.count(0xAA), len(rest))
 
 
-@clause("amx.xrstor-restores", arch="x86", needs=_TILES, since="5.17")
+@clause("amx.xrstor-restores", arch="x86", needs=_TILES)
 def xrstor_restores(context: Context) -> None:
     """XRSTOR of a standard and of a compacted area, and XRSTORS, bring back every byte of the tiles.
 
@@ -78,7 +78,7 @@ def xrstor_restores(context: Context) -> None:
         verify(context, guest, image)
 
 
-@clause("amx.xrstor-initialises", arch="x86", needs=_TILES, since="5.17")
+@clause("amx.xrstor-initialises", arch="x86", needs=_TILES)
 def xrstor_initialises(context: Context) -> None:
     """XRSTOR with both bits clear in XSTATE_BV puts both components into their initial state.
 
@@ -102,7 +102,7 @@ def _error(context: Context, guest: Guest) -> int:
     return guest.mailbox.values[0]
 
 
-@clause("amx.xsave-with-xfd", arch="x86", needs=_TILES, since="5.17")
+@clause("amx.xsave-with-xfd", arch="x86", needs=_TILES)
 def save_while_armed(context: Context) -> None:
     """With XFD armed no XSAVE instruction faults, all write XSTATE_BV[18]=0, and XSAVE writes zeros for the tiles.
 
@@ -126,7 +126,7 @@ def save_while_armed(context: Context) -> None:
     equal("configuration in the area", guest_area(guest).data[576:640], image.config.data)
 
 
-@clause("amx.xrstor-with-xfd", arch="x86", needs=_TILES, since="5.17")
+@clause("amx.xrstor-with-xfd", arch="x86", needs=_TILES)
 def restore_while_armed(context: Context) -> None:
     """With XFD armed XRSTOR and XRSTORS are #NM if the area has tile data, and work if it has none.
 

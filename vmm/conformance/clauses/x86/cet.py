@@ -62,11 +62,11 @@ def msr_list(context: Context) -> None:
         equal(f"{name(Msr.XSS)} in the list", Msr.XSS in listed, True)
 
 
-@clause("cet.reg-list", arch="x86", needs=(capability("KVM_CAP_ONE_REG"),), since="6.18")
+@clause("cet.reg-list", arch="x86", needs=(capability("KVM_CAP_ONE_REG"),))
 def register_list(context: Context) -> None:
     """Without shadow stacks in the guest's CPUID KVM_GET_REG_LIST is empty; a bad pointer is EFAULT.
 
-    Source: arch/x86/kvm/x86.c, kvm_get_reg_list.
+    Source: arch/x86/kvm/x86.c, kvm_get_reg_list; Linux 6.18.
     """
     vcpu = configured(context, _without_cet(context.host.facts.cpuid))
     listing = ffi.new("struct kvm_reg_list *", {"n": 0, "reg": 0})

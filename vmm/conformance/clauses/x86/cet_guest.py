@@ -46,11 +46,11 @@ def _fault_of(context: Context, guest: Guest, entry: str, *parameters: int) -> F
     raise Violation(f"the guest in {entry}", "a fault", "none")
 
 
-@clause("cet.shadow-stack-calls", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.shadow-stack-calls", arch="x86", needs=(SHSTK,))
 def calls_and_returns(context: Context) -> None:
     """With a user shadow stack nested calls return, the return addresses are on it, and SSP ends where it began.
 
-    Source: Intel SDM volume 1, 17.2; arch/x86/kvm/vmx/vmx.c (GUEST_SSP).
+    Source: Intel SDM volume 1, 17.2; arch/x86/kvm/vmx/vmx.c (GUEST_SSP); Linux 6.18.
     """
     guest = shadow_guest(context)
     top = boot.USER_SHADOW_STACK_TOP
@@ -66,11 +66,11 @@ def calls_and_returns(context: Context) -> None:
     equal("SSP at the end", ssp(guest.vcpu), top)
 
 
-@clause("cet.shadow-stack-cp", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.shadow-stack-cp", arch="x86", needs=(SHSTK,))
 def changed_return_address(context: Context) -> None:
     """A return to an address that was changed on the stack is #CP with error code 1, at the RET.
 
-    Source: Intel SDM volume 3, 7.15 (#CP); volume 1, 17.2.
+    Source: Intel SDM volume 3, 7.15 (#CP); volume 1, 17.2; Linux 6.18.
     """
     guest = shadow_guest(context)
     fault = _fault_of(context, guest, "smash")
@@ -80,11 +80,11 @@ def changed_return_address(context: Context) -> None:
     equal("the same without a shadow stack", _call(context, plain, "smash", privilege=3), DONE)
 
 
-@clause("cet.branch-tracking-cp", arch="x86", needs=(IBT,), since="6.18")
+@clause("cet.branch-tracking-cp", arch="x86", needs=(IBT,))
 def indirect_branches(context: Context) -> None:
     """With tracking an indirect jump has to land on ENDBR64, else it is #CP with error code 3 at the target.
 
-    Source: Intel SDM volume 1, 17.3; volume 3, 7.15.
+    Source: Intel SDM volume 1, 17.3; volume 3, 7.15; Linux 6.18.
     """
     guest = shadow_guest(context, user=ENDBR_EN)
     good, bad = guest.payload.symbol("with_endbr"), guest.payload.symbol("without_endbr")
@@ -96,11 +96,12 @@ def indirect_branches(context: Context) -> None:
     equal("the same without tracking", _call(context, plain, "branch", bad, privilege=3), DONE)
 
 
-@clause("cet.survives-exits", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.survives-exits", arch="x86", needs=(SHSTK,))
 def survives_exits(context: Context) -> None:
     """The CET registers keep their values over exits and runs of the guest.
 
-    Source: arch/x86/kvm/x86.c, kvm_load_guest_fpu (U_CET and PLn_SSP are xstate); arch/x86/kvm/vmx/vmx.c (S_CET).
+    Source: arch/x86/kvm/x86.c, kvm_load_guest_fpu (U_CET and PLn_SSP are xstate); arch/x86/kvm/vmx/vmx.c (S_CET);
+    Linux 6.18.
     """
     guest = shadow_guest(context)
     values = {Msr.PL0_SSP: 0x201000, Msr.PL1_SSP: 0x1000, Msr.PL2_SSP: 0x2000, Msr.INT_SSP_TAB: 0x3000, Msr.S_CET: 2}
@@ -113,11 +114,11 @@ def survives_exits(context: Context) -> None:
         equal("SSP", ssp(guest.vcpu), boot.USER_SHADOW_STACK_TOP)
 
 
-@clause("cet.guest-host-agree", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.guest-host-agree", arch="x86", needs=(SHSTK,))
 def guest_and_host_agree(context: Context) -> None:
     """What the guest writes to a CET register the host reads, and the other way round; wrong values are #GP.
 
-    Source: arch/x86/kvm/vmx/vmx.c, vmx_recalc_msr_intercepts; arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet.
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_recalc_msr_intercepts; arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet; Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     good = {Msr.U_CET: 0x3D, Msr.S_CET: 2, Msr.PL3_SSP: 0x1230, Msr.PL2_SSP: 0x2340, Msr.PL1_SSP: 0x3450,
@@ -138,11 +139,11 @@ def guest_and_host_agree(context: Context) -> None:
         equal(f"{name(msr)} after the fault", get_msr(guest.vcpu, msr), 0)
 
 
-@clause("cet.ssp-not-a-guest-msr", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.ssp-not-a-guest-msr", arch="x86", needs=(SHSTK,))
 def internal_number(context: Context) -> None:
     """KVM's internal number for SSP is no MSR of the guest's: RDMSR and WRMSR of it are #GP.
 
-    Source: arch/x86/kvm/x86.c, MSR_KVM_INTERNAL_GUEST_SSP.
+    Source: arch/x86/kvm/x86.c, MSR_KVM_INTERNAL_GUEST_SSP; Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     for entry in ("rdmsr", "wrmsr"):
@@ -152,11 +153,11 @@ def internal_number(context: Context) -> None:
         equal(f"SSP after {entry}", ssp(guest.vcpu), boot.USER_SHADOW_STACK_TOP)
 
 
-@clause("cet.cr4-wp", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.cr4-wp", arch="x86", needs=(SHSTK,))
 def needs_write_protect(context: Context) -> None:
     """Setting CR4.CET while CR0.WP is 0, and clearing CR0.WP while CR4.CET is 1, are #GP.
 
-    Source: arch/x86/kvm/x86.c, kvm_set_cr4, kvm_set_cr0; Intel SDM volume 3, 2.5.
+    Source: arch/x86/kvm/x86.c, kvm_set_cr4, kvm_set_cr0; Intel SDM volume 3, 2.5; Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     cr4 = boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4).cr4
@@ -172,11 +173,11 @@ def needs_write_protect(context: Context) -> None:
     equal("CR4.CET afterwards", get_sregs(guest.vcpu).cr4 & CR4_CET, 0)
 
 
-@clause("cet.sregs-wp-hole", arch="x86", needs=(SHSTK,), since="6.18", info=True)
+@clause("cet.sregs-wp-hole", arch="x86", needs=(SHSTK,), info=True)
 def contradiction_by_sregs(context: Context) -> None:
     """Whether KVM_SET_SREGS takes CR4.CET together with CR0.WP 0, which no guest can reach by itself.
 
-    Source: arch/x86/kvm/x86.c, kvm_is_valid_sregs (CR0 and CR4 are looked at one by one).
+    Source: arch/x86/kvm/x86.c, kvm_is_valid_sregs (CR0 and CR4 are looked at one by one); Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     guest.prepare("_start")
@@ -192,11 +193,11 @@ def contradiction_by_sregs(context: Context) -> None:
     context.note(f"accepted; the run ends with {shown}")
 
 
-@clause("setcpuid.runtime-size-0xd1", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+@clause("setcpuid.runtime-size-0xd1", arch="x86", needs=(XSAVES, SHSTK))
 def compacted_size_follows(context: Context) -> None:
     """CPUID 0xD.1 EBX follows XCR0 and IA32_XSS: 16 bytes more with CET_U, 24 with CET_S, aligned as CPUID says.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime.
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime; Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     table = context.host.facts.cpuid
@@ -219,12 +220,11 @@ def compacted_size_follows(context: Context) -> None:
     "cet.init",
     arch="x86",
     needs=(SHSTK, *_MESSAGES),
-    since="6.18",
 )
 def init_clears(context: Context) -> None:
     """INIT clears every CET register and SSP, and leaves XCR0 and IA32_XSS.
 
-    Source: arch/x86/kvm/x86.c, kvm_xstate_reset; arch/x86/kvm/vmx/vmx.c, vmx_vcpu_reset.
+    Source: arch/x86/kvm/x86.c, kvm_xstate_reset; arch/x86/kvm/vmx/vmx.c, vmx_vcpu_reset; Linux 6.18.
     """
     vm = context.vm()
     vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)

@@ -44,11 +44,12 @@ def _stopped_inside(context: Context) -> Guest:
     return guest
 
 
-@clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+@clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES))
 def live_state(context: Context) -> None:
     """A guest that is stopped inside an exception with user and supervisor shadow stacks goes on in a new VM.
 
-    Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP).
+    Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP);
+    Linux 6.18.
     """
     guest = _stopped_inside(context)
     saved = shadow.capture(context, guest)
@@ -63,13 +64,13 @@ def live_state(context: Context) -> None:
     equal("returns of the copy", copy.mailbox.values[0], _DEPTH)
 
 
-@clause("cet.state-each-needed", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+@clause("cet.state-each-needed", arch="x86", needs=(SHSTK, XSAVES))
 def each_register_needed(context: Context) -> None:
     """Restored without U_CET, S_CET, PL3_SSP, SSP or IA32_XSS, each alone, the guest faults where it needs that.
 
     So a VMM that saves four of the five breaks a guest, and this says which one was missing.
 
-    Source: Intel SDM volume 1, 17.2, 13.12; arch/x86/kvm/x86.c, msrs_to_save_base.
+    Source: Intel SDM volume 1, 17.2, 13.12; arch/x86/kvm/x86.c, msrs_to_save_base; Linux 6.18.
     """
     guest = _stopped_inside(context)
     saved = shadow.capture(context, guest)
@@ -97,13 +98,13 @@ def _outcome(context: Context, guest: Guest, what: str) -> Fault | Exit:
     raise Violation(what, "a fault", "none")
 
 
-@clause("xsave.no-supervisor", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+@clause("xsave.no-supervisor", arch="x86", needs=(SHSTK, XSAVES))
 def area_has_no_supervisor_state(context: Context) -> None:
     """The XSAVE area never shows CET components, however live: neither bits nor bytes nor a larger size.
 
     CET state travels in MSRs and KVM_REG_GUEST_SSP.
 
-    Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (user_xfeatures).
+    Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (user_xfeatures); Linux 6.18.
     """
     guest = _stopped_inside(context)
     area = get_xsave(guest.vcpu)
@@ -115,11 +116,11 @@ def area_has_no_supervisor_state(context: Context) -> None:
         equal(f"place of {name(msr)} in the area", area.data.find(pointer.to_bytes(8, "little")), -1)
 
 
-@clause("xsave.set-preserves-supervisor", arch="x86", needs=(SHSTK, XSAVES), since="6.18")
+@clause("xsave.set-preserves-supervisor", arch="x86", needs=(SHSTK, XSAVES))
 def set_preserves_supervisor_state(context: Context) -> None:
     """KVM_SET_XSAVE with XSTATE_BV 0 leaves U_CET and the shadow stack pointers as they are.
 
-    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (XFEATURE_MASK_SUPERVISOR_ALL is kept).
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (XFEATURE_MASK_SUPERVISOR_ALL is kept); Linux 6.18.
     """
     guest = _stopped_inside(context)
     registers = (Msr.U_CET, Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
@@ -130,7 +131,7 @@ def set_preserves_supervisor_state(context: Context) -> None:
     equal("returns of the guest", guest.mailbox.values[0], _DEPTH)
 
 
-@clause("mig.xss-roundtrip", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+@clause("mig.xss-roundtrip", arch="x86", needs=(XSAVES, SHSTK))
 def xss_roundtrip(context: Context) -> None:
     """IA32_XSS set by the guest comes over, and XRSTORS of what XSAVES wrote before works; without it it is #GP.
 
@@ -155,11 +156,11 @@ def xss_roundtrip(context: Context) -> None:
             equal("the fault of XRSTORS without IA32_XSS", copy.fault().name, "#GP")
 
 
-@clause("cet.xsaves-carries-user-state", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+@clause("cet.xsaves-carries-user-state", arch="x86", needs=(XSAVES, SHSTK))
 def xsaves_carries_user_state(context: Context) -> None:
     """The guest's XSAVES puts U_CET and PL3_SSP into component 11, and XRSTORS brings them back for the host to read.
 
-    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/x86.c, kvm_access_xstate_msr.
+    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/x86.c, kvm_access_xstate_msr; Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     set_msr(guest.vcpu, Msr.U_CET, _USER_BOTH)
@@ -176,11 +177,11 @@ def xsaves_carries_user_state(context: Context) -> None:
     equal("U_CET and PL3_SSP for the host", seen, (_USER_BOTH, 0x123450))
 
 
-@clause("cet.s-cet-not-xstate", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+@clause("cet.s-cet-not-xstate", arch="x86", needs=(XSAVES, SHSTK))
 def supervisor_registers_not_xstate(context: Context) -> None:
     """XRSTORS of component 12 with its bit clear resets PL0 to PL2_SSP and leaves S_CET and INT_SSP_TAB alone.
 
-    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/vmx/vmx.c (S_CET is in the VMCS).
+    Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/vmx/vmx.c (S_CET is in the VMCS); Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
     kept = {Msr.S_CET: 2, Msr.INT_SSP_TAB: 0x5000}
@@ -197,12 +198,12 @@ def supervisor_registers_not_xstate(context: Context) -> None:
         equal(name(msr), get_msr(guest.vcpu, msr), 0)
 
 
-@clause("cet.xsaves-intercept", arch="x86", needs=(XSAVES, SHSTK), since="6.18")
+@clause("cet.xsaves-intercept", arch="x86", needs=(XSAVES, SHSTK))
 def xsaves_not_offered(context: Context) -> None:
     """A guest whose CPUID lacks XSAVES takes #UD for it on Intel; on AMD it executes, with IA32_XSS 0.
 
     Source: arch/x86/kvm/vmx/vmx.c, vmx_adjust_secondary_exec_control; arch/x86/kvm/svm/svm.c,
-    svm_vcpu_after_set_cpuid.
+    svm_vcpu_after_set_cpuid; Linux 6.18.
     """
     table = context.host.facts.cpuid
     leaf = table.get(0xD, 1)

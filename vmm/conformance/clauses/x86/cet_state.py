@@ -37,11 +37,11 @@ def _accepts(vcpu: Vcpu, msr: int, values: dict[int, bool], why: str = "") -> No
         equal(f"{name(msr)} after {value:#x}", get_msr(vcpu, msr), value if accepted else before)
 
 
-@clause("cet.xss-bits", arch="x86", needs=(XSAVES,), since="6.18")
+@clause("cet.xss-bits", arch="x86", needs=(XSAVES,))
 def xss_bits(context: Context) -> None:
     """IA32_XSS takes every subset of the components that the guest's CPUID 0xD.1 offers, and no other bit.
 
-    Source: arch/x86/kvm/x86.c, kvm_set_msr_common (MSR_IA32_XSS, guest_supported_xss).
+    Source: arch/x86/kvm/x86.c, kvm_set_msr_common (MSR_IA32_XSS, guest_supported_xss); Linux 6.18.
     """
     vcpu = configured(context)
     offered = context.host.facts.cpuid.xss
@@ -50,13 +50,13 @@ def xss_bits(context: Context) -> None:
     _accepts(vcpu, Msr.XSS, {1 << bit: False for bit in range(64) if not offered >> bit & 1})
 
 
-@clause("cet.ucet-scet-bits", arch="x86", needs=(SHSTK, IBT), since="6.18")
+@clause("cet.ucet-scet-bits", arch="x86", needs=(SHSTK, IBT))
 def enable_bits(context: Context) -> None:
     """U_CET and S_CET take their defined bits alone and together, and refuse reserved and contradicting ones.
 
     Bits 9:6 are reserved, SUPPRESS and TRACKER contradict each other, the legacy bitmap is page-aligned.
 
-    Source: arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet; Intel SDM volume 1, 17.1.2.
+    Source: arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet; Intel SDM volume 1, 17.1.2; Linux 6.18.
     """
     vcpu = configured(context)
     for msr in _ENABLE:
@@ -66,11 +66,11 @@ def enable_bits(context: Context) -> None:
         _accepts(vcpu, msr, {1 << 10 | 1 << 11: False})
 
 
-@clause("cet.ucet-scet-need-features", arch="x86", needs=(SHSTK, IBT), since="6.18")
+@clause("cet.ucet-scet-need-features", arch="x86", needs=(SHSTK, IBT))
 def enable_bits_need_features(context: Context) -> None:
     """Without IBT in CPUID the tracking bits of U_CET and S_CET are refused, without SHSTK the shadow stack bits.
 
-    Source: arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet.
+    Source: arch/x86/kvm/x86.c, kvm_is_valid_u_s_cet; Linux 6.18.
     """
     table = context.host.facts.cpuid
     only_stacks = configured(context, _without(table, "IBT"))
@@ -80,11 +80,11 @@ def enable_bits_need_features(context: Context) -> None:
         _accepts(only_tracking, msr, {4: True, 1 << 5: True, 1: False, 2: False})
 
 
-@clause("cet.ssp-alignment", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.ssp-alignment", arch="x86", needs=(SHSTK,))
 def shadow_stack_pointers(context: Context) -> None:
     """Shadow stack pointers take canonical multiples of 4, the interrupt table any canonical address, nothing else.
 
-    Source: arch/x86/kvm/x86.c, __kvm_set_msr (MSR_IA32_PL0_SSP ...); Intel SDM volume 1, 17.2.
+    Source: arch/x86/kvm/x86.c, __kvm_set_msr (MSR_IA32_PL0_SSP ...); Intel SDM volume 1, 17.2; Linux 6.18.
     """
     vcpu = configured(context)
     for msr in _POINTERS:
@@ -100,11 +100,11 @@ def shadow_stack_pointers(context: Context) -> None:
             equal(f"SSP after the refused {value:#x}", ssp(vcpu), 0)
 
 
-@clause("cet.pointers-need-shstk", arch="x86", needs=(SHSTK, IBT), since="6.18")
+@clause("cet.pointers-need-shstk", arch="x86", needs=(SHSTK, IBT))
 def pointers_need_feature(context: Context) -> None:
     """Without SHSTK in the guest's CPUID the shadow stack pointers take no value but 0, and SSP none at all.
 
-    Source: arch/x86/kvm/x86.c, __kvm_set_msr, kvm_set_one_reg.
+    Source: arch/x86/kvm/x86.c, __kvm_set_msr, kvm_set_one_reg; Linux 6.18.
     """
     vcpu = configured(context, _without(context.host.facts.cpuid, "SHSTK"))
     for msr in (*_POINTERS, Msr.INT_SSP_TAB):
@@ -113,11 +113,11 @@ def pointers_need_feature(context: Context) -> None:
     refused("setting SSP", errno.EINVAL, set_ssp, vcpu, 0x1000)
 
 
-@clause("cet.guest-ssp-onereg", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.guest-ssp-onereg", arch="x86", needs=(SHSTK,))
 def ssp_one_reg(context: Context) -> None:
     """SSP is read and written as the 64-bit KVM register 0; other sizes and numbers are EINVAL.
 
-    Source: arch/x86/kvm/x86.c, kvm_translate_kvm_reg; arch/x86/include/uapi/asm/kvm.h, KVM_REG_GUEST_SSP.
+    Source: arch/x86/kvm/x86.c, kvm_translate_kvm_reg; arch/x86/include/uapi/asm/kvm.h, KVM_REG_GUEST_SSP; Linux 6.18.
     """
     vcpu = configured(context)
     equal("the register's id", SSP_ID, 0x2030000300000000)
@@ -131,11 +131,11 @@ def ssp_one_reg(context: Context) -> None:
     equal("SSP after the refusals", ssp(vcpu), 0)
 
 
-@clause("cet.reg-list-shstk", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.reg-list-shstk", arch="x86", needs=(SHSTK,))
 def register_list(context: Context) -> None:
     """With SHSTK KVM_GET_REG_LIST has exactly SSP: with room for none it is E2BIG and says how many there are.
 
-    Source: arch/x86/kvm/x86.c, kvm_get_reg_list.
+    Source: arch/x86/kvm/x86.c, kvm_get_reg_list; Linux 6.18.
     """
     vcpu = configured(context)
     listing = ffi.new("struct kvm_reg_list *", {"n": 0, "reg": 0})
@@ -144,11 +144,11 @@ def register_list(context: Context) -> None:
     equal("the list", vcpu.reg_list(), [SSP_ID])
 
 
-@clause("cet.reset", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.reset", arch="x86", needs=(SHSTK,))
 def reset(context: Context) -> None:
     """Every CET register of a fresh vCPU is 0.
 
-    Source: arch/x86/kvm/vmx/vmx.c, vmx_vcpu_reset; Intel SDM volume 3, table 11-1.
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_vcpu_reset; Intel SDM volume 3, table 11-1; Linux 6.18.
     """
     vcpu = configured(context)
     for msr in (*_ENABLE, *_POINTERS, Msr.INT_SSP_TAB, Msr.XSS):
@@ -156,11 +156,11 @@ def reset(context: Context) -> None:
     equal("SSP", ssp(vcpu), 0)
 
 
-@clause("cet.msrs-in-list", arch="x86", needs=(SHSTK,), since="6.18")
+@clause("cet.msrs-in-list", arch="x86", needs=(SHSTK,))
 def registers_are_saved(context: Context) -> None:
     """All CET registers written by the host are read back through KVM's own list, each with its own value.
 
-    Source: arch/x86/kvm/x86.c, msrs_to_save_base.
+    Source: arch/x86/kvm/x86.c, msrs_to_save_base; Linux 6.18.
     """
     vcpu = configured(context)
     values = {Msr.U_CET: 1, Msr.S_CET: 2, Msr.PL0_SSP: 0x10000, Msr.PL1_SSP: 0x20000, Msr.PL2_SSP: 0x30000,

@@ -11,6 +11,7 @@ from vmm.conformance.needs import Need
 from vmm.vcpu import Vcpu
 from vmm.x86 import cpuid, permission, xfeature
 from vmm.x86.cpuid import Cpuid
+from vmm.x86.facts import CALLS
 from vmm.x86.guest import Guest
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
@@ -22,10 +23,12 @@ __all__ = [
     "GUEST_AMX",
     "GUEST_XSAVE",
     "HOST_XFD",
+    "HOST_XSAVE",
     "MASKABLE",
     "NO_HOST_XFD",
     "OSXSAVE",
     "PLAIN",
+    "STRICT_MSRS",
     "SYSTEM_ATTRIBUTES",
     "TILEDATA",
     "XCOMP",
@@ -47,31 +50,20 @@ TILEDATA = int(XFeature.XTILEDATA)
 OSXSAVE = 1 << 18
 
 
-# The calls behind the facts, as a reader of a skip reason knows them.
-_CALLS = {
-    "xcomp_supported": "ARCH_GET_XCOMP_SUPP",
-    "xcomp_guest_permitted": "ARCH_GET_XCOMP_GUEST_PERM",
-    "guest_supported": "KVM_X86_XCOMP_GUEST_SUPP",
-}
-
-
 def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
     def measure(host: Host) -> tuple[bool, str]:
         value = getattr(host.facts, value_of)
-        if value is None:
-            return False, f"this kernel has no {_CALLS[value_of]}"
-        met = value & wanted == (0 if absent else wanted)
-        return met, f"{_CALLS[value_of]} is {xfeature.describe(value)}"
+        met = value is not None and value & wanted == (0 if absent else wanted)
+        return met, host.facts.answer(value_of)
 
     return Need(name, measure)
 
 
 def _known(value_of: str) -> Need:
     def measure(host: Host) -> tuple[bool, str]:
-        known = getattr(host.facts, value_of) is not None
-        return known, f"this kernel {'has' if known else 'refuses'} it"
+        return getattr(host.facts, value_of) is not None, host.facts.answer(value_of)
 
-    return Need(_CALLS[value_of], measure)
+    return Need(CALLS[value_of], measure)
 
 
 def _guest_xcr0(name: str, wanted: int) -> Need:
@@ -82,17 +74,34 @@ def _guest_xcr0(name: str, wanted: int) -> Need:
     return Need(name, measure)
 
 
+def _host_xsave(host: Host) -> tuple[bool, str]:
+    value = host.facts.xcr0
+    return value != 0, f"the host's XCR0 is {xfeature.describe(value)}" if value else "the host's CR4.OSXSAVE is 0"
+
+
+def _refuses_unknown_msrs(host: Host) -> tuple[bool, str]:
+    told = host.facts.parameters.get("kvm.ignore_msrs", "not shown")
+    takes = "takes" if host.facts.ignore_msrs else "refuses"
+    return not host.facts.ignore_msrs, f"KVM {takes} an MSR that nobody has (kvm.ignore_msrs is {told})"
+
+
+# What this process may ask about its permissions, and what the kernel it runs on answers.
 XCOMP = _known("xcomp_supported")
 XCOMP_GUEST = _known("xcomp_guest_permitted")
+SYSTEM_ATTRIBUTES = _known("guest_supported")
+# What the host's kernel and CPU have. KVM_CAP_XSAVE is 1 without XSAVE too.
+HOST_XSAVE = Need("a host with XSAVE", _host_xsave)
 HOST_XFD = _bits("a host kernel with XFD and AMX", "xcomp_supported", xfeature.XTILE)
 NO_HOST_XFD = _bits("a host without AMX", "xcomp_supported", 1 << TILEDATA, absent=True)
-SYSTEM_ATTRIBUTES = _known("guest_supported")
+# What KVM supports for guests: it need not be all that the host has.
 GUEST_AMX = _bits("a KVM that supports AMX guests", "guest_supported", xfeature.XTILE)
 GUEST_XSAVE = _guest_xcr0("XSAVE for guests", xfeature.mask(XFeature.FP, XFeature.SSE))
 AVX = _guest_xcr0("AVX for guests", xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM))
 AVX512 = _guest_xcr0("AVX-512 for guests", xfeature.AVX512)
 # Something that can be left out of a guest's XCR0: AVX at least.
 MASKABLE = AVX
+# What KVM's modules were told.
+STRICT_MSRS = Need("a KVM that refuses unknown MSRs", _refuses_unknown_msrs)
 
 
 def guest_supported(context: Context) -> int:

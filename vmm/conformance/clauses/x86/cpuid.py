@@ -91,7 +91,7 @@ def leaf_d_subleaf_kind(context: Context) -> None:
         equal(f"components with a subleaf {which}", xfeature.mask(*present), advertised)
 
 
-@clause("cpuid.0xd-xfd-bit", arch="x86", needs=(GUEST_XSAVE,), since="5.17")
+@clause("cpuid.0xd-xfd-bit", arch="x86", needs=(GUEST_XSAVE,))
 def leaf_d_xfd_bit(context: Context) -> None:
     """Only tile data may be marked as subject to XFD, and only if KVM offers XFD at all.
 
@@ -103,7 +103,7 @@ def leaf_d_xfd_bit(context: Context) -> None:
         equal(f"components with XFD {which}", marked, xfeature.DYNAMIC if offered else 0)
 
 
-@clause("cpuid.0x1d", arch="x86", since="5.17")
+@clause("cpuid.0x1d", arch="x86")
 def leaf_1d(context: Context) -> None:
     """CPUID 0x1D describes tile palette 1 as the CPU does if KVM offers AMX_TILE, and is all zero if not.
 
@@ -123,7 +123,7 @@ def leaf_1d(context: Context) -> None:
     equal("0x1D.1 against the CPU", palette.registers, cpuid.host(0x1D, 1).registers)
 
 
-@clause("cpuid.0x24-avx10", arch="x86", since="6.12")
+@clause("cpuid.0x24-avx10", arch="x86")
 def leaf_24(context: Context) -> None:
     """CPUID 0x24 gives an AVX10 version of 1 or 2 if KVM offers AVX10, and is all zero if not.
 

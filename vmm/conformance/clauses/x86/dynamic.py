@@ -25,13 +25,13 @@ _ARMED = 1 << TILEDATA
 _SAMPLES = 50
 
 
-@clause("cpuid.hidden-without-perm", arch="x86", needs=_TILES, since="6.4")
+@clause("cpuid.hidden-without-perm", arch="x86", needs=_TILES)
 def hidden_without_permission(context: Context) -> None:
     """Without guest permission CPUID 0xD leaves out both tile components and their subleaves; with it all are there.
 
     From 5.17 to 6.3 TILECFG was listed without TILEDATA, and guests that enabled all they saw took #GP.
 
-    Source: arch/x86/kvm/x86.h, kvm_get_filtered_xcr0; arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd).
+    Source: arch/x86/kvm/x86.h, kvm_get_filtered_xcr0; arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd); Linux 6.4.
     """
     before = cpuid.supported(context.kvm)
     equal("tile components without permission", before.xcr0 & _XTILE, 0)
@@ -45,7 +45,7 @@ def hidden_without_permission(context: Context) -> None:
         equal(f"subleaf {number} with permission", seen.registers, cpuid.host(0xD, number).registers)
 
 
-@clause("cpuid.amx-isa-bits-not-hidden", arch="x86", needs=_TILES, since="5.17")
+@clause("cpuid.amx-isa-bits-not-hidden", arch="x86", needs=_TILES)
 def instruction_bits_stay(context: Context) -> None:
     """Only leaf 0xD depends on the permission: AMX_TILE, XFD and leaves 0x1D and 0x1E are there without it.
 
@@ -62,7 +62,7 @@ def instruction_bits_stay(context: Context) -> None:
     equal("leaves that the permission changes", changed, {"0000000d"})
 
 
-@clause("cpuid.0x1e", arch="x86", needs=_TILES, since="5.17")
+@clause("cpuid.0x1e", arch="x86", needs=_TILES)
 def leaf_1e(context: Context) -> None:
     """CPUID 0x1E.0 gives the CPU's own limits of the tile multiplier, and subleaf 1 no more than known features.
 
@@ -87,11 +87,11 @@ def _has_aliases(host: Host) -> tuple[bool, str]:
 _ALIASES = Need("CPUID 0x1E.1", _has_aliases)
 
 
-@clause("cpuid.0x1e-alias-consistent", arch="x86", needs=(GUEST_AMX, _ALIASES), since="6.19")
+@clause("cpuid.0x1e-alias-consistent", arch="x86", needs=(GUEST_AMX, _ALIASES))
 def leaf_1e_aliases(context: Context) -> None:
     """The features of 0x1E.1 that leaf 7 has too agree with leaf 7.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps (CPUID_1E_1_EAX aliases).
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps (CPUID_1E_1_EAX aliases); Linux 6.19.
     """
     table = cpuid.supported(context.kvm)
     aliases = table.get(0x1E, 1).eax
@@ -99,7 +99,7 @@ def leaf_1e_aliases(context: Context) -> None:
         equal(f"0x1E.1 EAX[{bit}] against {feature}", aliases >> bit & 1, int(table.has(feature)))
 
 
-@clause("xsave.set-tile-needs-cpuid-first", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.set-tile-needs-cpuid-first", arch="x86", needs=_TILES)
 def tiles_need_cpuid(context: Context) -> None:
     """An area with tile data is EINVAL before KVM_SET_CPUID2 has offered it and accepted afterwards.
 
@@ -120,7 +120,7 @@ def tiles_need_cpuid(context: Context) -> None:
     TileImage.random(1).check_area(get_xsave(vcpu))
 
 
-@clause("xsave.set-without-perm-einval", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.set-without-perm-einval", arch="x86", needs=_TILES)
 def tiles_need_permission(context: Context) -> None:
     """Without the permission an area with tile data is EINVAL, never taken without the tiles.
 
@@ -133,7 +133,7 @@ def tiles_need_permission(context: Context) -> None:
     equal("XSTATE_BV after the refusal", get_xsave(vcpu).xstate_bv & _XTILE, 0)
 
 
-@clause("xsave.xfd-hides-tiledata", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.xfd-hides-tiledata", arch="x86", needs=_TILES)
 def armed_hides_tiles(context: Context) -> None:
     """While the guest has XFD armed the area shows no tile data: neither the bit nor a byte.
 
@@ -152,13 +152,13 @@ def armed_hides_tiles(context: Context) -> None:
     equal("TILECFG with XFD armed", area.component(XFeature.XTILECFG), TileImage.random(3).config.data)
 
 
-@clause("xsave.set-xfd-filter", arch="x86", needs=_TILES, since="6.19")
+@clause("xsave.set-xfd-filter", arch="x86", needs=_TILES)
 def armed_filters_tiles(context: Context) -> None:
     """With XFD armed KVM_SET_XSAVE takes an area with tile data and leaves the tile data out.
 
-    Checked by reading back. Stable kernels have had it since 6.12.66 and 6.6.122.
+    Checked by reading back. Linux 6.19; stable kernels took it too: 6.12.67, 6.6.122, 6.1.162.
 
-    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave; commit b45f72177594.
+    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave; commit b45f72177594; Linux 6.19.
     """
     permit_tiles(context)
     vcpu = configured(context, tile_table(context))
@@ -175,7 +175,7 @@ def armed_filters_tiles(context: Context) -> None:
         set_xsave(vcpu, XsaveArea.initial(largest_size()))
 
 
-@clause("xsave.xfd-after-xsave", arch="x86", needs=_TILES, since="5.17", info=True)
+@clause("xsave.xfd-after-xsave", arch="x86", needs=_TILES, info=True)
 def armed_after_set(context: Context) -> None:
     """How often XSTATE_BV[18] is read as 1 when IA32_XFD is armed after, and before, KVM_SET_XSAVE.
 
@@ -203,7 +203,7 @@ def armed_after_set(context: Context) -> None:
     context.note(", ".join(f"{order}: {count} of {_SAMPLES}" for order, count in counts.items()))
 
 
-@clause("xsave.size.sticky-permission", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.size.sticky-permission", arch="x86", needs=_TILES)
 def area_needs_both(context: Context) -> None:
     """Of two vCPUs in one process only the one with tile data in its CPUID has the large area.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vmm.conformance.expect import Violation
+from vmm.conformance.expect import equal, true
 from vmm.x86.guest import Guest
 from vmm.x86.xfeature import XFeature
 
@@ -87,10 +87,10 @@ class Image:
     def check(self, guest: Guest) -> None:
         """Raise a Violation if the guest's last comparison found a difference."""
         count = guest.mailbox.read("differences")
-        if count:
-            offset = guest.mailbox.read("difference")
-            seen = guest.memory.read(guest.payload.symbol("observed") + offset, 1)[0]
-            where = self.where(offset)
-            raise Violation(
-                f"{where} in the guest", f"{self.data[offset]:#04x}", f"{seen:#04x} ({count} bytes differ)"
-            )
+        if not count:
+            equal("bytes that the guest found different", count, 0)
+            return
+        offset = guest.mailbox.read("difference")
+        seen = guest.memory.read(guest.payload.symbol("observed") + offset, 1)[0]
+        text = f"{seen:#04x} ({count} bytes differ)"
+        true(f"{self.where(offset)} in the guest", False, text, f"{self.data[offset]:#04x}")

@@ -78,13 +78,13 @@ def flags(context: Context) -> None:
     succeeds("the dirty log after the refusals", slot.dirty)
 
 
-@clause("memslot.flags2", arch="x86", needs=(_REGION2,), since="6.8")
+@clause("memslot.flags2", arch="x86", needs=(_REGION2,))
 def flags2(context: Context) -> None:
     """KVM_SET_USER_MEMORY_REGION2 takes the same flags, and GUEST_MEMFD only where KVM has it.
 
     A bit above these that a kernel after 7.2 takes is recorded.
 
-    Source: virt/kvm/kvm_main.c, check_memory_region_flags; include/uapi/linux/kvm.h, KVM_MEM_*.
+    Source: virt/kvm/kvm_main.c, check_memory_region_flags; include/uapi/linux/kvm.h, KVM_MEM_*; Linux 6.8.
     """
     vm = context.vm()
     slot = _Slot(context, vm)
@@ -129,11 +129,11 @@ def readonly_fixed(context: Context) -> None:
     refused("a writable slot for READONLY", errno.EINVAL, slot.set, 0)
 
 
-@clause("memslot.readonly-memfd", arch="x86", needs=(_REGION2, capability("KVM_CAP_GUEST_MEMFD")), since="6.8")
+@clause("memslot.readonly-memfd", arch="x86", needs=(_REGION2, capability("KVM_CAP_GUEST_MEMFD")))
 def readonly_memfd(context: Context) -> None:
     """GUEST_MEMFD goes neither with READONLY nor with LOG_DIRTY_PAGES: EINVAL.
 
-    Source: virt/kvm/kvm_main.c, check_memory_region_flags.
+    Source: virt/kvm/kvm_main.c, check_memory_region_flags; Linux 6.8.
     """
     vm = context.vm()
     offered = vm.check_extension(lib.KVM_CAP_GUEST_MEMFD)

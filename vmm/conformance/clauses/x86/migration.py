@@ -13,6 +13,7 @@ from vmm.conformance.clauses.x86.common import (
     GUEST_XSAVE,
     MASKABLE,
     OSXSAVE,
+    STRICT_MSRS,
     configured,
     guest_supported,
     maskable,
@@ -23,7 +24,7 @@ from vmm.conformance.clauses.x86.common import (
 )
 from vmm.conformance.clauses.x86.image import Image
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, no_difference, refused, subset, succeeds, true
+from vmm.conformance.expect import Violation, equal, judged, no_difference, refused, subset, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.exits import Hlt, IoOut
 from vmm.ioctl import KvmError
@@ -213,11 +214,11 @@ def io_completion(context: Context) -> None:
     equal("the exit that follows", guest.resume(context.timeout), IoOut(0x3F8, 1, 1))
 
 
-@clause("mig.fewer-xfeatures", arch="x86", needs=(MASKABLE,), since="6.6")
+@clause("mig.fewer-xfeatures", arch="x86", needs=(MASKABLE,))
 def fewer_xfeatures(context: Context) -> None:
     """The state of a guest that was offered fewer components names no others, and restores where only those exist.
 
-    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_xsave2; commit 8647c52e9504.
+    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_xsave2; commit 8647c52e9504; Linux 6.6.
     """
     _, less = maskable(context)
     table = context.host.facts.cpuid.with_xcr0(less)
@@ -228,8 +229,9 @@ def fewer_xfeatures(context: Context) -> None:
     guest.call(f"fill_{level}", privilege=3, timeout=context.timeout)
     area = get_xsave(guest.vcpu)
     subset("XSTATE_BV of the saved state", area.xstate_bv, less)
-    twin = _copy(context, guest, state.capture(guest.vcpu, ()))
-    twin.call(f"verify_{level}", privilege=3, timeout=context.timeout)
+    with judged("restoring the state, and the guest's run with it"):
+        twin = _copy(context, guest, state.capture(guest.vcpu, ()))
+        twin.call(f"verify_{level}", privilege=3, timeout=context.timeout)
     image.check(twin)
 
 
@@ -280,7 +282,7 @@ def msr_list_closed(context: Context) -> None:
     equal("IA32_PAT written through the list's call", msr.get_msr(vcpu, Msr.PAT), changed)
 
 
-@clause("mig.msr-batch-partial", arch="x86")
+@clause("mig.msr-batch-partial", arch="x86", needs=(STRICT_MSRS,))
 def msr_batch_partial(context: Context) -> None:
     """A batch stops at the first MSR that is refused and returns how many were done; 256 entries are E2BIG.
 
@@ -288,8 +290,11 @@ def msr_batch_partial(context: Context) -> None:
     """
     vcpu = configured(context)
     first, second = 0x0006040600070406, 0x0000000000000006
-    equal("MSRs read before an unknown one", len(msr.get_msrs(vcpu, [Msr.PAT, _BAD_MSR, Msr.PAT])), 1)
-    done = msr.set_msrs(vcpu, [(Msr.PAT, first), (_BAD_MSR, 0), (Msr.PAT, second)])
+    with judged("KVM_GET_MSRS with an unknown MSR in it"):
+        read = msr.get_msrs(vcpu, [Msr.PAT, _BAD_MSR, Msr.PAT])
+    equal("MSRs read before an unknown one", len(read), 1)
+    with judged("KVM_SET_MSRS with an unknown MSR in it"):
+        done = msr.set_msrs(vcpu, [(Msr.PAT, first), (_BAD_MSR, 0), (Msr.PAT, second)])
     equal("MSRs set before an unknown one", done, 1)
     equal("IA32_PAT after the batch", msr.get_msr(vcpu, Msr.PAT), first)
     full = [Msr.PAT] * msr.MAX_BATCH

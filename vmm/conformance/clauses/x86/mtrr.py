@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vmm.conformance.clauses.x86.caching import CachingGuest, expect_cached, expect_uncached
-from vmm.conformance.clauses.x86.common import configured
+from vmm.conformance.clauses.x86.common import STRICT_MSRS, configured
 from vmm.conformance.clauses.x86.memory_types import HONOURED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, equal, true
@@ -25,7 +25,7 @@ _TYPES = (0, 1, 4, 5, 6)
 _ENABLED = 1 << 11
 
 
-@clause("mtrr.cap", arch="x86")
+@clause("mtrr.cap", arch="x86", needs=(STRICT_MSRS,))
 def capabilities(context: Context) -> None:
     """IA32_MTRRCAP is 0x508 for the host and the guest, 8 variable ranges, and neither can change it.
 

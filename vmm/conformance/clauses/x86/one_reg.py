@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import configured
+from vmm.conformance.clauses.x86.common import STRICT_MSRS, configured
 from vmm.conformance.clauses.x86.state import VOLATILE_MSRS
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
@@ -37,13 +37,13 @@ def one_reg_capability(context: Context) -> None:
         true("KVM_CAP_ONE_REG", value > 0, value, f"1 from {_SINCE}")
 
 
-@clause("onereg.id-validation", arch="x86", needs=(_ONE_REG,), since=_SINCE)
+@clause("onereg.id-validation", arch="x86", needs=(_ONE_REG, STRICT_MSRS))
 def identifiers_validated(context: Context) -> None:
     """A register id of another architecture, size or type, or of an unknown MSR is EINVAL; a bad address EFAULT.
 
     The documentation lists ENOENT for an unknown register; the code returns EINVAL.
 
-    Source: arch/x86/kvm/x86.c, kvm_get_set_one_reg; Documentation/virt/kvm/api.rst 4.68.
+    Source: arch/x86/kvm/x86.c, kvm_get_set_one_reg; Documentation/virt/kvm/api.rst 4.68; Linux 6.18.
     """
     vcpu = configured(context)
     good = msr_id(Msr.PAT)
@@ -67,11 +67,11 @@ def identifiers_validated(context: Context) -> None:
         refused("a bad address", errno.EFAULT, vcpu.ioctl, request, bad_address)
 
 
-@clause("onereg.equals-msrs", arch="x86", needs=(_ONE_REG,), since=_SINCE)
+@clause("onereg.equals-msrs", arch="x86", needs=(_ONE_REG,))
 def equals_msrs(context: Context) -> None:
     """For every MSR of KVM's list the two ways to read agree, and a write by either is read by the other.
 
-    Source: arch/x86/kvm/x86.c, kvm_get_one_msr, kvm_set_one_msr.
+    Source: arch/x86/kvm/x86.c, kvm_get_one_msr, kvm_set_one_msr; Linux 6.18.
     """
     vcpu = configured(context)
     compared = 0

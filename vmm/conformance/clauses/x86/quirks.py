@@ -49,7 +49,7 @@ def capabilities(context: Context) -> None:
     succeeds("all quirks together", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, mask)
 
 
-@clause("quirk.ignore-guest-pat", arch="x86", needs=(_QUIRKS2,), since="6.16")
+@clause("quirk.ignore-guest-pat", arch="x86", needs=(_QUIRKS2,))
 def ignore_guest_pat(context: Context) -> None:
     """KVM_X86_QUIRK_IGNORE_GUEST_PAT can be disabled where the guest's PAT could be honoured, and only there.
 
@@ -57,7 +57,7 @@ def ignore_guest_pat(context: Context) -> None:
     or with shadow page tables KVM always ignores PAT. Late releases of 6.12 know the quirk too: they have the one
     that follows it.
 
-    Source: arch/x86/kvm/vmx/vmx.c, vmx_hardware_setup; arch/x86/kvm/x86.c, kvm_x86_vendor_init.
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_hardware_setup; arch/x86/kvm/x86.c, kvm_x86_vendor_init; Linux 6.16.
     """
     types = context.host.facts.memory_types
     if types.guest_pat is GuestPat.UNKNOWN:

@@ -9,7 +9,7 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.clauses.x86.common import GUEST_XSAVE, configured, pattern, plain_features
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference
+from vmm.conformance.expect import equal, no_difference, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.exits import Deadline
@@ -25,7 +25,7 @@ _CD_NW = 0x60000000
 _DELIVER_INIT = 5 << 8 | 1 << 14  # delivery mode INIT, assert
 
 
-@clause("reset.xcr0-xss-xfd", arch="x86")
+@clause("reset.xcr0-xss-xfd", arch="x86", needs=(capability("KVM_CAP_XCRS"),))
 def reset_values(context: Context) -> None:
     """A new vCPU has XCR0 1, IA32_XSS, IA32_XFD and IA32_XFD_ERR 0, IA32_PAT 0x0007040600070406, CR0.CD and NW set.
 
@@ -122,5 +122,6 @@ def send_init(vm: VirtualMachine, vcpu: Vcpu) -> None:
     vcpu.ioctl(lib.KVM_SET_LAPIC, vcpu.get(lib.KVM_GET_LAPIC, "kvm_lapic_state"))
     address = 0xFEE00000 | vcpu.identifier << 12
     vm.ioctl(lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", {"address_lo": address, "data": _DELIVER_INIT}))
-    equal("the exit of a vCPU that waits for SIPI", vcpu.run(0.05), Deadline())
+    exit = succeeds("KVM_RUN of a vCPU that waits for SIPI", vcpu.run, 0.05)
+    equal("the exit of a vCPU that waits for SIPI", exit, Deadline())
     equal("mp_state after INIT", vcpu.mp_state, lib.KVM_MP_STATE_INIT_RECEIVED)

@@ -7,6 +7,7 @@ import errno
 from dataclasses import replace
 
 from vmm.conformance.clauses.x86.common import (
+    GUEST_AMX,
     GUEST_XSAVE,
     HOST_XFD,
     MASKABLE,
@@ -32,7 +33,7 @@ from vmm.x86.xsave import LEGACY_SIZE, Layout, XsaveArea, get_xsave, largest_siz
 _TILES = (HOST_XFD, XCOMP_GUEST)
 
 
-@clause("setcpuid.perm-eperm", arch="x86", needs=_TILES, since="5.17")
+@clause("setcpuid.perm-eperm", arch="x86", needs=_TILES)
 def needs_permission(context: Context) -> None:
     """Tile data in CPUID 0xD.0 without guest permission fails with EPERM.
 
@@ -42,7 +43,7 @@ def needs_permission(context: Context) -> None:
     refused("KVM_SET_CPUID2 with XTILEDATA", errno.EPERM, set_cpuid, vcpu, tile_table(context))
 
 
-@clause("setcpuid.only-0xd0-matters", arch="x86", needs=_TILES, since="5.17")
+@clause("setcpuid.only-0xd0-matters", arch="x86", needs=_TILES)
 def only_leaf_d_matters(context: Context) -> None:
     """Without permission AMX_TILE, XFD or XTILECFG in CPUID are accepted: only 0xD.0's tile data is refused.
 
@@ -60,7 +61,7 @@ def only_leaf_d_matters(context: Context) -> None:
         succeeds(f"KVM_SET_CPUID2 with {name}", set_cpuid, vcpu, variant)
 
 
-@clause("setcpuid.failure-keeps-old", arch="x86", since="5.18")
+@clause("setcpuid.failure-keeps-old", arch="x86")
 def failure_keeps_old(context: Context) -> None:
     """A refused KVM_SET_CPUID2 leaves the previous table in place.
 
@@ -76,7 +77,7 @@ def failure_keeps_old(context: Context) -> None:
     equal("the same table, in the same order", get_cpuid(vcpu) == before, True)
 
 
-@clause("setcpuid.expands-buffer", arch="x86", needs=_TILES, since="5.17")
+@clause("setcpuid.expands-buffer", arch="x86", needs=_TILES)
 def expands_buffer(context: Context) -> None:
     """Tile data in CPUID 0xD.0 enlarges the vCPU's XSAVE area to the host's full size.
 
@@ -87,7 +88,7 @@ def expands_buffer(context: Context) -> None:
     equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu).data), cpuid.host(0xD).ecx)
 
 
-@clause("setcpuid.buffer-sticky", arch="x86", needs=_TILES, since="5.17")
+@clause("setcpuid.buffer-sticky", arch="x86", needs=(GUEST_AMX,))
 def buffer_sticky(context: Context) -> None:
     """A later table without tile data does not shrink the area again, and hides the tile components.
 
@@ -111,7 +112,7 @@ def buffer_sticky(context: Context) -> None:
     refused("KVM_GET_XSAVE", errno.EINVAL, get_xsave, vcpu, legacy=True)
 
 
-@clause("setcpuid.buffer-not-expanded-without-tile", arch="x86", needs=_TILES, since="5.17")
+@clause("setcpuid.buffer-not-expanded-without-tile", arch="x86", needs=_TILES)
 def buffer_not_expanded(context: Context) -> None:
     """With permission but without tile data in CPUID the area stays 4096 bytes, however large KVM_CAP_XSAVE2 is.
 
@@ -125,7 +126,7 @@ def buffer_not_expanded(context: Context) -> None:
     succeeds("KVM_GET_XSAVE", get_xsave, vcpu, legacy=True)
 
 
-@clause("setcpuid.after-run", arch="x86", since="5.18")
+@clause("setcpuid.after-run", arch="x86")
 def after_run(context: Context) -> None:
     """After KVM_RUN an identical table is accepted, and one with another value, order or length refused.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vmm.conformance.clauses.x86.common import OSXSAVE, permit_tiles
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal
+from vmm.conformance.expect import equal, true
 from vmm.x86 import cpuid
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import DONE, Guest
@@ -92,8 +92,7 @@ class TileImage:
         """Raise a Violation that says what became of the tiles, if they are not these."""
         seen = observed or guest.memory.read(guest.payload.symbol("observed"), len(self.data))
         lines = explain(self.data, seen)
-        if lines:
-            raise Violation("tiles in the guest", "the tiles that were loaded", "; ".join(lines[:4]))
+        true("tiles in the guest", not lines, "; ".join(lines[:4]), "the tiles that were loaded")
 
     def check_area(self, area: XsaveArea) -> None:
         """Raise a Violation if the XSAVE area does not hold exactly this."""
@@ -101,8 +100,7 @@ class TileImage:
             equal(f"{number.name} in XSTATE_BV", area.xstate_bv >> number & 1, 1)
         seen = area.component(XFeature.XTILECFG) + area.component(XFeature.XTILEDATA)
         lines = explain(self.data, seen)
-        if lines:
-            raise Violation("tiles in the XSAVE area", "the tiles that the guest loaded", "; ".join(lines[:4]))
+        true("tiles in the XSAVE area", not lines, "; ".join(lines[:4]), "the tiles that the guest loaded")
 
     def put(self, area: XsaveArea) -> None:
         """Put both components into an area."""

@@ -61,7 +61,7 @@ def _check_demand(guest: Guest) -> None:
     equal("IA32_XFD_ERR after the handler cleared it", values[1], 0)
 
 
-@clause("xfd.reset", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.reset", arch="x86", needs=_TILES)
 def reset(context: Context) -> None:
     """A fresh vCPU with AMX has XFD and XFD_ERR 0, the architecture's values, not the host's armed XFD.
 
@@ -73,7 +73,7 @@ def reset(context: Context) -> None:
         equal(f"{name(msr)} in the guest", _read(context, guest, msr), 0)
 
 
-@clause("xfd.set-rules-with-tiles", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.set-rules-with-tiles", arch="x86", needs=_TILES)
 def set_rules(context: Context) -> None:
     """With tile data in its CPUID a vCPU's XFD and XFD_ERR take 0 and 1<<18 from the host, and no other bit.
 
@@ -89,7 +89,7 @@ def set_rules(context: Context) -> None:
         equal(f"{name(msr)} after the refusals", get_msr(guest.vcpu, msr), 0)
 
 
-@clause("xfd.guest-write-rules", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.guest-write-rules", arch="x86", needs=_TILES)
 def guest_write_rules(context: Context) -> None:
     """The guest's WRMSR to XFD and XFD_ERR takes 0 and 1<<18, reads them back, and is #GP for reserved bits.
 
@@ -106,7 +106,7 @@ def guest_write_rules(context: Context) -> None:
             equal(f"{name(msr)} for the host", get_msr(guest.vcpu, msr), value)
 
 
-@clause("xfd.needs-tiledata-in-cpuid", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.needs-tiledata-in-cpuid", arch="x86", needs=_TILES)
 def needs_tiledata(context: Context) -> None:
     """With XFD but without tile data in the guest's CPUID, every WRMSR of 1<<18 to XFD is #GP, also the second.
 
@@ -121,7 +121,7 @@ def needs_tiledata(context: Context) -> None:
     equal("faults of WRMSR 0", _write(context, guest, Msr.XFD, 0), 0)
 
 
-@clause("xfd.nm-delivery", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.nm-delivery", arch="x86", needs=_TILES)
 def nm_delivery(context: Context) -> None:
     """With XFD armed a tile instruction is #NM at itself with XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
 
@@ -136,7 +136,7 @@ def nm_delivery(context: Context) -> None:
     equal("tile data in use after the retry", guest.mailbox.values[0] >> TILEDATA & 1, 1)
 
 
-@clause("xfd.nm-each-instruction", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.nm-each-instruction", arch="x86", needs=_TILES)
 def nm_each_instruction(context: Context) -> None:
     """TILELOADD, TILEZERO and TDPBSSD are #NM with XFD armed and not otherwise.
 
@@ -155,7 +155,7 @@ def nm_each_instruction(context: Context) -> None:
                 _write(context, guest, Msr.XFD_ERR, 0)
 
 
-@clause("xfd.err-survives-exit", arch="x86", needs=_TILES, since="5.17", timeout=60)
+@clause("xfd.err-survives-exit", arch="x86", needs=_TILES, timeout=60)
 def error_survives_exits(context: Context) -> None:
     """XFD_ERR keeps 1<<18 over 1,000 exits between #NM and its handler's first read.
 
@@ -181,7 +181,7 @@ while True:
 """
 
 
-@clause("xfd.err-survives-preemption", arch="x86", needs=_TILES, since="5.17", timeout=60)
+@clause("xfd.err-survives-preemption", arch="x86", needs=_TILES, timeout=60)
 def error_survives_preemption(context: Context) -> None:
     """XFD_ERR is the guest's own while another process on the same CPU uses tiles.
 
@@ -202,7 +202,7 @@ def error_survives_preemption(context: Context) -> None:
         competitor.wait()
 
 
-@clause("xfd.err-guest-write", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.err-guest-write", arch="x86", needs=_TILES)
 def error_written_by_guest(context: Context) -> None:
     """A value that the guest writes to XFD_ERR without any #NM stays there over exits until it writes 0.
 
@@ -216,7 +216,7 @@ def error_written_by_guest(context: Context) -> None:
         equal("XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
 
 
-@clause("xfd.err-ts-untouched", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.err-ts-untouched", arch="x86", needs=_TILES)
 def task_switched_nm(context: Context) -> None:
     """An #NM because of CR0.TS leaves XFD_ERR 0, also while XFD is armed.
 
@@ -233,7 +233,7 @@ def task_switched_nm(context: Context) -> None:
     equal("XFD_ERR", _read(context, guest, Msr.XFD_ERR), 0)
 
 
-@clause("xfd.err-sticky-or", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.err-sticky-or", arch="x86", needs=_TILES)
 def error_is_sticky(context: Context) -> None:
     """A second #NM without the first one's XFD_ERR being cleared leaves the bit set; nothing but a write clears it.
 
@@ -250,7 +250,7 @@ def error_is_sticky(context: Context) -> None:
     equal("XFD_ERR after disarming XFD", _read(context, guest, Msr.XFD_ERR), _ARMED)
 
 
-@clause("xfd.ldtilecfg-not-nm", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.ldtilecfg-not-nm", arch="x86", needs=_TILES)
 def configuration_is_not_data(context: Context) -> None:
     """LDTILECFG, STTILECFG and TILERELEASE work with XFD armed: only tile data is subject to XFD.
 
@@ -264,7 +264,7 @@ def configuration_is_not_data(context: Context) -> None:
     equal("XFD_ERR", _read(context, guest, Msr.XFD_ERR), 0)
 
 
-@clause("xfd.passthrough-coherent", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.passthrough-coherent", arch="x86", needs=_TILES)
 def passthrough(context: Context) -> None:
     """The host reads the value that the guest wrote last, at every exit, however often the guest toggles XFD.
 
@@ -281,7 +281,7 @@ def passthrough(context: Context) -> None:
     image.check(guest)
 
 
-@clause("xfd.host-isolation", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.host-isolation", arch="x86", needs=_TILES)
 def host_isolation(context: Context) -> None:
     """The VMM thread's own tiles survive guests that arm XFD, take #NM and load tiles; the guest's survive the VMM's.
 
@@ -304,7 +304,7 @@ def host_isolation(context: Context) -> None:
         image.check(guest)
 
 
-@clause("xfd.err-not-leaked-to-host", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.err-not-leaked-to-host", arch="x86", needs=_TILES)
 def error_not_leaked(context: Context) -> None:
     """A guest that leaves with XFD_ERR set does not disturb the VMM's own first use of tiles.
 
@@ -325,7 +325,7 @@ def error_not_leaked(context: Context) -> None:
     equal("XFD_ERR of the guest afterwards", _read(context, guest, Msr.XFD_ERR), _ARMED)
 
 
-@clause("xfd.migrates", arch="x86", needs=_TILES, since="5.17")
+@clause("xfd.migrates", arch="x86", needs=_TILES)
 def migrates(context: Context) -> None:
     """XFD and XFD_ERR come over in the MSR list, and on the destination the next tile instruction is #NM.
 
@@ -353,7 +353,7 @@ def migrates(context: Context) -> None:
     equal("XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
 
 
-@clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, since="5.17", dangerous=True, timeout=60)
+@clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, dangerous=True, timeout=60)
 def toggled_under_load(context: Context) -> None:
     """A guest that toggles XFD with live tiles in a tight loop goes on and can use its tiles afterwards.
 

@@ -8,6 +8,7 @@ import random
 from vmm._kvm import ffi
 from vmm.conformance.clauses.x86.common import (
     GUEST_XSAVE,
+    HOST_XSAVE,
     MASKABLE,
     configured,
     maskable,
@@ -33,11 +34,11 @@ from vmm.x86.xsave import (
     set_xsave,
 )
 
-_XSAVE2 = capability("KVM_CAP_XSAVE2")
+_AREA = (HOST_XSAVE, capability("KVM_CAP_XSAVE2"))
 _KNOWN_MASKS = (0xFFFF, 0x2FFFF)  # Intel's, and AMD's with misaligned SSE
 
 
-@clause("xsave.fresh-init", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.fresh-init", arch="x86", needs=_AREA)
 def fresh_init(context: Context) -> None:
     """A fresh vCPU's area is in its initial state: XSTATE_BV 0, FCW 0x37f, MXCSR 0x1f80, everything else 0.
 
@@ -59,7 +60,7 @@ def fresh_init(context: Context) -> None:
         equal(f"bytes {start} to {stop - 1}", bytes(area.data[start:stop]).strip(b"\0"), b"")
 
 
-@clause("xsave.get-writes-all", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.get-writes-all", arch="x86", needs=_AREA)
 def writes_all(context: Context) -> None:
     """KVM_GET_XSAVE2 writes every byte of the area, gaps included, and none beyond it.
 
@@ -92,7 +93,7 @@ def never_compacted(context: Context) -> None:
     equal("reserved header bytes", area.reserved.strip(b"\0"), b"")
 
 
-@clause("xsave.get-masks-guest-cpuid", arch="x86", needs=(MASKABLE,), since="6.6")
+@clause("xsave.get-masks-guest-cpuid", arch="x86", needs=(MASKABLE,))
 def masked_by_guest_cpuid(context: Context) -> None:
     """The area shows no component that the guest's CPUID lacks: neither its bit nor its bytes.
 
@@ -109,7 +110,7 @@ def masked_by_guest_cpuid(context: Context) -> None:
         equal(f"bytes of {xfeature.name(number)}", area.component(number).strip(b"\0"), b"")
 
 
-@clause("xsave.get-fpsse-without-cpuid", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.get-fpsse-without-cpuid", arch="x86", needs=_AREA)
 def legacy_state_without_cpuid(context: Context) -> None:
     """x87 and SSE state goes through the area even if the guest's CPUID has no XSAVE at all.
 
@@ -125,7 +126,7 @@ def legacy_state_without_cpuid(context: Context) -> None:
     equal("MXCSR", seen.mxcsr, area.mxcsr)
 
 
-@clause("xsave.get-pure", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.get-pure", arch="x86", needs=_AREA)
 def get_is_pure(context: Context) -> None:
     """Reading the area changes nothing: two reads agree, and so do a write of what was read and a third.
 
@@ -199,7 +200,7 @@ def survives_exits(context: Context) -> None:
     image.check(guest)
 
 
-@clause("xsave.legacy-get-agrees", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.legacy-get-agrees", arch="x86", needs=_AREA)
 def legacy_get_agrees(context: Context) -> None:
     """KVM_GET_XSAVE and KVM_GET_XSAVE2 return the same bytes for an area of 4096.
 

@@ -8,6 +8,7 @@ import random
 
 from vmm.conformance.clauses.x86.common import (
     GUEST_XSAVE,
+    HOST_XSAVE,
     MASKABLE,
     configured,
     guest_supported,
@@ -27,7 +28,7 @@ from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid, set_cpuid
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR, XsaveArea, get_xsave, set_xsave
 
-_XSAVE = capability("KVM_CAP_XSAVE")
+_AREA = (HOST_XSAVE, capability("KVM_CAP_XSAVE"))
 _BAD_MXCSR = 1 << 31
 
 
@@ -37,7 +38,7 @@ def _only(bits: int) -> XsaveArea:
     return area
 
 
-@clause("xsave.set-unsupported-bit", arch="x86", needs=(_XSAVE,))
+@clause("xsave.set-unsupported-bit", arch="x86", needs=_AREA)
 def unsupported_bits(context: Context) -> None:
     """Each of the 64 bits of XSTATE_BV alone is accepted exactly if KVM supports that component statically.
 
@@ -81,7 +82,7 @@ def independent_of_cpuid(context: Context) -> None:
         no_difference(f"what was set with {name}", changed.same_state(get_xsave(vcpu)))
 
 
-@clause("xsave.set-header-checks", arch="x86", needs=(_XSAVE,))
+@clause("xsave.set-header-checks", arch="x86", needs=_AREA)
 def header_checks(context: Context) -> None:
     """A non-zero XCOMP_BV or reserved header byte is refused with EINVAL.
 
@@ -99,7 +100,7 @@ def header_checks(context: Context) -> None:
     succeeds("the same area with a clean header", set_xsave, vcpu, pattern(3, 12))
 
 
-@clause("xsave.set-mxcsr", arch="x86", needs=(_XSAVE,))
+@clause("xsave.set-mxcsr", arch="x86", needs=_AREA)
 def mxcsr_checked(context: Context) -> None:
     """A reserved MXCSR bit is refused with EINVAL if x87, SSE or AVX state comes along, and ignored if not.
 
@@ -119,7 +120,7 @@ def mxcsr_checked(context: Context) -> None:
         equal(f"MXCSR after XSTATE_BV {bits:#x}", get_xsave(vcpu).mxcsr, INITIAL_MXCSR)
 
 
-@clause("xsave.set-atomic", arch="x86", needs=(_XSAVE,))
+@clause("xsave.set-atomic", arch="x86", needs=_AREA)
 def refusal_changes_nothing(context: Context) -> None:
     """A refused area leaves the vCPU's state as it was.
 
@@ -194,7 +195,7 @@ def guest_sees_what_was_set(context: Context) -> None:
     image.check(guest)
 
 
-@clause("xsave.legacy-zero-header", arch="x86", needs=(_XSAVE,))
+@clause("xsave.legacy-zero-header", arch="x86", needs=_AREA)
 def legacy_zero_header(context: Context) -> None:
     """An area of 4096 zeros, as streams from before XSAVE have it, is accepted and means the initial state.
 

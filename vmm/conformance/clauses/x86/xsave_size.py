@@ -12,6 +12,7 @@ from vmm.conformance.clauses.x86.common import (
     GUEST_AMX,
     GUEST_XSAVE,
     HOST_XFD,
+    HOST_XSAVE,
     XCOMP_GUEST,
     configured,
     permit_tiles,
@@ -31,7 +32,7 @@ _XSAVE2 = capability("KVM_CAP_XSAVE2")
 _TILES = (HOST_XFD, XCOMP_GUEST, _XSAVE2)
 
 
-@clause("xsave.size.min", arch="x86", needs=(_XSAVE2,), since="5.17")
+@clause("xsave.size.min", arch="x86", needs=(_XSAVE2,))
 def minimum(context: Context) -> None:
     """KVM_CAP_XSAVE2 is at least 4096, and the same on /dev/kvm and on a VM.
 
@@ -42,7 +43,7 @@ def minimum(context: Context) -> None:
     equal("KVM_CAP_XSAVE2 on the VM", context.vm().check_extension(lib.KVM_CAP_XSAVE2), value)
 
 
-@clause("xsave.size.tracks-perm", arch="x86", needs=(GUEST_AMX, XCOMP_GUEST, _XSAVE2), since="5.17")
+@clause("xsave.size.tracks-perm", arch="x86", needs=(GUEST_AMX, XCOMP_GUEST, _XSAVE2))
 def tracks_permission(context: Context) -> None:
     """KVM_CAP_XSAVE2 grows from 4096 to the full size when tile data is permitted, on open fds too.
 
@@ -56,7 +57,7 @@ def tracks_permission(context: Context) -> None:
     equal("KVM_CAP_XSAVE2 on the VM after", vm.check_extension(lib.KVM_CAP_XSAVE2), full)
 
 
-@clause("xsave.size.frozen-after-vcpu", arch="x86", needs=(_XSAVE2, XCOMP_GUEST), since="5.17")
+@clause("xsave.size.frozen-after-vcpu", arch="x86", needs=(_XSAVE2, XCOMP_GUEST))
 def frozen_after_vcpu(context: Context) -> None:
     """Once a vCPU exists KVM_CAP_XSAVE2 cannot change any more, whatever permission is asked for.
 
@@ -70,7 +71,7 @@ def frozen_after_vcpu(context: Context) -> None:
     equal("KVM_CAP_XSAVE2", context.kvm.check_extension(lib.KVM_CAP_XSAVE2), before)
 
 
-@clause("xsave.size.cap-equals-written", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.size.cap-equals-written", arch="x86", needs=(GUEST_AMX, _XSAVE2))
 def capability_equals_written(context: Context) -> None:
     """For a vCPU with tile data KVM_GET_XSAVE2 writes exactly as many bytes as KVM_CAP_XSAVE2 says.
 
@@ -133,7 +134,7 @@ def _at_page_end(vcpu: Vcpu, request: int, size: int, beyond: int) -> None:
         os.close(fd)
 
 
-@clause("xsave.set-reads-uabi-size", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.set-reads-uabi-size", arch="x86", needs=(HOST_XSAVE, _XSAVE2))
 def reads_area_size(context: Context) -> None:
     """The XSAVE calls touch exactly the vCPU's area: a buffer that ends with a page works, 64 bytes less is EFAULT.
 
@@ -145,7 +146,7 @@ def reads_area_size(context: Context) -> None:
         refused(f"{name} beyond it", errno.EFAULT, _at_page_end, vcpu, request, LEGACY_SIZE, 64)
 
 
-@clause("xsave.set-reads-tile-size", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.set-reads-tile-size", arch="x86", needs=_TILES)
 def reads_tile_size(context: Context) -> None:
     """For a vCPU with tile data the XSAVE calls touch the whole area: 4096 bytes are not enough any more.
 
@@ -159,7 +160,7 @@ def reads_tile_size(context: Context) -> None:
         refused(f"{name} of 4096 bytes", errno.EFAULT, _at_page_end, vcpu, request, full, full - 4096)
 
 
-@clause("xsave.get-einval", arch="x86", needs=_TILES, since="5.17")
+@clause("xsave.get-einval", arch="x86", needs=_TILES)
 def legacy_get_refused(context: Context) -> None:
     """KVM_GET_XSAVE fails with EINVAL for an area above 4096 bytes: it does not truncate.
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which KVM answers on this host, and what its modules were told.
+
+Three facts of their own: the virtualization extension that the CPU has, the module that answers, the modules'
+parameters. A folder below /sys/module says only that a module is there: one that is built in has a folder on every
+CPU, and a container may see no /sys at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from vmm._kvm import ffi, lib
+from vmm.ioctl import KvmError
+from vmm.system import Kvm
+from vmm.x86 import cpuid
+
+__all__ = ["PVM", "backend", "extension", "hypervisor", "ignores_msrs", "loaded", "parameters"]
+
+PVM = "kvm_pvm"
+_FOLDER = Path("/sys/module")
+_MODULES = ("kvm", "kvm_intel", "kvm_amd", PVM)
+# Parameters that change what the ABI or a guest shows; the rest is tuning.
+_PARAMETERS = {
+    "kvm": ("ignore_msrs", "report_ignored_msrs", "enable_pmu", "tdp_mmu", "force_emulation_prefix"),
+    "kvm_intel": ("ept", "unrestricted_guest", "enable_apicv", "nested", "vpid", "pml", "preemption_timer"),
+    "kvm_amd": ("npt", "nested", "avic", "vgif", "vls", "sev"),
+}  # fmt: skip
+# An MSR of a range that neither vendor nor KVM has any use for.
+_UNKNOWN_MSR = 0x4F000000
+
+
+def extension() -> str:
+    """Return which virtualization extension the CPU has: "VMX", "SVM" or nothing (CPUID 1.ECX, 80000001H.ECX)."""
+    if cpuid.host(1).ecx >> 5 & 1:
+        return "VMX"
+    if cpuid.host(0x80000000).eax >= 0x80000001 and cpuid.host(0x80000001).ecx >> 2 & 1:
+        return "SVM"
+    return ""
+
+
+def hypervisor() -> str:
+    """Return the signature of the hypervisor that this kernel runs below (CPUID 40000000H), nothing without one."""
+    if not cpuid.host(1).ecx >> 31:
+        return ""
+    entry = cpuid.host(0x40000000)
+    return (
+        b"".join(part.to_bytes(4, "little") for part in (entry.ebx, entry.ecx, entry.edx))
+        .decode("latin-1")
+        .rstrip("\0")
+    )
+
+
+def loaded(folder: Path = _FOLDER) -> frozenset[str] | None:
+    """Return those of KVM's modules that the kernel has, loaded or built in; None where it does not say."""
+    try:
+        return frozenset(path.name for path in folder.iterdir() if path.name in _MODULES)
+    except OSError:
+        return None
+
+
+def backend(found: str, modules: Collection[str] | None, capabilities: Mapping[str, int]) -> str:
+    """Return the module that answers: kvm_intel, kvm_amd or kvm_pvm.
+
+    ``found`` is :func:`extension`, ``modules`` is :func:`loaded`. A KVM on a CPU without VMX and SVM is kvm_pvm, the
+    only one that needs neither. Where both could answer, what it offers decides: kvm_pvm has no nested
+    virtualization and no SMM.
+    """
+    hardware = {"VMX": "kvm_intel", "SVM": "kvm_amd"}.get(found)
+    if hardware is None:
+        return PVM
+    if modules is None or PVM not in modules:
+        return hardware
+    if hardware not in modules:
+        return PVM
+    return hardware if capabilities["KVM_CAP_X86_SMM"] or capabilities["KVM_CAP_NESTED_STATE"] else PVM
+
+
+def parameters(folder: Path = _FOLDER) -> dict[str, str]:
+    """Return what KVM's modules were told: "kvm.ignore_msrs": "N", ...; those that the kernel shows this process."""
+    told = {}
+    for module, names in _PARAMETERS.items():
+        for name in names:
+            try:
+                told[f"{module}.{name}"] = (folder / module / "parameters" / name).read_text().strip()
+            except OSError:
+                continue
+    return told
+
+
+def ignores_msrs(kvm: Kvm) -> bool:
+    """Does KVM take accesses to MSRs that it does not know (kvm.ignore_msrs=1)? Asked of it, not of /sys.
+
+    Source: arch/x86/kvm/x86.c, kvm_get_feature_msr: KVM_GET_MSRS of /dev/kvm goes by the same parameter.
+    """
+    value = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(_UNKNOWN_MSR, 0, 0)]})
+    try:
+        return kvm.ioctl(lib.KVM_GET_MSRS, value) == 1
+    except KvmError:
+        return False  # before Linux 4.17 the call is a vCPU's only
