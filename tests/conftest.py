@@ -10,7 +10,6 @@ import pytest
 
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.host import Host
-from vmm.conformance.process import Process
 from vmm.system import Kvm, KvmUnavailable
 
 
@@ -30,7 +29,8 @@ def make_host() -> Callable[..., Host]:
     """A factory of hosts with invented facts."""
 
     def make(kernel: str = "6.12.48", **facts: object) -> Host:
-        given = {"backend": "kvm_intel", "vendor": "GenuineIntel", "model": "Some CPU", "capabilities": {}} | facts
-        return Host(kernel, ARCHITECTURE, SimpleNamespace(**given), Process(0, 1024, 4096, ""))
+        given = {"backend": "kvm_intel", "vendor": "GenuineIntel", "model": "Some CPU", "capabilities": {}}
+        given |= {"supports": lambda name: False} | facts
+        return Host(kernel, ARCHITECTURE, SimpleNamespace(**given))
 
     return make

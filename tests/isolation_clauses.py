@@ -11,6 +11,7 @@ import time
 
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.context import Context
+from vmm.conformance.expect import equal
 from vmm.conformance.registry import clause
 from vmm.x86.guest import Guest
 
@@ -21,7 +22,7 @@ def passes(context: Context) -> None:
 
     Source: the tests.
     """
-    context.vcpu()
+    equal("the number of a VM's first vCPU", context.vcpu().identifier, 0)
 
 
 @clause("test.hangs", arch=ARCHITECTURE, timeout=1.0)

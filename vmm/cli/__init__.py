@@ -118,6 +118,8 @@ def _sentence(error: Exception) -> str | None:
         return f"the Python module {error.name} is missing: install this package with pip, or run scripts/check"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
         return f"the output could not be written: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN):
+        return f"this process cannot open or start what it needs ({error.strerror}): raise ulimit -n or ulimit -u"
     if isinstance(error, OSError) and error.filename is not None and error.filename != "/dev/kvm":
         return f"{error.filename}: {error.strerror}"
     from vmm.ioctl import HostError, KvmError

@@ -12,7 +12,7 @@ from typing import Any
 
 from vmm.arch import ARCHITECTURE, module
 from vmm.conformance import process
-from vmm.conformance.process import Process
+from vmm.conformance.process import UNMEASURED, Process
 from vmm.system import Kvm
 
 __all__ = ["Host", "measure", "upstream", "version"]
@@ -50,7 +50,7 @@ class Host:
     kernel: str
     architecture: str
     facts: Any
-    process: Process
+    process: Process = UNMEASURED
     upstream: str = ""
 
     @property

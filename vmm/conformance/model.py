@@ -41,7 +41,6 @@ class ClauseResult:
     verdict: Verdict
     statement: str
     seconds: float = 0.0
-    looks: int = 0
     what: str = ""
     expected: str = ""
     observed: str = ""
@@ -50,6 +49,7 @@ class ClauseResult:
     reference: str = ""
     notes: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    looks: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of this result: ``id``, ``verdict``, ``statement``, ``seconds``, and more if any."""

@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 
 from vmm.ioctl import errno_name
 
-__all__ = ["Process", "measure"]
+__all__ = ["UNMEASURED", "Process", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
     """``open_files`` and ``pending_signals`` are soft limits (-1: none); ``memfd`` is empty, or the errno's name."""
 
-    uid: int
-    open_files: int
-    pending_signals: int
-    memfd: str
+    uid: int = 0
+    open_files: int = -1
+    pending_signals: int = -1
+    memfd: str = ""
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (name, value) pairs for people."""
@@ -31,6 +31,10 @@ class Process:
     def to_json(self) -> dict[str, object]:
         """Return the facts as JSON values."""
         return asdict(self)
+
+
+#: What is said of a process that nobody measured: that nothing limits it.
+UNMEASURED = Process()
 
 
 def _memfd() -> str:
