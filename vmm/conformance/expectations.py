@@ -3,7 +3,8 @@
 
 A file ``expectations/NAME.toml`` looks like this:
 
-    backend = "kvm_pvm"            # which hosts the whole file is about; may be left out
+    backend = "kvm_pvm"            # which hosts the whole file is about, by back end
+    architecture = "x86"           # or by architecture; both may be left out
 
     [[known]]
     clause = "pat.invalid-type"    # a clause id
@@ -43,7 +44,7 @@ __all__ = ["FOLDER", "Expectation", "ExpectationError", "apply", "has_fault", "l
 
 FOLDER = Path(__file__).resolve().parent / "expectations"
 _RELEASE = re.compile(r"\d+\.\d+(\.\d+)?")
-_FILE_KEYS = {"backend", "known"}
+_FILE_KEYS = {"backend", "architecture", "known"}
 _REQUIRED = {"clause", "reason", "reference", "observed"}
 _STRINGS = _REQUIRED | {"what", "introduced", "cpu", "hypervisor", "mode", "supports", "verdict"}
 _FACTS = {"cpu": "vendor", "hypervisor": "hypervisor", "mode": "mode"}
@@ -70,10 +71,11 @@ class Expectation:
     supports: str = ""
     verdict: str = "FAIL"
     backend: str = ""
+    architecture: str = ""
 
     def applies(self, host: Host) -> bool:
         """Is ``host`` one of those that the finding is known on?"""
-        if self.backend and self.backend != host.backend:
+        if self.backend not in ("", host.backend) or self.architecture not in ("", host.architecture):
             return False
         for key, fact in _FACTS.items():
             wanted = getattr(self, key)
@@ -114,7 +116,7 @@ def has_fault(running: tuple[int, int, int], introduced: str, fixed: Sequence[st
     return not mended or running < mended[0]
 
 
-def _entry(entry: Mapping[str, Any], backend: str, where: str) -> Expectation:
+def _entry(entry: Mapping[str, Any], whole: Mapping[str, str], where: str) -> Expectation:
     wrong = set(entry) - _STRINGS - {"fixed"}
     missing = {key for key in _REQUIRED if not entry.get(key)}
     if "what" not in entry and entry.get("verdict") != "TIMEOUT":
@@ -130,7 +132,7 @@ def _entry(entry: Mapping[str, Any], backend: str, where: str) -> Expectation:
             raise ExpectationError(f"{where}: {release!r} is not a kernel release such as '6.16' or '6.12.77'")
     if entry.get("verdict", "FAIL") not in ("FAIL", "TIMEOUT"):
         raise ExpectationError(f"{where}: verdict is FAIL or TIMEOUT, not {entry['verdict']!r}")
-    return Expectation(**{**entry, "fixed": tuple(fixed)}, backend=backend)
+    return Expectation(**{**whole, **entry, "fixed": tuple(fixed)})
 
 
 def _read(path: Path) -> list[Expectation]:
@@ -141,8 +143,8 @@ def _read(path: Path) -> list[Expectation]:
     wrong = set(data) - _FILE_KEYS
     if wrong:
         raise ExpectationError(f"{path.name}: unknown keys {sorted(wrong)}, missing keys []")
-    entries = data.get("known", [])
-    return [_entry(entry, data.get("backend", ""), f"{path.name}, entry {at}") for at, entry in enumerate(entries)]
+    entries = data.pop("known", [])
+    return [_entry(entry, data, f"{path.name}, entry {at}") for at, entry in enumerate(entries)]
 
 
 def read_all(paths: Iterable[Path] | None = None) -> list[Expectation]:
