@@ -228,9 +228,9 @@ long vmm_kick(struct vmm_run_control *control)
 
 long vmm_die_with_parent(int parent)
 {
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL))
+    if (prctl(PR_SET_PDEATHSIG, parent ? SIGKILL : 0))
         return -errno;
-    return getppid() == parent ? 0 : -ESRCH;
+    return !parent || getppid() == parent ? 0 : -ESRCH;
 }
 
 size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison)

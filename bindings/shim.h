@@ -51,7 +51,7 @@ long vmm_kick(struct vmm_run_control *control);
 /* The signal used for deadlines and kicks. */
 int vmm_kick_signal(void);
 
-/* Have the kernel kill this process when its parent dies; -ESRCH if it is dead already. */
+/* Have the kernel kill this process when its parent dies, -ESRCH if it is dead already; with 0, no more. */
 long vmm_die_with_parent(int parent);
 
 /* 1 + the index of the last byte that is not `poison`; 0 if all are. */

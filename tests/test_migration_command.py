@@ -81,11 +81,11 @@ def test_send_to_nobody_runs_the_guest_here(tmp_path: Path) -> None:
     [
         (("send", "nowhere", "chain"), "is no address"),
         (("send", "a:1", "chain", "--tls-cert", "x"), "TLS needs --tls-cert, --tls-key and --tls-ca"),
-        (("send", "a:1", "chain", "--rate", "fast"), "is no size"),
+        (("send", "a:1", "chain", "--rate", "fast"), "is not a size"),
         (("send", "exec:x", "chain", "--tls-cert", "x", "--tls-key", "x", "--tls-ca", "x"), "TLS needs TCP"),
         (("receive", "exec:x"), "cannot be listened on"),
         (("receive", "[::1"), "is"),
-        (("receive", "a:1", "--memory", "0"), "is no size"),
+        (("receive", "a:1", "--memory", "0"), "is not a size"),
     ],
 )
 def test_wrong_usage_is_a_traceback(arguments: tuple[str, ...], sentence: str) -> None:

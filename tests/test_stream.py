@@ -54,7 +54,7 @@ def _regions(draw: st.DrawFn) -> tuple[MemoryState, ...]:
 
 @st.composite
 def _states(draw: st.DrawFn) -> VmState:
-    identifiers = draw(st.lists(st.integers(0, 1 << 32), max_size=3, unique=True))
+    identifiers = draw(st.lists(st.integers(0, (1 << 32) - 1), max_size=3, unique=True))
     return VmState(
         draw(st.sampled_from(["x86", "arm64"])),
         tuple(VcpuState(draw(_parts), identifier) for identifier in identifiers),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -116,12 +117,16 @@ def _sentence(error: Exception) -> str | None:
     """Return the sentence of an error that is the user's to mend, None for a fault of ours."""
     if isinstance(error, ModuleNotFoundError):
         return f"the Python module {error.name} is missing: install this package with pip, or run scripts/check"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG):
         return f"the output could not be written: {error.strerror}"
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return (
+            "this process cannot have the memory that it needs: see ulimit -v, the control group, and the host's own"
+        )
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN):
         return f"this process cannot open or start what it needs ({error.strerror}): raise ulimit -n or ulimit -u"
     if isinstance(error, OSError) and error.filename is not None and error.filename != "/dev/kvm":
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename or 'an empty file name'}: {error.strerror}"
     from vmm.ioctl import HostError, KvmError
     from vmm.memory import MemoryUnavailable
     from vmm.migration.errors import MigrationError
@@ -138,8 +143,24 @@ def _sentence(error: Exception) -> str | None:
     return str(error) if isinstance(error, known) else None
 
 
+def _open_standard_streams() -> None:
+    """Open descriptors 0, 1 and 2 where they are closed, so that no file becomes one; print in any encoding."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line and exit with its status."""
     signals.reset()
+    _open_standard_streams()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run())

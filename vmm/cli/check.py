@@ -13,7 +13,7 @@ from typing import TextIO
 
 import click
 
-from vmm.cli.seconds import Seconds
+from vmm.cli.seconds import Count, Seconds
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Totals
 from vmm.conformance.registry import matching
@@ -88,7 +88,7 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
 @click.command("check")
 @click.argument("globs", nargs=-1, metavar="[GLOB]...")
 @click.option("--list", "only_list", is_flag=True, help="Show the clauses and run none.")
-@click.option("--jobs", "-j", type=click.IntRange(1), help="Clauses at once (default: one a CPU).")
+@click.option("--jobs", "-j", type=Count(1 << 16), help="Clauses at once (default: one a CPU).")
 @click.option("--format", "style", type=click.Choice(FORMATS), default="text", show_default=True, help="Report.")
 @click.option("--output", "-o", metavar="FILE", help="Write the report there.")
 @click.option("--shard", type=_Shard(), metavar="K/N", default="1/1", help="Only every N-th clause, from the K-th.")

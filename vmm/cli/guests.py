@@ -18,11 +18,17 @@ _STEPS, _SEED = 1000, 1
 
 
 def number(text: str) -> int:
-    """Return a number in any of Python's notations; UsageError for anything else."""
+    """Return a number of 64 bits in any of Python's notations, a negative one as its two's complement.
+
+    UsageError for anything else: a parameter is never cut.
+    """
     try:
-        return int(text, 0)
+        value = int(text, 0)
     except ValueError:
-        raise click.UsageError(f"{text!r} is no number: write it as 42 or 0x2a") from None
+        raise click.UsageError(f"{text!r} is not a number: write it as 42 or 0x2a") from None
+    if not -(1 << 63) <= value < 1 << 64:
+        raise click.UsageError(f"{text} does not fit into the 64 bits of a parameter")
+    return value & (1 << 64) - 1
 
 
 def make(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int = 0) -> BaseGuest:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,13 +19,26 @@ from vmm.migration.compat import compare, parse
 from vmm.migration.errors import MigrationError
 from vmm.migration.runner import Outcome
 from vmm.offer import ProbeError, Verdict
+from vmm.state.files import check_place
 from vmm.system import Kvm
 
 if TYPE_CHECKING:
     from vmm.migration.tls import Tls
 
-__all__ = ["Size", "address", "blockers", "line_options", "probe", "say", "show_end", "tls"]
+__all__ = [
+    "Size",
+    "address",
+    "blockers",
+    "line_files",
+    "line_options",
+    "place_of_state",
+    "probe",
+    "say",
+    "show_end",
+    "tls",
+]
 
+_DIGITS = 20  # more than any size that is taken has
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _Command = Callable[..., int]
 
@@ -38,9 +53,14 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if isinstance(value, int):
             return value
         text = str(value).upper().removesuffix("IB").removesuffix("B")
-        number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
-        if not number.isascii() or not number.isdigit() or not 0 < int(number) * _UNITS[unit] <= _UNITS["T"] << 4:
-            self.fail(f"{value!r} is no size: write 512M or 4G.", param, ctx)
+        number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "")
+        if (
+            len(number) > _DIGITS
+            or not number.isascii()
+            or not number.isdigit()
+            or not 0 < int(number) * _UNITS[unit] <= _UNITS["T"] << 4
+        ):
+            self.fail(f"{value!r} is not a size: write 512M or 4G.", param, ctx)
         return int(number) * _UNITS[unit]
 
 
@@ -101,8 +121,29 @@ def blockers(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def say(sentence: str) -> None:
-    """Tell the operator something."""
-    print(f"vmm: {sentence}", file=sys.stderr, flush=True)
+    """Tell the operator something, if anybody can be told: a full disk or a closed pipe must not end a migration."""
+    with suppress(OSError, ValueError):
+        print(f"vmm: {sentence}", file=sys.stderr, flush=True)
+
+
+def line_files(lease: str | None, journal: str | None) -> None:
+    """Open and close the files of a line's options; UsageError for one that cannot be, before a guest exists."""
+    for option, path in (("--lease", lease), ("--journal", journal)):
+        if path is None:
+            continue
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise click.UsageError(f"{option} {path!r} cannot be opened for writing: {error.strerror}") from None
+
+
+def place_of_state(option: str, path: str | None) -> None:
+    """UsageError unless ``path`` can become a file that keeps a state; None is left to whoever saves."""
+    try:
+        if path is not None:
+            check_place(path)
+    except OSError as error:
+        raise click.UsageError(f"{option} {path!r} cannot keep a state: {error.strerror}") from None
 
 
 def show_end(guest: BaseGuest, outcome: Outcome) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import click
 
-from vmm.cli.lines import Size, address, blockers, line_options, probe, say, show_end, tls
+from vmm.cli.lines import Size, address, blockers, line_files, line_options, probe, say, show_end, tls
 from vmm.cli.seconds import Seconds
 from vmm.guest import BaseGuest
 from vmm.migration.errors import MigrationError
-from vmm.migration.keeper import Keeper, Link
+from vmm.migration.keeper import Keeper
+from vmm.migration.link import Link
 from vmm.migration.messages import Hello
 from vmm.migration.runner import Outcome
 from vmm.migration.target import Options, Target
-from vmm.migration.transport import TIMEOUT, Listener, inherited_line, parse
+from vmm.migration.transport import TIMEOUT, Listener, inherited_line, loopback, parse
 from vmm.migration.wire import Channel
 from vmm.state.step import Policy
 from vmm.system import Kvm
@@ -50,6 +51,11 @@ def command(
     """
     found = address(parse, where)
     security = tls(tls_cert, tls_key, tls_ca)
+    if security and not found.is_socket:
+        raise click.UsageError(f"TLS needs TCP or a Unix socket, and {where} is neither: leave out the --tls options")
+    line_files(lease, journal)
+    if found.kind == "tcp" and not security and not loopback(found.host):
+        say("without TLS whoever can connect can have a guest run here: give --tls-cert, --tls-key and --tls-ca")
     with Kvm() as kvm:
         here = {} if any_host else probe(kvm)
 

@@ -10,7 +10,7 @@ import click
 
 from vmm.cli import guests
 from vmm.cli.save import write
-from vmm.cli.seconds import Seconds
+from vmm.cli.seconds import Count, Seconds
 from vmm.exits import Budget
 from vmm.state.capture import restore
 from vmm.state.decode import read_state
@@ -24,12 +24,12 @@ __all__ = ["command"]
 
 @click.command("restore")
 @click.argument("file", type=click.File("rb"))
-@click.option("--ticks", type=click.IntRange(1), help="Run so many ticks and no further.")
+@click.option("--ticks", type=Count(), help="Run so many ticks and no further.")
 @click.option("--save", "save_to", metavar="FILE", help="Save the state again after that; - is standard output.")
 @click.option("--tolerate", multiple=True, metavar="GLOB",
               help="Go on without registers that KVM refuses, such as 'MSRS.KVM_*'; may be given again.")  # fmt: skip
 @click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds an exit.")
-@click.option("--exits", type=click.IntRange(1), default=1000, show_default=True, help="Stop after so many.")
+@click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after so many.")
 def command(
     file: BinaryIO, ticks: int | None, save_to: str | None, tolerate: tuple[str, ...], timeout: float, exits: int
 ) -> int:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from vmm.arch import module
-from vmm.cli.seconds import Seconds
+from vmm.cli.seconds import Count, Seconds
 from vmm.migration import hostile
 from vmm.migration.roundtrip import HOPS, Report, RoundTripFailed, roundtrip
 from vmm.state.capture import capture
@@ -69,10 +69,10 @@ def _hostile(kvm: Kvm, level: str, seed: int, timeout: float) -> list[hostile.Ou
 
 
 @click.command("roundtrip")
-@click.option("--rounds", type=click.IntRange(1), default=100, show_default=True, help="Migrations.")
+@click.option("--rounds", type=Count(), default=100, show_default=True, help="Migrations.")
 @click.option("--level", "levels", multiple=True, metavar="LEVEL",
               help="What is in its registers (default: the most there is); all; may be given again.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), help="Steps of the chain (default: one more than there are moves).")
+@click.option("--steps", type=Count(), help="Steps of the chain (default: one more than there are moves).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the register contents.")
 @click.option("--hop", type=click.Choice(sorted(HOPS)), default="vm", show_default=True,
               help="Into the same vCPU, a new VM by way of a stream, or another process and back.")  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from vmm.cli import guests
-from vmm.cli.seconds import Seconds
+from vmm.cli.seconds import Count, Seconds
 from vmm.payload import names
 from vmm.system import Kvm
 
@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.argument("parameters", nargs=-1)
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
 @click.option("--timeout", type=Seconds(0.001), default=5.0, show_default=True, help="Seconds an exit.")
-@click.option("--exits", type=click.IntRange(1), default=1000, show_default=True, help="Stop after so many.")
+@click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after so many.")
 def command(
     payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, timeout: float, exits: int
 ) -> int:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from vmm.cli import guests
-from vmm.cli.seconds import Seconds
+from vmm.cli.seconds import Count, Seconds
 from vmm.exits import Budget
 from vmm.guest import BaseGuest
 from vmm.state.capture import capture
@@ -37,7 +37,7 @@ def write(path: str, guest: BaseGuest) -> None:
 @click.argument("entry", required=False)
 @click.argument("parameters", nargs=-1)
 @click.option("--output", "-o", required=True, metavar="FILE", help="Where the state goes; - is standard output.")
-@click.option("--ticks", type=click.IntRange(1), default=10, show_default=True, help="Run so many ticks before.")
+@click.option("--ticks", type=Count(), default=10, show_default=True, help="Run so many ticks before.")
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
 @click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds to get there.")
 def command(

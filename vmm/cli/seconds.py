@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A number of seconds, or a factor of them, on the command line: positive, finite, at most a day."""
+"""Numbers on the command line: seconds that are finite, and counts that a 64-bit field of the kernel holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-__all__ = ["Seconds"]
+__all__ = ["Count", "Seconds"]
+
+
+class Count(click.IntRange):
+    """A number from 1 up to what the shim's and the kernel's signed 64-bit fields hold, or to ``most``."""
+
+    def __init__(self, most: int = (1 << 62) - 1) -> None:
+        super().__init__(1, most)
 
 
 class Seconds(click.FloatRange):

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import click
 
 from vmm.cli import guests
-from vmm.cli.lines import Size, address, line_options, probe, say, show_end, tls
-from vmm.cli.seconds import Seconds
+from vmm.cli.lines import Size, address, line_files, line_options, place_of_state, probe, say, show_end, tls
+from vmm.cli.seconds import Count, Seconds
 from vmm.dirty_log import RingKvm
 from vmm.migration.convergence import STALLS, Limits
 from vmm.migration.errors import MigrationError
@@ -72,7 +72,9 @@ def _summary(report: Report) -> str:
             f"{report.downtime * 1000:.1f} ms of standing still"
         )
     if report.file:
-        sentence += f"; see there whether it runs; if not, `vmm restore {report.file}` has it go on from the handover"
+        sentence += (
+            f"; check whether it is running there; if not, `vmm restore {report.file}` resumes it from the handover"
+        )
     return sentence
 
 
@@ -84,13 +86,15 @@ def _summary(report: Report) -> str:
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
 @click.option("--downtime", type=Seconds(0), default=0.1, show_default=True, help="Seconds to stand still.")
 @click.option("--rate", type=Size(), help="Bytes a second at most, while the guest runs; such as 100M.")
-@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Rounds over memory at most.")
+@click.option("--rounds", type=Count(), default=30, show_default=True, help="Rounds over memory at most.")
 @click.option("--stall", type=click.Choice(STALLS), default=STALLS[0], show_default=True,
               help="A guest that writes too fast is slowed down, stopped all the same, or stays.")  # fmt: skip
 @click.option("--compress", is_flag=True, help="Compress memory with zstandard.")
-@click.option("--ring", type=click.IntRange(1), metavar="ENTRIES", help="Use dirty rings of so many entries.")
+@click.option("--ring", type=Count(1 << 20), metavar="ENTRIES", help="Use dirty rings of so many entries.")
 @click.option("--audit", is_flag=True, help="See that no page changed unlogged; the guest stands still longer.")
 @click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
+@click.option("--longest-pause", type=Seconds(0.01), metavar="SECONDS",
+              help="How long the guest may stand still before the handover (default: --timeout).")  # fmt: skip
 @click.option("--patience", type=Seconds(1), default=60.0, show_default=True,
               help="Seconds to ask for a guest whose line was lost at the handover.")  # fmt: skip
 @click.option("--trust-refusal", is_flag=True, help="Take a refused connection as the receiver's end; see below.")
@@ -100,11 +104,11 @@ def _summary(report: Report) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
 @line_options
 def command(
-    destination: str, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, downtime: float,
-    rate: int | None, rounds: int, stall: str, compress: bool, ring: int | None, audit: bool, timeout: float,
-    patience: float, trust_refusal: bool, hold: str | None, limit: float, tls_name: str | None, as_json: bool,
-    tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease: str | None, journal: str | None,
-    tolerate: tuple[str, ...],
+    destination: str, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, downtime:
+    float, rate: int | None, rounds: int, stall: str, compress: bool, ring: int | None, audit: bool, timeout:
+    float, longest_pause: float | None, patience: float, trust_refusal: bool, hold: str | None, limit: float,
+    tls_name: str | None, as_json: bool, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease:
+    str | None, journal: str | None, tolerate: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Run PAYLOAD as `vmm run` does and migrate it to DESTINATION, where `vmm receive` waits.
 
@@ -130,17 +134,26 @@ def command(
         facts = probe(kvm)
     options = Options(
         limits=Limits(downtime, rounds, rate or 0, stall), compress=compress, audit=audit, patience=patience,
-        trust_refusal=trust_refusal, hold=hold, policy=Policy(tolerate), facts=facts,
+        longest_pause=longest_pause or timeout, trust_refusal=trust_refusal, hold=hold, policy=Policy(tolerate),
+        facts=facts,
     )  # fmt: skip
+    line_files(lease, journal)
+    place_of_state("--hold", hold)
     log = Journal(journal)
     with RingKvm(ring) if ring else Kvm() as kvm, guests.make(kvm, payload, entry, parameters, privilege) as guest:
         runner = Runner(guest, limit=limit, lease=Lease(lease), journal=log)
         try:
             runner.go()
             with _progress(guest.memory.size) as progress:
-                report = Source(runner, connector, options, journal=log, progress=progress).migrate()
+                source = Source(runner, connector, options, journal=log, progress=progress, warn=say)
+                try:
+                    report = source.migrate()
+                except BaseException:
+                    if source.report.at is At.HELD:
+                        say(_summary(source.report))
+                    raise
             say(_summary(report))
-            for note in [*report.notes, *options.policy.notes]:
+            for note in [*report.notes, *options.policy.notes, *filter(None, [log.failure])]:
                 say(note)
             outcome = runner.wait() if report.at is At.KEPT else None
         finally:

@@ -6,6 +6,10 @@ whether the guest was ever started, and tells the source that asks. If the keepe
 processes (PR_SET_PDEATHSIG, prctl(2)): nobody runs a guest about which nobody can be asked.
 
 A new line for a guest that is here (RESOLVE) is answered by a child too, which relays to the guest's process.
+
+Who connects is a stranger until HELLO or RESOLVE. Strangers have a few seconds in all, however slowly they speak, and
+only so many processes: a new one takes the place of the oldest from the address that has the most of them. So lines
+that say nothing keep nobody out. Whether an announced guest may come is decided here and nowhere else, one at a time.
 """
 
 from __future__ import annotations
@@ -15,11 +19,10 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NoReturn
 
 from vmm._kvm import lib
@@ -27,124 +30,24 @@ from vmm.migration.errors import LineLost, MigrationError
 from vmm.migration.handover import answer
 from vmm.migration.incarnation import Incarnation
 from vmm.migration.line import Line, SocketLine
-from vmm.migration.messages import ID_SIZE, TOKEN_SIZE, Hello, Resolve
-from vmm.migration.resolve import DIED, NEVER_RAN
+from vmm.migration.link import COME, LINE, MARGIN, NO, RELEASE, Child, Link
+from vmm.migration.messages import Hello, Resolve
+from vmm.migration.resolve import NEVER_RAN
 from vmm.migration.transport import Listener
 from vmm.migration.wire import Channel, Kind, Message
 
-__all__ = ["Keeper", "Link", "Work"]
+__all__ = ["Keeper", "Work"]
 
-_NOTE = struct.Struct(f"<c{ID_SIZE}s{TOKEN_SIZE}sI")
-_HELLO, _READY, _STARTED, _ENDED, _SETTLED = b"H", b"R", b"S", b"E", b"T"
-_MOST_CHILDREN = 32
+_MOST_STRANGERS = 32
+_GREETING = 10.0  # seconds from accept to HELLO or RESOLVE, TLS included
+_ALONE_FOR = 2.0  # seconds after which a guest whose source is silent makes room for another one
+_DECISION = 5.0  # seconds that an announced guest waits for room at most
+_REMEMBERED = 4096  # identifiers of migrations that have been here
 _DIED_BEFORE = b"its process there died before it was started"
-_GLANCE = 200  # milliseconds between looks at the clock
-# Beyond the source's patience, for what its last question may take.
-MARGIN = 5.0
-
-
-class Link:
-    """What a guest's process has of its keeper: a pipe for notes, and a socket on which new lines come in."""
-
-    def __init__(self, notes: int, doorbell: socket.socket, keeper: Incarnation, *, again: bool) -> None:
-        self._notes, self._doorbell = notes, doorbell
-        self.keeper, self.again = keeper, again
-
-    def hello(self, identifier: bytes) -> None:
-        """Note that a guest has been announced."""
-        self._note(_HELLO, identifier)
-
-    def ready(self, identifier: bytes, token: bytes, patience: int) -> None:
-        """Note that the guest is here, and how its source proves that it is its source."""
-        self._note(_READY, identifier, token, patience)
-
-    def started(self) -> None:
-        """Note that the guest is about to be started."""
-        self._note(_STARTED)
-
-    def ended(self) -> None:
-        """Note that the guest has come to its end."""
-        self._note(_ENDED)
-
-    def settled(self, identifier: bytes) -> None:
-        """Note that the source knows what became of that guest."""
-        self._note(_SETTLED, identifier)
-
-    def _note(self, kind: bytes, identifier: bytes = b"", token: bytes = b"", patience: int = 0) -> None:
-        os.write(self._notes, _NOTE.pack(kind, identifier, token, patience))
-
-    def fileno(self) -> int:
-        """The descriptor that is readable when there is a new line."""
-        return self._doorbell.fileno()
-
-    def take_line(self, timeout: float) -> Channel | None:
-        """Return the new line, without a preamble: a relay holds its other end."""
-        _, descriptors, _, _ = socket.recv_fds(self._doorbell, 1, 1)
-        if not descriptors:
-            return None
-        return Channel(SocketLine(socket.socket(fileno=descriptors[0]), "the source", timeout))
+_GLANCE = 200  # milliseconds between looks at the clock while there is something to look at
 
 
 Work = Callable[[Channel, Hello, Link], int]
-
-
-@dataclass
-class _Child:
-    """What the keeper knows about a child."""
-
-    pid: int
-    pidfd: int
-    notes: int
-    doorbell: socket.socket
-    identifier: bytes = b""
-    token: bytes = b""
-    patience: int = 0
-    announced: bool = False
-    ready: bool = False
-    started: bool = False
-    ended: bool = False
-    settled: bool = False
-    status: int | None = None
-    died: float = 0.0
-
-    def drain(self) -> list[bytes]:
-        """Read all notes that there are, and return of which guests they say that their source knows."""
-        settled: list[bytes] = []
-        while True:
-            try:
-                note = os.read(self.notes, _NOTE.size)
-            except BlockingIOError:
-                return settled
-            if len(note) < _NOTE.size:
-                return settled
-            kind, identifier, token, patience = _NOTE.unpack(note)
-            if kind in (_HELLO, _READY):
-                self.announced, self.identifier = True, identifier
-            if kind == _READY:
-                self.ready, self.token, self.patience = True, token, patience
-            self.started |= kind == _STARTED
-            self.ended |= kind == _ENDED
-            if kind == _SETTLED:
-                settled.append(identifier)
-
-    def forgettable(self) -> bool:
-        """Is it dead, and will its source not ask any more?"""
-        if self.status is None:
-            return False
-        over = time.monotonic() > self.died + self.patience + MARGIN
-        return not self.ready or self.settled or over
-
-    @property
-    def verdict(self) -> int:
-        """The exit status that says what became of its guest."""
-        if not self.started:
-            return NEVER_RAN
-        return self.status if self.ended and self.status in (0, 1) else DIED
-
-    def close(self) -> None:
-        os.close(self.pidfd)
-        os.close(self.notes)
-        self.doorbell.close()
 
 
 class Keeper:
@@ -164,7 +67,8 @@ class Keeper:
     ) -> None:
         self._work, self._listener, self._once, self._say = work, listener, once, say
         self._most = 1 if once else most
-        self._children: list[_Child] = []
+        self._children: list[Child] = []
+        self._seen: dict[bytes, None] = {}
         self._verdict: int | None = None
         self._pid, self._self = os.getpid(), Incarnation.own()
 
@@ -202,10 +106,13 @@ class Keeper:
         for child in living:
             poll.register(child.pidfd, select.POLLIN)
             poll.register(child.notes, select.POLLIN)
-        if self._listener and len(living) < _MOST_CHILDREN:
+        if self._listener:
             poll.register(self._listener.fileno(), select.POLLIN)
-        events = poll.poll(_GLANCE if len(living) < len(self._children) else None)
+        clock = len(living) < len(self._children) or any(child.pending or child.peer is not None for child in living)
+        events = poll.poll(_GLANCE if clock else None)
         self._look_after_children()
+        self._decide()
+        self._end_silence()
         if self._listener and any(descriptor == self._listener.fileno() for descriptor, _ in events):
             self._accept(self._listener)
 
@@ -223,11 +130,62 @@ class Keeper:
             self._children.remove(child)
             child.close()
 
+    def _decide(self) -> None:
+        """Answer each announced guest, in the order in which they came."""
+        for child in sorted(self._children, key=lambda child: child.pending):
+            if not child.pending or child.status is not None:
+                continue
+            refusal = self._refusal(child)
+            if refusal is None:
+                continue  # room is being made
+            child.pending = 0.0
+            child.announced = not refusal
+            if child.announced:
+                self._seen[child.identifier] = None
+                while len(self._seen) > _REMEMBERED:
+                    del self._seen[next(iter(self._seen))]
+            child.ring(NO + refusal.encode()[:1000] if refusal else COME)
+
+    def _refusal(self, child: Child) -> str | None:
+        """Return why a guest may not come, nothing if it may, None where that is not known yet."""
+        if child.identifier in self._seen:
+            return "this migration has been here before: a recorded one is not run again"
+        here = [other for other in self._children if other.announced and (self._once or other.status is None)]
+        if len(here) < self._most and not (self._once and self._seen):
+            return ""
+        now = time.monotonic()
+        idle = [other for other in here if other.alone and not other.started and now > other.alone + _ALONE_FOR]
+        if not self._once and idle and now < child.pending + _DECISION:
+            for other in idle[:1]:
+                if not other.released:
+                    other.released = True
+                    other.ring(RELEASE)
+            return None
+        return f"this receiver takes {self._most} guests at a time, and has {max(len(here), 1)}"
+
+    def _end_silence(self) -> None:
+        """End strangers whose time is up."""
+        for child in self._strangers():
+            if time.monotonic() > child.born + _GREETING:
+                child.kill()
+
+    def _strangers(self) -> list[Child]:
+        return [child for child in self._children if child.peer is not None and child.status is None]
+
+    def _make_room(self) -> None:
+        """End the oldest stranger of the address that has the most, if there are too many."""
+        strangers = self._strangers()
+        if len(strangers) < _MOST_STRANGERS:
+            return
+        count = Counter(child.peer for child in strangers)
+        crowded = max(count.values())
+        next(child for child in strangers if count[child.peer] == crowded).kill()
+
     def _settled(self, identifier: bytes) -> None:
         for child in self._children:
             child.settled |= child.identifier == identifier
 
-    def _buried(self, child: _Child) -> None:
+    def _buried(self, child: Child) -> None:
         if child.announced:
             self._verdict = child.verdict
             if child.status not in (0, 1, NEVER_RAN):
@@ -247,10 +205,11 @@ class Keeper:
             listener.close_copy()
             return self._greet(listener.line(connected, name), link)
 
-        self._fork(serve, again=True)
+        self._make_room()
+        self._fork(serve, again=True, peer=name.rpartition(":")[0])
         connected.close()
 
-    def _fork(self, serve: Callable[[Link], int], *, again: bool) -> None:
+    def _fork(self, serve: Callable[[Link], int], *, again: bool, peer: str | None = None) -> None:
         notes, noting = os.pipe2(os.O_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         sys.stdout.flush()
@@ -263,19 +222,23 @@ class Keeper:
         os.close(noting)
         theirs.close()
         os.set_blocking(notes, False)
-        self._children.append(_Child(pid, os.pidfd_open(pid), notes, ours))
+        self._children.append(Child(pid, os.pidfd_open(pid), notes, ours, peer))
 
     def _stop_children(self) -> None:
-        """Have the guests' processes tell their sources, and wait for them."""
+        """Have the guests' processes tell their sources, and wait for them; those that the sources know of run on."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for child in self._children:
-            if child.status is None:
-                signal.pidfd_send_signal(child.pidfd, signal.SIGTERM)
+        self._look_after_children()
+        ending = [child for child in self._children if child.status is None and not child.settled]
+        for child in ending:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGTERM)
         deadline = time.monotonic() + MARGIN
-        while time.monotonic() < deadline and any(child.status is None for child in self._children):
+        while time.monotonic() < deadline and any(child.status is None for child in ending):
             time.sleep(0.02)
             self._look_after_children()
+        for child in self._children:
+            if child.status is None and child.settled:
+                self._say(f"a guest runs on in process {child.pid}, to its end: kill that process to end it before")
 
     # --- a child ----------------------------------------------------------------------------------
 
@@ -296,13 +259,12 @@ class Keeper:
         channel.open()
         message = channel.receive(Kind.HELLO, Kind.RESOLVE)
         if message.kind is Kind.RESOLVE:
+            link.asks()
             return self._resolve(channel, Resolve.unpack(message.body), link)
-        here = sum(child.announced and (self._once or child.status is None) for child in self._children)
-        if here >= self._most:
-            channel.abort(f"this receiver takes {self._most} guests at a time, and has {here}")
-            return NEVER_RAN
         hello = Hello.unpack(message.body)
-        link.hello(hello.identifier)
+        if refusal := link.hello(hello.identifier):
+            channel.abort(refusal)
+            return NEVER_RAN
         return self._work(channel, hello, link)
 
     def _resolve(self, channel: Channel, wanted: Resolve, link: Link) -> int:
@@ -324,7 +286,7 @@ def _relay(source: Channel, doorbell: socket.socket, wanted: Resolve) -> int:
     """Carry messages between a source and the process of its guest until one of them closes."""
     ours, theirs = socket.socketpair()
     try:
-        socket.send_fds(doorbell, [b"L"], [theirs.fileno()])
+        socket.send_fds(doorbell, [LINE], [theirs.fileno()])
     except OSError:
         raise LineLost("the guest's process has just ended") from None
     theirs.close()

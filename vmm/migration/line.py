@@ -17,11 +17,12 @@ from typing import NoReturn
 
 from vmm.migration.errors import LineLost
 
-__all__ = ["Buffer", "ChildLine", "Line", "PipeLine", "SocketLine", "tune", "wait"]
+__all__ = ["Buffer", "ChildLine", "Line", "PipeLine", "SocketLine", "shut", "tune", "wait"]
 
 Buffer = bytes | bytearray | memoryview
 _IOV_MAX = 1024
 _PIPE_SIZE = 1 << 20
+_GLANCE = 0.25  # seconds between looks whether a line of pipes was cut
 # Who waits in the kernel hears of a dead peer from it: seconds to the first probe, between probes, and how many.
 _KEEPALIVE = (socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4)
 
@@ -50,6 +51,10 @@ class Line(ABC):
     @abstractmethod
     def fileno(self) -> int:
         """The descriptor to poll for input."""
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Have whatever waits on the line, in another thread, fail with LineLost at once."""
 
     @abstractmethod
     def close(self) -> None:
@@ -125,8 +130,17 @@ class SocketLine(Line):
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def cut(self) -> None:
+        shut(self._socket)
+
     def close(self) -> None:
         self._socket.close()
+
+
+def shut(connected: socket.socket) -> None:
+    """End a connection in both directions, without closing its descriptor."""
+    with contextlib.suppress(OSError):  # it may be gone already
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 class PipeLine(Line):
@@ -134,6 +148,7 @@ class PipeLine(Line):
 
     def __init__(self, incoming: int, outgoing: int, name: str, timeout: float) -> None:
         super().__init__(name, timeout)
+        self._cut = False
         self._incoming, self._outgoing = incoming, outgoing
         for descriptor in {incoming, outgoing}:
             os.set_blocking(descriptor, False)
@@ -146,7 +161,7 @@ class PipeLine(Line):
             try:
                 left = _rest(left, os.writev(self._outgoing, left[:_IOV_MAX]))
             except BlockingIOError:
-                if not wait(self._outgoing, select.POLLOUT, self.timeout):
+                if not self._wait(self._outgoing, select.POLLOUT):
                     self._silent()
             except OSError as error:
                 self._broken(error)
@@ -157,7 +172,7 @@ class PipeLine(Line):
             try:
                 got = os.readv(self._incoming, [view[done:]])
             except BlockingIOError:
-                if not self.readable(self.timeout):
+                if not self._wait(self._incoming, select.POLLIN):
                     self._silent()
                 continue
             except OSError as error:
@@ -166,11 +181,24 @@ class PipeLine(Line):
                 self._ended()
             done += got
 
+    def _wait(self, descriptor: int, event: int) -> bool:
+        """Wait as wait() does, and look now and then whether the line has been cut: no descriptor tells."""
+        deadline = time.monotonic() + self.timeout
+        while not self._cut and (left := deadline - time.monotonic()) > 0:
+            if wait(descriptor, event, min(left, _GLANCE)):
+                return True
+        if self._cut:
+            raise LineLost(f"the line to {self.name} was cut")
+        return False
+
     def readable(self, timeout: float) -> bool:
         return wait(self._incoming, select.POLLIN, timeout)
 
     def fileno(self) -> int:
         return self._incoming
+
+    def cut(self) -> None:
+        self._cut = True
 
     def close(self) -> None:
         descriptors = {self._incoming, self._outgoing} - {-1}

@@ -30,18 +30,30 @@ _MOST_IGNORED = 1_000_000
 
 
 class Journal:
-    """A file of JSON lines, each with the event, the process id and CLOCK_MONOTONIC in nanoseconds."""
+    """A file of JSON lines, each with the event, the process id and CLOCK_MONOTONIC in nanoseconds.
+
+    It is for people: what it cannot write any more (a full disk) is left out, and ``failure`` says so once.
+    """
 
     def __init__(self, path: str | None = None) -> None:
         self._descriptor = -1
+        self.failure = ""
         if path is not None:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, event: str, **details: object) -> None:
-        """Add a line, in one piece whoever else writes to the file."""
-        if self._descriptor >= 0:
-            line = {"event": event, "pid": os.getpid(), "ns": time.monotonic_ns(), **details}
-            os.write(self._descriptor, (json.dumps(line) + "\n").encode())
+        """Add a line, in one piece whoever else writes to the file; never raises for a file that takes none."""
+        if self._descriptor < 0:
+            return
+        line = {"event": event, "pid": os.getpid(), "ns": time.monotonic_ns(), **details}
+        data = (json.dumps(line) + "\n").encode()
+        try:
+            if os.write(self._descriptor, data) == len(data):
+                return
+            why = "the disk is full"
+        except OSError as error:
+            why = error.strerror or str(error)
+        self.failure = self.failure or f"the journal lacks lines from {event!r} on: {why}"
 
 
 class Lease:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from vmm.migration.convergence import Convergence, Decision, Limits
 from vmm.migration.errors import LineLost, MigrationError, PeerAborted
 from vmm.migration.handover import SOURCE, Act, At, Event, Machine
 from vmm.migration.incarnation import Witness
+from vmm.migration.line import Line
 from vmm.migration.messages import ID_SIZE, Codec, Final, Hello, Ready, Resolve, Welcome, pack_state, unpack_state
 from vmm.migration.pages import KEY_SIZE, Key
 from vmm.migration.precopy import MemorySender, Traffic
@@ -39,13 +43,15 @@ __all__ = ["Options", "Progress", "Report", "Source"]
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to migrate. ``patience`` are the seconds to ask what became of a guest whose line was lost at the
-    handover; ``non_coherent`` says whether memory whose writers pass the caches by is moved; ``hold`` is the file
+    handover; ``longest_pause`` those that the guest may stand still before it at most (None: as long as it takes);
+    ``non_coherent`` says whether memory whose writers pass the caches by is moved; ``hold`` is the file
     for the state of a guest that nobody can tell anything about."""
 
     limits: Limits = field(default_factory=Limits)
     compress: bool = False
     audit: bool = False
     patience: float = 60.0
+    longest_pause: float | None = None
     trust_refusal: bool = False
     hold: str | None = None
     policy: Policy = field(default_factory=Policy)
@@ -88,6 +94,9 @@ class Report:
         }  # fmt: skip
 
 
+_SAVE_AGAIN = 5.0  # seconds
+
+
 class _GuestEnded(Exception):
     """The guest came to its end here; nothing is left to migrate."""
 
@@ -103,6 +112,7 @@ class Source:
         *,
         journal: Journal | None = None,
         progress: Callable[[Progress], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.runner, self.options = runner, options or Options()
         self.report = Report(At.COPYING)
@@ -110,6 +120,8 @@ class Source:
         self._connector = connector
         self._journal = journal or Journal()
         self._progress = progress or (lambda _: None)
+        self._warn = warn or (lambda _: None)
+        self._insists = True  # a guest in doubt is kept here until its state is in a file
         self._identifier = os.urandom(ID_SIZE)
         self._machine = Machine(SOURCE, At.COPYING)
         self._convergence = Convergence(self.options.limits)
@@ -137,7 +149,9 @@ class Source:
             # Ctrl-C, or a fault of ours: the other side hears of it, and a guest in doubt is not lost.
             if self._channel and self._machine.at in (At.COPYING, At.STOPPED):
                 self._channel.abort("vmm send was interrupted")
+            self._insists = False
             self._give_up(Event.GAVE_UP, "vmm send was interrupted")
+            self.report.at = self._machine.at
             raise
         finally:
             self._let_go()
@@ -148,12 +162,13 @@ class Source:
     def _hand_over(self) -> None:
         sender = self._introduce()
         self._copy(sender)
+        assert self._channel and self._witness
         began = time.monotonic()
         self._machine.on(Event.STOP)
         self.runner.pause()
         self._guest_is_here()
-        ready = self._finish(sender)
-        assert self._channel and self._witness
+        with self._bounded(self._channel.line):
+            ready = self._finish(sender)
         doubt = Doubt(
             self._machine, self._connector, self._channel, Resolve(self._identifier, ready.token), self._witness,
             patience=self._patience, trust_refusal=self.options.trust_refusal,
@@ -165,6 +180,28 @@ class Source:
             self.report.reason = doubt.reason
         for act in left:
             self._do(act)
+
+    @contextmanager
+    def _bounded(self, line: Line) -> Iterator[None]:
+        """Cut the line when the guest has stood still for too long: a peer that trickles bytes is never silent."""
+        limit = self.options.longest_pause
+        if limit is None:
+            yield
+            return
+        timer = threading.Timer(limit, line.cut)
+        timer.daemon = True
+        began = time.monotonic()
+        timer.start()
+        try:
+            yield
+        except LineLost as error:
+            if time.monotonic() - began < limit:
+                raise
+            raise LineLost(f"the guest stood still for {limit:g} s, the longest pause that is allowed") from error
+        finally:
+            timer.cancel()
+        if time.monotonic() - began >= limit:  # the line was cut when all had been said
+            raise LineLost(f"the guest stood still for {limit:g} s, the longest pause that is allowed")
 
     # --- before the handover ----------------------------------------------------------------------
 
@@ -288,12 +325,29 @@ class Source:
             self._save()
 
     def _save(self) -> None:
-        path = Path(self.options.hold or f"vmm-{self._identifier.hex()[:12]}.state")
-        try:
-            save(path, capture(self._guest))
-            self.report.file = str(path.resolve())
-        except OSError as error:
-            self.report.reason += f"; its state could not be written to {path}: {error.strerror}"
+        """Write the only copy of the guest to the first place that takes it; stay until one does, or a signal."""
+        state = capture(self._guest)
+        name = f"vmm-{self._identifier.hex()[:12]}.state"
+        places = [*filter(None, [self.options.hold]), name, os.path.join(tempfile.gettempdir(), name)]
+        told = False
+        while not self._save_to(places, state):
+            if not self._insists:
+                return
+            if not told:
+                told = True
+                self._warn(f"the guest stays in process {os.getpid()} until its state can be written: make room")
+            time.sleep(_SAVE_AGAIN)
+
+    def _save_to(self, places: list[str], state: VmState) -> bool:
+        for path in places:
+            try:
+                save(path, state)
+            except OSError as error:
+                self._warn(f"the guest's state could not be written to {path}: {error.strerror}")
+            else:
+                self.report.file = str(Path(path).resolve())
+                return True
+        return False
 
     def _stop_logging(self) -> None:
         if self._logging:

@@ -24,7 +24,7 @@ from vmm.memory import MemoryUnavailable
 from vmm.migration.errors import LineLost, MigrationError, PeerAborted, ProtocolError
 from vmm.migration.handover import RECEIVER, Act, At, Event, Machine
 from vmm.migration.incarnation import Incarnation
-from vmm.migration.keeper import MARGIN, Link
+from vmm.migration.link import MARGIN, Link
 from vmm.migration.messages import TOKEN_SIZE, Final, Hello, Ready, Resolve, Welcome, pack_state, unpack_state
 from vmm.migration.pages import Key
 from vmm.migration.precopy import MemoryReceiver
@@ -230,10 +230,17 @@ class Target:
         return self._heard(Kind.HANDOVER, Kind.SETTLED)
 
     def _new_line(self) -> Event:
-        """Somebody asks about the guest: from now on on this line."""
+        """Somebody asks about the guest: from now on on this line. Or the keeper wants its place."""
+        taken = self._link.take_line(self._timeout)
+        if taken is True:
+            if self._machine.at is At.READY:
+                self._reason = "its source was silent, and another guest needed the place"
+            return Event.GAVE_UP
         self._drop_line()
-        self._channel = self._link.take_line(self._timeout)
-        return self._heard(Kind.RESOLVE) if self._channel else Event.LINE_LOST
+        if taken is False:
+            return Event.LINE_LOST
+        self._channel = taken
+        return self._heard(Kind.RESOLVE)
 
     def _heard(self, *kinds: Kind) -> Event:
         assert self._channel
@@ -304,7 +311,10 @@ class Target:
             self._discard()
         elif act is Act.SETTLE:
             self._link.settled(self._hello.identifier)
-        elif act is not Act.AWAIT:
+            self._link.outlive()
+        elif act is Act.AWAIT:
+            self._link.alone()
+        else:
             self._send(Kind(act.value))
 
     def _send(self, kind: Kind) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS for a line: both sides show a certificate and both check the other's. There is no way without.
+"""TLS for a line: both sides show a certificate and both check the other's. Mutual authentication is mandatory.
 
 A module of its own, imported where TLS is asked for: a Python may have been built without it.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from vmm.migration.errors import LineLost, MigrationError
-from vmm.migration.line import Buffer, Line, tune, wait
+from vmm.migration.line import Buffer, Line, shut, tune, wait
 
 __all__ = ["Tls", "TlsLine"]
 
@@ -54,6 +54,9 @@ class TlsLine(Line):
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def cut(self) -> None:
+        shut(self._socket)
 
     def close(self) -> None:
         self._socket.close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import shlex
 import socket
@@ -32,7 +33,7 @@ from vmm.migration.line import ChildLine, Line, PipeLine, SocketLine
 if TYPE_CHECKING:
     from vmm.migration.tls import Tls
 
-__all__ = ["TIMEOUT", "Address", "Connector", "Listener", "inherited_line", "parse"]
+__all__ = ["TIMEOUT", "Address", "Connector", "Listener", "inherited_line", "loopback", "parse"]
 
 TIMEOUT = 30.0
 _BACKLOG = 16
@@ -74,6 +75,14 @@ def parse(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise MigrationError(f"{text!r} is no address: write HOST:PORT, unix:PATH, exec:COMMAND, fd:N or -")
     return Address("tcp", text, host, int(port))
+
+
+def loopback(host: str) -> bool:
+    """Is ``host`` an address of this host alone, or its name?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _descriptors(text: str, numbers: str) -> tuple[int, ...]:

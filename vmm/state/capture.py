@@ -19,9 +19,10 @@ from vmm.arch import ARCHITECTURE, module
 from vmm.guest import BaseGuest
 from vmm.ioctl import KvmError, Refused
 from vmm.machine import VirtualMachine
-from vmm.payload import Payload, load
+from vmm.payload import Payload, load, names
 from vmm.state.compare import Difference, architecture, memory_differences, vcpu_differences
 from vmm.state.step import Policy, StateRefused, Step
+from vmm.state.stream import printable
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
 from vmm.system import Kvm
 from vmm.vcpu import Vcpu
@@ -186,6 +187,11 @@ def foreign(state: VmState) -> bool:
 def _payload(state: VmState, payload: Payload | None) -> Payload:
     if state.payload is None:
         raise StateRefused("the state does not say which payload its guest runs")
+    if payload is None and state.payload.name not in names():
+        raise StateRefused(
+            f"the guest runs the payload {printable(state.payload.name)!r}, which did not come with this package: "
+            "name its ELF file with --payload"
+        )
     found = payload or load(state.payload.name)
     if identity(found) != state.payload:
         raise StateRefused(

@@ -132,15 +132,18 @@ def memory_differences(first: tuple[MemoryState, ...], second: tuple[MemoryState
         if ours is None or theirs is None or ours.size != theirs.size:
             sizes = f"{ours.size if ours else 0} and {theirs.size if theirs else 0} bytes"
             found.append(Difference("memory", f"region at {gpa:#x}", sizes))
-        elif ours != theirs:
-            found.append(Difference("memory", f"region at {gpa:#x}", _pages(ours, theirs)))
+        elif ours != theirs and (pages := _pages(ours, theirs)):
+            found.append(Difference("memory", f"region at {gpa:#x}", pages))
     return found
 
 
 def _pages(ours: MemoryState, theirs: MemoryState) -> str:
+    """Say which pages differ; nothing where the same memory is only cut into other extents."""
     first, second = _by_page(ours), _by_page(theirs)
     zero = bytes(PAGE)
     changed = [gpa for gpa in sorted({*first, *second}) if first.get(gpa, zero) != second.get(gpa, zero)]
+    if not changed:
+        return ""
     page = changed[0]
     a, b = first.get(page, zero), second.get(page, zero)
     at = next(index for index in range(PAGE) if a[index] != b[index])

@@ -23,6 +23,7 @@ __all__ = ["Fields", "Header", "StatePart", "check_fields", "read_config", "read
 Fields = Mapping[str, str | int]
 _HEADER = "the header"
 _ADDRESS_END = 1 << 64
+_LARGEST_ID = 1 << 32  # KVM_CREATE_VCPU takes an unsigned int of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,10 @@ def _vcpus(value: Any, limits: Limits) -> tuple[tuple[int, tuple[str, ...]], ...
     for row in _shaped(_HEADER, value, list, "vcpus"):
         if len(_shaped(_HEADER, row, list, "a vCPU")) != 2:
             raise StreamError(_HEADER, "a vCPU has an identifier and parts")
-        vcpus.append((_shaped(_HEADER, row[0], int, "a vCPU's identifier"), _names(row[1])))
+        identifier = _shaped(_HEADER, row[0], int, "a vCPU's identifier")
+        if not 0 <= identifier < _LARGEST_ID:
+            raise StreamError(_HEADER, f"no vCPU has the identifier {identifier:#x}")
+        vcpus.append((identifier, _names(row[1])))
     if len({identifier for identifier, _ in vcpus}) < len(vcpus):
         raise StreamError(_HEADER, "two vCPUs have the same identifier")
     if sum(len(names) for _, names in vcpus) > limits.sections:
