@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 import click
 
+from vmm.cli.seconds import Size
 from vmm.state.compare import differences
 from vmm.state.decode import read_state
 from vmm.state.parts import check_parts
-from vmm.state.stream import printable
+from vmm.state.stream import Limits, printable
 
 __all__ = ["command"]
 
@@ -19,8 +20,9 @@ __all__ = ["command"]
 @click.command("diff")
 @click.argument("first", type=click.File("rb"))
 @click.argument("second", type=click.File("rb"))
+@click.option("--memory", type=Size(), default="1G", show_default=True, help="The largest guest to take.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(first: BinaryIO, second: BinaryIO, as_json: bool) -> int:
+def command(first: BinaryIO, second: BinaryIO, memory: int, as_json: bool) -> int:
     """Name the registers and fields that differ between two files with a state; ``-`` is standard input.
 
     What goes on by itself, such as the time stamp counter, may differ. Exits with 0 if the states are the same,
@@ -28,7 +30,7 @@ def command(first: BinaryIO, second: BinaryIO, as_json: bool) -> int:
     """
     if first.fileno() == second.fileno():
         raise click.UsageError("only one of the two files can be standard input")
-    states = [read_state(file) for file in (first, second)]
+    states = [read_state(file, limits=Limits(memory=memory)) for file in (first, second)]
     for state in states:
         check_parts(state)
     found = differences(*states)

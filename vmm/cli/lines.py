@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from vmm.migration.tls import Tls
 
 __all__ = [
-    "Size",
     "address",
     "blockers",
     "line_files",
@@ -38,30 +37,7 @@ __all__ = [
     "tls",
 ]
 
-_DIGITS = 20  # more than any size that is taken has
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _Command = Callable[..., int]
-
-
-class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A number of bytes, such as 4G; K, M, G and T are powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number, or fail as click does."""
-        if isinstance(value, int):
-            return value
-        text = str(value).upper().removesuffix("IB").removesuffix("B")
-        number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "")
-        if (
-            len(number) > _DIGITS
-            or not number.isascii()
-            or not number.isdigit()
-            or not 0 < int(number) * _UNITS[unit] <= _UNITS["T"] << 4
-        ):
-            self.fail(f"{value!r} is not a size: write 512M or 4G.", param, ctx)
-        return int(number) * _UNITS[unit]
 
 
 def line_options(command: _Command) -> _Command:

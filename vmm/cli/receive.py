@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import click
 
-from vmm.cli.lines import Size, address, blockers, line_files, line_options, probe, say, show_end, tls
-from vmm.cli.seconds import Seconds
+from vmm.cli.lines import address, blockers, line_files, line_options, probe, say, show_end, tls
+from vmm.cli.seconds import Seconds, Size
 from vmm.guest import BaseGuest
 from vmm.migration.errors import MigrationError
 from vmm.migration.keeper import Keeper

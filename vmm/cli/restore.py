@@ -10,12 +10,14 @@ import click
 
 from vmm.cli import guests
 from vmm.cli.save import write
-from vmm.cli.seconds import Count, Seconds
+from vmm.cli.seconds import Count, Seconds, Size
 from vmm.exits import Budget
+from vmm.payload import load
 from vmm.state.capture import restore
 from vmm.state.decode import read_state
 from vmm.state.explain import explain
 from vmm.state.step import Policy
+from vmm.state.stream import Limits
 from vmm.state.validate import normalise, validate
 from vmm.system import Kvm
 
@@ -28,11 +30,14 @@ __all__ = ["command"]
 @click.option("--save", "save_to", metavar="FILE", help="Save the state again after that; - is standard output.")
 @click.option("--tolerate", multiple=True, metavar="GLOB",
               help="Go on without registers that KVM refuses, such as 'MSRS.KVM_*'; may be given again.")  # fmt: skip
+@click.option("--payload", metavar="ELF", help="The guest's payload, where it did not come with this package.")
+@click.option("--memory", type=Size(), default="1G", show_default=True, help="The largest guest to take.")
 @click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds an exit.")
 @click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after so many.")
 def command(
-    file: BinaryIO, ticks: int | None, save_to: str | None, tolerate: tuple[str, ...], timeout: float, exits: int
-) -> int:
+    file: BinaryIO, ticks: int | None, save_to: str | None, tolerate: tuple[str, ...], payload: str | None,
+    memory: int, timeout: float, exits: int,
+) -> int:  # fmt: skip
     """Restore the VM whose state is in FILE (- is standard input), and run it to its end as `vmm run` does.
 
     The file is believed in nothing: it is validated before KVM is opened, and what was restored is captured
@@ -41,11 +46,11 @@ def command(
     """
     if (save_to is None) != (ticks is None):
         raise click.UsageError("--ticks and --save go together: how far to run, and where the state goes then")
-    state = read_state(file, explain)
+    state = read_state(file, explain, Limits(memory=memory))
     state, notes = normalise(state)
     validate(state)
     policy = Policy(tolerate)
-    with Kvm() as kvm, restore(kvm, state, policy) as guest:
+    with Kvm() as kvm, restore(kvm, state, policy, payload=load(payload) if payload else None) as guest:
         for note in [*notes, *policy.notes]:
             print(f"vmm: {note}", file=sys.stderr)
         if ticks is None or save_to is None:

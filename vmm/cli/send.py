@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import click
 
 from vmm.cli import guests
-from vmm.cli.lines import Size, address, line_files, line_options, place_of_state, probe, say, show_end, tls
-from vmm.cli.seconds import Count, Seconds
+from vmm.cli.lines import address, line_files, line_options, place_of_state, probe, say, show_end, tls
+from vmm.cli.seconds import Count, Seconds, Size
 from vmm.dirty_log import RingKvm
 from vmm.migration.convergence import STALLS, Limits
 from vmm.migration.errors import MigrationError

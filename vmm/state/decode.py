@@ -116,7 +116,10 @@ def _regions(value: Any, limits: Limits) -> tuple[tuple[int, int], ...]:
             raise StreamError(_HEADER, f"a memory region of {size:#x} bytes at {gpa:#x} is not in pages")
         regions.append((gpa, size))
     if (total := sum(size for _, size in regions)) > limits.memory:
-        raise StreamError(_HEADER, f"{total} bytes of memory are above the limit of {limits.memory}")
+        raise StreamError(
+            _HEADER,
+            f"{total} bytes of memory are above the limit of {limits.memory}: raise --memory if the file can be trusted",
+        )
     return tuple(regions)
 
 
