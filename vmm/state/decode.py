@@ -118,7 +118,7 @@ def _regions(value: Any, limits: Limits) -> tuple[tuple[int, int], ...]:
     if (total := sum(size for _, size in regions)) > limits.memory:
         raise StreamError(
             _HEADER,
-            f"{total} bytes of memory are above the limit of {limits.memory}: raise --memory if the file can be trusted",
+            f"{total} bytes of memory are above the limit of {limits.memory}: raise --memory if you trust the file",
         )
     return tuple(regions)
 
