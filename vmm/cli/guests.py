@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from vmm.arch import module
@@ -15,6 +17,7 @@ __all__ = ["finish", "make", "number"]
 
 _CHAIN = "chain"
 _STEPS, _SEED = 1000, 1
+_SAMPLE = 0.1  # seconds
 
 
 def number(text: str) -> int:
@@ -31,17 +34,26 @@ def number(text: str) -> int:
     return value & (1 << 64) - 1
 
 
-def make(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int = 0) -> BaseGuest:
+def make(
+    kvm: Kvm,
+    payload: str,
+    entry: str | None,
+    parameters: tuple[str, ...],
+    privilege: int = 0,
+    *,
+    lasting: float | None = None,
+) -> BaseGuest:
     """Return a guest that is about to run ``entry`` (default: the ELF's entry point).
 
     The payload ``chain`` takes a level for an entry (default: the best there is) and steps and seed for
-    parameters; it sets up what its level needs, guest permission included.
+    parameters; it sets up what its level needs, guest permission included. Without steps it takes a thousand, or as
+    many as this host makes in ``lasting`` seconds.
     """
     values = [number(text) for text in parameters]
     if len(values) > PARAMETERS:
         raise click.UsageError(f"a payload takes at most {PARAMETERS} parameters, not {len(values)}")
     if payload == _CHAIN:
-        return _chain(kvm, entry, values)
+        return _chain(kvm, entry, values, lasting)
     loaded = load(payload)
     start: str | int = entry if entry is not None else loaded.entry
     if isinstance(start, str):
@@ -55,14 +67,25 @@ def make(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...],
     return guest
 
 
-def _chain(kvm: Kvm, level: str | None, values: list[int]) -> BaseGuest:
+def _chain(kvm: Kvm, level: str | None, values: list[int], lasting: float | None) -> BaseGuest:
     chain = module("chain")
     offered = chain.available(kvm)
     if level is not None and level not in offered:
         raise click.UsageError(f"this host's levels of the chain are {', '.join(offered)}, and not {level}")
+    chosen = level or chain.best(kvm)
+    if not values and lasting is not None:
+        values = [_steps_in(kvm, chosen, lasting)]
     steps, seed = [*values, *(_STEPS, _SEED)[len(values) :]][:2]
-    guest: BaseGuest = chain.make_guest(kvm, level or chain.best(kvm), steps, seed)
+    guest: BaseGuest = chain.make_guest(kvm, chosen, steps, seed)
     return guest
+
+
+def _steps_in(kvm: Kvm, level: str, seconds: float) -> int:
+    """Return how many steps of the chain this host makes in so many seconds, going by a fraction of one."""
+    with module("chain").make_guest(kvm, level, 1 << 62, _SEED) as guest:
+        began = time.monotonic()
+        guest.resume(_SAMPLE)
+        return max(_STEPS, int(guest.vcpu.entries * seconds / (time.monotonic() - began)))
 
 
 def finish(guest: BaseGuest, timeout: float, limit: int) -> int:

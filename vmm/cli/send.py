@@ -14,6 +14,7 @@ from vmm.cli import guests
 from vmm.cli.lines import address, line_files, line_options, place_of_state, probe, say, show_end, tls
 from vmm.cli.seconds import Count, Seconds, Size
 from vmm.dirty_log import RingKvm
+from vmm.guest import BaseGuest
 from vmm.migration.convergence import STALLS, Limits
 from vmm.migration.errors import MigrationError
 from vmm.migration.handover import At
@@ -25,6 +26,7 @@ from vmm.system import Kvm
 
 __all__ = ["command"]
 
+_LASTING = 20.0  # seconds
 _WORDS = {
     At.MOVED: "the guest runs there",
     At.KEPT: "the guest was not migrated and goes on here",
@@ -76,6 +78,11 @@ def _summary(report: Report) -> str:
             f"; check whether it is running there; if not, `vmm restore {report.file}` resumes it from the handover"
         )
     return sentence
+
+
+def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int) -> BaseGuest:
+    """Return the guest to migrate; a chain whose length nobody chose is still running when it is handed over."""
+    return guests.make(kvm, payload, entry, parameters, privilege, lasting=_LASTING)
 
 
 @click.command("send")
@@ -140,7 +147,7 @@ def command(
     line_files(lease, journal)
     place_of_state("--hold", hold)
     log = Journal(journal)
-    with RingKvm(ring) if ring else Kvm() as kvm, guests.make(kvm, payload, entry, parameters, privilege) as guest:
+    with RingKvm(ring) if ring else Kvm() as kvm, _guest(kvm, payload, entry, parameters, privilege) as guest:
         runner = Runner(guest, limit=limit, lease=Lease(lease), journal=log)
         try:
             runner.go()
