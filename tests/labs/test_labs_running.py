@@ -82,6 +82,7 @@ def test_wrong_usage_ends_with_2(words: list[str]) -> None:
     assert end.value.code == 2
 
 
+@pytest.mark.apart  # scripts/lab takes SIGTERM over
 def test_a_lab_failure_is_one_sentence_and_125(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
