@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.plugins import apart, ending, guard, shuffle, summary
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.host import Host
 from vmm.system import Kvm, KvmUnavailable
 
-# How long an example takes says nothing about what it shows.
-settings.register_profile("patient", deadline=None)
+# How long an example takes says nothing about what it shows. Where CI says what it is, a failure is of the change
+# that is tested, and not of chance.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("patient")
 
 

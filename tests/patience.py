@@ -10,9 +10,12 @@ reach, such as that of a time-out which is far longer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-__all__ = ["HANGS", "LIMIT", "TIME_SCALE", "eventually"]
+__all__ = ["HANGS", "LIMIT", "TIME_SCALE", "eventually", "patiently"]
+
+Result = TypeVar("Result")
 
 # Seconds for one thing that takes one second or less here, such as a start of vmm: what is not there by then hangs.
 LIMIT = 120.0
@@ -30,3 +33,17 @@ def eventually(condition: Callable[[], bool], seconds: float = LIMIT) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def patiently(attempt: Callable[[float], Result], *, scales: Sequence[float] = (1.0, 20.0)) -> Result:
+    """Try what depends on real time-outs with short ones, and only if that fails with far longer ones.
+
+    ``attempt`` gets the factor for its times. What holds whatever the times are is none of its business: who has to
+    be sure of that looks at every attempt.
+    """
+    for scale in scales[:-1]:
+        try:
+            return attempt(scale)
+        except AssertionError as error:
+            print(f"not in the time of a fast machine, so again with {scales[-1]:g} times as much: {error}")
+    return attempt(scales[-1])

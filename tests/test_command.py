@@ -23,6 +23,7 @@ import click
 import pytest
 
 import vmm.system
+from tests.patience import LIMIT
 from vmm import cli
 from vmm._kvm import lib
 from vmm.arch import ARCHITECTURE
@@ -56,7 +57,7 @@ def environment() -> dict[str, str]:
 def python(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run this Python in a process of its own, behind the command ``before``."""
     command = [*before, sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=LIMIT)
 
 
 def sentence(text: str) -> str:

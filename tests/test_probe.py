@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.machines import EVERY_KERNEL, NEWEST, lab
+from tests.patience import LIMIT
 from tests.probes import ARM64, NAMES, X86, document, offer
 from vmm import cli
 from vmm.arch import ARCHITECTURE
@@ -157,9 +158,10 @@ def test_the_probe_needs_more_than_a_second(kvm: Kvm) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    """Processor time, of children too: how long others make us wait is not the probe's fault."""
+    before = os.times()[:4]
     work()
-    return time.perf_counter() - started
+    return sum(os.times()[:4]) - sum(before)
 
 
 # On x86: the process, and kernels that lie
@@ -270,7 +272,7 @@ def test_a_call_that_a_kernel_lacks_ends_the_probe(
 
 @on_x86
 @pytest.mark.kvm
-@pytest.mark.parametrize("how", [lambda: os._exit(3), lambda: time.sleep(60)], ids=["dies", "hangs"])
+@pytest.mark.parametrize("how", [lambda: os._exit(3), lambda: time.sleep(10 * LIMIT)], ids=["dies", "hangs"])
 def test_a_child_that_gives_no_answer_takes_the_probe_with_it(
     survey: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]
 ) -> None:
@@ -289,7 +291,7 @@ def test_a_child_that_gives_no_answer_takes_the_probe_with_it(
     started = time.monotonic()
     with interpose(answering("KVM_CREATE_VM", stop)):
         made = survey(xcomp_supported=1 << XFeature.XTILEDATA)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < LIMIT
     assert made["tsc"]["khz"] is None and made["msrs"] and made["cpuid_forced"] is None
     assert made["permission"] == {"refused": "the process that asked for it gave no answer"}
     (child,) = forked
