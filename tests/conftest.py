@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.machines import Running
 from tests.plugins import apart, ending, guard, shuffle, summary
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.host import Host
@@ -39,6 +40,12 @@ def kvm(request: pytest.FixtureRequest) -> Iterator[Kvm]:
         pytest.skip(str(error))
     with opened:
         yield opened
+
+
+@pytest.fixture
+def running(record_property: Callable[[str, object], None]) -> Running:
+    """The emulated machines as they run today."""
+    return Running(record_property)
 
 
 @pytest.fixture

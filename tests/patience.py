@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-__all__ = ["HANGS", "LIMIT", "TIME_SCALE", "eventually", "patiently"]
+__all__ = ["HANGS", "LIMIT", "MACHINE", "TIME_SCALE", "eventually", "patiently"]
 
 Result = TypeVar("Result")
 
@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 LIMIT = 120.0
 # Seconds for a whole test.
 HANGS = 1800.0
+# Seconds for one run of an emulated machine, and for what runs in it; on this side the same again to build it.
+MACHINE = 3600.0
 # For clauses, whose own time limits are for a machine that has nothing else to do.
 TIME_SCALE = 20.0
 
