@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import importlib
 import importlib.metadata
 import json
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import click
@@ -328,7 +330,6 @@ def test_another_api_version_is_not_unavailable(version: int, part: str) -> None
 @pytest.mark.parametrize(
     ("number", "part"),
     [
-        (errno.EACCES, "no permission to open /dev/kvm: join the group that owns it"),
         (errno.EPERM, "is forbidden here"),
         (errno.ENODEV, "no KVM answers"),
         (errno.ENXIO, "no KVM answers"),
@@ -350,6 +351,43 @@ def test_an_open_error_gives_no_advice(
     status, out, err = command("probe")
     assert status == 2 and out == ""
     assert part in sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("user", "nodev", "sentence"),
+    [
+        (1000, False, "no permission to open PATH: join the group that owns it (here: GROUP) or run as root"),
+        (0, False, "no permission to open PATH, although this is root: have the container or the sandbox pass it on"),
+        (0, True, "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without"),
+        (
+            1000,
+            True,
+            "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without",
+        ),
+    ],
+)
+def test_a_missing_permission_is_explained_by_its_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, nodev: bool, sentence: str
+) -> None:
+    path = tmp_path / "kvm"
+    path.touch()
+    group = path.stat().st_gid
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NODEV if nodev else 0))
+    expected = sentence.replace("PATH", str(path)).replace("GROUP", grp.getgrgid(group).gr_name)
+    assert unavailable(str(path)) == expected
+
+
+def test_a_device_on_a_nodev_mount_says_so_to_root() -> None:
+    setup = "mkdir /dev/x && mount -t tmpfs -o nodev none /dev/x && mknod /dev/x/kvm c 10 232"
+    setup += " && touch /dev/kvm && mount --bind /dev/x/kvm /dev/kvm"
+    done = python("-m", "vmm", "probe", before=hidden(setup=f"{_BARE_DEV} && {setup}"))
+    assert done.returncode == 2 and "mounted nodev" in sentence(done.stderr)
 
 
 def hidden(*, setup: str) -> tuple[str, ...]:
