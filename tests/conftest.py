@@ -42,6 +42,12 @@ def kvm(request: pytest.FixtureRequest) -> Iterator[Kvm]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def _kvm_where_marked(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("kvm"):
+        request.getfixturevalue("kvm")
+
+
 @pytest.fixture
 def running(record_property: Callable[[str, object], None]) -> Running:
     """The emulated machines as they run today."""

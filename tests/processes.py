@@ -69,11 +69,11 @@ def supervise(command: list[str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
-        child = subprocess.Popen(command, preexec_fn=prepare).pid
+        process = subprocess.Popen(command, preexec_fn=prepare)  # kept: without it Popen would reap the child
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127
-    status, asked = _wait(child)
+    status, asked = _wait(process.pid)
     left = _end_all()
     if left and not asked:
         print(f"left running, and ended now: {', '.join(left)}", file=sys.stderr)

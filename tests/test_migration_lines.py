@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import LIMIT
+from tests.test_processes import terminal_pair
 from vmm.migration.errors import LineLost, MigrationError, Unreachable
 from vmm.migration.incarnation import Incarnation, Witness
 from vmm.migration.line import ChildLine, Line, PipeLine, SocketLine
@@ -206,7 +207,7 @@ def test_standard_input_and_output() -> None:
 
 
 def test_a_terminal_is_taken_for_a_line() -> None:
-    controller, terminal = os.openpty()
+    controller, terminal = terminal_pair()
     program = "from vmm.migration.transport import inherited_line, parse; inherited_line(parse('-'), 120)"
     done = subprocess.run(
         [sys.executable, "-c", program], stdin=terminal, capture_output=True, text=True, timeout=LIMIT, check=False

@@ -16,7 +16,7 @@ from tests.patience import LIMIT, patiently
 from vmm.migration.errors import MigrationError, Unreachable
 from vmm.migration.handover import SOURCE, Act, At, Machine
 from vmm.migration.incarnation import Incarnation, Witness
-from vmm.migration.line import SocketLine
+from vmm.migration.line import ChildLine, SocketLine
 from vmm.migration.messages import Resolve
 from vmm.migration.resolve import DIED, NEVER_RAN, Doubt
 from vmm.migration.transport import Connector, parse
@@ -180,7 +180,7 @@ def test_who_cannot_be_reached_is_taken_for_dead(refused: bool, trust: bool, at:
         ("exit 2", At.HELD),
         ("exit 255", At.HELD),
         ("kill -9 $$", At.HELD),
-        ("sleep 1000", At.HELD),
+        ("exec sleep 1000", At.HELD),
     ],
 )
 def test_how_a_child_ended_is_misunderstood(ending: str, at: At) -> None:
@@ -193,6 +193,9 @@ def test_how_a_child_ended_is_misunderstood(ending: str, at: At) -> None:
         doubt = Doubt(machine, connector, Channel(line), _RESOLVE, _NOBODY, patience=1.5 * scale)
         doubt.settle()
         line.close()
+        assert isinstance(line, ChildLine)  # which leaves the child alone, as it may run the guest
+        line._child.kill()
+        line._child.wait()
         if machine.at not in (at, At.HELD):
             pytest.fail(f"{machine.at}: {doubt.reason}")
         assert machine.at is at, doubt.reason
