@@ -1,27 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unit tests share: an open KVM, and a host that nobody measured."""
+"""What the unit tests share: an open KVM, a host that nobody measured, and how pytest runs them (tests/plugins)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests.machines import Running
+from tests.plugins import apart, ending, guard, shuffle, summary
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.host import Host
 from vmm.system import Kvm, KvmUnavailable
 
+# How long an example takes says nothing about what it shows. Where CI says what it is, a failure is of the change
+# that is tested, and not of chance.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("patient")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the plugins of these tests."""
+    for plugin in (apart, ending, guard, shuffle, summary):
+        config.pluginmanager.register(plugin)
+
 
 @pytest.fixture
-def kvm() -> Iterator[Kvm]:
+def kvm(request: pytest.FixtureRequest) -> Iterator[Kvm]:
     """An open /dev/kvm; skips where there is none, with the reason that a user would read."""
     try:
         opened = Kvm()
     except KvmUnavailable as error:
+        request.node.user_properties.append((summary.NEEDS_KVM, str(error)))
         pytest.skip(str(error))
     with opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def _kvm_where_marked(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("kvm"):
+        request.getfixturevalue("kvm")
+
+
+@pytest.fixture
+def running(record_property: Callable[[str, object], None]) -> Running:
+    """The emulated machines as they run today."""
+    return Running(record_property)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from tests.patience import HANGS
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal
@@ -72,10 +73,10 @@ def raises(context: Context) -> None:
     raise ZeroDivisionError("a fault of the harness")
 
 
-@clause("test.sleeps", arch=ARCHITECTURE, timeout=60.0)
+@clause("test.sleeps", arch=ARCHITECTURE, timeout=2 * HANGS)
 def sleeps(context: Context) -> None:
     """Takes its time.
 
     Source: the tests.
     """
-    time.sleep(30)
+    time.sleep(HANGS)

@@ -37,7 +37,7 @@ def test_the_decoder_sees_what_the_scan_must_stop(data: bytes, match: str, monke
         canonical.decode(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_plain)
 def test_a_plain_value_comes_back_as_another(value: object) -> None:
     try:
@@ -46,7 +46,7 @@ def test_a_plain_value_comes_back_as_another(value: object) -> None:
         assert "nested" in str(error)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=60))
 def test_two_encodings_of_one_value_are_accepted(data: bytes) -> None:
     try:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import chain_changes
+from tests.patience import MACHINE
 from vmm.arch import module
 from vmm.arm64 import chain as arm64
 from vmm.chain import LINE, WINDOW_LINES, WORD, Chain
@@ -175,7 +176,7 @@ def _results(command: list[str], levels: list[str]) -> None:
     """Run chain_changes.py by ``command`` for some levels and judge what it prints."""
     source = (_HERE / "chain_changes.py").read_text()
     done = subprocess.run(
-        [*command, "-c", source, *levels], capture_output=True, text=True, timeout=2100, check=False
+        [*command, "-c", source, *levels], capture_output=True, text=True, timeout=2 * MACHINE, check=False
     )
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [result["level"] for result in results] == levels, done.stdout[-2000:] + done.stderr[-2000:]
@@ -204,5 +205,5 @@ _MACHINES = {
 @pytest.mark.parametrize("machine", _MACHINES)
 def test_a_changed_register_goes_unnoticed_in_a_machine(machine: str) -> None:
     options, levels = _MACHINES[machine]
-    lab = [sys.executable, str(_HERE.parent / "scripts" / "lab"), machine[:3], "--timeout", "900", *options]
+    lab = [sys.executable, str(_HERE.parent / "scripts" / "lab"), machine[:3], "--timeout", str(MACHINE), *options]
     _results([*lab, "--", "python3"], list(levels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import importlib
 import importlib.metadata
 import json
@@ -17,12 +18,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import click
 import pytest
 
 import vmm.system
+from tests.patience import LIMIT
 from vmm import cli
 from vmm._kvm import lib
 from vmm.arch import ARCHITECTURE
@@ -56,7 +59,7 @@ def environment() -> dict[str, str]:
 def python(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run this Python in a process of its own, behind the command ``before``."""
     command = [*before, sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=LIMIT)
 
 
 def sentence(text: str) -> str:
@@ -152,21 +155,25 @@ def test_the_list_needs_a_kvm(command: Command, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("check", "nonesuch.*"), "no clause matches 'nonesuch.*'"),
+        pytest.param(("check", "nonesuch.*"), "no clause matches 'nonesuch.*'", marks=pytest.mark.kvm),
         (("check", "--list", "XCRS.*"), "no clause matches 'XCRS.*'"),
         (("check", "--format", "html"), "'html' is not one of 'text', 'ktap', 'json', 'junit'"),
         (("check", "--jobs", "0"), "0 is not in the range"),
         (("check", "--jobs", "many"), "'many' is not a valid integer"),
         (("check", "--time-scale", "0"), "0.0 is not in the range"),
         (("check", "--color"), "No such option"),
-        (("run", "nonesuch"), "nonesuch is neither a file nor one of the payloads here"),
-        (("run", "hello", "nonesuch"), "payload hello has no symbol 'nonesuch'"),
-        (("run", "hello", "_start", "zz"), "'zz' is not a number: write it as 42 or 0x2a"),
-        (("run", "hello", "_start", "1", "1.5"), "'1.5' is not a number"),
+        pytest.param(
+            ("run", "nonesuch"), "nonesuch is neither a file nor one of the payloads here", marks=pytest.mark.kvm
+        ),
+        pytest.param(("run", "hello", "nonesuch"), "payload hello has no symbol 'nonesuch'", marks=pytest.mark.kvm),
+        pytest.param(
+            ("run", "hello", "_start", "zz"), "'zz' is not a number: write it as 42 or 0x2a", marks=pytest.mark.kvm
+        ),
+        pytest.param(("run", "hello", "_start", "1", "1.5"), "'1.5' is not a number", marks=pytest.mark.kvm),
         (("run", "hello", "--privilege", "4"), "4 is not in the range"),
         (("run", "hello", "--timeout", "0"), "is not in the range"),
         (("run",), "Missing argument 'PAYLOAD'"),
-        (("run", "/"), "/ is not a regular file"),
+        pytest.param(("run", "/"), "/ is not a regular file", marks=pytest.mark.kvm),
         (("chekc",), "No such command 'chekc'"),
         (("--jobs", "2"), "No such option"),
     ],
@@ -177,6 +184,7 @@ def test_wrong_use_is_no_sentence_with_status_2(command: Command, arguments: tup
     assert part in sentence(err)
 
 
+@pytest.mark.kvm
 @pytest.mark.parametrize("length", [0, 3, 40, 63, 100, 4000])
 def test_a_truncated_elf_is_no_sentence_with_status_2(command: Command, tmp_path: Path, length: int) -> None:
     path = tmp_path / f"cut{length}.elf"
@@ -186,6 +194,7 @@ def test_a_truncated_elf_is_no_sentence_with_status_2(command: Command, tmp_path
     assert str(path) in sentence(err)
 
 
+@pytest.mark.kvm
 def test_an_elf_for_another_machine_is_no_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
     data = bytearray((FOLDER / "hello.elf").read_bytes())
     struct.pack_into("<H", data, 18, 243)
@@ -216,6 +225,7 @@ def test_a_payload_outside_guest_memory_is_no_sentence_with_status_2(
     assert status == 2
 
 
+@pytest.mark.kvm
 def test_an_unwritable_output_is_no_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
     status, _, err = command("check", "-o", str(tmp_path / "no/such/folder/out.txt"))
     assert status == 2
@@ -245,6 +255,8 @@ def test_a_reader_that_left_is_a_failed_clause() -> None:
 
 
 def test_a_full_disk_is_no_sentence_with_status_2(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
     full = open("/dev/full", "w", buffering=1)  # noqa: SIM115
     monkeypatch.setattr(sys, "stdout", full)
     try:
@@ -325,7 +337,6 @@ def test_another_api_version_is_not_unavailable(version: int, part: str) -> None
 @pytest.mark.parametrize(
     ("number", "part"),
     [
-        (errno.EACCES, "no permission to open /dev/kvm: join the group that owns it"),
         (errno.EPERM, "is forbidden here"),
         (errno.ENODEV, "no KVM answers"),
         (errno.ENXIO, "no KVM answers"),
@@ -347,6 +358,43 @@ def test_an_open_error_gives_no_advice(
     status, out, err = command("probe")
     assert status == 2 and out == ""
     assert part in sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("user", "nodev", "sentence"),
+    [
+        (1000, False, "no permission to open PATH: join the group that owns it (here: GROUP) or run as root"),
+        (0, False, "no permission to open PATH, although this is root: have the container or the sandbox pass it on"),
+        (0, True, "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without"),
+        (
+            1000,
+            True,
+            "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without",
+        ),
+    ],
+)
+def test_a_missing_permission_is_explained_by_its_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, nodev: bool, sentence: str
+) -> None:
+    path = tmp_path / "kvm"
+    path.touch()
+    group = path.stat().st_gid
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NODEV if nodev else 0))
+    expected = sentence.replace("PATH", str(path)).replace("GROUP", grp.getgrgid(group).gr_name)
+    assert unavailable(str(path)) == expected
+
+
+def test_a_device_on_a_nodev_mount_says_so_to_root() -> None:
+    setup = "mkdir /dev/x && mount -t tmpfs -o nodev none /dev/x && mknod /dev/x/kvm c 10 232"
+    setup += " && touch /dev/kvm && mount --bind /dev/x/kvm /dev/kvm"
+    done = python("-m", "vmm", "probe", before=hidden(setup=f"{_BARE_DEV} && {setup}"))
+    assert done.returncode == 2 and "mounted nodev" in sentence(done.stderr)
 
 
 def hidden(*, setup: str) -> tuple[str, ...]:

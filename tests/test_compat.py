@@ -223,7 +223,7 @@ def changes(draw: st.DrawFn) -> tuple[str, list[tuple[str, int]]]:
     return name, draw(st.lists(st.tuples(keys, _NUMBERS | st.sampled_from([0, 1, 1 << 31])), min_size=1, max_size=12))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(changes(), st.booleans())
 def test_masking_what_compat_names_is_not_enough_for_an_invented_host(
     made: tuple[str, list[tuple[str, int]]], away: bool

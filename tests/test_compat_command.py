@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.patience import LIMIT
 from tests.probes import NAMES, document, offer, path
 from vmm import cli
 from vmm.ioctl import Call, interpose
@@ -146,7 +147,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(damaged())
 def test_a_damaged_probe_ends_in_a_traceback(data: bytes) -> None:
     try:
@@ -295,5 +296,5 @@ def test_the_comparison_needs_the_extension_module_or_a_kvm() -> None:
         "import sys, vmm.cli.compat, vmm.x86.compat, vmm.arm64.compat\n"
         "print([name for name in ('vmm._kvm', '_cffi_backend', 'vmm.ioctl') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=_ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT, cwd=_ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")

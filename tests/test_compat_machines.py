@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.machines import EVERY_KERNEL, NEWEST, lab
+from tests.machines import EVERY_KERNEL, NEWEST, Running, lab, probe_text
 from tests.probes import document, offer
 from vmm.migration.compat import Report, compare
 from vmm.offer import Offer, Verdict
@@ -73,9 +73,11 @@ def named(report: Report, dimensions: set[str], verdicts: set[Verdict]) -> set[s
     }
 
 
-def arm64_state(source: str, guest: Offer) -> dict[str, Any]:
-    """The ID, implementation, cache and firmware registers of a guest, and the list of all that it has."""
-    made = document(source)
+def arm64_state(made: dict[str, Any], guest: Offer) -> dict[str, Any]:
+    """The ID, implementation, cache and firmware registers of a guest, and the list of all that it has.
+
+    ``made`` is the probe of the host that the guest is from.
+    """
     identifiers = {name: identifier for identifier, name in made["registers"].items()}
     sections = {"id": "id_registers", "firmware": "firmware", "cache": "caches", "implementation": "implementation"}
     names = [(f"{prefix}.{name}", name) for prefix, section in sections.items() for name in made[section]]
@@ -90,21 +92,22 @@ def arm64_state(source: str, guest: Offer) -> dict[str, Any]:
 @pytest.mark.parametrize("kernel", _KERNELS)
 @pytest.mark.parametrize("source", ["sve-6.1", "sve-6.12", "sve-7.2", "sve-7.2-nvhe"])
 @pytest.mark.parametrize("masking", [False, True], ids=["as-it-is", "masked"])
-def test_a_kernel_refuses_other_registers_than_compat_names(kernel: str, source: str, masking: bool) -> None:
+def test_a_kernel_refuses_other_registers_than_compat_names(
+    kernel: str, source: str, masking: bool, running: Running
+) -> None:  # fmt: skip
     guest = offer(source)
-    report = compare(guest, offer(f"sve-{kernel}"))
+    report = compare(guest, running.offer("sve", kernel))
     dimensions = {"ID registers", "caches", "firmware registers", "register list"}
     expected = named(report, dimensions, {Verdict.NO} if masking else {Verdict.NO, Verdict.MASK})
-    state = arm64_state(source, guest.masked(report.masks) if masking else guest)
+    state = arm64_state(document(source), guest.masked(report.masks) if masking else guest)
     assert told("sve", kernel, _ARM64, state) == expected
 
 
-@pytest.mark.parametrize("source", ["sve-7.2"])
-def test_the_source_does_not_take_the_values_that_compat_tells_it_to_write(source: str) -> None:
-    guest = offer(source)
+def test_the_source_does_not_take_the_values_that_compat_tells_it_to_write(running: Running) -> None:
+    guest, made = running.offer("sve", NEWEST), json.loads(probe_text("sve", NEWEST))
     for destination in ("sve-6.1", "sve-6.12"):
         masked = guest.masked(compare(guest, offer(destination)).masks)
-        assert told("sve", "7.2", _ARM64, arm64_state(source, masked)) == set()
+        assert told("sve", NEWEST, _ARM64, arm64_state(made, masked)) == set()
 
 
 def x86_state(guest: Offer) -> dict[str, Any]:
@@ -122,9 +125,11 @@ def x86_state(guest: Offer) -> dict[str, Any]:
 @pytest.mark.parametrize("kernel", _KERNELS)
 @pytest.mark.parametrize("source", ["amx-6.1", "amx-6.12", "amx-7.2"])
 @pytest.mark.parametrize("masking", [False, True], ids=["as-it-is", "masked"])
-def test_a_kernel_refuses_other_feature_msrs_than_compat_names(kernel: str, source: str, masking: bool) -> None:
+def test_a_kernel_refuses_other_feature_msrs_than_compat_names(
+    kernel: str, source: str, masking: bool, running: Running
+) -> None:  # fmt: skip
     guest = offer(source)
-    report = compare(guest, offer(f"amx-{kernel}"))
+    report = compare(guest, running.offer("amx", kernel))
     expected = set() if masking else named(report, {"feature MSRs"}, {Verdict.NO, Verdict.MASK})
     state = x86_state(guest.masked(report.masks) if masking else guest)
     assert {msr_name(index) for index in told("amx", kernel, _X86, state)} == expected

@@ -154,7 +154,7 @@ def test_xcr0_and_xss_are_put_together_wrongly() -> None:
     assert Cpuid().xcr0 == Cpuid().xss == 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(features=st.integers(0, (1 << 64) - 1))
 def test_with_xcr0_offers_something_else(features: int) -> None:
     table = TABLE.with_xcr0(features)
@@ -193,7 +193,7 @@ def test_an_entry_lists_other_features_than_it_has() -> None:
     assert TABLE.entries[0].features() == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=st.lists(entries, max_size=20))
 def test_a_table_changes_on_its_way_through_the_kernels_struct(rows: list[Entry]) -> None:
     buffer = cpuid._buffer(rows)
@@ -201,7 +201,7 @@ def test_a_table_changes_on_its_way_through_the_kernels_struct(rows: list[Entry]
     assert cpuid._table(buffer) == Cpuid(rows)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(one=st.lists(entries, max_size=5), place=words, index=words, value=words)
 def test_an_edit_is_not_found_again(one: list[Entry], place: int, index: int, value: int) -> None:
     edited = Cpuid(one).edit(place, index, ecx=value)

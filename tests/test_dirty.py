@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import dirty_passes
+from tests.machines import run_lab
 from vmm import dirty
 from vmm.arch import ARCHITECTURE, module
 from vmm.exits import Budget, Deadline
@@ -75,8 +74,7 @@ def test_an_idle_guest_dirties_memory_or_does_not_end(kvm: Kvm) -> None:
 @pytest.mark.parametrize(("machine", "entries"), [("amx", 3), ("sve", 2)])
 def test_a_pass_leaves_something_else_in_a_machine(machine: str, entries: int) -> None:
     source = (_HERE / "dirty_passes.py").read_text()
-    command = [sys.executable, str(_HERE.parent / "scripts" / "lab"), machine, "--", "python3", "-c", source]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    done = run_lab(machine, "--", "python3", "-c", source)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(results) == entries, done.stdout[-2000:] + done.stderr[-2000:]
     for result in results:

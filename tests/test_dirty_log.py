@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.patience import LIMIT
 from vmm._kvm import ffi, lib
 from vmm.arch import module
 from vmm.dirty_log import BitmapLog, DirtyLog, RingKvm, RingLog, open_log
@@ -72,10 +73,10 @@ def test_a_page_that_changed_is_not_in_the_dirty_log(how: str, kvm: Kvm) -> None
         assert log.count() == 0
         for ticks in (1, 3, 50, 90, 500):
             before = _contents(guest)
-            exit = guest.resume(5.0, ticks=ticks)
+            exit = guest.resume(LIMIT, ticks=ticks)
             while isinstance(exit, Unsupported) and exit.reason == lib.KVM_EXIT_DIRTY_RING_FULL:
                 log.make_room()
-                exit = guest.resume(5.0, ticks=ticks)
+                exit = guest.resume(LIMIT, ticks=ticks)
             log.collect()
             changed = {page for page, (a, b) in enumerate(zip(before, _contents(guest), strict=True)) if a != b}
             written = {page for page in changed if page >= (4 << 20) // PAGE_SIZE}
@@ -91,10 +92,10 @@ def test_a_full_ring_loses_pages(kvm: Kvm) -> None:
     with _logged("ring", "dirty", 4 << 20, pages, 1, 1, 0, 8) as (guest, log):
         assert isinstance(log, RingLog)
         _take_all(log)
-        exit = guest.resume(10.0)
+        exit = guest.resume(LIMIT)
         while isinstance(exit, Unsupported) and exit.reason == lib.KVM_EXIT_DIRTY_RING_FULL:
             log.make_room()
-            exit = guest.resume(10.0)
+            exit = guest.resume(LIMIT)
         assert guest.event(exit) == guest.DONE
         log.collect()
         assert log.filled >= 2
@@ -126,16 +127,16 @@ def test_a_kernel_that_loses_dirty_pages_is_not_noticed(kvm: Kvm) -> None:
     thread = threading.Thread(target=lambda: [None for _ in iter(lambda: right.recv(1 << 20), b"")])
     thread.start()
     with _logged("get", "dirty", 8 << 20, 50, 1, 0, 1, 8) as (guest, log):
-        sender = MemorySender(Channel(SocketLine(left, "x", 5)), log, _KEY, codec=0, rate=0, check=lambda: None)
+        sender = MemorySender(Channel(SocketLine(left, "x", LIMIT)), log, _KEY, codec=0, rate=0, check=lambda: None)
         sender.last_round()
         log.collect()
         sender.last_round()
-        guest.resume(5.0, ticks=20)
+        guest.resume(LIMIT, ticks=20)
         log.collect()
         sender.audit()  # the kernel is honest
         sender.last_round()
         with interpose(_loses_a_page(seen)):
-            guest.resume(5.0, ticks=200)
+            guest.resume(LIMIT, ticks=200)
             log.collect()
             assert seen
             with pytest.raises(

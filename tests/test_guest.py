@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from vmm.conformance.clauses.x86.image import Image
 from vmm.exits import Budget, Deadline, Hlt, IoIn, IoOut, MmioRead, MmioWrite, Shutdown, Stopped
 from vmm.ioctl import KvmError
@@ -84,31 +85,31 @@ def test_a_guest_that_never_leaves_meets_its_deadline(hello: Guest) -> None:
     hello.prepare("spin")
     started = time.monotonic()
     assert hello.resume(0.2) == Deadline()
-    assert 0.2 <= time.monotonic() - started < 3
+    assert 0.2 <= time.monotonic() - started < LIMIT
     assert hello.resume(0.1) == Deadline(), "a second deadline after the first"
 
 
 def test_short_runs_keep_their_deadlines(hello: Guest) -> None:
     """The timer stays armed over many runs: a long limit followed by a short one must not be long."""
-    hello.call("ticks", 1, timeout=60)
+    hello.call("ticks", 1, timeout=10 * LIMIT)
     hello.prepare("spin")
     started = time.monotonic()
     assert hello.resume(0.2) == Deadline()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < LIMIT
 
 
 def test_a_kick_stops_a_running_guest(hello: Guest) -> None:
     hello.prepare("spin")
     timer = threading.Timer(0.2, hello.vcpu.kick)
     timer.start()
-    assert hello.resume(30) == Stopped()
+    assert hello.resume(LIMIT) == Stopped()
     timer.join()
 
 
 def test_a_kick_before_the_run_is_not_lost(hello: Guest) -> None:
     hello.prepare("spin")
     hello.vcpu.kick()
-    assert hello.resume(30) == Stopped()
+    assert hello.resume(LIMIT) == Stopped()
 
 
 def test_pythons_signal_handlers_run_while_the_guest_goes_on(hello: Guest) -> None:
@@ -250,8 +251,13 @@ def test_nothing_is_left_of_two_thousand_guests(kvm: Kvm) -> None:
 
 def test_a_constructor_that_fails_half_way_leaves_nothing(kvm: Kvm) -> None:
     bad = cpuid.supported(kvm).edit(0x80000008, 0, eax=52 << 8 | 46)
+
+    def fail(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(KvmError, match="KVM_SET_CPUID2"):
+                Guest(kvm, "hello", cpuid=bad)
+
+    fail(2)  # what is made once for a process is made by the first
     before = _resources()
-    for _ in range(20):
-        with pytest.raises(KvmError, match="KVM_SET_CPUID2"):
-            Guest(kvm, "hello", cpuid=bad)
+    fail(20)
     assert _resources()[:2] == before[:2]

@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT, TIME_SCALE, eventually
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.runner import Job, Runner
@@ -35,9 +34,10 @@ def _needs_kvm(kvm: Kvm) -> None:
     """Skip where there is no KVM."""
 
 
-def _run(*clauses: str) -> dict[str, ClauseResult]:
+def _run(*clauses: str, time_scale: float = TIME_SCALE) -> dict[str, ClauseResult]:
+    options = Options(time_scale=time_scale)
     with Runner(preload=_PRELOAD) as runner:
-        return {result.id: result for result in runner.results(Job.of(name, Options()) for name in clauses)}
+        return {result.id: result for result in runner.results(Job.of(name, options) for name in clauses)}
 
 
 def _children(pid: int) -> list[int]:
@@ -50,15 +50,6 @@ def _children(pid: int) -> list[int]:
         if parent == pid:
             found.append(int(path.parent.name))
     return found
-
-
-def _eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _gone(pid: int) -> bool:
@@ -93,9 +84,9 @@ def test_each_way_to_misbehave_is_that_clauses_verdict_alone() -> None:
 
 
 def test_a_clause_that_hangs_is_killed_with_its_own_children() -> None:
-    result = _run("test.hangs")["test.hangs"]
+    result = _run("test.hangs", time_scale=1.0)["test.hangs"]
     assert result.verdict is Verdict.TIMEOUT
-    assert _eventually(lambda: not _left_behind())
+    assert eventually(lambda: not _left_behind())
 
 
 def test_no_clause_inherits_another_ones_frozen_permission() -> None:
@@ -112,7 +103,7 @@ def _driver(pristine: bool) -> tuple[subprocess.Popen[str], int, list[int]]:
     )
     assert process.stdout is not None
     server = int(process.stdout.readline())
-    assert _eventually(lambda: len(_children(server)) == 1)
+    assert eventually(lambda: len(_children(server)) == 1)
     return process, server, _children(server)
 
 
@@ -124,17 +115,17 @@ _PRISTINE = pytest.mark.parametrize("pristine", [False, True], ids=["exec", "for
 def test_no_process_is_left_when_the_client_dies(number: signal.Signals, pristine: bool) -> None:
     process, server, clauses = _driver(pristine)
     process.send_signal(number)
-    process.communicate(timeout=10)
-    assert _eventually(lambda: all(map(_gone, [server, *clauses])))
+    process.communicate(timeout=LIMIT)
+    assert eventually(lambda: all(map(_gone, [server, *clauses])))
 
 
 @_PRISTINE
 def test_no_clause_is_left_when_the_server_dies(pristine: bool) -> None:
     process, server, clauses = _driver(pristine)
     os.kill(server, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=LIMIT)
     assert "the clause server ended with status -9" in stderr
-    assert _eventually(lambda: all(map(_gone, clauses)))
+    assert eventually(lambda: all(map(_gone, clauses)))
 
 
 def test_a_forked_server_that_cannot_start_says_why() -> None:
@@ -143,7 +134,7 @@ def test_a_forked_server_that_cannot_start_says_why() -> None:
         "with Runner(preload=['tests.no_such_module'], pristine=True) as runner:\n"
         "    runner.clauses\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
     assert "No module named 'tests.no_such_module'" in done.stderr
     assert "RuntimeError: the clause server ended with status 1" in done.stderr
 
@@ -151,11 +142,11 @@ def test_a_forked_server_that_cannot_start_says_why() -> None:
 def test_ctrl_c_ends_the_command_with_130_and_leaves_nothing() -> None:
     command = [sys.executable, "-m", "vmm", "check", "--exhaustive", "mig.order-matrix"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0)
-    assert _eventually(lambda: any(_children(server) for server in _children(process.pid)))
+    assert eventually(lambda: any(_children(server) for server in _children(process.pid)))
     servers = _children(process.pid)
     clauses = [clause for server in servers for clause in _children(server)]
     os.killpg(process.pid, signal.SIGINT)  # what the terminal does
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert stderr.decode().strip() == "vmm: interrupted"
-    assert _eventually(lambda: all(map(_gone, [*servers, *clauses])))
+    assert eventually(lambda: all(map(_gone, [*servers, *clauses])))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.machines import EVERY_KERNEL, NEWEST, conformance, judge, lab, records
+from tests.machines import EVERY_KERNEL, NEWEST, Running, conformance, judge, lab, records
 from tests.mutations.arm64_payloads import NAMED
 
 pytestmark = pytest.mark.machine
@@ -22,11 +22,15 @@ _NOTICED = 400
 
 
 @cache
-def _clauses(kernel: str, lengths: str, mode: str) -> list[dict[str, Any]]:
-    report = conformance("sve", "--kernel", kernel, "--cpu", f"vq={lengths}", "--mode", mode)
+def _report(kernel: str, lengths: str, mode: str) -> list[dict[str, Any]]:
+    return conformance("sve", "--kernel", kernel, "--cpu", f"vq={lengths}", "--mode", mode)
+
+
+def _clauses(kernel: str, lengths: str, mode: str, running: Running) -> list[dict[str, Any]]:
+    report = _report(kernel, lengths, mode)
     assert report[0]["guest_vector_lengths"] == [int(vq) for vq in lengths.split(",")]
     assert report[0]["mode"].lower() == mode
-    return judge(report, kernel, _PASSING[kernel])
+    return judge(report, "sve", kernel, _PASSING[kernel], running)
 
 
 def _combinations() -> list[tuple[str, str, str]]:
@@ -35,8 +39,10 @@ def _combinations() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("kernel", "lengths", "mode"), _combinations())
-def test_a_clause_fails_with_other_lengths_or_another_mode(kernel: str, lengths: str, mode: str) -> None:
-    _clauses(kernel, lengths, mode)
+def test_a_clause_fails_with_other_lengths_or_another_mode(
+    kernel: str, lengths: str, mode: str, running: Running
+) -> None:  # fmt: skip
+    _clauses(kernel, lengths, mode, running)
 
 
 _NO_SVE = ("--append", "arm64.nosve")
@@ -55,10 +61,10 @@ with Kvm() as kvm, Guest(kvm, "hello") as guest:
 """
 
 
-def test_a_clause_fails_where_the_host_has_no_sve() -> None:
+def test_a_clause_fails_where_the_host_has_no_sve(running: Running) -> None:
     report = conformance("sve", *_NO_SVE)
     assert report[0]["capabilities"]["KVM_CAP_ARM_SVE"] == 0
-    judge(report, NEWEST, _PASSING_WITHOUT_SVE)
+    judge(report, "sve", NEWEST, _PASSING_WITHOUT_SVE, running)
 
 
 def test_the_shim_uses_sve_where_there_is_none() -> None:
@@ -75,10 +81,12 @@ def _lies(*options: str, patterns: tuple[str, ...] = ()) -> dict[str, list[dict[
     return outcomes
 
 
-def test_a_lie_or_a_broken_payload_is_not_noticed() -> None:
+def test_a_lie_or_a_broken_payload_is_not_noticed(running: Running) -> None:
     outcomes = _lies()
     assert not outcomes["unnoticed"], outcomes["unnoticed"]
-    assert len(outcomes["noticed"]) >= _NOTICED, outcomes["unusable"]
+    noticed, release = len(outcomes["noticed"]), running.offer("sve", NEWEST).about["kernel"]
+    assert noticed
+    running.expect(noticed >= _NOTICED, f"{noticed} lies are noticed: {outcomes['unusable']}", "sve", release)
     details = {lie["mutation"]: lie["detail"] for lie in outcomes["noticed"] if lie["mutation"] in NAMED}
     assert details.keys() == NAMED.keys()
     for mutation, place in NAMED.items():
@@ -99,15 +107,16 @@ def test_a_lie_is_not_noticed_where_its_clause_runs(option: str, value: str, cla
 
 @pytest.mark.skipif(not EVERY_KERNEL, reason="compares kernels: --all-kernels")
 @pytest.mark.parametrize("kernel", _KERNELS[:-1])
-def test_a_kernel_differs_in_what_no_clause_documents(kernel: str) -> None:
-    newest = {clause["id"]: clause["verdict"] for clause in _clauses(NEWEST, _SETS[0], _MODES[0])}
+def test_a_kernel_differs_in_what_no_clause_documents(kernel: str, running: Running) -> None:
+    newest = {clause["id"]: clause["verdict"] for clause in _clauses(NEWEST, _SETS[0], _MODES[0], running)}
     undocumented = [
         f"{clause['id']} is {clause['verdict']}, {newest[clause['id']]} on {NEWEST}: {clause.get('reason')}"
-        for clause in _clauses(kernel, _SETS[0], _MODES[0])
+        for clause in _clauses(kernel, _SETS[0], _MODES[0], running)
         if clause["verdict"] not in (newest[clause["id"]], "KNOWN")
         and not clause.get("reason", "").startswith(("needs Linux ", "needs KVM_CAP_"))
     ]
-    assert not undocumented
+    releases = [running.offer("sve", one).about["kernel"] for one in (kernel, NEWEST)]
+    running.expect(not undocumented, "; ".join(undocumented), "sve", *releases)
 
 
 # What a newer kernel lists no more, and why that is right: from 6.13 on these depend on ID_AA64MMFR3_EL1
@@ -131,7 +140,9 @@ with Kvm() as kvm:
 
 @pytest.mark.skipif(not EVERY_KERNEL, reason="compares kernels: --all-kernels")
 @pytest.mark.parametrize(("older", "newer", "gone"), [("6.1", "6.12", set()), ("6.12", "7.2", _GONE)])
-def test_a_newer_kernel_lists_a_register_no_more(older: str, newer: str, gone: set[str]) -> None:
+def test_a_newer_kernel_lists_a_register_no_more(
+    older: str, newer: str, gone: set[str], running: Running
+) -> None:  # fmt: skip
     before, after = (
         {
             line["sve"]: set(line["names"])
@@ -139,5 +150,7 @@ def test_a_newer_kernel_lists_a_register_no_more(older: str, newer: str, gone: s
         }
         for k in (older, newer)
     )
+    releases = [running.offer("sve", kernel).about["kernel"] for kernel in (older, newer)]
     for sve in (True, False):
-        assert before[sve] - after[sve] == gone
+        found = before[sve] - after[sve]
+        running.expect(found == gone, f"{newer} lists {found} no more, expected {gone}", "sve", *releases)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from tests.test_migration import Pair
 from vmm.arch import module
 from vmm.coherence import Coherence, Policy, line_size
@@ -32,7 +33,7 @@ def _device_memory(kvm: Kvm) -> BaseGuest:
 
 
 def _options(policy: Policy) -> Options:
-    return Options(limits=Limits(downtime=0.5), patience=5, non_coherent=policy)
+    return Options(limits=Limits(downtime=0.5), patience=LIMIT, non_coherent=policy)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def _needs(kvm: Kvm) -> None:
 
 
 def test_non_coherent_memory_is_moved_by_default(tmp_path: Path) -> None:
-    pair = Pair(make=_device_memory, source=_options(Policy.REFUSE)).run(tmp_path)
+    pair = Pair(make=_device_memory, source=_options(Policy.REFUSE), reached=False).run(tmp_path)
     assert pair.report["outcome"] == "kept" and pair.there is None and pair.here is not None
     assert "slot 0" in pair.report["reason"] and "non-coherent" in pair.report["reason"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LIMIT
 from tests.test_migration_tls import Authority, authority, stranger  # noqa: F401  (fixtures)
 from vmm.arch import module
 from vmm.migration.transport import Listener, parse
@@ -34,22 +36,20 @@ def _needs(kvm: Kvm) -> None:
 
 def _vmm(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vmm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **how)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False, **how)
 
 
 def test_send_and_receive(tmp_path: Path, right: str) -> None:
-    command = [sys.executable, "-m", "vmm", "receive", "--once", "--timeout", "10", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "vmm", "receive", "--once", "--timeout", str(LIMIT), "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout and receiver.stderr
         address = receiver.stderr.readline().split()[-1]
         sent = _vmm("send", address, "chain", _LEVEL, str(_STEPS), str(_SEED), "--downtime", "0.5")
         printed = receiver.stdout.read()
-        assert receiver.wait(30) == 0, receiver.stderr.read()
+        assert receiver.wait(LIMIT) == 0, receiver.stderr.read()
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout == ""
-    assert (
-        sent.stderr.startswith("vmm: the guest runs there after 2 rounds") and "ms of standing still" in sent.stderr
-    )
+    assert re.match(r"vmm: the guest runs there after \d+ rounds.* ms of standing still", sent.stderr)
     low, high = (int.from_bytes(bytes.fromhex(right)[at : at + 8], "little") for at in (0, 8))
     assert printed.startswith(f"done: {low:#x} {high:#x} {_STEPS:#x}")
 

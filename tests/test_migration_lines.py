@@ -14,18 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
+from tests.test_processes import terminal_pair
 from vmm.migration.errors import LineLost, MigrationError, Unreachable
 from vmm.migration.incarnation import Incarnation, Witness
 from vmm.migration.line import ChildLine, Line, PipeLine, SocketLine
 from vmm.migration.tls import Tls
 from vmm.migration.transport import Connector, Listener, inherited_line, parse
 
-_TIMEOUT = 5.0
 _MUCH = 3 << 20
 
 
 @contextmanager
-def _listening(text: str, tls: Tls | None = None, timeout: float = _TIMEOUT) -> Iterator[Listener]:
+def _listening(text: str, tls: Tls | None = None, timeout: float = LIMIT) -> Iterator[Listener]:
     listener = Listener(parse(text), timeout, tls)
     try:
         yield listener
@@ -45,14 +46,14 @@ def _exchange(ours: Line, theirs: Line) -> None:
     sender = threading.Thread(target=ours.send, args=(data[:1], b"", memoryview(data)[1:5], *pieces))
     sender.start()
     theirs.receive_into(memoryview(got)[:7])
-    assert theirs.readable(1)
+    assert theirs.readable(LIMIT)
     theirs.receive_into(memoryview(got)[7:])
     sender.join()
     assert got == data
     assert not ours.readable(0)
     theirs.send(b"back")
     answer = bytearray(4)
-    assert ours.readable(1)
+    assert ours.readable(LIMIT)
     ours.receive_into(memoryview(answer))
     assert answer == b"back"
 
@@ -107,7 +108,7 @@ def test_tcp(text: str) -> None:
     if "::1" in text and not _has_ipv6():
         pytest.skip("this host has no IPv6")
     with _listening(text) as listener:
-        connector = Connector(parse(listener.text), _TIMEOUT)
+        connector = Connector(parse(listener.text), LIMIT)
         ours, theirs = connector.connect(), _accepted(listener)
         _exchange(ours, theirs)
         again, third = connector.connect(), _accepted(listener)
@@ -120,7 +121,7 @@ def test_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "line"
     with _listening(f"unix:{path}") as listener:
         assert path.stat().st_mode & 0o777 == 0o600
-        ours, theirs = Connector(parse(listener.text), _TIMEOUT).connect(), _accepted(listener)
+        ours, theirs = Connector(parse(listener.text), LIMIT).connect(), _accepted(listener)
         _exchange(ours, theirs)
         ours.close()
         theirs.close()
@@ -132,7 +133,7 @@ def test_a_stale_unix_socket_is_in_the_way(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with _listening(f"unix:{path}") as listener:
-        Connector(parse(listener.text), _TIMEOUT).connect().close()
+        Connector(parse(listener.text), LIMIT).connect().close()
 
 
 def test_a_file_or_a_living_listener_is_removed(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_file_or_a_living_listener_is_removed(tmp_path: Path) -> None:
 def test_pipes() -> None:
     to_them, from_us = os.pipe()
     to_us, from_them = os.pipe()
-    ours, theirs = PipeLine(to_us, from_us, "them", _TIMEOUT), PipeLine(to_them, from_them, "us", _TIMEOUT)
+    ours, theirs = PipeLine(to_us, from_us, "them", LIMIT), PipeLine(to_them, from_them, "us", LIMIT)
     _exchange(ours, theirs)
     ours.close()
     with pytest.raises(LineLost, match="us closed the line"):
@@ -164,14 +165,14 @@ def test_pipes() -> None:
 
 def test_descriptors() -> None:
     left, right = socket.socketpair()
-    ours = inherited_line(parse(f"fd:{left.detach()}"), _TIMEOUT)
+    ours = inherited_line(parse(f"fd:{left.detach()}"), LIMIT)
     assert isinstance(ours, SocketLine)
-    _exchange(ours, SocketLine(right, "them", _TIMEOUT))
+    _exchange(ours, SocketLine(right, "them", LIMIT))
     ours.close()
     to_them, from_us = os.pipe()
     to_us, from_them = os.pipe()
-    ours = inherited_line(parse(f"fd:{to_us},{from_us}"), _TIMEOUT)
-    theirs = inherited_line(parse(f"fd:{to_them},{from_them}"), _TIMEOUT)
+    ours = inherited_line(parse(f"fd:{to_us},{from_us}"), LIMIT)
+    theirs = inherited_line(parse(f"fd:{to_them},{from_them}"), LIMIT)
     _exchange(ours, theirs)
     ours.close()
     theirs.close()
@@ -181,7 +182,7 @@ _CAT = "import os\nwhile data := os.read(0, 65536): os.write(1, data)"
 
 
 def test_child() -> None:
-    line = Connector(parse(f"exec:{sys.executable} -c '{_CAT}'"), _TIMEOUT).connect()
+    line = Connector(parse(f"exec:{sys.executable} -c '{_CAT}'"), LIMIT).connect()
     assert isinstance(line, ChildLine)
     line.send(b"echo")
     answer = bytearray(4)
@@ -189,25 +190,27 @@ def test_child() -> None:
     assert answer == b"echo"
     assert line.exit_status(0) is None
     line.close()
-    assert line.exit_status(5) == 0
+    assert line.exit_status(LIMIT) == 0
 
 
 def test_standard_input_and_output() -> None:
     program = (
         "from vmm.migration.transport import inherited_line, parse\n"
-        "line = inherited_line(parse('-'), 5)\n"
+        "line = inherited_line(parse('-'), 120)\n"
         "print('a stray word')\n"
         "data = bytearray(4); line.receive_into(memoryview(data)); line.send(bytes(data) * 2)"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=b"echo", capture_output=True, timeout=20, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=b"echo", capture_output=True, timeout=LIMIT, check=True
+    )
     assert (done.stdout, done.stderr) == (b"echoecho", b"a stray word\n")
 
 
 def test_a_terminal_is_taken_for_a_line() -> None:
-    controller, terminal = os.openpty()
-    program = "from vmm.migration.transport import inherited_line, parse; inherited_line(parse('-'), 5)"
+    controller, terminal = terminal_pair()
+    program = "from vmm.migration.transport import inherited_line, parse; inherited_line(parse('-'), 120)"
     done = subprocess.run(
-        [sys.executable, "-c", program], stdin=terminal, capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", program], stdin=terminal, capture_output=True, text=True, timeout=LIMIT, check=False
     )
     os.close(controller)
     os.close(terminal)
@@ -222,15 +225,15 @@ def test_nobody_listens(tmp_path: Path) -> None:
     with _listening("127.0.0.1:0") as listener:
         text = listener.text
     with pytest.raises(Unreachable, match=r"nobody listens.*start vmm receive") as caught:
-        Connector(parse(text), _TIMEOUT).connect()
+        Connector(parse(text), LIMIT).connect()
     assert caught.value.refused
     with pytest.raises(Unreachable, match="there is no such socket") as caught:
-        Connector(parse(f"unix:{tmp_path}/none"), _TIMEOUT).connect()
+        Connector(parse(f"unix:{tmp_path}/none"), LIMIT).connect()
     assert not caught.value.refused
     with pytest.raises(Unreachable, match="could not be started"):
-        Connector(parse("exec:/no/such/program"), _TIMEOUT).connect()
+        Connector(parse("exec:/no/such/program"), LIMIT).connect()
     with pytest.raises(Unreachable, match="is not known"):
-        Connector(parse("no-such-host.invalid:1"), _TIMEOUT).connect()
+        Connector(parse("no-such-host.invalid:1"), LIMIT).connect()
 
 
 def test_an_address_in_use_is_listened_on() -> None:
@@ -259,7 +262,7 @@ def test_silence_is_waited_for_without_end(kind: str) -> None:
 
 def test_a_line_that_ends_inside_a_message() -> None:
     left, right = socket.socketpair()
-    ours = SocketLine(left, "them", _TIMEOUT)
+    ours = SocketLine(left, "them", LIMIT)
     right.send(b"half")
     right.close()
     with pytest.raises(LineLost, match="them closed the line"):
@@ -271,7 +274,7 @@ def test_a_line_that_ends_inside_a_message() -> None:
 
 def test_a_connector_asks_another_host_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with _listening("localhost:0") as listener:
-        connector = Connector(parse(f"localhost:{listener.text.rpartition(':')[2]}"), _TIMEOUT)
+        connector = Connector(parse(f"localhost:{listener.text.rpartition(':')[2]}"), LIMIT)
         connector.connect().close()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the name was resolved again"))
         connector.connect().close()
@@ -291,7 +294,7 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
         both = Witness(Incarnation(text), Incarnation.own())
         assert witness.watches and not witness.gone() and both.watches
         child.kill()
-        assert witness.gone(5) and not both.gone()
+        assert witness.gone(LIMIT) and not both.gone()
         witness.close()
         both.close()
     assert not witness.watches and not witness.gone()

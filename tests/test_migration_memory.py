@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.patience import LIMIT
 from vmm._kvm import ffi
 from vmm.coherence import Coherence
 from vmm.migration.errors import MigrationError, ProtocolError
@@ -73,7 +74,7 @@ def _send_all(table: PageTable, dirty: set[int], pages: int) -> None:
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_page_digest_is_not_nh(seed: bytes, number: int) -> None:
     memory = _memory({1}, 3, number)
     table = PageTable(memoryview(memory), Key(seed))
@@ -84,7 +85,7 @@ def test_a_page_digest_is_not_nh(seed: bytes, number: int) -> None:
 
 
 @given(st.sets(st.integers(0, _PAGES - 1)), st.sets(st.integers(0, _PAGES - 1)), st.integers(1, 40), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_pages_are_left_out_or_sent_twice(dirty: set[int], full: set[int], most: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, _PAGES))
     end = data.draw(st.integers(first, _PAGES + 5))
@@ -143,7 +144,7 @@ def test_a_strangers_runs_are_believed(runs: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_for_runs_stay_within_the_region(runs: bytes) -> None:
     memory = bytearray(4 * PAGE)
     table = PageTable(memoryview(memory), _KEY)
@@ -218,7 +219,7 @@ def _both(
     between: Callable[[bytes], bytes] | None = None,
 ) -> Iterator[tuple[MemorySender, MemoryReceiver, _Log, list[Exception]]]:  # fmt: skip
     left, right = socket.socketpair()
-    ours, theirs = Channel(SocketLine(left, "receiver", 5)), Channel(SocketLine(right, "source", 5))
+    ours, theirs = Channel(SocketLine(left, "receiver", LIMIT)), Channel(SocketLine(right, "source", LIMIT))
     log, errors = _Log(*source), list[Exception]()
     sender = MemorySender(ours, log, _KEY, codec=codec, rate=rate, check=lambda: None)  # type: ignore[arg-type]
     receiver = MemoryReceiver(theirs, target, _KEY, codec=codec)  # type: ignore[arg-type]
@@ -275,10 +276,14 @@ def test_memory_arrives_changed(codec: int) -> None:
 
 def test_a_rate_is_exceeded() -> None:
     memory, there = _memory(set(range(_PAGES))), bytearray(_PAGES * PAGE)
-    with _both([_Region(memory)], [_Region(there)], rate=4 << 20) as (sender, _, _, errors):
-        sent, seconds = sender.round()
-    assert not errors and there == memory
-    assert 0.9 * sent / (4 << 20) <= seconds <= 3 * sent / (4 << 20)
+    for _ in range(10):  # a machine under load may be slower than it is allowed to be, but not each time
+        with _both([_Region(memory)], [_Region(there)], rate=4 << 20) as (sender, _, _, errors):
+            sent, seconds = sender.round()
+        assert not errors and there == memory
+        assert 0.9 * sent / (4 << 20) <= seconds
+        if seconds <= 3 * sent / (4 << 20):
+            return
+    pytest.fail(f"{sent} bytes took {seconds:.2f} s at 4 MiB/s")
 
 
 @pytest.mark.parametrize("page", [0, 199, _PAGES - 1])
@@ -298,7 +303,7 @@ class _Flipping(PipeLine):
     """A line that changes one byte of what is received."""
 
     def __init__(self, connected: socket.socket, at: int) -> None:
-        super().__init__(connected.fileno(), os.dup(connected.fileno()), "source", 5)
+        super().__init__(connected.fileno(), os.dup(connected.fileno()), "source", LIMIT)
         self._at = at
 
     def receive_into(self, view: memoryview) -> None:
@@ -312,7 +317,7 @@ class _Flipping(PipeLine):
 def test_a_bit_that_flips_on_the_line_is_not_noticed(place: int) -> None:
     memory, there = _memory(set(range(_PAGES))), bytearray(_PAGES * PAGE)
     left, right = socket.socketpair()
-    ours, theirs = Channel(SocketLine(left, "receiver", 5)), Channel(_Flipping(right, place))
+    ours, theirs = Channel(SocketLine(left, "receiver", LIMIT)), Channel(_Flipping(right, place))
     sender = MemorySender(ours, _Log(_Region(memory)), _KEY, codec=Codec.RAW, rate=0, check=lambda: None)  # type: ignore[arg-type]
     receiver = MemoryReceiver(theirs, [_Region(there)], _KEY, codec=Codec.RAW)  # type: ignore[list-item]
 
@@ -327,7 +332,7 @@ def test_a_bit_that_flips_on_the_line_is_not_noticed(place: int) -> None:
         receiver.compare(sender.digests())
     theirs.line.close()
     right.detach()
-    thread.join(5)
+    thread.join(LIMIT)
     left.close()
 
 

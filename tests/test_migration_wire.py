@@ -170,7 +170,7 @@ def test_giving_up_on_a_broken_line_fails() -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_end_in_a_sentence(data: bytes) -> None:
     with _hearing(data) as channel, pytest.raises(MigrationError):
         channel.receive(*Kind)
@@ -204,7 +204,7 @@ def test_a_damaged_body_is_taken(name: str) -> None:
 @given(st.binary(max_size=300))
 @example(encode({}))
 @example(encode({"id": bytes(16)}))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_body_ends_in_a_sentence_or_a_value(data: bytes) -> None:
     for _, unpack in _BODIES.values():
         try:

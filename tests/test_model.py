@@ -63,7 +63,7 @@ def test_totals_are_miscounted() -> None:
 
 
 @given(result=results)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_result_changes_on_its_way_through_json(result: ClauseResult) -> None:
     assert ClauseResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 

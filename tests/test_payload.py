@@ -223,7 +223,7 @@ def test_a_name_that_is_too_long_is_no_payload_error() -> None:
         load("x" * 300)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     changes=st.lists(
         st.tuples(

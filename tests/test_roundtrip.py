@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LIMIT
 from vmm.arch import ARCHITECTURE, module
 from vmm.exits import Budget
 from vmm.migration import hostile, roundtrip
@@ -33,14 +34,14 @@ chain = module("chain")
 
 
 def vmm(*words: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "vmm", *words], input=data, capture_output=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "vmm", *words], input=data, capture_output=True, timeout=LIMIT)
 
 
 @pytest.fixture
 def saved(kvm: Kvm) -> VmState:
     """A guest of the best level, saved in the middle."""
     with chain.make_guest(kvm, chain.best(kvm), 20, 3) as guest:
-        assert isinstance(guest.resume(30, ticks=10), Budget)
+        assert isinstance(guest.resume(LIMIT, ticks=10), Budget)
         return capture(guest)
 
 

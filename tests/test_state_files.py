@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from tests.sealed import Piece, Sealed
 from tests.state_samples import SAMPLES, explain, x86_state
 from tests.stream_cases import TINY, read, refused, written
@@ -181,7 +182,7 @@ def test_inspect_of_no_section_names_those_there_are(command: Command) -> None:
 def test_inspect_does_not_read_standard_input() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vmm", "inspect", "-"], input=stream("arm64").read_bytes(), capture_output=True,
-        timeout=60, check=False, cwd=Path(__file__).parent.parent,
+        timeout=LIMIT, check=False, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith(b"format 1, arm64"), done.stderr
 
@@ -290,7 +291,7 @@ def test_a_state_whose_parts_have_another_shape_gives_a_traceback(command: Comma
 
 def test_standard_input_is_read_twice() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vmm", "diff", "-", "-"], input=b"", capture_output=True, timeout=60, check=False,
+        [sys.executable, "-m", "vmm", "diff", "-", "-"], input=b"", capture_output=True, timeout=LIMIT, check=False,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert done.returncode == 2 and b"only one of the two" in done.stderr

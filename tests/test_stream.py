@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sealed import Piece, Sealed
@@ -65,7 +65,7 @@ def _states(draw: st.DrawFn) -> VmState:
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(_states(), st.sampled_from([None, 1, 3]), st.booleans())
 def test_a_state_comes_back_as_another(state: VmState, level: int | None, explained: bool) -> None:
     chosen = explain if explained else None

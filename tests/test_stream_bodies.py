@@ -14,6 +14,7 @@ import cbor2
 import pytest
 import zstandard
 
+from tests.patience import LIMIT
 from tests.sealed import Piece, Sealed
 from tests.state_samples import SAMPLES, explain, leaf_d, tiny_state
 from tests.stream_cases import TINY, read, refused, sealed, written
@@ -294,7 +295,7 @@ else:
 def _bounded(data: bytes) -> str:
     """What a reader in 48 MiB of memory says."""
     done = subprocess.run(
-        [sys.executable, "-c", _BOMB], input=data, capture_output=True, timeout=60, check=False,
+        [sys.executable, "-c", _BOMB], input=data, capture_output=True, timeout=LIMIT, check=False,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import fuzz_stream
 from tests.fuzz_stream import corpus, judge, run
+from tests.patience import HANGS
 from tests.stream_mutations import mutate
 from vmm.state import decode, memory_section, stream
 from vmm.state.value import MemoryState
@@ -25,14 +26,14 @@ STREAMS = corpus()
 def test_a_changed_stream_ends_otherwise() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz_stream", "4000", "--seed", "1"],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=HANGS, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in ("damaged", "invalid", "equal", "valid"):
         assert f"'{kind}': " in done.stdout, f"no stream ended as {kind}: nothing reached that far"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.integers(0, len(STREAMS) - 1), st.randoms(use_true_random=False))
 def test_an_example_of_a_changed_stream_is_small(chosen: int, source: random.Random) -> None:
     original, state = STREAMS[chosen]

@@ -198,7 +198,7 @@ def test_a_component_has_another_number_than_the_manual_says() -> None:
 
 
 @given(value=st.integers(0, (1 << 64) - 1))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_bits_are_lost(value: int) -> None:
     found = list(xfeature.bits(value))
     assert found == sorted(found) and xfeature.mask(*found) == value
@@ -295,7 +295,7 @@ def test_a_supervisor_component_overwrites_the_x87_state() -> None:
 
 
 @given(offset=st.integers(0, SIZE - 1), flip=st.integers(1, 255))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_flipped_byte_is_not_exactly_one_difference(offset: int, flip: int) -> None:
     first = area()
     second = first.copy()
@@ -386,7 +386,7 @@ def test_a_component_beyond_the_area_is_in_use() -> None:
     parts=st.dictionaries(st.sampled_from([0, 1, 2, 5, 6, 7, 9, 17, 18]), st.integers(0, 255), max_size=5),
     mask=st.integers(0, 0xFFFFFFFF),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_normalising_twice_differs_from_once(bv: int, parts: dict[int, int], mask: int) -> None:
     changed = area()
     for number, fill in parts.items():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 
 from vmm._kvm import lib
@@ -22,12 +23,41 @@ class KvmUnavailable(Exception):
 _HINTS = {
     errno.ENOENT: "{0} does not exist: load kvm_intel, kvm_amd or another KVM module, "
     "or enable virtualization in the firmware (or in the outer hypervisor)",
-    errno.EACCES: "no permission to open {0}: join the group that owns it (usually kvm) or run as root",
+    errno.EACCES: "no permission to open {0}: join the group that owns it (here: {1}) or run as root",
     errno.EPERM: "opening {0} is forbidden here: allow the device in the container's or the service's policy",
     errno.ENODEV: "{0} exists but no KVM answers: load kvm_intel, kvm_amd or another KVM module",
     errno.ENXIO: "{0} exists but no KVM answers: load kvm_intel, kvm_amd or another KVM module",
     errno.EBUSY: "{0} is busy: another hypervisor holds the virtualization extensions",
 }
+
+
+def _hint(path: str, error: OSError) -> str:
+    """Say why a device could not be opened, and what to do."""
+    if error.errno == errno.EACCES and _on_nodev(path):
+        # fs/namei.c, may_open_dev: for root too.
+        return f"{path} is on a file system that is mounted nodev, where nobody may open a device: mount it without"
+    if error.errno == errno.EACCES and os.geteuid() == 0:
+        return f"no permission to open {path}, although this is root: have the container or the sandbox pass it on"
+    hint = _HINTS.get(error.errno or 0, "{0} could not be opened: " + str(error.strerror))
+    return hint.format(path, _group(path) if error.errno == errno.EACCES else "")
+
+
+def _on_nodev(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_NODEV)
+    except OSError:
+        return False
+
+
+def _group(path: str) -> str:
+    """Return the name of the group that owns a file, its number if it has no name here."""
+    try:
+        number = os.stat(path).st_gid
+        return grp.getgrgid(number).gr_name
+    except OSError:
+        return "unknown"
+    except KeyError:
+        return str(number)
 
 
 class Kvm(Handle):
@@ -43,8 +73,7 @@ class Kvm(Handle):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            hint = _HINTS.get(error.errno or 0, "{0} could not be opened: " + str(error.strerror))
-            raise KvmUnavailable(hint.format(path)) from error
+            raise KvmUnavailable(_hint(path, error)) from error
         super().__init__(fd)
         try:
             self._check_version(path)

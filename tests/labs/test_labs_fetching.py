@@ -11,6 +11,8 @@ from labs.cache import Cache, default_root, hash_files, key_of
 from labs.errors import LabError, require_tool, run_tool
 from labs.packages import Package, apt_configuration, choose_mirror, source_list
 
+from tests.patience import LIMIT
+
 LABS = Path(__file__).resolve().parents[2] / "scripts" / "labs"
 
 
@@ -142,7 +144,7 @@ def test_two_processes_build_the_same_thing_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(20)
+        worker.join(LIMIT)
         assert worker.exitcode == 0
     assert log.read_text() == "built\n"
 

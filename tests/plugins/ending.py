@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM and SIGHUP end pytest as Ctrl-C does: what runs is tidied up, children are ended, the status says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+import pytest
+
+from tests.processes import descendants, end
+
+_NUMBERS = (signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take over the signals, in this process and not in those forked from it."""
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not _received:
+            _received.append(number)
+            raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
+
+    for number in _NUMBERS:
+        before = signal.signal(number, interrupt)
+        config.add_cleanup(lambda number=number, before=before: signal.signal(number, before))  # type: ignore[misc]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """After an interruption end what is left of the test that ran, and return a shell's status for the signal."""
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        end(descendants(os.getpid()))
+    if _received:
+        session.exitstatus = 128 + _received[0]
