@@ -118,7 +118,7 @@ AVX = _guest_xcr0("AVX for guests", xfeature.mask(XFeature.FP, XFeature.SSE, XFe
 AVX512 = _guest_xcr0("AVX-512 for guests", xfeature.AVX512)
 # Something that can be left out of a guest's XCR0: AVX at least.
 MASKABLE = AVX
-# KVM_GET_XSAVE2, with which every area here is read. Before it, in Linux 5.16 and older, KVM had its own code for areas.
+# KVM_GET_XSAVE2, with which every area here is read. Kernels from before it had KVM's own code for areas.
 XSAVE2 = capability("KVM_CAP_XSAVE2")
 # For who reads an area, and for who gives a guest tiles: KVM and the process's right to ask are two facts.
 AREA = (HOST_XSAVE, XSAVE2)

@@ -254,7 +254,7 @@ def nent_protocol(context: Context) -> None:
 
 @clause("cpuid.leaf0-max", arch="x86")
 def leaf0_max(context: Context) -> None:
-    """The highest basic leaf covers the xstate leaf and all that is listed, and neither it nor leaf 7 exceeds the CPU's.
+    """The highest basic leaf covers the xstate leaf and all that is listed; it and leaf 7 do not exceed the CPU's.
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (cases 0 and 7), get_cpuid_func.
     """
