@@ -7,6 +7,7 @@ import os
 import random
 
 from vmm.conformance.context import Context
+from vmm.conformance.expect import judged
 from vmm.conformance.host import Host
 from vmm.conformance.needs import Need, capability
 from vmm.vcpu import Vcpu
@@ -39,6 +40,7 @@ __all__ = [
     "XSAVE2",
     "configured",
     "guest_supported",
+    "judged_call",
     "maskable",
     "offers",
     "pattern",
@@ -216,6 +218,17 @@ def vector_level(context: Context) -> str:
 def _has_avx512bw(table: Cpuid) -> bool:
     # Where KVM runs the guest's CPL3 natively, its CPUID may leave out what works; ask the CPU too.
     return table.has("AVX512BW") or bool(cpuid.host(7).ebx >> 30 & 1)
+
+
+def judged_call(
+    context: Context, guest: Guest, entry: str, *parameters: int, privilege: int = 0, patience: int = 1
+) -> int:
+    """Run an entry point that the clause is about: it has to come to its end. ``patience`` multiplies the time limit.
+
+    What an entry point counts as a fault is left to the caller; any other one, or a way out that is none, is judged.
+    """
+    with judged(f"{entry} in the guest"):
+        return guest.call(entry, *parameters, privilege=privilege, timeout=patience * context.timeout)
 
 
 def vector_guest(context: Context, features: int | None = None, table: Cpuid | None = None) -> Guest:

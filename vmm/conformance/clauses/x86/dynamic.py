@@ -11,6 +11,7 @@ from vmm.conformance.clauses.x86.common import (
     TILEDATA,
     configured,
     guest_supported,
+    judged_call,
     permit_tiles,
     permitted_size,
     stay_on_one_cpu,
@@ -18,7 +19,7 @@ from vmm.conformance.clauses.x86.common import (
 )
 from vmm.conformance.clauses.x86.tiles import TileImage, tile_guest
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, refused, subset, succeeds, true
+from vmm.conformance.expect import equal, refused, subset, succeeds, true
 from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
@@ -157,8 +158,7 @@ def armed_hides_tiles(context: Context) -> None:
     TileImage.random(3).load(guest)
     guest.call("load", timeout=context.timeout)
     equal("XSTATE_BV[18] before", get_xsave(guest.vcpu).xstate_bv >> TILEDATA & 1, 1)
-    with judged("WRMSR of IA32_XFD in the guest"):
-        guest.call("wrmsr", Msr.XFD, _ARMED, timeout=context.timeout)
+    judged_call(context, guest, "wrmsr", Msr.XFD, _ARMED)
     area = get_xsave(guest.vcpu)
     equal("XSTATE_BV[18] with XFD armed", area.xstate_bv >> TILEDATA & 1, 0)
     equal("tile bytes with XFD armed", area.component(TILEDATA).strip(b"\0"), b"")

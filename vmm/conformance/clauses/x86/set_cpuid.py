@@ -17,6 +17,7 @@ from vmm.conformance.clauses.x86.common import (
     XCOMP_GUEST,
     XSAVE2,
     configured,
+    judged_call,
     maskable,
     pattern,
     permit_tiles,
@@ -25,7 +26,7 @@ from vmm.conformance.clauses.x86.common import (
     tile_table,
 )
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, no_difference, refused, succeeds
+from vmm.conformance.expect import equal, no_difference, refused, succeeds
 from vmm.conformance.registry import clause
 from vmm.ioctl import KvmError
 from vmm.vcpu import Vcpu
@@ -256,10 +257,9 @@ def runtime_size(context: Context) -> None:
         equal(f"0xD.0 EBX for the host, XCR0 {value:#x}", entry.ebx, size)
         equal(f"0xD.0 ECX for the host, XCR0 {value:#x}", entry.ecx, table.get(0xD).ecx)
         set_xcr0(guest.vcpu, 1)
-        with judged(f"XSETBV {value:#x} and CPUID in the guest"):
-            guest.call("xsetbv", 0, value, timeout=context.timeout)
-            equal(f"faults of XSETBV {value:#x}", guest.mailbox.read("values", 15), 0)
-            guest.call("cpuid", 0xD, 0, timeout=context.timeout)
+        judged_call(context, guest, "xsetbv", 0, value)
+        equal(f"faults of XSETBV {value:#x}", guest.mailbox.read("values", 15), 0)
+        judged_call(context, guest, "cpuid", 0xD, 0)
         seen = guest.mailbox.values
         equal(f"0xD.0 EBX in the guest, XCR0 {value:#x}", seen[1], size)
         equal(f"0xD.0 ECX in the guest, XCR0 {value:#x}", seen[2], table.get(0xD).ecx)
@@ -282,8 +282,7 @@ def osxsave_mirror(context: Context) -> None:
         set_sregs(guest.vcpu, sregs)
         seen = get_cpuid(guest.vcpu).get(1).ecx >> 27 & 1
         equal(f"OSXSAVE for the host, CR4.OSXSAVE={int(enabled)}", seen, int(enabled))
-        with judged("CPUID 1 in the guest"):
-            guest.call("cpuid", 1, 0, timeout=context.timeout)
+        judged_call(context, guest, "cpuid", 1, 0)
         equal(
             f"OSXSAVE in the guest, CR4.OSXSAVE={int(enabled)}",
             guest.mailbox.values[2] >> 27 & 1,

@@ -12,6 +12,7 @@ from vmm.conformance.clauses.x86.common import (
     MASKABLE,
     XSAVE2,
     configured,
+    judged_call,
     maskable,
     pattern,
     plain_features,
@@ -20,7 +21,7 @@ from vmm.conformance.clauses.x86.common import (
 )
 from vmm.conformance.clauses.x86.image import Image
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, no_difference, subset, succeeds, true
+from vmm.conformance.expect import equal, no_difference, subset, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid
@@ -198,8 +199,7 @@ def survives_exits(context: Context) -> None:
     image = Image.random(random.Random(8))
     guest.memory.write(guest.payload.symbol("expected"), image.data)
     before = guest.vcpu.entries
-    with judged("the guest's registers over 500 exits"):
-        guest.call(f"churn_{vector_level(context)}", 500, privilege=3, timeout=4 * context.timeout)
+    judged_call(context, guest, f"churn_{vector_level(context)}", 500, privilege=3, patience=4)
     true("entries of the guest", guest.vcpu.entries - before >= 500, guest.vcpu.entries - before, "500 or more")
     image.check(guest)
 

@@ -13,6 +13,7 @@ from vmm.conformance.clauses.x86.common import (
     XSAVE2,
     configured,
     guest_supported,
+    judged_call,
     maskable,
     pattern,
     plain_features,
@@ -22,7 +23,7 @@ from vmm.conformance.clauses.x86.common import (
 )
 from vmm.conformance.clauses.x86.image import Image
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, no_difference, refused, succeeds
+from vmm.conformance.expect import equal, no_difference, refused, succeeds
 from vmm.conformance.registry import clause
 from vmm.ioctl import KvmError
 from vmm.x86 import xfeature
@@ -192,8 +193,7 @@ def guest_sees_what_was_set(context: Context) -> None:
     for number in image.features(level)[2:]:
         area.set_component(number, image.component(number))
     succeeds("KVM_SET_XSAVE", set_xsave, guest.vcpu, area)
-    with judged("the guest's verification of what was set"):
-        guest.call(f"verify_{level}", privilege=3, timeout=context.timeout)
+    judged_call(context, guest, f"verify_{level}", privilege=3)
     image.check(guest)
 
 
