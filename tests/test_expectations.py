@@ -151,6 +151,7 @@ def test_every_minor_release_since_5_17_has_the_faults_of_its_time(make_host: Ma
     assert ("quirk.one-way" in found) is (release < (6, 16, 0))
     assert ("cpuid.hidden-without-perm" in found) is (release < (6, 4, 0))
     assert ("xsave.set-xfd-filter" in found) is (release < (6, 19, 0))
+    assert ("xsave.set-cpuid-independent" in found) is (release < (6, 6, 0))
     arm = _known_at(minor, make_host, "arm64", mode="VHE", midr=0)
     assert ("init.events-before-init-enoexec" in arm) is (release < (6, 18, 0))
     assert ("vm.mmio-read-signext" in arm) is (release < (7, 2, 0))
@@ -163,6 +164,7 @@ def test_every_minor_release_since_5_17_has_the_faults_of_its_time(make_host: Ma
         ("6.12.66", "xsave.set-xfd-filter", True), ("6.12.67", "xsave.set-xfd-filter", False),
         ("6.1.161", "xsave.set-xfd-filter", True), ("6.1.162", "xsave.set-xfd-filter", False),
         ("6.16.3", "xsave.set-xfd-filter", True), ("6.6.121", "xsave.set-xfd-filter", True),
+        ("6.1.59", "xsave.set-cpuid-independent", True), ("6.1.60", "xsave.set-cpuid-independent", False),
     ],
 )  # fmt: skip
 def test_a_stable_release_has_the_faults_that_its_changelog_does_not_mend(
@@ -271,6 +273,12 @@ def test_nothing_but_a_star_is_special_in_a_pattern() -> None:
 def test_a_pass_where_a_failure_is_known_is_an_xpass() -> None:
     result = apply(ClauseResult("xcrs.fresh", Verdict.PASS, "S."), _entry())
     assert (result.verdict, result.reason) == (Verdict.XPASS, "it is so")
+
+
+def test_a_pass_that_no_key_tells_from_the_known_failure_stays_a_pass() -> None:
+    known = _entry(passes="newer releases mended it")
+    assert apply(ClauseResult("xcrs.fresh", Verdict.PASS, "S."), known).verdict is Verdict.PASS
+    assert apply(_fail(), known).verdict is Verdict.KNOWN
 
 
 def test_a_guest_that_hangs_can_be_known_by_its_reason() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from tests.mutations.lies import Change, Condition, after, top_component
 from vmm._kvm import ffi, lib
 from vmm.ioctl import Call, Interposer
-from vmm.x86.xsave import POISON, host_layout
+from vmm.x86.xsave import host_layout
 
 __all__ = [
     "FCW",
@@ -106,7 +106,7 @@ def shorten(count: int) -> Change:
         view = area(call)
         # The caller may ask a second time with another poison: nothing is written to the last byte.
         written = lib.vmm_written_length(call.argument, len(view), view[-1])
-        view[written - count : written] = bytes([POISON]) * count
+        view[written - count : written] = bytes(view[-1:]) * count
 
     return change
 

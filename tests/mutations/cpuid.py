@@ -171,6 +171,11 @@ def processor_trace_state_is_offered() -> Interposer:
 
 
 @mutation("cpuid.not-exposed")
+def not_all_that_is_offered_can_be_enabled() -> Interposer:
+    return refuse("KVM_SET_XCRS", errno.EINVAL)
+
+
+@mutation("cpuid.not-exposed")
 def apx_is_offered_without_its_component() -> Interposer:
     return _leaf(7, 1, edx=lambda value: value | APX)
 
@@ -299,12 +304,22 @@ def the_highest_leaf_is_below_the_xstate_leaf() -> Interposer:
 
 @mutation("cpuid.leaf0-max")
 def the_highest_leaf_is_one_too_many() -> Interposer:
-    return _leaf(0, 0, eax=lambda value: 0x25)
+    return _leaf(0, 0, eax=lambda value: cpuid.host(0).eax + 1)
+
+
+@mutation("cpuid.leaf0-max")
+def a_leaf_is_listed_beyond_the_highest() -> Interposer:
+    return after(ASK, lambda call: _apply(entry(call, 0x77), {"eax": lambda value: 1}))
+
+
+@mutation("cpuid.leaf0-max")
+def leaf_7_lists_a_subleaf_beyond_its_last() -> Interposer:
+    return _leaf(7, 9, eax=lambda value: 1)
 
 
 @mutation("cpuid.leaf0-max")
 def leaf_7_has_one_subleaf_too_many() -> Interposer:
-    return _leaf(7, 0, eax=lambda value: 3)
+    return _leaf(7, 0, eax=lambda value: cpuid.host(7).eax + 1)
 
 
 @mutation("cpuid.0xd0-size")

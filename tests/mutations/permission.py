@@ -270,7 +270,7 @@ def component_19_is_granted() -> Interposer:
 
 @mutation("perm.req-errors")
 def an_unknown_option_is_accepted() -> Interposer:
-    return accept("arch_prctl 0x1026")
+    return accept("arch_prctl 0x7fffffff")
 
 
 @mutation("perm.req-errors")

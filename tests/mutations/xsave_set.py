@@ -193,7 +193,7 @@ def an_ignored_mxcsr_is_kept() -> Interposer:
 
 
 def _malformed(call: Call) -> bool:
-    return bool(bits_of(call) >> 62 or any(area(call)[XCOMP_BV : RESERVED + 48]) or _bad_mxcsr()(call))
+    return bool(bits_of(call) >> 63 or any(area(call)[XCOMP_BV : RESERVED + 48]) or _bad_mxcsr()(call))
 
 
 @mutation("xsave.set-atomic")

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 from vmm.conformance.context import Context
+from vmm.conformance.expect import judged
 from vmm.conformance.host import Host
-from vmm.conformance.needs import Need
+from vmm.conformance.needs import Need, capability
 from vmm.vcpu import Vcpu
 from vmm.x86 import cpuid, permission, xfeature
 from vmm.x86.cpuid import Cpuid
@@ -15,9 +17,10 @@ from vmm.x86.facts import CALLS
 from vmm.x86.guest import Guest
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import XsaveArea
+from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, host_layout
 
 __all__ = [
+    "AREA",
     "AVX",
     "AVX512",
     "GUEST_AMX",
@@ -31,14 +34,21 @@ __all__ = [
     "STRICT_MSRS",
     "SYSTEM_ATTRIBUTES",
     "TILEDATA",
+    "TILE_GUESTS",
     "XCOMP",
     "XCOMP_GUEST",
+    "XSAVE2",
     "configured",
     "guest_supported",
+    "judged_call",
     "maskable",
+    "offers",
     "pattern",
     "permit_tiles",
+    "permitted_size",
     "plain_features",
+    "static_features",
+    "stay_on_one_cpu",
     "tile_table",
     "vector_guest",
     "vector_level",
@@ -74,6 +84,16 @@ def _guest_xcr0(name: str, wanted: int) -> Need:
     return Need(name, measure)
 
 
+def offers(feature: str) -> Need:
+    """KVM offers guests a CPUID feature, by its name in cpuid_names."""
+
+    def measure(host: Host) -> tuple[bool, str]:
+        has = host.facts.cpuid.has(feature)
+        return has, f"KVM_GET_SUPPORTED_CPUID has {feature} {'set' if has else 'clear'}"
+
+    return Need(f"{feature} for guests", measure)
+
+
 def _host_xsave(host: Host) -> tuple[bool, str]:
     value = host.facts.xcr0
     return value != 0, f"the host's XCR0 is {xfeature.describe(value)}" if value else "the host's CR4.OSXSAVE is 0"
@@ -100,6 +120,11 @@ AVX = _guest_xcr0("AVX for guests", xfeature.mask(XFeature.FP, XFeature.SSE, XFe
 AVX512 = _guest_xcr0("AVX-512 for guests", xfeature.AVX512)
 # Something that can be left out of a guest's XCR0: AVX at least.
 MASKABLE = AVX
+# KVM_GET_XSAVE2, with which every area here is read. Kernels from before it had KVM's own code for areas.
+XSAVE2 = capability("KVM_CAP_XSAVE2")
+# For who reads an area, and for who gives a guest tiles: KVM and the process's right to ask are two facts.
+AREA = (HOST_XSAVE, XSAVE2)
+TILE_GUESTS = (GUEST_AMX, XCOMP_GUEST, XSAVE2)
 # What KVM's modules were told.
 STRICT_MSRS = Need("a KVM that refuses unknown MSRs", _refuses_unknown_msrs)
 
@@ -114,6 +139,26 @@ def maskable(context: Context) -> tuple[int, int]:
     """Return (all plain features KVM offers, the same without its most recent group)."""
     full = plain_features(context)
     return full, full & ~(xfeature.AVX512 if full & xfeature.AVX512 else 1 << XFeature.YMM)
+
+
+def static_features(context: Context) -> int:
+    """The xfeatures that need no permission: the guest permission of a process that requested none."""
+    permitted = context.host.facts.xcomp_guest_permitted
+    return int(context.host.facts.xcr0 & ~xfeature.DYNAMIC if permitted is None else permitted)
+
+
+def permitted_size(features: int = -1) -> int:
+    """Bytes of the area of a vCPU that has all that this process may give guests now, within ``features``.
+
+    The host's CPU may have components that its kernel does not use, so CPUID 0xD.0 ECX is no answer.
+    Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (__user_state_size).
+    """
+    return max(LEGACY_SIZE, host_layout().size(permission.guest_permitted() & features))
+
+
+def stay_on_one_cpu() -> None:
+    """Keep this process on one CPU: KVM hands out CPUID leaves that differ between CPUs (APIC ids, caches)."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def plain_features(context: Context) -> int:
@@ -173,6 +218,17 @@ def vector_level(context: Context) -> str:
 def _has_avx512bw(table: Cpuid) -> bool:
     # Where KVM runs the guest's CPL3 natively, its CPUID may leave out what works; ask the CPU too.
     return table.has("AVX512BW") or bool(cpuid.host(7).ebx >> 30 & 1)
+
+
+def judged_call(
+    context: Context, guest: Guest, entry: str, *parameters: int, privilege: int = 0, patience: int = 1
+) -> int:
+    """Run an entry point that the clause is about: it has to come to its end. ``patience`` multiplies the time limit.
+
+    What an entry point counts as a fault is left to the caller; any other one, or a way out that is none, is judged.
+    """
+    with judged(f"{entry} in the guest"):
+        return guest.call(entry, *parameters, privilege=privilege, timeout=patience * context.timeout)
 
 
 def vector_guest(context: Context, features: int | None = None, table: Cpuid | None = None) -> Guest:

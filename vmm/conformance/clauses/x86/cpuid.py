@@ -5,34 +5,39 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import GUEST_XSAVE, guest_supported, permit_tiles
+from vmm.conformance.clauses.x86.common import (
+    GUEST_XSAVE,
+    configured,
+    guest_supported,
+    offers,
+    permit_tiles,
+    stay_on_one_cpu,
+)
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, subset, succeeds, true
 from vmm.conformance.host import Host
-from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.fields import TileInfo
+from vmm.x86.msr import Msr, set_msr
+from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout
 
-# The newest series whose source these expectations were read from.
-_NEWEST = (7, 2)
-# What KVM exposes as of 7.2: KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
-_XCR0 = 0x602FF
-_XSS = 0x1800
-_PALETTE = {"total_tile_bytes": 8192, "bytes_per_tile": 1024, "bytes_per_row": 64, "max_names": 8, "max_rows": 16}
+# The components that have a name here; a newer KVM may offer more.
+_NAMED = xfeature.mask(*XFeature)
+# The first leaf that is no basic one.
+_HYPERVISOR = 0x40000000
 
 
 def _tables(context: Context) -> Iterator[tuple[str, Cpuid]]:
     """Yield what KVM supports without the guest permission for tiles and, where AMX guests are possible, with it."""
     yield "without tiles", cpuid.supported(context.kvm)
-    if guest_supported(context) & xfeature.XTILE == xfeature.XTILE:
+    may_ask = context.host.facts.xcomp_guest_permitted is not None
+    if may_ask and guest_supported(context) & xfeature.XTILE == xfeature.XTILE:
         permit_tiles(context)
         yield "with tiles", cpuid.supported(context.kvm)
 
@@ -61,7 +66,8 @@ def leaf_d1_size(context: Context) -> None:
         compacts = table.has("XSAVEC") or table.has("XSAVES")
         size = Layout.from_cpuid(table).compacted_size(table.xcr0 | table.xss) if compacts else 0
         equal(f"0xD.1 EBX {which}", table.get(0xD, 1).ebx, size)
-        subset(f"0xD.1 EDX:ECX {which} against supervisor components", table.xss, xfeature.SUPERVISOR)
+        supervisor = xfeature.mask(*(n for n in xfeature.bits(table.xss) if cpuid.host(0xD, n).ecx & 1))
+        subset(f"0xD.1 EDX:ECX {which} against the CPU's supervisor components", table.xss, supervisor)
 
 
 @clause("cpuid.0xd-subleaf-kind", arch="x86", needs=(GUEST_XSAVE,))
@@ -93,19 +99,20 @@ def leaf_d_subleaf_kind(context: Context) -> None:
 
 @clause("cpuid.0xd-xfd-bit", arch="x86", needs=(GUEST_XSAVE,))
 def leaf_d_xfd_bit(context: Context) -> None:
-    """Only tile data may be marked as subject to XFD, and only if KVM offers XFD at all.
+    """The components marked as subject to XFD are those that the CPU marks, and none if KVM does not offer XFD.
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd: ECX[2] is cleared without X86_FEATURE_XFD).
     """
     for which, table in _tables(context):
         marked = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and e.ecx & 4))
-        offered = bool(table.xcr0 >> XFeature.XTILEDATA & 1) and table.has("XFD")
-        equal(f"components with XFD {which}", marked, xfeature.DYNAMIC if offered else 0)
+        offered = (table.xcr0 | table.xss) & ~3 if table.has("XFD") else 0
+        by_cpu = xfeature.mask(*(n for n in xfeature.bits(offered) if cpuid.host(0xD, n).ecx & 4))
+        equal(f"components with XFD {which}", marked, by_cpu)
 
 
 @clause("cpuid.0x1d", arch="x86")
 def leaf_1d(context: Context) -> None:
-    """CPUID 0x1D describes tile palette 1 as the CPU does if KVM offers AMX_TILE, and is all zero if not.
+    """CPUID 0x1D describes the tile palettes as the CPU does if KVM offers AMX_TILE, and is all zero if not.
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0x1d).
     """
@@ -114,54 +121,59 @@ def leaf_1d(context: Context) -> None:
         found = [str(e) for e in table if e.function == 0x1D and any(e.registers)]
         equal("non-zero entries of leaf 0x1D without AMX_TILE", found, [])
         return
-    equal("0x1D.0 EAX (the last palette)", table.get(0x1D).eax, 1)
-    palette = table.get(0x1D, 1)
-    info = TileInfo.from_registers(palette.registers)
-    for field, value in _PALETTE.items():
-        equal(f"0x1D.1 {field}", getattr(info, field), value)
-    equal("0x1D.1 EDX and the rest of ECX", int(info) >> 80, 0)
-    equal("0x1D.1 against the CPU", palette.registers, cpuid.host(0x1D, 1).registers)
+    last = table.get(0x1D).eax
+    true("0x1D.0 EAX (the last palette)", 1 <= last <= cpuid.host(0x1D).eax, last, "1 to the CPU's")
+    for palette in range(1, last + 1):
+        seen, own = table.get(0x1D, palette), cpuid.host(0x1D, palette)
+        equal(f"0x1D.{palette} against the CPU", seen.registers, own.registers)
 
 
 @clause("cpuid.0x24-avx10", arch="x86")
 def leaf_24(context: Context) -> None:
-    """CPUID 0x24 gives an AVX10 version of 1 or 2 if KVM offers AVX10, and is all zero if not.
+    """CPUID 0x24 gives an AVX10 version and features that the CPU has if KVM offers AVX10, and is all zero if not.
 
     Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0x24); 6.12 knows version 1, 7.2 version 2.
     """
     table = cpuid.supported(context.kvm)
     if not table.has("AVX10"):
-        equal(
-            "non-zero entries of leaf 0x24",
-            [str(e) for e in table if e.function == 0x24 and any(e.registers)],
-            [],
-        )
+        found = [str(e) for e in table if e.function == 0x24 and any(e.registers)]
+        equal("non-zero entries of leaf 0x24 without AVX10", found, [])
         return
-    entry = table.get(0x24)
-    version_number = entry.ebx & 0xFF
-    true("AVX10 version", version_number in (1, 2), version_number, "1 or 2")
-    true("last subleaf of 0x24", entry.eax <= 1, entry.eax, "0 or 1")
-    equal("0x24.0 ECX and EDX", (entry.ecx, entry.edx), (0, 0))
-    extra = table.get(0x24, 1)
-    equal("0x24.1 EAX, EBX and EDX", (extra.eax, extra.ebx, extra.edx), (0, 0, 0))
+    entry, own = table.get(0x24), cpuid.host(0x24)
+    version = entry.ebx & 0xFF
+    true("AVX10 version", 1 <= version <= own.ebx & 0xFF, version, "1 to the CPU's")
+    true("last subleaf of 0x24", entry.eax <= own.eax, entry.eax, "at most the CPU's")
+    subset("0x24.0 EBX[31:8] against the CPU", entry.ebx >> 8, own.ebx >> 8)
+    _within_cpu("0x24.0", (entry.ecx, entry.edx), (own.ecx, own.edx))
+    for index in range(1, own.eax + 1):
+        _within_cpu(f"0x24.{index}", table.get(0x24, index).registers, cpuid.host(0x24, index).registers)
+
+
+def _within_cpu(leaf: str, seen: tuple[int, ...], own: tuple[int, ...]) -> None:
+    """Registers of a leaf of features may have no bit that the CPU's do not have."""
+    for value, limit in zip(seen, own, strict=True):
+        subset(f"{leaf} against the CPU", value, limit)
 
 
 @clause("cpuid.not-exposed", arch="x86", needs=(GUEST_XSAVE,))
 def not_exposed(context: Context) -> None:
-    """KVM offers guests no xfeature beyond those it can save: no PT, PASID, UINTR, LBR or APX.
+    """KVM offers guests no xfeature beyond those it can give them: XCR0 and IA32_XSS take all that CPUID 0xD offers.
 
-    A kernel newer than the one this was read from may offer more: that is noted and no failure.
+    So no PT, PASID, UINTR, LBR or APX state where KVM cannot save it. What has no name here, as in a KVM newer than
+    this was read from, is noted.
 
-    Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS.
+    Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0 and KVM_SUPPORTED_XSS, __kvm_set_xcr, kvm_set_msr_common.
     """
     table = cpuid.supported(context.kvm)
-    if context.host.version[:2] > _NEWEST and (table.xcr0 & ~_XCR0 or table.xss & ~_XSS):
-        offered = f"XCR0 {xfeature.describe(table.xcr0)}, XSS {xfeature.describe(table.xss)}"
-        context.note(f"newer than {_NEWEST[0]}.{_NEWEST[1]}: {offered}")
-        return
-    subset("0xD.0 EDX:EAX", table.xcr0, _XCR0)
-    subset("0xD.1 EDX:ECX", table.xss, _XSS)
-    equal("APX_F", table.has("APX_F"), False)
+    vcpu = configured(context, table)
+    # Tile components come in a pair or not at all: cpuid.all-or-none looks at that.
+    succeeds("XCR0 of all that 0xD.0 offers", set_xcr0, vcpu, table.xcr0 & ~xfeature.XTILE)
+    if table.xss:
+        equal(f"IA32_XSS = {table.xss:#x} accepted", set_msr(vcpu, Msr.XSS, table.xss), True)
+    equal("APX_F against its component in 0xD.0", table.has("APX_F"), bool(table.xcr0 >> XFeature.APX & 1))
+    unnamed = (table.xcr0 | table.xss) & ~_NAMED
+    if unnamed:
+        context.note(f"offered, and without a name here: {xfeature.describe(unnamed)}")
 
 
 @clause("cpuid.all-or-none", arch="x86", needs=(GUEST_XSAVE,))
@@ -181,18 +193,12 @@ def all_or_none(context: Context) -> None:
 
 
 def _two_dimensional_paging(host: Host) -> str:
-    for module, parameter in (("kvm_intel", "ept"), ("kvm_amd", "npt")):
-        path = Path("/sys/module", module, "parameters", parameter)
-        if path.exists():
-            return path.read_text().strip()
-    return "unknown"
+    """What the module that answers was told of EPT or NPT; "unknown" where the host does not show it."""
+    parameter = {"kvm_intel": "kvm_intel.ept", "kvm_amd": "kvm_amd.npt"}.get(host.backend, "")
+    return str(host.facts.parameters.get(parameter, "unknown"))
 
 
-def _measure_pku(host: Host) -> tuple[bool, str]:
-    return host.facts.cpuid.has("PKU"), f"KVM offers PKU: {host.facts.cpuid.has('PKU')}"
-
-
-@clause("cpuid.pku-needs-tdp", arch="x86", needs=(Need("PKU for guests", _measure_pku),))
+@clause("cpuid.pku-needs-tdp", arch="x86", needs=(offers("PKU"),))
 def pku_needs_tdp(context: Context) -> None:
     """PKU is offered only where the host uses protection keys itself and guests are paged by EPT or NPT.
 
@@ -200,7 +206,10 @@ def pku_needs_tdp(context: Context) -> None:
     """
     equal("OSPKE of the host", cpuid.host(7).ecx >> 4 & 1, 1)
     paging = _two_dimensional_paging(context.host)
-    true("two-dimensional paging", paging in ("Y", "1", "unknown"), paging, "Y")
+    if paging == "unknown":
+        context.note("this host does not show whether guests are paged by EPT or NPT")
+    else:
+        true("two-dimensional paging", paging in ("Y", "1"), paging, "Y")
 
 
 @clause("cpuid.cet-all-or-nothing", arch="x86")
@@ -231,6 +240,7 @@ def nent_protocol(context: Context) -> None:
 
     Source: arch/x86/kvm/cpuid.c, kvm_dev_ioctl_get_cpuid; Documentation/virt/kvm/api.rst 4.46.
     """
+    stay_on_one_cpu()
     kvm = context.kvm
     count = succeeds("256 entries", _ask, kvm, 256)
     true("entries", 0 < count <= 256, count, "1 to 256")
@@ -244,14 +254,17 @@ def nent_protocol(context: Context) -> None:
 
 @clause("cpuid.leaf0-max", arch="x86")
 def leaf0_max(context: Context) -> None:
-    """The highest basic leaf covers the xstate leaf and is at most 0x24; leaf 7 has at most subleaf 2.
+    """The highest basic leaf covers the xstate leaf and all that is listed; it and leaf 7 do not exceed the CPU's.
 
-    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (cases 0 and 7).
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (cases 0 and 7), get_cpuid_func.
     """
     table = cpuid.supported(context.kvm)
     top, last = table.get(0).eax, table.get(7).eax
-    if context.host.version[:2] > _NEWEST and (top > 0x24 or last > 2):
-        context.note(f"newer than {_NEWEST[0]}.{_NEWEST[1]}: highest leaf {top:#x}, last subleaf of 7 is {last}")
-        return
-    true("0.EAX", min(0xD, cpuid.host(0).eax) <= top <= 0x24, top, "0xd to 0x24")
-    true("7.0.EAX", last <= 2, last, "at most 2")
+    own = cpuid.host(0).eax
+    true("0.EAX", min(0xD, own) <= top <= own, top, f"{min(0xD, own):#x} to the CPU's {own:#x}")
+    listed = [entry.function for entry in table if top < entry.function < _HYPERVISOR]
+    equal("basic leaves beyond the highest", listed, [])
+    if top >= 7:
+        true("7.0.EAX", last <= cpuid.host(7).eax, last, "at most the CPU's")
+        subleaves = [entry.index for entry in table if entry.function == 7 and entry.index > last]
+        equal("subleaves of 7 beyond the last", subleaves, [])

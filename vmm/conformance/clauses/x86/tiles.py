@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vmm.conformance.clauses.x86.common import OSXSAVE, permit_tiles
+from vmm.conformance.clauses.x86.common import OSXSAVE, judged_call, permit_tiles
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
 from vmm.x86 import cpuid
@@ -24,6 +24,7 @@ __all__ = [
     "FULL",
     "TileImage",
     "TileShapes",
+    "data_entries",
     "explain",
     "guest_area",
     "loaded",
@@ -168,6 +169,11 @@ def tile_guest(context: Context, table: Cpuid | None = None, *, permit: bool = T
     return guest
 
 
+def data_entries(guest: Guest) -> tuple[str, ...]:
+    """The entry points, beside tileload_once, with one instruction on tile data that this guest's CPUID has."""
+    return ("tilezero_once", "tdpbssd_once") if guest.cpuid.has("AMX_INT8") else ("tilezero_once",)
+
+
 def loaded(context: Context, seed: int, config: TileShapes = FULL) -> tuple[Guest, TileImage]:
     """A guest that has configured and loaded its tiles, and what they hold."""
     guest = tile_guest(context)
@@ -179,7 +185,7 @@ def loaded(context: Context, seed: int, config: TileShapes = FULL) -> tuple[Gues
 
 def verify(context: Context, guest: Guest, image: TileImage) -> None:
     """Have the guest store its tiles and compare them with ``image``."""
-    guest.call("verify", timeout=context.timeout)
+    judged_call(context, guest, "verify")
     image.check(guest)
 
 

@@ -9,17 +9,17 @@ import sys
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86 import state
-from vmm.conformance.clauses.x86.common import GUEST_AMX, TILEDATA
-from vmm.conformance.clauses.x86.tiles import FULL, TileImage, explain, tile_guest
+from vmm.conformance.clauses.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers
+from vmm.conformance.clauses.x86.tiles import FULL, TileImage, data_entries, explain, tile_guest, verify
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, true
+from vmm.conformance.expect import equal, judged, true
 from vmm.conformance.registry import clause
 from vmm.x86 import boot, permission, xfeature
 from vmm.x86.guest import Guest
 from vmm.x86.msr import Msr, get_msr, name, set_msr
 from vmm.x86.xfeature import XFeature
 
-_TILES = (GUEST_AMX,)
+_TILES = TILE_GUESTS
 _ARMED = 1 << TILEDATA
 _CR0_TS = 1 << 3
 _XTILE = xfeature.XTILE
@@ -35,13 +35,13 @@ def _ready(context: Context, seed: int = 1) -> tuple[Guest, TileImage]:
 
 def _write(context: Context, guest: Guest, msr: Msr, value: int) -> int:
     """WRMSR in the guest; return the number of faults."""
-    guest.call("wrmsr", msr, value, timeout=context.timeout)
+    judged_call(context, guest, "wrmsr", msr, value)
     return guest.mailbox.read("values", 15)
 
 
 def _read(context: Context, guest: Guest, msr: Msr) -> int:
     """RDMSR in the guest."""
-    guest.call("rdmsr", msr, timeout=context.timeout)
+    judged_call(context, guest, "rdmsr", msr)
     equal(f"faults of RDMSR {name(msr)}", guest.mailbox.read("values", 15), 0)
     return guest.mailbox.values[0]
 
@@ -121,7 +121,7 @@ def needs_tiledata(context: Context) -> None:
     equal("faults of WRMSR 0", _write(context, guest, Msr.XFD, 0), 0)
 
 
-@clause("xfd.nm-delivery", arch="x86", needs=_TILES)
+@clause("xfd.nm-delivery", arch="x86", needs=(*_TILES, offers("XGETBV1")))
 def nm_delivery(context: Context) -> None:
     """With XFD armed a tile instruction is #NM at itself with XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
 
@@ -130,9 +130,9 @@ def nm_delivery(context: Context) -> None:
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; Intel SDM volume 1, 13.14.
     """
     guest, _ = _ready(context)
-    guest.call("demand", 0, timeout=context.timeout)
+    judged_call(context, guest, "demand", 0)
     _check_demand(guest)
-    guest.call("xinuse", timeout=context.timeout)
+    judged_call(context, guest, "xinuse")
     equal("tile data in use after the retry", guest.mailbox.values[0] >> TILEDATA & 1, 1)
 
 
@@ -144,10 +144,10 @@ def nm_each_instruction(context: Context) -> None:
     """
     guest, _ = _ready(context)
     guest.call("load", timeout=context.timeout)
-    for entry in ("tileload_once", "tilezero_once", "tdpbssd_once"):
+    for entry in ("tileload_once", *data_entries(guest)):
         for armed in (True, False):
             _write(context, guest, Msr.XFD, _ARMED * armed)
-            guest.call(entry, timeout=context.timeout)
+            judged_call(context, guest, entry)
             equal(f"faults of {entry} with XFD {_ARMED * armed:#x}", guest.mailbox.read("values", 15), int(armed))
             if armed:
                 equal(f"the fault of {entry}", guest.fault().name, "#NM")
@@ -163,7 +163,7 @@ def error_survives_exits(context: Context) -> None:
     """
     guest, _ = _ready(context)
     before = guest.vcpu.entries
-    guest.call("demand", 1000, timeout=4 * context.timeout)
+    judged_call(context, guest, "demand", 1000, patience=4)
     true("entries of the guest", guest.vcpu.entries - before >= 1000, guest.vcpu.entries - before, "1000 or more")
     _check_demand(guest)
 
@@ -192,9 +192,10 @@ def error_survives_preemption(context: Context) -> None:
     competitor = subprocess.Popen([sys.executable, "-c", _COMPETITOR], stdout=subprocess.PIPE)
     try:
         assert competitor.stdout is not None
-        equal("the competitor", competitor.stdout.readline(), b"ready\n")
+        if competitor.stdout.readline() != b"ready\n":
+            raise ChildProcessError(f"the process that uses tiles did not start: it ended with {competitor.wait()}")
         for _ in range(5):
-            guest.call("demand", 200, timeout=4 * context.timeout)
+            judged_call(context, guest, "demand", 200, patience=4)
             _check_demand(guest)
         equal("the competitor's exit status", competitor.poll(), None)
     finally:
@@ -211,7 +212,7 @@ def error_written_by_guest(context: Context) -> None:
     guest, _ = _ready(context)
     for value in (_ARMED, 0):
         equal(f"faults of WRMSR {value:#x}", _write(context, guest, Msr.XFD_ERR, value), 0)
-        guest.call("ticks", 50, timeout=context.timeout)
+        judged_call(context, guest, "ticks", 50)
         equal("XFD_ERR in the guest", _read(context, guest, Msr.XFD_ERR), value)
         equal("XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
 
@@ -226,7 +227,8 @@ def task_switched_nm(context: Context) -> None:
     _arm(context, guest)
     guest.prepare("sse_once")
     boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4, cr0=boot.CR0 | _CR0_TS)
-    guest.finish(guest.resume(context.timeout), "an SSE instruction with CR0.TS")
+    with judged("an SSE instruction with CR0.TS in the guest"):
+        guest.finish(guest.resume(context.timeout), "an SSE instruction with CR0.TS")
     equal("faults", guest.mailbox.read("values", 15), 1)
     equal("the fault", guest.fault().name, "#NM")
     equal("CR0.TS in the handler", guest.fault().cr0 & _CR0_TS, _CR0_TS)
@@ -240,10 +242,10 @@ def error_is_sticky(context: Context) -> None:
     Source: Intel SDM volume 1, 13.14.
     """
     guest, _ = _ready(context)
-    guest.call("ldtilecfg_once", timeout=context.timeout)
+    judged_call(context, guest, "ldtilecfg_once")
     _arm(context, guest)
     for turn in (1, 2):
-        guest.call("tilezero_once", timeout=context.timeout)
+        judged_call(context, guest, "tilezero_once")
         equal(f"faults of TILEZERO {turn}", guest.mailbox.read("values", 15), 1)
         equal(f"XFD_ERR after #NM {turn}", _read(context, guest, Msr.XFD_ERR), _ARMED)
     _write(context, guest, Msr.XFD, 0)
@@ -258,9 +260,9 @@ def configuration_is_not_data(context: Context) -> None:
     """
     guest, _ = _ready(context)
     _arm(context, guest)
-    guest.call("ldtilecfg_once", timeout=context.timeout)
+    judged_call(context, guest, "ldtilecfg_once")
     equal("faults of LDTILECFG", guest.mailbox.read("values", 15), 0)
-    guest.call("release", timeout=context.timeout)
+    judged_call(context, guest, "release")
     equal("XFD_ERR", _read(context, guest, Msr.XFD_ERR), 0)
 
 
@@ -271,14 +273,13 @@ def passthrough(context: Context) -> None:
     Source: arch/x86/kernel/fpu/core.c, fpu_sync_guest_vmexit_xfd_state; arch/x86/kvm/vmx/vmx.c, vmx_set_msr.
     """
     guest, image = _ready(context)
-    guest.call("toggle_xfd", 1000, timeout=context.timeout)
+    judged_call(context, guest, "toggle_xfd", 1000)
     equal("XFD for the host after 1000 toggles", get_msr(guest.vcpu, Msr.XFD), 0)
     for value in (_ARMED, 0, _ARMED, 0):
         _write(context, guest, Msr.XFD, value)
         equal("XFD for the host", get_msr(guest.vcpu, Msr.XFD), value)
     guest.call("load", timeout=context.timeout)
-    guest.call("verify", timeout=context.timeout)
-    image.check(guest)
+    verify(context, guest, image)
 
 
 @clause("xfd.host-isolation", arch="x86", needs=_TILES)
@@ -292,7 +293,7 @@ def host_isolation(context: Context) -> None:
     ours = TileImage.random(2)
     for round_number in range(5):
         lib.vmm_host_tiles_load(FULL.data, ours.tiles)
-        guest.call("demand", 5, timeout=context.timeout)
+        judged_call(context, guest, "demand", 5)
         _check_demand(guest)
         guest.call("load", timeout=context.timeout)
         stored = ffi.new("uint8_t[]", len(ours.tiles))
@@ -300,8 +301,7 @@ def host_isolation(context: Context) -> None:
         lib.vmm_host_tiles_release()
         lines = explain(ours.data, FULL.data + bytes(ffi.buffer(stored)))
         equal(f"the VMM thread's tiles after round {round_number}", lines, [])
-        guest.call("verify", timeout=context.timeout)
-        image.check(guest)
+        verify(context, guest, image)
 
 
 @clause("xfd.err-not-leaked-to-host", arch="x86", needs=_TILES)
@@ -312,8 +312,8 @@ def error_not_leaked(context: Context) -> None:
     """
     guest, _ = _ready(context)
     _arm(context, guest)
-    guest.call("ldtilecfg_once", timeout=context.timeout)
-    guest.call("tilezero_once", timeout=context.timeout)
+    judged_call(context, guest, "ldtilecfg_once")
+    judged_call(context, guest, "tilezero_once")
     equal("XFD_ERR of the guest", get_msr(guest.vcpu, Msr.XFD_ERR), _ARMED)
     permission.request_host(TILEDATA)
     ours = TileImage.random(3)
@@ -334,20 +334,24 @@ def migrates(context: Context) -> None:
     Source: arch/x86/kvm/vmx/vmx.c, vmx_set_msr (MSR_IA32_XFD arms the intercept for host writes too).
     """
     guest, image = _ready(context)
-    guest.call("ldtilecfg_once", timeout=context.timeout)
+    judged_call(context, guest, "ldtilecfg_once")
     _arm(context, guest)
     _write(context, guest, Msr.XFD_ERR, _ARMED)
-    saved = state.capture(guest.vcpu, state.saved_msrs(context.kvm))
+    # Whether all other MSRs come over is what the clauses on migration look at.
+    listed = tuple(index for index in state.saved_msrs(context.kvm) if index in (Msr.XFD, Msr.XFD_ERR))
+    saved = state.capture(guest.vcpu, listed)
     equal("the saved XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
     equal("the saved XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
     twin = tile_guest(context, guest.cpuid, permit=False)
     image.load(twin)
     # MSRs before XSAVE: IA32_XFD decides which components KVM_SET_XSAVE takes.
-    state.restore(twin.vcpu, saved, ("MP_STATE", "SREGS", "REGS", "XCRS", "MSRS", "XSAVE", "DEBUGREGS", "EVENTS"))
+    order = ("MP_STATE", "SREGS", "REGS", "XCRS", "MSRS", "XSAVE", "DEBUGREGS", "EVENTS")
+    with judged("restoring the saved state"):
+        state.restore(twin.vcpu, saved, order)
     equal("XFD in the copy", _read(context, twin, Msr.XFD), _ARMED)
     equal("XFD_ERR in the copy", _read(context, twin, Msr.XFD_ERR), _ARMED)
     _write(context, twin, Msr.XFD_ERR, 0)
-    twin.call("tilezero_once", timeout=context.timeout)
+    judged_call(context, twin, "tilezero_once")
     equal("faults of TILEZERO in the copy", twin.mailbox.read("values", 15), 1)
     equal("the fault of TILEZERO in the copy", twin.fault().name, "#NM")
     equal("XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
@@ -362,7 +366,6 @@ def toggled_under_load(context: Context) -> None:
     guest, image = _ready(context)
     guest.call("load", timeout=context.timeout)
     for _ in range(20):
-        guest.call("toggle_xfd", 20_000, timeout=4 * context.timeout)
+        judged_call(context, guest, "toggle_xfd", 20_000, patience=4)
     guest.call("load", timeout=context.timeout)
-    guest.call("verify", timeout=context.timeout)
-    image.check(guest)
+    verify(context, guest, image)

@@ -7,28 +7,30 @@ import errno
 import random
 
 from vmm.conformance.clauses.x86.common import (
+    AREA,
     GUEST_XSAVE,
-    HOST_XSAVE,
     MASKABLE,
+    XSAVE2,
     configured,
     guest_supported,
+    judged_call,
     maskable,
     pattern,
     plain_features,
+    static_features,
     vector_guest,
     vector_level,
 )
 from vmm.conformance.clauses.x86.image import Image
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, refused, succeeds
-from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.ioctl import KvmError
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid, set_cpuid
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR, XsaveArea, get_xsave, set_xsave
 
-_AREA = (HOST_XSAVE, capability("KVM_CAP_XSAVE"))
+_GUEST = (GUEST_XSAVE, XSAVE2)
 _BAD_MXCSR = 1 << 31
 
 
@@ -38,9 +40,9 @@ def _only(bits: int) -> XsaveArea:
     return area
 
 
-@clause("xsave.set-unsupported-bit", arch="x86", needs=_AREA)
+@clause("xsave.set-unsupported-bit", arch="x86", needs=AREA)
 def unsupported_bits(context: Context) -> None:
-    """Each of the 64 bits of XSTATE_BV alone is accepted exactly if KVM supports that component statically.
+    """Each of the 64 bits of XSTATE_BV alone is accepted exactly if KVM supports the component without permission.
 
     Source: arch/x86/kernel/fpu/core.c, fpu_copy_uabi_to_guest_fpstate; arch/x86/kernel/fpu/xstate.c,
     validate_user_xstate_header.
@@ -54,10 +56,10 @@ def unsupported_bits(context: Context) -> None:
         except KvmError as error:
             if error.errno != errno.EINVAL:
                 refused(f"bit {number}", errno.EINVAL, set_xsave, vcpu, _only(1 << number))
-    equal("accepted bits", accepted, (guest_supported(context) | 3) & ~xfeature.DYNAMIC)
+    equal("accepted bits", accepted, guest_supported(context) & static_features(context) | 3)
 
 
-@clause("xsave.set-cpuid-independent", arch="x86", needs=(MASKABLE,))
+@clause("xsave.set-cpuid-independent", arch="x86", needs=(MASKABLE, XSAVE2))
 def independent_of_cpuid(context: Context) -> None:
     """Components are accepted whatever the guest's CPUID says: before it is set, empty, and masked.
 
@@ -82,7 +84,7 @@ def independent_of_cpuid(context: Context) -> None:
         no_difference(f"what was set with {name}", changed.same_state(get_xsave(vcpu)))
 
 
-@clause("xsave.set-header-checks", arch="x86", needs=_AREA)
+@clause("xsave.set-header-checks", arch="x86", needs=AREA)
 def header_checks(context: Context) -> None:
     """A non-zero XCOMP_BV or reserved header byte is refused with EINVAL.
 
@@ -100,7 +102,7 @@ def header_checks(context: Context) -> None:
     succeeds("the same area with a clean header", set_xsave, vcpu, pattern(3, 12))
 
 
-@clause("xsave.set-mxcsr", arch="x86", needs=_AREA)
+@clause("xsave.set-mxcsr", arch="x86", needs=AREA)
 def mxcsr_checked(context: Context) -> None:
     """A reserved MXCSR bit is refused with EINVAL if x87, SSE or AVX state comes along, and ignored if not.
 
@@ -120,7 +122,7 @@ def mxcsr_checked(context: Context) -> None:
         equal(f"MXCSR after XSTATE_BV {bits:#x}", get_xsave(vcpu).mxcsr, INITIAL_MXCSR)
 
 
-@clause("xsave.set-atomic", arch="x86", needs=_AREA)
+@clause("xsave.set-atomic", arch="x86", needs=AREA)
 def refusal_changes_nothing(context: Context) -> None:
     """A refused area leaves the vCPU's state as it was.
 
@@ -130,7 +132,7 @@ def refusal_changes_nothing(context: Context) -> None:
     set_xsave(vcpu, pattern(plain_features(context), 13))
     before = get_xsave(vcpu)
     spoilers = {
-        "an unsupported component": ("xstate_bv", 1 << 62 | 3),
+        "an unsupported component": ("xstate_bv", 1 << 63 | 3),
         "XCOMP_BV": ("xcomp_bv", 1 << 63),
         "a reserved MXCSR bit": ("mxcsr", _BAD_MXCSR),
     }
@@ -151,7 +153,7 @@ def _check_others(area: XsaveArea, seen: XsaveArea, cleared: int) -> None:
     equal(f"MXCSR without {xfeature.name(cleared)}", seen.mxcsr, area.mxcsr if loaded else INITIAL_MXCSR)
 
 
-@clause("xsave.set-bit-clear-means-init", arch="x86", needs=(GUEST_XSAVE,))
+@clause("xsave.set-bit-clear-means-init", arch="x86", needs=_GUEST)
 def clear_bit_means_initial(context: Context) -> None:
     """A component whose bit is clear becomes initial, whatever bytes come along and whatever it held before.
 
@@ -163,9 +165,9 @@ def clear_bit_means_initial(context: Context) -> None:
         set_xsave(vcpu, pattern(plain, 15))
         area = pattern(plain, 16)
         area.xstate_bv = plain & ~(1 << number)
-        set_xsave(vcpu, area)
-        seen = get_xsave(vcpu)
         name = xfeature.name(number)
+        succeeds(f"KVM_SET_XSAVE without {name}", set_xsave, vcpu, area)
+        seen = get_xsave(vcpu)
         _check_others(area, seen, number)
         equal(f"XSTATE_BV without {name}", seen.xstate_bv & plain, plain & ~(1 << number))
         data = seen.component(number)
@@ -175,7 +177,7 @@ def clear_bit_means_initial(context: Context) -> None:
             equal("FCW", seen.fcw, INITIAL_FCW)
 
 
-@clause("xsave.set-then-run", arch="x86", needs=(GUEST_XSAVE,))
+@clause("xsave.set-then-run", arch="x86", needs=_GUEST)
 def guest_sees_what_was_set(context: Context) -> None:
     """The guest finds in its registers what KVM_SET_XSAVE put there, byte by byte, and its own verification says so.
 
@@ -190,12 +192,12 @@ def guest_sees_what_was_set(context: Context) -> None:
     area.set_component(1, image.mxcsr.to_bytes(4, "little") + bytes(4) + image.component(1))
     for number in image.features(level)[2:]:
         area.set_component(number, image.component(number))
-    set_xsave(guest.vcpu, area)
-    guest.call(f"verify_{level}", privilege=3, timeout=context.timeout)
+    succeeds("KVM_SET_XSAVE", set_xsave, guest.vcpu, area)
+    judged_call(context, guest, f"verify_{level}", privilege=3)
     image.check(guest)
 
 
-@clause("xsave.legacy-zero-header", arch="x86", needs=_AREA)
+@clause("xsave.legacy-zero-header", arch="x86", needs=AREA)
 def legacy_zero_header(context: Context) -> None:
     """An area of 4096 zeros, as streams from before XSAVE have it, is accepted and means the initial state.
 
@@ -209,7 +211,7 @@ def legacy_zero_header(context: Context) -> None:
     equal("FCW", get_xsave(vcpu).fcw, INITIAL_FCW)
 
 
-@clause("xsave.set-get-identity", arch="x86", needs=(GUEST_XSAVE,))
+@clause("xsave.set-get-identity", arch="x86", needs=_GUEST)
 def set_get_identity(context: Context) -> None:
     """Every byte of every plain component that is set is read back, for each component alone and for all.
 
@@ -219,7 +221,7 @@ def set_get_identity(context: Context) -> None:
     plain = plain_features(context)
     for features in (*(1 << number for number in xfeature.bits(plain)), plain):
         area = pattern(features, 19)
-        set_xsave(vcpu, area)
+        succeeds(f"KVM_SET_XSAVE of {xfeature.describe(features)}", set_xsave, vcpu, area)
         seen = get_xsave(vcpu)
         equal("XSTATE_BV", seen.xstate_bv, features)
         for number in xfeature.bits(features):

@@ -9,30 +9,30 @@ import os
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86.common import (
-    GUEST_AMX,
-    GUEST_XSAVE,
+    AREA,
+    AVX,
     HOST_XFD,
-    HOST_XSAVE,
+    TILE_GUESTS,
     XCOMP_GUEST,
+    XSAVE2,
     configured,
+    guest_supported,
     permit_tiles,
+    permitted_size,
     plain_features,
     tile_table,
 )
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, refused, succeeds, true
-from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.vcpu import Vcpu
-from vmm.x86 import cpuid, permission, xfeature
-from vmm.x86.xfeature import XFeature
+from vmm.x86 import permission, xfeature
 from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, get_xsave, host_layout, set_xsave
 
-_XSAVE2 = capability("KVM_CAP_XSAVE2")
-_TILES = (HOST_XFD, XCOMP_GUEST, _XSAVE2)
+_TILES = (HOST_XFD, XCOMP_GUEST, XSAVE2)
 
 
-@clause("xsave.size.min", arch="x86", needs=(_XSAVE2,))
+@clause("xsave.size.min", arch="x86", needs=(XSAVE2,))
 def minimum(context: Context) -> None:
     """KVM_CAP_XSAVE2 is at least 4096, and the same on /dev/kvm and on a VM.
 
@@ -43,21 +43,21 @@ def minimum(context: Context) -> None:
     equal("KVM_CAP_XSAVE2 on the VM", context.vm().check_extension(lib.KVM_CAP_XSAVE2), value)
 
 
-@clause("xsave.size.tracks-perm", arch="x86", needs=(GUEST_AMX, XCOMP_GUEST, _XSAVE2))
+@clause("xsave.size.tracks-perm", arch="x86", needs=TILE_GUESTS)
 def tracks_permission(context: Context) -> None:
-    """KVM_CAP_XSAVE2 grows from 4096 to the full size when tile data is permitted, on open fds too.
+    """KVM_CAP_XSAVE2 grows from 4096 to what is permitted and supported when tile data is, on open fds too.
 
     Source: arch/x86/kvm/x86.c, kvm_vm_ioctl_check_extension (case KVM_CAP_XSAVE2).
     """
     vm = context.vm()
     equal("KVM_CAP_XSAVE2 before", vm.check_extension(lib.KVM_CAP_XSAVE2), LEGACY_SIZE)
     permit_tiles(context)
-    full = cpuid.host(0xD).ecx
+    full = permitted_size(guest_supported(context))
     equal("KVM_CAP_XSAVE2 on /dev/kvm after", context.kvm.check_extension(lib.KVM_CAP_XSAVE2), full)
     equal("KVM_CAP_XSAVE2 on the VM after", vm.check_extension(lib.KVM_CAP_XSAVE2), full)
 
 
-@clause("xsave.size.frozen-after-vcpu", arch="x86", needs=(_XSAVE2, XCOMP_GUEST))
+@clause("xsave.size.frozen-after-vcpu", arch="x86", needs=(XSAVE2, XCOMP_GUEST))
 def frozen_after_vcpu(context: Context) -> None:
     """Once a vCPU exists KVM_CAP_XSAVE2 cannot change any more, whatever permission is asked for.
 
@@ -71,7 +71,7 @@ def frozen_after_vcpu(context: Context) -> None:
     equal("KVM_CAP_XSAVE2", context.kvm.check_extension(lib.KVM_CAP_XSAVE2), before)
 
 
-@clause("xsave.size.cap-equals-written", arch="x86", needs=(GUEST_AMX, _XSAVE2))
+@clause("xsave.size.cap-equals-written", arch="x86", needs=TILE_GUESTS)
 def capability_equals_written(context: Context) -> None:
     """For a vCPU with tile data KVM_GET_XSAVE2 writes exactly as many bytes as KVM_CAP_XSAVE2 says.
 
@@ -85,7 +85,7 @@ def capability_equals_written(context: Context) -> None:
     equal("bytes KVM_GET_XSAVE2 writes", len(get_xsave(vcpu).data), promised)
 
 
-@clause("xsave.size.offsets-follow-host", arch="x86", needs=(GUEST_XSAVE,))
+@clause("xsave.size.offsets-follow-host", arch="x86", needs=(AVX, XSAVE2))
 def offsets_follow_host(context: Context) -> None:
     """Each component lies where the host's CPUID 0xD says: setting it alone changes those bytes and no others.
 
@@ -101,7 +101,7 @@ def offsets_follow_host(context: Context) -> None:
         # Everywhere behind the header, so that a wrong offset brings the wrong bytes along.
         area.data[576:] = bytes((index * 7 + index // 256 | 1) & 0xFF for index in range(576, len(area.data)))
         area.xstate_bv = 1 << number
-        set_xsave(vcpu, area)
+        succeeds(f"KVM_SET_XSAVE of {component.name} alone", set_xsave, vcpu, area)
         seen = get_xsave(vcpu)
         name = component.name
         equal(
@@ -134,7 +134,7 @@ def _at_page_end(vcpu: Vcpu, request: int, size: int, beyond: int) -> None:
         os.close(fd)
 
 
-@clause("xsave.set-reads-uabi-size", arch="x86", needs=(HOST_XSAVE, _XSAVE2))
+@clause("xsave.set-reads-uabi-size", arch="x86", needs=AREA)
 def reads_area_size(context: Context) -> None:
     """The XSAVE calls touch exactly the vCPU's area: a buffer that ends with a page works, 64 bytes less is EFAULT.
 
@@ -154,7 +154,7 @@ def reads_tile_size(context: Context) -> None:
     """
     permit_tiles(context)
     vcpu = configured(context, tile_table(context))
-    full = host_layout()[XFeature.XTILEDATA].end
+    full = permitted_size()
     for name, request in (("KVM_SET_XSAVE", lib.KVM_SET_XSAVE), ("KVM_GET_XSAVE2", lib.KVM_GET_XSAVE2)):
         succeeds(f"{name} of {full} bytes", _at_page_end, vcpu, request, full, 0)
         refused(f"{name} of 4096 bytes", errno.EFAULT, _at_page_end, vcpu, request, full, full - 4096)
