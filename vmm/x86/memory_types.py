@@ -36,10 +36,7 @@ __all__ = [
 
 PAT_AT_RESET = 0x0007040600070406
 VFIO_FOLDER = Path("/dev/vfio")
-_MODULES = Path("/sys/module")
-# The modules' parameter that turns the second level of page tables off: without it KVM shadows the guest's tables.
-_TWO_LEVELS = {"kvm_intel": "ept", "kvm_amd": "npt"}
-_SHADOW_ALWAYS = ("kvm_pvm",)
+_BACKENDS = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
 # enum kvm_device_type of include/uapi/linux/kvm.h, Linux 7.2: of all architectures, only VFIO is x86's too.
 DEVICE_TYPES = {
@@ -90,20 +87,20 @@ class GuestPat(StrEnum):
     IGNORED = "ignored"  # all of its memory is write-back
     QUIRK = "quirk"  # ignored, until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled
     HONOURED = "honoured"
-    UNKNOWN = "unknown"  # a KVM that nothing is known of
+    UNKNOWN = "unknown"  # a KVM that nothing is known of, or that does not show whether it shadows page tables
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryTypes:
     """What decides about the caching of guest memory here.
 
-    ``two_levels``: the guest has page tables of its own (EPT, NPT), not KVM's shadow of them. ``quirks`` is
-    KVM_CAP_DISABLE_QUIRKS2. ``nested``: a hypervisor is below, which may have the last word. ``vfio``: KVM has
-    the VFIO device; ``groups`` are the VFIO groups that could be given to it.
+    ``two_levels``: the guest has page tables of its own (EPT, NPT), not KVM's shadow of them; None where nothing
+    shows it. ``quirks`` is KVM_CAP_DISABLE_QUIRKS2. ``nested``: a hypervisor is below, which may have the last word.
+    ``vfio``: KVM has the VFIO device; ``groups`` are the VFIO groups that could be given to it.
     """
 
     guest_pat: GuestPat
-    two_levels: bool
+    two_levels: bool | None
     quirks: int
     self_snoop: bool
     nested: bool
@@ -118,13 +115,19 @@ class MemoryTypes:
         below = "; a hypervisor below this kernel may decide otherwise" if self.nested else ""
         return [
             ("guest PAT", _PAT_TEXT[self.guest_pat] + below),
-            ("guest page tables", "second level (EPT, NPT)" if self.two_levels else "shadowed by KVM"),
+            ("guest page tables", self.tables()),
             ("self-snoop", "yes" if self.self_snoop else "no"),
             ("quirks that can be disabled", describe_quirks(self.quirks)),
             ("KVM's VFIO device", f"{'yes' if self.vfio else 'no'}, {groups}"),
             ("cache lines", f"{self.line_size} bytes, flushed by {self.flush_instruction or 'nothing'}"),
             ("a VMM here has to", self.duty()),
         ]
+
+    def tables(self) -> str:
+        """Say what KVM does with the guest's page tables."""
+        if self.two_levels is None:
+            return "not shown, neither by a module parameter nor by what KVM offers a nested hypervisor"
+        return "second level (EPT, NPT)" if self.two_levels else "shadowed by KVM"
 
     def duty(self) -> str:
         """Say what a VMM that reads guest memory has to do on this host."""
@@ -156,7 +159,7 @@ _PAT_TEXT = {
     GuestPat.IGNORED: "ignored: guest memory is write-back",
     GuestPat.QUIRK: "ignored until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled: guest memory is write-back",
     GuestPat.HONOURED: "honoured: the guest chooses how its memory is cached",
-    GuestPat.UNKNOWN: "unknown: this KVM is none that vmm knows",
+    GuestPat.UNKNOWN: "unknown: nothing shows what this KVM does with it",
 }
 
 
@@ -188,18 +191,8 @@ def vfio_groups(folder: Path = VFIO_FOLDER) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.removeprefix("noiommu-").isdigit()))
 
 
-def _two_levels(backend: str) -> bool:
-    parameter = _TWO_LEVELS.get(backend)
-    if parameter is None:
-        return False
-    try:
-        return (_MODULES / backend / "parameters" / parameter).read_text().strip() in ("Y", "1")
-    except OSError:
-        return True  # the parameter is not shown; both are on unless somebody turns them off
-
-
-def _guest_pat(backend: str, two_levels: bool, quirks: int) -> GuestPat:
-    if backend not in (*_TWO_LEVELS, *_SHADOW_ALWAYS):
+def _guest_pat(backend: str, two_levels: bool | None, quirks: int) -> GuestPat:
+    if backend not in _BACKENDS or two_levels is None:
         return GuestPat.UNKNOWN
     # Shadow page tables have no room for the guest's types; NPT always combines them; EPT has a bit to ignore them.
     if not two_levels:
@@ -218,9 +211,8 @@ def _has_vfio(kvm: Kvm) -> bool:
         return False
 
 
-def measure(kvm: Kvm, backend: str) -> MemoryTypes:
-    """Measure the host; a VM is created, no vCPU."""
-    two_levels = _two_levels(backend)
+def measure(kvm: Kvm, backend: str, two_levels: bool | None) -> MemoryTypes:
+    """Measure the host; a VM is created, no vCPU. The arguments are those of vmm.x86.modules."""
     quirks = kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
     leaf = cpuid.host(1)
     return MemoryTypes(
