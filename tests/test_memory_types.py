@@ -27,7 +27,8 @@ from vmm.conformance.process import Process
 from vmm.conformance.registry import all_clauses
 from vmm.ioctl import Call, Interposer
 from vmm.system import Kvm
-from vmm.x86 import boot, memory_types
+from vmm.x86 import boot, cpuid, memory_types
+from vmm.x86.cpuid import Cpuid, Entry
 from vmm.x86.memory_types import GuestPat, MemoryType, MemoryTypes, Quirk, describe_quirks, pat, vfio_groups
 
 pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"memory types are x86's; this is {ARCHITECTURE}")
@@ -91,6 +92,18 @@ def test_a_quirk_has_another_bit_than_the_uapi_gives_it() -> None:
         for name in dir(lib)
         if name.startswith("KVM_X86_QUIRK_")
     }
+
+
+def test_self_snoop_is_what_the_kernel_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpuid, "host", Cpuid([Entry(1, edx=1 << 27)]).get)
+    assert memory_types.self_snoop(tmp_path / "absent")
+    shown = (("flags\t\t: fpu ss ht\n", True), ("flags\t\t: fpu ssse3 ht\n", False), ("model\t: 1\n", True))
+    for text, expected in shown:
+        cpuinfo.write_text(text)
+        assert memory_types.self_snoop(cpuinfo) is expected
+    monkeypatch.setattr(cpuid, "host", Cpuid().get)
+    assert not memory_types.self_snoop(tmp_path / "absent")
 
 
 def test_vfio_groups_are_misread(tmp_path: Path) -> None:

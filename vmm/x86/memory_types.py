@@ -31,11 +31,13 @@ __all__ = [
     "device_type_answers",
     "measure",
     "pat",
+    "self_snoop",
     "vfio_groups",
 ]
 
 PAT_AT_RESET = 0x0007040600070406
 VFIO_FOLDER = Path("/dev/vfio")
+_CPUINFO = Path("/proc/cpuinfo")
 _BACKENDS = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
 # enum kvm_device_type of include/uapi/linux/kvm.h, Linux 7.2: of all architectures, only VFIO is x86's too.
@@ -182,6 +184,22 @@ def device_type_answers(vm: VirtualMachine, kind: int) -> bool:
     return True
 
 
+def self_snoop(path: Path = _CPUINFO) -> bool:
+    """Do this CPU's caches snoop themselves, as the kernel sees it?
+
+    The kernel clears the bit on models with an erratum, and KVM goes by that; what it keeps is in ``path``.
+
+    Source: arch/x86/kernel/cpu/intel.c, check_memory_type_self_snoop_errata; arch/x86/kvm/vmx/vmx.c,
+    vmx_hardware_setup.
+    """
+    has = bool(cpuid.host(1).edx >> 27 & 1)
+    try:
+        flags = next((line for line in path.read_text().splitlines() if line.startswith("flags")), None)
+    except OSError:
+        return has
+    return has and (flags is None or "ss" in flags.split())
+
+
 def vfio_groups(folder: Path = VFIO_FOLDER) -> tuple[str, ...]:
     """Return the names of the VFIO groups of this host, such as ``12`` or ``noiommu-0``."""
     try:
@@ -214,13 +232,12 @@ def _has_vfio(kvm: Kvm) -> bool:
 def measure(kvm: Kvm, backend: str, two_levels: bool | None) -> MemoryTypes:
     """Measure the host; a VM is created, no vCPU. The arguments are those of vmm.x86.modules."""
     quirks = kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
-    leaf = cpuid.host(1)
     return MemoryTypes(
         guest_pat=_guest_pat(backend, two_levels, quirks),
         two_levels=two_levels,
         quirks=quirks,
-        self_snoop=bool(leaf.edx >> 27 & 1),
-        nested=bool(leaf.ecx >> 31),
+        self_snoop=self_snoop(),
+        nested=bool(cpuid.host(1).ecx >> 31),
         vfio=_has_vfio(kvm),
         groups=vfio_groups(),
         flush_instruction=coherence.instruction(),

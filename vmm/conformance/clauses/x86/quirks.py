@@ -53,7 +53,7 @@ def ignore_guest_pat(context: Context) -> None:
 
     That is with second-level page tables, and on Intel only if the CPU snoops its own caches: without self-snoop
     or with shadow page tables KVM always ignores PAT. Where the quirk is not listed it cannot be disabled either; a
-    KVM that does not know it yet, or does not trust this CPU's self-snoop, looks the same then.
+    KVM that could, and does not list it, does not know it.
 
     Source: arch/x86/kvm/vmx/vmx.c, vmx_hardware_setup; arch/x86/kvm/x86.c, kvm_x86_vendor_init; Linux 6.16.
     """
@@ -64,7 +64,7 @@ def ignore_guest_pat(context: Context) -> None:
     if not mask & quirk:
         refused("disabling the quirk, which is not listed", errno.EINVAL, _disable, vm, quirk)
         if _may_honour(context):
-            context.skip(f"this KVM does not know the quirk, or it could be disabled: {shown}")
+            context.skip(f"this KVM does not know the quirk: {shown}")
     else:
         succeeds("disabling the quirk, which is listed", _disable, vm, quirk)
         if types.guest_pat is GuestPat.UNKNOWN:
