@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.mutations.lies import Shared, after_entry
 from tests.mutations.memory_types import cache_disable_slows_the_guest_down, timed
 from vmm import coherence
 from vmm._kvm import ffi, lib
@@ -22,10 +23,12 @@ from vmm.conformance.execute import execute
 from vmm.conformance.expect import Skipped, Violation
 from vmm.conformance.host import Host, measure
 from vmm.conformance.model import ClauseResult, Verdict
+from vmm.conformance.process import Process
 from vmm.conformance.registry import all_clauses
 from vmm.ioctl import Call, Interposer
 from vmm.system import Kvm
-from vmm.x86 import boot, memory_types
+from vmm.x86 import boot, cpuid, memory_types
+from vmm.x86.cpuid import Cpuid, Entry
 from vmm.x86.memory_types import GuestPat, MemoryType, MemoryTypes, Quirk, describe_quirks, pat, vfio_groups
 
 pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"memory types are x86's; this is {ARCHITECTURE}")
@@ -65,22 +68,16 @@ def test_a_page_selects_another_pat_entry(kvm: Kvm) -> None:
         ("kvm_amd", True, 0x7F, "honoured"),
         ("kvm_amd", False, 0x7F, "ignored"),
         ("kvm_new", True, 0xFFF, "unknown"),
+        # Nothing shows whether KVM shadows the guest's tables.
+        ("kvm_intel", None, 0x7F, "unknown"),
+        ("kvm_intel", None, 0xFFF, "unknown"),
+        ("kvm_amd", None, 0xFFF, "unknown"),
     ],
 )
-def test_who_decides_about_the_guests_types(backend: str, two_levels: bool, quirks: int, expected: str) -> None:
+def test_who_decides_about_the_guests_types(
+    backend: str, two_levels: bool | None, quirks: int, expected: str
+) -> None:
     assert memory_types._guest_pat(backend, two_levels, quirks) == expected
-
-
-def test_module_parameters_are_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_types, "_MODULES", tmp_path)
-    for module, parameter in (("kvm_intel", "ept"), ("kvm_amd", "npt")):
-        assert memory_types._two_levels(module), "a kernel that does not show it has it on"
-        folder = tmp_path / module / "parameters"
-        folder.mkdir(parents=True)
-        for text, expected in (("Y\n", True), ("1\n", True), ("N\n", False), ("0\n", False)):
-            (folder / parameter).write_text(text)
-            assert memory_types._two_levels(module) is expected
-    assert not memory_types._two_levels("kvm_pvm")
 
 
 def test_a_quirk_has_no_name() -> None:
@@ -95,6 +92,18 @@ def test_a_quirk_has_another_bit_than_the_uapi_gives_it() -> None:
         for name in dir(lib)
         if name.startswith("KVM_X86_QUIRK_")
     }
+
+
+def test_self_snoop_is_what_the_kernel_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpuid, "host", Cpuid([Entry(1, edx=1 << 27)]).get)
+    assert memory_types.self_snoop(tmp_path / "absent")
+    shown = (("flags\t\t: fpu ss ht\n", True), ("flags\t\t: fpu ssse3 ht\n", False), ("model\t: 1\n", True))
+    for text, expected in shown:
+        cpuinfo.write_text(text)
+        assert memory_types.self_snoop(cpuinfo) is expected
+    monkeypatch.setattr(cpuid, "host", Cpuid().get)
+    assert not memory_types.self_snoop(tmp_path / "absent")
 
 
 def test_vfio_groups_are_misread(tmp_path: Path) -> None:
@@ -143,17 +152,25 @@ class Talk:
 
     def __init__(self, nested: bool = False) -> None:
         self.notes: list[str] = []
-        self.host = Host("6.18.1", "x86", type("Facts", (), {"memory_types": types(nested=nested)}))
+        facts = type("Facts", (), {"memory_types": types(nested=nested)})
+        self.host = Host("6.18.1", "x86", facts, Process(0, 1024, 4096, ""))
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
 
-def judge(expect: Callable[..., None], values: list[float], *more: float, nested: bool = False) -> str:
+def judge(
+    expect: Callable[..., None],
+    values: list[float],
+    *more: float,
+    nested: bool = False,
+    again: tuple[float, ...] = (),
+    flushed: tuple[float, ...] = (),
+) -> str:
     """Return pass, fail or skip."""
     context = Talk(nested)
     try:
-        expect(context, caching.Ratio("loads", tuple(values)), *more)
+        expect(context, caching.Ratio("loads", tuple(values), again, flushed), *more)
     except Violation:
         return "fail"
     except Skipped:
@@ -185,6 +202,31 @@ def test_a_hypervisor_below_is_blamed_on_this_kernel() -> None:
     assert judge(caching.expect_uncached, [1.0] * 9, nested=True) == "skip"
     assert judge(caching.expect_uncached, [50.0] * 9, nested=True) == "pass"
     assert judge(caching.expect_cached, [50.0] * 9, nested=True) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("again", "flushed", "fails"),
+    [
+        ((1.0,) * 9, (60.0,) * 9, True),
+        ((1.0,) * 8 + (30.0,), (60.0,) * 8 + (1.0,), True),
+        ((1.0,) * 7 + (30.0,) * 2, (60.0,) * 9, False),
+        ((0.2,) * 9, (60.0,) * 9, False),
+        ((1.0,) * 9, (60.0,) * 7 + (1.0,) * 2, False),
+    ],
+)
+def test_nothing_fails_where_the_controls_of_the_same_rounds_do_not_hold(
+    again: tuple[float, ...], flushed: tuple[float, ...], fails: bool
+) -> None:
+    wanted = "fail" if fails else "skip"
+    assert judge(caching.expect_cached, [60.0] * 9, again=again, flushed=flushed) == wanted
+    assert judge(caching.expect_uncached, [1.0] * 9, again=again, flushed=flushed) == wanted
+    assert judge(caching.expect_slower, [1.0] * 9, 2.0, again=again, flushed=flushed) == wanted
+    assert judge(caching.expect_cached, [1.0] * 9, again=again, flushed=flushed) == "pass"
+
+
+def test_stores_below_a_hypervisor_are_not_judged() -> None:
+    assert judge(caching.expect_slower, [1.2] * 9, 2.0, nested=True) == "skip"
+    assert judge(caching.expect_slower, [4.0] * 9, 2.0, nested=True) == "pass"
 
 
 def test_stores_are_judged_otherwise() -> None:
@@ -245,6 +287,45 @@ def test_a_kvm_that_honours_pat_fails_or_one_that_ignores_it_passes(kvm: Kvm, id
     if measure(kvm).facts.memory_types.guest_pat is GuestPat.IGNORED:
         assert ignoring.verdict is Verdict.FAIL and "UC loads to those of WB" in ignoring.what
         assert run(kvm, identifier, honouring, guest_pat=GuestPat(kind), nested=True).verdict is Verdict.SKIP
+
+
+def disturbed(entry: str, every: int) -> Interposer:
+    """A machine on which, from the 20th timed run on, one of ``every`` runs of an entry point is 40 times slower."""
+    count = 0
+
+    def slow(shared: Shared) -> None:
+        nonlocal count
+        count += 1
+        if count > 20 and count % every == 0:
+            shared.set("values", shared.get("values") * 40)
+
+    return after_entry(entry, slow, payload="memtype")
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("every", [2, 3, 5, 7])
+@pytest.mark.parametrize("identifier", ["pat.quirk-default-wb", "mtrr.no-effect", "cr0cd.no-effect-intel"])
+def test_a_machine_that_is_disturbed_fails_no_clause(kvm: Kvm, identifier: str, every: int) -> None:
+    if measure(kvm).facts.memory_types.guest_pat is not GuestPat.IGNORED:
+        pytest.skip("this KVM honours PAT, so it cannot stand in for one that ignores it")
+    result = run(kvm, identifier, disturbed("loads", every), guest_pat=GuestPat.IGNORED)
+    assert result.verdict in (Verdict.SKIP, Verdict.PASS), result
+
+
+@pytest.mark.kvm
+def test_a_coarse_time_stamp_counter_is_no_measurement(kvm: Kvm) -> None:
+    coarse = after_entry("loads", lambda shared: shared.set("values", 0), payload="memtype")
+    result = run(kvm, "mtrr.no-effect", coarse)
+    assert result.verdict is Verdict.SKIP and "took 0 ticks" in result.reason
+
+
+@pytest.mark.kvm
+def test_a_cr0_cd_whose_quirk_is_gone_on_amd_is_not_judged(kvm: Kvm) -> None:
+    host = measure(kvm)
+    facts = replace(host.facts, backend="kvm_amd", memory_types=types(quirks=1))
+    (clause,) = [found for found in all_clauses() if found.id == "cr0cd.no-effect-intel"]
+    result = execute(clause, replace(host, facts=facts), Options(time_scale=5.0))
+    assert result.verdict is Verdict.SKIP and "without CD_NW_CLEARED" in result.reason
 
 
 class Group:

@@ -17,6 +17,7 @@ from tests.mutations.lies import (
     after_run,
     before,
     called,
+    kvm_table,
     nth,
     once,
     toggle,
@@ -175,7 +176,7 @@ def _writes(index: int, value: int, number: int, vector: int = GP) -> Interposer
 
 @mutation("cet.guest-host-agree")
 def the_guest_cannot_write_u_cet() -> Interposer:
-    return _writes(Msr.U_CET, 0x3D, 1)
+    return _writes(Msr.U_CET, 0x3D if kvm_table().has("IBT") else 3, 1)
 
 
 @mutation("cet.guest-host-agree")
@@ -185,7 +186,7 @@ def the_host_does_not_see_what_the_guest_wrote_to_pl3_ssp() -> Interposer:
 
 @mutation("cet.guest-host-agree")
 def the_guest_does_not_see_what_the_host_wrote_to_the_interrupt_table() -> Interposer:
-    return in_cet_guest("rdmsr", lambda guest: guest.set("values", 0x7891), _first(Msr.INT_SSP_TAB))
+    return in_cet_guest("rdmsr", lambda guest: guest.set("values", 0x7890), _first(Msr.INT_SSP_TAB))
 
 
 @mutation("cet.guest-host-agree")

@@ -153,12 +153,12 @@ def the_vfio_device_has_an_attribute_of_powerpc() -> Interposer:
 
 @mutation("dev.vfio-attrs")
 def the_vfio_device_has_another_group() -> Interposer:
-    return accept(HAS, _attribute(_GROUP + 1, _ADD))
+    return accept(HAS, _attribute(1 << 30, _ADD))
 
 
 @mutation("dev.vfio-attrs")
 def an_unknown_attribute_can_be_set() -> Interposer:
-    return accept(SET, _attribute(_GROUP, 4))
+    return accept(SET, _attribute(_GROUP, 1 << 30))
 
 
 @mutation("dev.vfio-attrs")
@@ -273,6 +273,11 @@ def the_new_call_refuses_the_dirty_log() -> Interposer:
 @mutation("memslot.flags2")
 def an_unknown_flag_of_the_new_call_is_ebadf() -> Interposer:
     return drift(REGION2, errno.EBADF, _flag(1 << 30))
+
+
+@mutation("memslot.flags2")
+def the_new_call_takes_a_flag_of_kvms_own() -> Interposer:
+    return accept(REGION2, _flag(1 << 16))
 
 
 @mutation("memslot.readonly-fixed")

@@ -43,13 +43,13 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.ioctl import Call, Interposer
+from vmm.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr
 from vmm.x86.xfeature import XFeature
 
 SET_XSAVE, SET_SREGS, SET_REGS, SET_XCRS = "KVM_SET_XSAVE", "KVM_SET_SREGS", "KVM_SET_REGS", "KVM_SET_XCRS"
 SET_EVENTS, SET_DEBUG, SET_MP = "KVM_SET_VCPU_EVENTS", "KVM_SET_DEBUGREGS", "KVM_SET_MP_STATE"
 GET_MSRS, SET_MSRS, LIST, GET_REGS = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_MSR_INDEX_LIST", "KVM_GET_REGS"
-UNKNOWN = 0x4B564DFE
 VCPUS = "KVM_CREATE_VCPU"
 
 
@@ -305,7 +305,7 @@ def what_is_written_to_a_listed_msr_is_dropped() -> Interposer:
 @mutation("mig.msr-list-closed")
 def the_list_names_an_unknown_msr() -> Interposer:
     def change(call: Call) -> None:
-        call.argument.indices[len(lists(call)) - 1] = UNKNOWN
+        call.argument.indices[len(lists(call)) - 1] = UNKNOWN_MSR
 
     return after(LIST, change)
 

@@ -21,6 +21,7 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.ioctl import Call, Interposer
+from vmm.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr, msr_id
 
 GET, SET, CHECK = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_CHECK_EXTENSION"
@@ -102,8 +103,8 @@ def type_0_can_be_read() -> Interposer:
 
 
 @mutation("onereg.id-validation")
-def type_4_can_be_written() -> Interposer:
-    return accept(SET, _kind(4))
+def type_255_can_be_written() -> Interposer:
+    return accept(SET, _kind(255))
 
 
 @mutation("onereg.id-validation")
@@ -113,12 +114,7 @@ def an_unknown_register_of_kvm_can_be_written() -> Interposer:
 
 @mutation("onereg.id-validation")
 def an_unknown_msr_reads_as_0() -> Interposer:
-    return accept(GET, _of(0x4B564DFE))
-
-
-@mutation("onereg.id-validation")
-def an_unknown_register_is_enoent() -> Interposer:
-    return drift(GET, errno.ENOENT, _of(0x4B564DFE))
+    return accept(GET, _of(UNKNOWN_MSR))
 
 
 @mutation("onereg.id-validation")

@@ -76,6 +76,17 @@ def the_quirk_of_pat_is_where_it_must_not_be_or_is_missing() -> Interposer:
     return succeed_with(CHECK, lambda call, mask: mask ^ Quirk.IGNORE_GUEST_PAT, _mask)
 
 
+@mutation("quirk.ignore-guest-pat")
+def disabling_the_quirk_of_pat_has_the_other_result() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == ENABLE and call.argument.args[0] == Quirk.IGNORE_GUEST_PAT:
+            return 0 if result < 0 else -errno.EINVAL
+        return result
+
+    return interposer
+
+
 def _put_lint0(call: Call, value: int) -> None:
     ffi.buffer(call.argument)[0x350:0x354] = value.to_bytes(4, "little")
 

@@ -151,6 +151,7 @@ def measure(kvm: Kvm) -> Facts:
     found = modules.extension()
     capabilities = {name: kvm.check_extension(number) for name, number in CAPABILITIES.items()}
     backend = modules.backend(found, modules.loaded(), capabilities)
+    told, table = modules.parameters(), cpuid.supported(kvm)
     answers, refusals = _ask({
         "xcomp_supported": permission.host_supported,
         "xcomp_guest_permitted": permission.guest_permitted,
@@ -163,12 +164,12 @@ def measure(kvm: Kvm) -> Facts:
         model=cpuid.model(cpuid.host) if cpuid.host(0x80000000).eax >= 0x80000004 else "unknown",
         xcr0=int(lib.vmm_xgetbv(0)) if lib.vmm_has_osxsave() else 0,
         **answers,
-        cpuid=cpuid.supported(kvm),
+        cpuid=table,
         capabilities=capabilities,
-        memory_types=memory_types.measure(kvm, backend),
+        memory_types=memory_types.measure(kvm, backend, modules.two_levels(kvm, backend, told, table)),
         extension=found,
         hypervisor=modules.hypervisor(),
-        parameters=modules.parameters(),
+        parameters=told,
         ignore_msrs=modules.ignores_msrs(kvm),
         refusals=refusals,
     )

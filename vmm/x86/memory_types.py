@@ -31,15 +31,14 @@ __all__ = [
     "device_type_answers",
     "measure",
     "pat",
+    "self_snoop",
     "vfio_groups",
 ]
 
 PAT_AT_RESET = 0x0007040600070406
 VFIO_FOLDER = Path("/dev/vfio")
-_MODULES = Path("/sys/module")
-# The modules' parameter that turns the second level of page tables off: without it KVM shadows the guest's tables.
-_TWO_LEVELS = {"kvm_intel": "ept", "kvm_amd": "npt"}
-_SHADOW_ALWAYS = ("kvm_pvm",)
+_CPUINFO = Path("/proc/cpuinfo")
+_BACKENDS = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
 # enum kvm_device_type of include/uapi/linux/kvm.h, Linux 7.2: of all architectures, only VFIO is x86's too.
 DEVICE_TYPES = {
@@ -90,20 +89,20 @@ class GuestPat(StrEnum):
     IGNORED = "ignored"  # all of its memory is write-back
     QUIRK = "quirk"  # ignored, until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled
     HONOURED = "honoured"
-    UNKNOWN = "unknown"  # a KVM that nothing is known of
+    UNKNOWN = "unknown"  # a KVM that nothing is known of, or that does not show whether it shadows page tables
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryTypes:
     """What decides about the caching of guest memory here.
 
-    ``two_levels``: the guest has page tables of its own (EPT, NPT), not KVM's shadow of them. ``quirks`` is
-    KVM_CAP_DISABLE_QUIRKS2. ``nested``: a hypervisor is below, which may have the last word. ``vfio``: KVM has
-    the VFIO device; ``groups`` are the VFIO groups that could be given to it.
+    ``two_levels``: the guest has page tables of its own (EPT, NPT), not KVM's shadow of them; None where nothing
+    shows it. ``quirks`` is KVM_CAP_DISABLE_QUIRKS2. ``nested``: a hypervisor is below, which may have the last word.
+    ``vfio``: KVM has the VFIO device; ``groups`` are the VFIO groups that could be given to it.
     """
 
     guest_pat: GuestPat
-    two_levels: bool
+    two_levels: bool | None
     quirks: int
     self_snoop: bool
     nested: bool
@@ -118,13 +117,19 @@ class MemoryTypes:
         below = "; a hypervisor below this kernel may decide otherwise" if self.nested else ""
         return [
             ("guest PAT", _PAT_TEXT[self.guest_pat] + below),
-            ("guest page tables", "second level (EPT, NPT)" if self.two_levels else "shadowed by KVM"),
+            ("guest page tables", self.tables()),
             ("self-snoop", "yes" if self.self_snoop else "no"),
             ("quirks that can be disabled", describe_quirks(self.quirks)),
             ("KVM's VFIO device", f"{'yes' if self.vfio else 'no'}, {groups}"),
             ("cache lines", f"{self.line_size} bytes, flushed by {self.flush_instruction or 'nothing'}"),
             ("a VMM here has to", self.duty()),
         ]
+
+    def tables(self) -> str:
+        """Say what KVM does with the guest's page tables."""
+        if self.two_levels is None:
+            return "not shown, neither by a module parameter nor by what KVM offers a nested hypervisor"
+        return "second level (EPT, NPT)" if self.two_levels else "shadowed by KVM"
 
     def duty(self) -> str:
         """Say what a VMM that reads guest memory has to do on this host."""
@@ -156,7 +161,7 @@ _PAT_TEXT = {
     GuestPat.IGNORED: "ignored: guest memory is write-back",
     GuestPat.QUIRK: "ignored until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled: guest memory is write-back",
     GuestPat.HONOURED: "honoured: the guest chooses how its memory is cached",
-    GuestPat.UNKNOWN: "unknown: this KVM is none that vmm knows",
+    GuestPat.UNKNOWN: "unknown: nothing shows what this KVM does with it",
 }
 
 
@@ -179,6 +184,22 @@ def device_type_answers(vm: VirtualMachine, kind: int) -> bool:
     return True
 
 
+def self_snoop(path: Path = _CPUINFO) -> bool:
+    """Do this CPU's caches snoop themselves, as the kernel sees it?
+
+    The kernel clears the bit on models with an erratum, and KVM goes by that; what it keeps is in ``path``.
+
+    Source: arch/x86/kernel/cpu/intel.c, check_memory_type_self_snoop_errata; arch/x86/kvm/vmx/vmx.c,
+    vmx_hardware_setup.
+    """
+    has = bool(cpuid.host(1).edx >> 27 & 1)
+    try:
+        flags = next((line for line in path.read_text().splitlines() if line.startswith("flags")), None)
+    except OSError:
+        return has
+    return has and (flags is None or "ss" in flags.split())
+
+
 def vfio_groups(folder: Path = VFIO_FOLDER) -> tuple[str, ...]:
     """Return the names of the VFIO groups of this host, such as ``12`` or ``noiommu-0``."""
     try:
@@ -188,18 +209,8 @@ def vfio_groups(folder: Path = VFIO_FOLDER) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.removeprefix("noiommu-").isdigit()))
 
 
-def _two_levels(backend: str) -> bool:
-    parameter = _TWO_LEVELS.get(backend)
-    if parameter is None:
-        return False
-    try:
-        return (_MODULES / backend / "parameters" / parameter).read_text().strip() in ("Y", "1")
-    except OSError:
-        return True  # the parameter is not shown; both are on unless somebody turns them off
-
-
-def _guest_pat(backend: str, two_levels: bool, quirks: int) -> GuestPat:
-    if backend not in (*_TWO_LEVELS, *_SHADOW_ALWAYS):
+def _guest_pat(backend: str, two_levels: bool | None, quirks: int) -> GuestPat:
+    if backend not in _BACKENDS or two_levels is None:
         return GuestPat.UNKNOWN
     # Shadow page tables have no room for the guest's types; NPT always combines them; EPT has a bit to ignore them.
     if not two_levels:
@@ -218,17 +229,15 @@ def _has_vfio(kvm: Kvm) -> bool:
         return False
 
 
-def measure(kvm: Kvm, backend: str) -> MemoryTypes:
-    """Measure the host; a VM is created, no vCPU."""
-    two_levels = _two_levels(backend)
+def measure(kvm: Kvm, backend: str, two_levels: bool | None) -> MemoryTypes:
+    """Measure the host; a VM is created, no vCPU. The arguments are those of vmm.x86.modules."""
     quirks = kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
-    leaf = cpuid.host(1)
     return MemoryTypes(
         guest_pat=_guest_pat(backend, two_levels, quirks),
         two_levels=two_levels,
         quirks=quirks,
-        self_snoop=bool(leaf.edx >> 27 & 1),
-        nested=bool(leaf.ecx >> 31),
+        self_snoop=self_snoop(),
+        nested=bool(cpuid.host(1).ecx >> 31),
         vfio=_has_vfio(kvm),
         groups=vfio_groups(),
         flush_instruction=coherence.instruction(),

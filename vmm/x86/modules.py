@@ -15,20 +15,35 @@ from vmm._kvm import ffi, lib
 from vmm.ioctl import KvmError
 from vmm.system import Kvm
 from vmm.x86 import cpuid
+from vmm.x86.cpuid import Cpuid
 
-__all__ = ["PVM", "backend", "extension", "hypervisor", "ignores_msrs", "loaded", "parameters"]
+__all__ = [
+    "PVM",
+    "UNKNOWN_MSR",
+    "backend",
+    "extension",
+    "hypervisor",
+    "ignores_msrs",
+    "loaded",
+    "parameters",
+    "two_levels",
+]
 
 PVM = "kvm_pvm"
+_INTEL, _AMD = "kvm_intel", "kvm_amd"
 _FOLDER = Path("/sys/module")
-_MODULES = ("kvm", "kvm_intel", "kvm_amd", PVM)
 # Parameters that change what the ABI or a guest shows; the rest is tuning.
 _PARAMETERS = {
     "kvm": ("ignore_msrs", "report_ignored_msrs", "enable_pmu", "tdp_mmu", "force_emulation_prefix"),
-    "kvm_intel": ("ept", "unrestricted_guest", "enable_apicv", "nested", "vpid", "pml", "preemption_timer"),
-    "kvm_amd": ("npt", "nested", "avic", "vgif", "vls", "sev"),
+    _INTEL: ("ept", "unrestricted_guest", "enable_apicv", "nested", "vpid", "pml", "preemption_timer"),
+    _AMD: ("npt", "nested", "avic", "vgif", "vls", "sev"),
 }  # fmt: skip
+# The one that turns the second level of page tables off: without it KVM shadows the guest's tables.
+_TWO_LEVELS = {_INTEL: "kvm_intel.ept", _AMD: "kvm_amd.npt"}
 # An MSR of a range that neither vendor nor KVM has any use for.
-_UNKNOWN_MSR = 0x4F000000
+UNKNOWN_MSR = 0x4F000000
+# IA32_VMX_PROCBASED_CTLS2 as KVM offers it to a nested hypervisor; bit 1 of what may be 1 (63:32) is "enable EPT".
+_VMX_SECONDARY, _MAY_ENABLE_EPT = 0x48B, 1 << 33
 
 
 def extension() -> str:
@@ -55,26 +70,47 @@ def hypervisor() -> str:
 def loaded(folder: Path = _FOLDER) -> frozenset[str] | None:
     """Return those of KVM's modules that the kernel has, loaded or built in; None where it does not say."""
     try:
-        return frozenset(path.name for path in folder.iterdir() if path.name in _MODULES)
+        return frozenset(path.name for path in folder.iterdir() if path.name.split("_")[0] == "kvm")
     except OSError:
         return None
 
 
 def backend(found: str, modules: Collection[str] | None, capabilities: Mapping[str, int]) -> str:
-    """Return the module that answers: kvm_intel, kvm_amd or kvm_pvm.
+    """Return the module that answers: kvm_intel, kvm_amd, kvm_pvm, or "unknown".
 
     ``found`` is :func:`extension`, ``modules`` is :func:`loaded`. A KVM on a CPU without VMX and SVM is kvm_pvm, the
-    only one that needs neither. Where both could answer, what it offers decides: kvm_pvm has no nested
-    virtualization and no SMM.
+    only one that needs neither. Where both could answer, or nothing says which modules there are, what it offers
+    decides: kvm_pvm has no nested virtualization and no SMM.
     """
-    hardware = {"VMX": "kvm_intel", "SVM": "kvm_amd"}.get(found)
+    hardware = {"VMX": _INTEL, "SVM": _AMD}.get(found)
     if hardware is None:
-        return PVM
-    if modules is None or PVM not in modules:
+        return PVM if modules is None or PVM in modules else "unknown"
+    if modules is not None and PVM not in modules:
         return hardware
-    if hardware not in modules:
+    if modules is not None and hardware not in modules:
         return PVM
     return hardware if capabilities["KVM_CAP_X86_SMM"] or capabilities["KVM_CAP_NESTED_STATE"] else PVM
+
+
+def two_levels(kvm: Kvm, backend: str, told: Mapping[str, str], table: Cpuid) -> bool | None:
+    """Does KVM give the guest page tables of its own (EPT, NPT), or shadow the guest's? None: nothing shows it.
+
+    ``told`` is :func:`parameters`. Where that does not say, what KVM offers a nested hypervisor does: a second level
+    only if it has one itself. ``table`` is KVM_GET_SUPPORTED_CPUID.
+
+    Source: arch/x86/kvm/vmx/nested.c, nested_vmx_setup_secondary_ctls; arch/x86/kvm/svm/svm.c, svm_set_cpu_caps.
+    """
+    if backend == PVM:
+        return False
+    parameter = told.get(_TWO_LEVELS.get(backend, ""))
+    if parameter is not None:
+        return parameter in ("Y", "1")
+    if backend == _INTEL:
+        secondary = _feature_msr(kvm, _VMX_SECONDARY)
+        return bool(secondary & _MAY_ENABLE_EPT) if secondary else None
+    if backend == _AMD and table.get(0x80000001).ecx >> 2 & 1:
+        return bool(table.get(0x8000000A).edx & 1)
+    return None
 
 
 def parameters(folder: Path = _FOLDER) -> dict[str, str]:
@@ -94,8 +130,13 @@ def ignores_msrs(kvm: Kvm) -> bool:
 
     Source: arch/x86/kvm/x86.c, kvm_get_feature_msr: KVM_GET_MSRS of /dev/kvm goes by the same parameter.
     """
-    value = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(_UNKNOWN_MSR, 0, 0)]})
+    return _feature_msr(kvm, UNKNOWN_MSR) is not None
+
+
+def _feature_msr(kvm: Kvm, index: int) -> int | None:
+    """Return an MSR by KVM_GET_MSRS of /dev/kvm, None where KVM refuses it."""
+    value = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(index, 0, 0)]})
     try:
-        return kvm.ioctl(lib.KVM_GET_MSRS, value) == 1
+        return int(value.entries[0].data) if kvm.ioctl(lib.KVM_GET_MSRS, value) == 1 else None
     except KvmError:
-        return False  # before Linux 4.17 the call is a vCPU's only
+        return None  # before Linux 4.17 the call is a vCPU's only

@@ -3,8 +3,10 @@
 
 One guest has a page of each memory type. In a round the same loads, each of which needs the one before, go to
 every page, and the same stores; only ratios between pages of one round are judged, so the machine's speed, its
-load and the TSC's unit do not matter. A page whose lines are flushed before each batch shows what a load costs
-when it has to come from memory: where that is no slower, the platform shows no caches and nothing is judged.
+load and the TSC's unit do not matter. Two controls belong to each round: a page whose lines are flushed before each
+batch shows what a load costs when it has to come from memory, and the base is measured a second time. Where the
+first is no slower, or the second differs from the first, the platform shows no caches or the machine does something
+else meanwhile: nothing is judged then.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ __all__ = [
     "CachingGuest",
     "Ratio",
     "expect_cached",
+    "expect_control",
     "expect_slower",
     "expect_uncached",
     "page",
@@ -48,16 +51,24 @@ CACHED, UNCACHED, MEMORY = 3.0, 8.0, 10.0
 STORES = 2.0
 # In a round one value may be spoilt by whatever else the machine does.
 _SPOILT = 1
+# What takes fewer ticks of the TSC than this is not measured well enough for a ratio.
+_TICKS = 32
 _LINES, _PAGE = 64, 0x1000
 _LOADS, _BATCHES = 512, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as long as its base something took, in each round; ``what`` says what."""
+    """How many times as long as its base something took, in each round; ``what`` says what.
+
+    ``again`` is the base's second measurement to its first, ``flushed`` that of flushed loads to cached ones, each
+    in the same rounds; empty where it was not measured.
+    """
 
     what: str
     values: tuple[float, ...]
+    again: tuple[float, ...] = ()
+    flushed: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -66,19 +77,31 @@ class Ratio:
 
     def below(self, limit: float) -> bool:
         """Tell whether all rounds, or all but one of many, are below a limit."""
-        return sum(value >= limit for value in self.values) <= self._spoilt
+        return _mostly(self.values, lambda value: value < limit)
 
     def above(self, limit: float) -> bool:
         """Tell whether all rounds, or all but one of many, are above a limit."""
-        return sum(value <= limit for value in self.values) <= self._spoilt
+        return _mostly(self.values, lambda value: value > limit)
 
-    @property
-    def _spoilt(self) -> int:
-        return _SPOILT if len(self.values) > 4 else 0
+    def distrusted(self) -> str:
+        """Return why the controls say that nothing follows from these values, or nothing."""
+        if not _mostly(self.again, lambda value: 1 / CACHED < value < CACHED):
+            return f"the same took {_range(self.again)} times as long when it was measured again"
+        if not _mostly(self.flushed, lambda value: value > MEMORY):
+            return f"caches are no longer visible: flushed loads take {_range(self.flushed)} times as long as others"
+        return ""
 
     def __str__(self) -> str:
-        low, high = min(self.values), max(self.values)
-        return f"{self.what}: {self.median:.1f} times ({low:.1f} to {high:.1f} in {len(self.values)} rounds)"
+        return f"{self.what}: {self.median:.1f} times ({_range(self.values)} in {len(self.values)} rounds)"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.1f} to {max(values):.1f}"
+
+
+def _mostly(values: Sequence[float], holds: Callable[[float], bool]) -> bool:
+    """Tell whether all values, or all but one of many, are as wanted."""
+    return sum(not holds(value) for value in values) <= (_SPOILT if len(values) > 4 else 0)
 
 
 class CachingGuest:
@@ -99,7 +122,7 @@ class CachingGuest:
         write_pat_entries(self.guest.memory, range(len(TYPES)))
         accepted = msr.set_msr(self.guest.vcpu, Msr.PAT, pat(TYPES))
         true("IA32_PAT with an entry of each type", accepted, "refused", "accepted")
-        visible = Ratio("loads of flushed lines to cached ones", tuple(self._flushed() for _ in range(5)))
+        visible = Ratio("loads of flushed lines to cached ones", tuple(self.flushed() for _ in range(5)))
         if not visible.above(MEMORY):
             raise Skipped(f"no cache is visible here: {visible}; more than {MEMORY:.0f} times are needed")
         context.note(f"caches are visible: {visible}")
@@ -117,11 +140,11 @@ class CachingGuest:
     def loads(self, kind: MemoryType) -> int:
         """Return the cycles of 512 dependent loads from the page of a type, once they had time to be cached."""
         self.call("chain", page(kind))
-        return self.call("loads", page(kind), _LOADS, _BATCHES)
+        return self._timed("loads", page(kind), _LOADS, _BATCHES)
 
     def stores(self, kind: MemoryType) -> int:
         """Return the cycles of 512 stores of 8 bytes to the page of a type."""
-        return self.call("stores", page(kind), 1, _BATCHES)
+        return self._timed("stores", page(kind), 1, _BATCHES)
 
     def after(self, entry: str, *, privilege: int = 0, tries: int = 5) -> int:
         """Return the cycles of 64 dependent loads whose lines were cached before the entry point ran."""
@@ -129,49 +152,68 @@ class CachingGuest:
         for _ in range(tries):
             self.loads(MemoryType.WB)
             self.call(entry, page(MemoryType.WB), privilege=privilege)
-            times.append(self.call("once", page(MemoryType.WB)))
+            times.append(self._timed("once", page(MemoryType.WB)))
         return min(times)
 
     def load_ratios(self, rounds: int = ROUNDS) -> dict[MemoryType, Ratio]:
         """Return for each type but write-back how many times as long as write-back loads its loads take."""
-        return _ratios("loads", self.loads, TYPES[1:], MemoryType.WB, rounds)
+        return self._ratios("loads", self.loads, TYPES[1:], MemoryType.WB, rounds)
 
     def store_ratio(self, kind: MemoryType, base: MemoryType, rounds: int = ROUNDS) -> Ratio:
         """Return how many times as long as those of type ``base`` the stores of type ``kind`` take."""
-        return _ratios("stores", self.stores, [kind], base, rounds)[kind]
+        return self._ratios("stores", self.stores, [kind], base, rounds)[kind]
 
     def switched(self, what: str, switch: Callable[[bool], object], rounds: int = ROUNDS) -> Ratio:
         """Return how many times as long write-back loads take with something on; ``switch`` turns it on and off."""
-        found = []
+        found, again, flushed = [], [], []
         for _ in range(rounds):
             switch(False)
+            flushed.append(self.flushed())
             base = self.loads(MemoryType.WB)
             switch(True)
             # What is in a cache may still be found there by a CPU that fills it no more.
             self.call("flush", page(MemoryType.WB))
             found.append(self.loads(MemoryType.WB) / base)
-        switch(False)
-        return Ratio(f"loads with {what} to loads without", tuple(found))
+            switch(False)
+            again.append(self.loads(MemoryType.WB) / base)
+        return Ratio(f"loads with {what} to loads without", tuple(found), tuple(again), tuple(flushed))
 
-    def _flushed(self) -> float:
+    def flushed(self) -> float:
+        """Return how many times as long as cached loads those of flushed lines take."""
         cached = self.loads(MemoryType.WB) / _LOADS
-        return self.call("flushed", page(MemoryType.WB), _LINES, _BATCHES) / _LINES / cached
+        return self._timed("flushed", page(MemoryType.WB), _LINES, _BATCHES) / _LINES / cached
 
+    def _timed(self, entry: str, *parameters: int) -> int:
+        """Run an entry point that returns a time; Skipped where this TSC does not measure it."""
+        ticks = self.call(entry, *parameters)
+        if ticks < _TICKS:
+            raise Skipped(f"the time stamp counter is too coarse: memtype.{entry} took {ticks} ticks of it")
+        return ticks
 
-def _ratios(
-    name: str, measure: Callable[[MemoryType], int], kinds: Sequence[MemoryType], base: MemoryType, rounds: int
-) -> dict[MemoryType, Ratio]:
-    found: dict[MemoryType, list[float]] = {kind: [] for kind in kinds}
-    for number in range(rounds):
-        standard = measure(base)
-        # Another order in each round, so that what comes first is not always the same.
-        turn = number % len(kinds)
-        for kind in [*kinds[turn:], *kinds[:turn]]:
-            found[kind].append(measure(kind) / standard)
-    return {
-        kind: Ratio(f"{_name(kind)} {name} to those of {_name(base)}", tuple(values))
-        for kind, values in found.items()
-    }
+    def _ratios(
+        self,
+        name: str,
+        measure: Callable[[MemoryType], int],
+        kinds: Sequence[MemoryType],
+        base: MemoryType,
+        rounds: int,
+    ) -> dict[MemoryType, Ratio]:
+        found: dict[MemoryType, list[float]] = {kind: [] for kind in kinds}
+        again, flushed = [], []
+        for number in range(rounds):
+            flushed.append(self.flushed())
+            standard = measure(base)
+            # Another order in each round, so that what comes first is not always the same.
+            turn = number % len(kinds)
+            for kind in [*kinds[turn:], *kinds[:turn]]:
+                found[kind].append(measure(kind) / standard)
+            again.append(measure(base) / standard)
+        return {
+            kind: Ratio(
+                f"{_name(kind)} {name} to those of {_name(base)}", tuple(values), tuple(again), tuple(flushed)
+            )
+            for kind, values in found.items()
+        }
 
 
 def page(kind: MemoryType) -> int:
@@ -191,19 +233,34 @@ def expect_cached(context: Context, ratio: Ratio) -> None:
 def expect_uncached(context: Context, ratio: Ratio) -> None:
     """The memory has to be uncached; Skipped if the ratio does not say, or if it may be a hypervisor's doing."""
     cached = ratio.below(CACHED)
-    if cached and context.host.facts.memory_types.nested:
-        raise Skipped(f"a hypervisor below this kernel may force write-back: {ratio}")
+    _skip_below_hypervisor(context, ratio, cached)
     _expect(context, ratio, ratio.above(UNCACHED), cached, f"more than {UNCACHED:.0f} times, uncached")
 
 
 def expect_slower(context: Context, ratio: Ratio, times: float) -> None:
-    """Something has to take more than ``times`` as long; Skipped if the ratio does not say."""
-    _expect(context, ratio, ratio.above(times), ratio.below(times), f"more than {times:.0f} times")
+    """Something has to take more than ``times`` as long; Skipped as for :func:`expect_uncached`."""
+    faster = ratio.below(times)
+    _skip_below_hypervisor(context, ratio, faster)
+    _expect(context, ratio, ratio.above(times), faster, f"more than {times:.0f} times")
+
+
+def expect_control(ratio: Ratio) -> None:
+    """Skipped where the ratio's own controls say that nothing follows from it."""
+    why = ratio.distrusted()
+    if why:
+        raise Skipped(f"the measurement cannot be trusted here: {ratio}, but {why}")
+
+
+def _skip_below_hypervisor(context: Context, ratio: Ratio, fails: bool) -> None:
+    if fails and context.host.facts.memory_types.nested:
+        raise Skipped(f"a hypervisor below this kernel may force write-back: {ratio}")
 
 
 def _expect(context: Context, ratio: Ratio, holds: bool, fails: bool, expected: str) -> None:
     if fails:
+        expect_control(ratio)
         true(ratio.what, False, str(ratio), f"{expected}, in every round or every one but {_SPOILT}")
     if not holds:
         raise Skipped(f"the machine is too noisy to tell: {ratio}; expected {expected}")
+    true(ratio.what, holds, str(ratio), expected)
     context.note(f"sure: {ratio}; expected {expected}")

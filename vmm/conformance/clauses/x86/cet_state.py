@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import configured
+from vmm.conformance.clauses.x86.common import STRICT_MSRS, configured
 from vmm.conformance.clauses.x86.shadow import IBT, SHSTK, SSP_ID, XSAVES, set_ssp, ssp
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, succeeds
+from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.vcpu import Vcpu
 from vmm.x86.cpuid import Cpuid
@@ -17,6 +17,8 @@ from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr
 from vmm.x86.xfeature import XFeature
 
 _CET_U, _CET_S = 1 << XFeature.CET_U, 1 << XFeature.CET_S
+# The highest of KVM's own registers: a later kernel may have a second one.
+UNKNOWN_ID = SSP_ID | 0xFFFFFFFF
 _ENABLE = (Msr.U_CET, Msr.S_CET)
 _POINTERS = (Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
 
@@ -96,13 +98,15 @@ def shadow_stack_pointers(context: Context) -> None:
             succeeds(f"SSP = {value:#x}", set_ssp, vcpu, value)
             equal(f"SSP after {value:#x}", ssp(vcpu), value)
         else:
-            refused(f"SSP = {value:#x}", errno.EINVAL, set_ssp, vcpu, value)
+            refused_indicative(context, f"SSP = {value:#x}", errno.EINVAL, set_ssp, vcpu, value)
             equal(f"SSP after the refused {value:#x}", ssp(vcpu), 0)
 
 
-@clause("cet.pointers-need-shstk", arch="x86", needs=(SHSTK, IBT))
+@clause("cet.pointers-need-shstk", arch="x86", needs=(SHSTK, STRICT_MSRS))
 def pointers_need_feature(context: Context) -> None:
     """Without SHSTK in the guest's CPUID the shadow stack pointers take no value but 0, and SSP none at all.
+
+    They are unknown MSRs then, which kvm.ignore_msrs would have KVM take.
 
     Source: arch/x86/kvm/x86.c, __kvm_set_msr, kvm_set_one_reg; Linux 6.18.
     """
@@ -110,38 +114,46 @@ def pointers_need_feature(context: Context) -> None:
     for msr in (*_POINTERS, Msr.INT_SSP_TAB):
         equal(f"{name(msr)} = 0x1000 accepted", set_msr(vcpu, msr, 0x1000), False)
         equal(f"{name(msr)} = 0 accepted", set_msr(vcpu, msr, 0), True)
-    refused("setting SSP", errno.EINVAL, set_ssp, vcpu, 0x1000)
+    refused_indicative(context, "setting SSP", errno.EINVAL, set_ssp, vcpu, 0x1000)
 
 
 @clause("cet.guest-ssp-onereg", arch="x86", needs=(SHSTK,))
 def ssp_one_reg(context: Context) -> None:
-    """SSP is read and written as the 64-bit KVM register 0; other sizes and numbers are EINVAL.
+    """SSP is read and written as the 64-bit KVM register 0; other sizes and unknown numbers are refused.
+
+    The code returns EINVAL; the documentation calls its errnos indicative.
 
     Source: arch/x86/kvm/x86.c, kvm_translate_kvm_reg; arch/x86/include/uapi/asm/kvm.h, KVM_REG_GUEST_SSP; Linux 6.18.
     """
     vcpu = configured(context)
     equal("the register's id", SSP_ID, 0x2030000300000000)
     for value in (0x1000, 0x7FFFFFFFFFF8, 0):
-        set_ssp(vcpu, value)
+        succeeds(f"setting SSP to {value:#x}", set_ssp, vcpu, value)
         equal("SSP", ssp(vcpu), value)
     small = SSP_ID & ~lib.KVM_REG_SIZE_MASK | lib.KVM_REG_SIZE_U32
-    for what, identifier, size in (("SSP as 32 bits", small, 4), ("KVM register 1", SSP_ID + 1, 8)):
-        refused(f"reading {what}", errno.EINVAL, vcpu.get_one_reg, identifier)
-        refused(f"writing {what}", errno.EINVAL, vcpu.set_one_reg, identifier, bytes(size))
+    for what, identifier, size in (("SSP as 32 bits", small, 4), ("an unknown KVM register", UNKNOWN_ID, 8)):
+        refused_indicative(context, f"reading {what}", errno.EINVAL, vcpu.get_one_reg, identifier)
+        refused_indicative(context, f"writing {what}", errno.EINVAL, vcpu.set_one_reg, identifier, bytes(size))
     equal("SSP after the refusals", ssp(vcpu), 0)
 
 
 @clause("cet.reg-list-shstk", arch="x86", needs=(SHSTK,))
 def register_list(context: Context) -> None:
-    """With SHSTK KVM_GET_REG_LIST has exactly SSP: with room for none it is E2BIG and says how many there are.
+    """With SHSTK KVM_GET_REG_LIST has SSP: with room for none it is E2BIG and says how many there are.
+
+    SSP is alone there in Linux 6.18 to 7.2; other registers are recorded.
 
     Source: arch/x86/kvm/x86.c, kvm_get_reg_list; Linux 6.18.
     """
     vcpu = configured(context)
     listing = ffi.new("struct kvm_reg_list *", {"n": 0, "reg": 0})
     refused("room for none", errno.E2BIG, vcpu.ioctl, lib.KVM_GET_REG_LIST, listing)
-    equal("n after E2BIG", listing.n, 1)
-    equal("the list", vcpu.reg_list(), [SSP_ID])
+    true("n after E2BIG", listing.n > 0, listing.n, "how many there are")
+    found = succeeds("the list with room for all", vcpu.reg_list)
+    equal("how often SSP is in the list", found.count(SSP_ID), 1)
+    equal("the number of registers listed", len(found), listing.n)
+    if len(found) > 1:
+        context.note(f"{len(found)} registers are listed")
 
 
 @clause("cet.reset", arch="x86", needs=(SHSTK,))

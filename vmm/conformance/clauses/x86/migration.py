@@ -7,6 +7,7 @@ import errno
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.clauses.x86.common import (
@@ -24,13 +25,14 @@ from vmm.conformance.clauses.x86.common import (
 )
 from vmm.conformance.clauses.x86.image import Image
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, judged, no_difference, refused, subset, succeeds, true
+from vmm.conformance.expect import equal, judged, no_difference, refused, subset, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.exits import Hlt, IoOut
+from vmm.exits import Budget, Hlt, IoOut
 from vmm.ioctl import KvmError
 from vmm.vcpu import Vcpu
 from vmm.x86 import cpuid, msr, xfeature
-from vmm.x86.guest import Guest
+from vmm.x86.guest import EXCEPTION, Guest
+from vmm.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr
 from vmm.x86.registers import (
     get_debugregs,
@@ -45,7 +47,6 @@ from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 _SAMPLE = 100
 _BATCH = 100  # vCPUs in one VM: a VM costs more than a vCPU
-_BAD_MSR = 0x4B564DFE  # in KVM's own range and not defined
 
 
 def _busy_vcpu(context: Context) -> Vcpu:
@@ -87,10 +88,8 @@ def _restored(context: Context, saved: state.State, orders: list[tuple[str, ...]
             with vm.create_vcpu(identifier) as vcpu:
                 cpuid.set_cpuid(vcpu, context.host.facts.cpuid)
                 name = " ".join(order)
-                try:
+                with judged(f"order {name}", "accepted"):
                     state.restore(vcpu, saved, order)
-                except (KvmError, LookupError) as error:
-                    raise Violation(f"order {name}", "accepted", str(error), "rejected") from error
                 no_difference(f"order {name}", state.compare(saved, state.capture(vcpu, msrs)))
 
 
@@ -124,18 +123,21 @@ def cpuid_first(context: Context) -> None:
     vcpu = context.vcpu()
     value = plain_features(context)
     refused(f"XCR0 {value:#x} before CPUID", errno.EINVAL, set_xcr0, vcpu, value)
-    equal("IA32_XFD 1<<18 accepted before CPUID", msr.set_msr(vcpu, Msr.XFD, 1 << 18), False)
+    # A KVM without XFD does not know the MSR, and may have been told to take those.
+    if not context.host.facts.ignore_msrs:
+        equal("IA32_XFD 1<<18 accepted before CPUID", msr.set_msr(vcpu, Msr.XFD, 1 << 18), False)
     for index in state.saved_msrs(context.kvm):
         succeeds(f"reading {msr.name(index)}", msr.try_get, vcpu, index)
     cpuid.set_cpuid(vcpu, context.host.facts.cpuid)
     succeeds(f"XCR0 {value:#x} after CPUID", set_xcr0, vcpu, value)
 
 
-def _copy(context: Context, guest: Guest, saved: state.State) -> Guest:
-    """A new VM with the guest's memory and state."""
+def _copy(context: Context, guest: Guest, saved: state.State, what: str) -> Guest:
+    """A new VM with the guest's memory and state, which its KVM has to take."""
     twin = context.own(Guest(context.kvm, guest.payload, cpuid=guest.cpuid, cr4=guest.cr4))
     twin.memory.write(0, guest.memory.read(0, guest.payload.end))
-    state.restore(twin.vcpu, saved)
+    with judged(f"restoring {what}"):
+        state.restore(twin.vcpu, saved)
     return twin
 
 
@@ -156,14 +158,15 @@ def idempotent(context: Context) -> None:
     guest.memory.write(guest.payload.symbol("expected"), image.data)
     guest.prepare(f"churn_{level}", 18, privilege=3)
     for point in range(18):
-        guest.resume(context.timeout, ticks=1)
+        equal(f"the exit at point {point}", guest.resume(context.timeout, ticks=1), Budget(1))
         guest.vcpu.complete()
         saved = state.capture(guest.vcpu, msrs)
-        twin = _copy(context, guest, saved)
+        twin = _copy(context, guest, saved, f"point {point}")
         no_difference(f"point {point}", state.compare(saved, state.capture(twin.vcpu, msrs)))
         guest.close()
         guest = twin
-    guest.finish(guest.resume(context.timeout), f"the guest after {18} copies")
+    with judged("the run of the last copy", "an end without a fault"):
+        guest.finish(guest.resume(context.timeout), "the guest after 18 copies")
     image.check(guest)
     _idempotent_halted(context, msrs)
     _idempotent_exception(context, msrs)
@@ -174,7 +177,7 @@ def _idempotent_halted(context: Context, msrs: tuple[int, ...]) -> None:
     guest.prepare("halt")
     equal("the exit of a guest that halts", guest.resume(context.timeout), Hlt())
     saved = state.capture(guest.vcpu, msrs)
-    twin = _copy(context, guest, saved)
+    twin = _copy(context, guest, saved, "a halted vCPU")
     no_difference("halted", state.compare(saved, state.capture(twin.vcpu, msrs)))
 
 
@@ -185,10 +188,11 @@ def _idempotent_exception(context: Context, msrs: tuple[int, ...]) -> None:
     events.exception.injected, events.exception.nr = 1, 6
     set_events(guest.vcpu, events)
     saved = state.capture(guest.vcpu, msrs)
-    twin = _copy(context, guest, saved)
+    twin = _copy(context, guest, saved, "a pending #UD")
     no_difference("pending #UD", state.compare(saved, state.capture(twin.vcpu, msrs)))
     exit = twin.resume(context.timeout)
-    equal("the event of a guest restored with a pending #UD", twin.event(exit), 2)
+    taken = twin.event(exit) == EXCEPTION
+    true("the exit of a guest restored with a pending #UD", taken, exit, "that of its exception handler")
     equal("the exception it took", twin.fault().name, "#UD")
 
 
@@ -229,8 +233,8 @@ def fewer_xfeatures(context: Context) -> None:
     guest.call(f"fill_{level}", privilege=3, timeout=context.timeout)
     area = get_xsave(guest.vcpu)
     subset("XSTATE_BV of the saved state", area.xstate_bv, less)
-    with judged("restoring the state, and the guest's run with it"):
-        twin = _copy(context, guest, state.capture(guest.vcpu, ()))
+    twin = _copy(context, guest, state.capture(guest.vcpu, ()), "the state")
+    with judged("the guest's run with the state", "an end without a fault"):
         twin.call(f"verify_{level}", privilege=3, timeout=context.timeout)
     image.check(twin)
 
@@ -284,23 +288,36 @@ def msr_list_closed(context: Context) -> None:
 
 @clause("mig.msr-batch-partial", arch="x86", needs=(STRICT_MSRS,))
 def msr_batch_partial(context: Context) -> None:
-    """A batch stops at the first MSR that is refused and returns how many were done; 256 entries are E2BIG.
+    """A batch stops at the first MSR that is refused and returns how many were done.
+
+    256 entries are E2BIG, or done like any others: nothing promises a limit.
 
     Source: arch/x86/kvm/x86.c, __msr_io, msr_io (MAX_IO_MSRS).
     """
     vcpu = configured(context)
     first, second = 0x0006040600070406, 0x0000000000000006
     with judged("KVM_GET_MSRS with an unknown MSR in it"):
-        read = msr.get_msrs(vcpu, [Msr.PAT, _BAD_MSR, Msr.PAT])
+        read = msr.get_msrs(vcpu, [Msr.PAT, UNKNOWN_MSR, Msr.PAT])
     equal("MSRs read before an unknown one", len(read), 1)
     with judged("KVM_SET_MSRS with an unknown MSR in it"):
-        done = msr.set_msrs(vcpu, [(Msr.PAT, first), (_BAD_MSR, 0), (Msr.PAT, second)])
+        done = msr.set_msrs(vcpu, [(Msr.PAT, first), (UNKNOWN_MSR, 0), (Msr.PAT, second)])
     equal("MSRs set before an unknown one", done, 1)
     equal("IA32_PAT after the batch", msr.get_msr(vcpu, Msr.PAT), first)
     full = [Msr.PAT] * msr.MAX_BATCH
-    refused("256 reads", errno.E2BIG, msr.get_msrs, vcpu, full)
-    refused("256 writes", errno.E2BIG, msr.set_msrs, vcpu, [(index, first) for index in full])
+    _too_many(context, "256 reads", lambda: len(msr.get_msrs(vcpu, full)))
+    _too_many(context, "256 writes", lambda: msr.set_msrs(vcpu, [(index, first) for index in full]))
     equal("255 reads", len(succeeds("255 reads", msr.get_msrs, vcpu, full[:-1])), msr.MAX_BATCH - 1)
+
+
+def _too_many(context: Context, what: str, call: Callable[[], int]) -> None:
+    """A batch of 256 is refused with E2BIG; a KVM that takes it has to do all of it."""
+    try:
+        done = call()
+    except KvmError:
+        refused(what, errno.E2BIG, call)
+    else:
+        equal(f"of {what}, those done", done, msr.MAX_BATCH)
+        context.note(f"{what} in one batch are done")
 
 
 @clause("mig.python-diff", arch="x86", needs=(GUEST_XSAVE,))

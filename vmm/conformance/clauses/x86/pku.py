@@ -6,7 +6,7 @@ from __future__ import annotations
 from vmm._kvm import lib
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal
+from vmm.conformance.expect import equal, judged, succeeds
 from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
@@ -49,8 +49,16 @@ def _pkru(area: XsaveArea) -> int:
 
 
 def _read(context: Context, guest: Guest) -> int:
-    guest.call("rdpkru", privilege=3, timeout=context.timeout)
+    succeeds("RDPKRU in the guest", guest.call, "rdpkru", privilege=3, timeout=context.timeout)
     return guest.mailbox.values[0]
+
+
+def _write(context: Context, guest: Guest) -> None:
+    succeeds("WRPKRU in the guest", guest.call, "wrpkru", _VALUE, privilege=3, timeout=context.timeout)
+
+
+def _churn(context: Context, guest: Guest, exits: int, value: int, privilege: int = 3) -> None:
+    succeeds("the guest's run", guest.call, "churn", exits, value, privilege=privilege, timeout=context.timeout)
 
 
 def _check_area(guest: Guest, value: int) -> None:
@@ -66,11 +74,11 @@ def xsave_slot(context: Context) -> None:
     Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (PKRU), copy_uabi_to_xstate.
     """
     guest = _guest(context)
-    guest.call("wrpkru", _VALUE, privilege=3, timeout=context.timeout)
+    _write(context, guest)
     _check_area(guest, _VALUE)
     area = get_xsave(guest.vcpu)
     area.set_component(_PKRU, _OTHER.to_bytes(4, "little") + bytes(area.layout[_PKRU].size - 4))
-    set_xsave(guest.vcpu, area)
+    succeeds("KVM_SET_XSAVE with another PKRU", set_xsave, guest.vcpu, area)
     equal("RDPKRU in the guest", _read(context, guest), _OTHER)
 
 
@@ -82,7 +90,7 @@ def survives_exits(context: Context) -> None:
     """
     guest = _guest(context)
     for privilege in (0, 3):
-        guest.call("churn", 200, _VALUE + 4 * privilege, privilege=privilege, timeout=context.timeout)
+        _churn(context, guest, 200, _VALUE + 4 * privilege, privilege)
         equal(f"RDPKRU at CPL{privilege}", guest.mailbox.values[0], _VALUE + 4 * privilege)
 
 
@@ -99,7 +107,7 @@ def host_pkru_zero(context: Context) -> None:
     ours = lib.vmm_rdpkru()
     try:
         lib.vmm_wrpkru(0)
-        guest.call("wrpkru", _VALUE, privilege=3, timeout=context.timeout)
+        _write(context, guest)
         lib.vmm_wrpkru(0)
         _check_area(guest, _VALUE)
     finally:
@@ -110,13 +118,13 @@ def host_pkru_zero(context: Context) -> None:
 def clear_bit_keeps(context: Context) -> None:
     """KVM_SET_XSAVE with XSTATE_BV[9] clear leaves the guest's PKRU as it is, unlike every other component.
 
-    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (pkru is NULL for KVM); 6.2 and later.
+    Source: arch/x86/kernel/fpu/core.c, fpu_copy_uabi_to_guest_fpstate ("KVM's odd ABI is to leave PKRU untouched").
     """
     guest = _guest(context)
-    guest.call("wrpkru", _VALUE, privilege=3, timeout=context.timeout)
+    _write(context, guest)
     area = get_xsave(guest.vcpu)
     area.xstate_bv &= ~(1 << _PKRU)
-    set_xsave(guest.vcpu, area)
+    succeeds("KVM_SET_XSAVE with XSTATE_BV[9] clear", set_xsave, guest.vcpu, area)
     equal("RDPKRU in the guest", _read(context, guest), _VALUE)
 
 
@@ -127,10 +135,11 @@ def new_vm(context: Context) -> None:
     Source: Documentation/virt/kvm/api.rst 4.43, 4.134.
     """
     guest = _guest(context)
-    guest.call("wrpkru", _VALUE, privilege=3, timeout=context.timeout)
+    _write(context, guest)
     saved = state.capture(guest.vcpu, state.saved_msrs(context.kvm))
     twin = _guest(context)
-    state.restore(twin.vcpu, saved)
+    with judged("restoring the state"):
+        state.restore(twin.vcpu, saved)
     equal("RDPKRU in the copy", _read(context, twin), _VALUE)
 
 
@@ -143,7 +152,7 @@ def without_xcr0(context: Context) -> None:
     guest = _guest(context)
     set_xcr0(guest.vcpu, _features(context) & ~(1 << _PKRU))
     ours = lib.vmm_rdpkru()
-    guest.call("churn", 50, _VALUE, privilege=3, timeout=context.timeout)
+    _churn(context, guest, 50, _VALUE)
     equal("RDPKRU in the guest", guest.mailbox.values[0], _VALUE)
     equal("RDPKRU of the VMM thread", lib.vmm_rdpkru(), ours)
 
@@ -159,7 +168,7 @@ def host_unchanged(context: Context) -> None:
     try:
         for value in (ours, ours ^ 0xC0000000):
             lib.vmm_wrpkru(value)
-            guest.call("churn", 10, _VALUE, privilege=3, timeout=context.timeout)
+            _churn(context, guest, 10, _VALUE)
             seen = lib.vmm_rdpkru()
             equal("RDPKRU of the VMM thread", seen, value)
     finally:

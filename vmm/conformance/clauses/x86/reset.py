@@ -9,7 +9,7 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.clauses.x86.common import GUEST_XSAVE, configured, pattern, plain_features
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference, succeeds
+from vmm.conformance.expect import equal, judged, no_difference, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.exits import Deadline
@@ -32,7 +32,7 @@ def reset_values(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_vcpu_reset; Intel SDM volume 3, table 11-1.
     """
     vcpu = configured(context)
-    equal("XCR0", get_xcr0(vcpu), 1)
+    equal("XCR0", succeeds("XCR0 by KVM_GET_XCRS", get_xcr0, vcpu), 1)
     for index in (Msr.XSS, Msr.XFD, Msr.XFD_ERR):
         value = msr.try_get(vcpu, index)
         if value is None:
@@ -69,7 +69,8 @@ def reset_by_writing_back(context: Context) -> None:
         {line.split(":")[0] for line in changed},
         {"REGS", "XCRS", "XSAVE", "MSRS"},
     )
-    state.restore(vcpu, fresh)
+    with judged("writing the fresh vCPU's state"):
+        state.restore(vcpu, fresh)
     no_difference("the vCPU after the reset", state.compare(fresh, state.capture(vcpu, msrs)))
 
 
@@ -97,7 +98,7 @@ def init_preserves(context: Context) -> None:
     sregs = get_sregs(second)
     sregs.cr0, sregs.cr4, sregs.efer = 0x33, 0x220, 0x100
     set_sregs(second, sregs)
-    msr.set_msr(second, Msr.PAT, pat)
+    equal("IA32_PAT accepted", msr.set_msr(second, Msr.PAT, pat), True)
     before = get_xsave(second).normalised()
     regs = get_regs(second)
     regs.rip, regs.rbx = 0x1234, 0x5678

@@ -6,12 +6,14 @@ from __future__ import annotations
 from vmm._kvm import lib
 from vmm.conformance.clauses.x86 import state
 from vmm.conformance.context import Context
+from vmm.conformance.expect import judged
 from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
+from vmm.ioctl import Refused
 from vmm.vcpu import Vcpu
-from vmm.x86 import boot
+from vmm.x86 import boot, xfeature
 from vmm.x86.guest import Guest
-from vmm.x86.msr import Msr, set_msr
+from vmm.x86.msr import Msr, name, set_msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 
@@ -27,10 +29,13 @@ __all__ = [
     "XSAVES",
     "SavedState",
     "capture",
+    "features",
     "restore",
     "set_ssp",
+    "set_up_msr",
     "shadow_guest",
     "ssp",
+    "tracking_guest",
     "twin",
 ]
 
@@ -42,10 +47,10 @@ SSP_ID = int(lib.KVM_REG_X86 | lib.KVM_REG_SIZE_U64 | lib.KVM_X86_REG_TYPE_KVM <
 CET = 1 << XFeature.CET_U | 1 << XFeature.CET_S
 
 
-def _feature(name: str, text: str) -> Need:
+def _feature(feature: str, text: str) -> Need:
     def measure(host: Host) -> tuple[bool, str]:
-        offered = host.facts.cpuid.has(name)
-        return offered, f"KVM offers {name}: {offered}"
+        offered = host.facts.cpuid.has(feature)
+        return offered, f"KVM offers {feature}: {offered}"
 
     return Need(text, measure)
 
@@ -65,28 +70,48 @@ def set_ssp(vcpu: Vcpu, value: int) -> None:
     vcpu.set_one_reg(SSP_ID, value.to_bytes(8, "little"))
 
 
-def shadow_guest(context: Context, *, user: int = SH_STK_EN | WR_SHSTK_EN, kernel: int = 0) -> Guest:
-    """A guest with the cet payload, CR4.CET, both shadow stacks and the given U_CET and S_CET."""
+def features(context: Context) -> int:
+    """All of XCR0 that KVM offers but tiles, which need a permission and which a kernel before 6.4 offers by half."""
+    return int(context.host.facts.cpuid.xcr0) & ~xfeature.XTILE
+
+
+def set_up_msr(vcpu: Vcpu, msr: int, value: int) -> None:
+    """Set an MSR before anything is judged; Refused if KVM does not take it."""
+    if not set_msr(vcpu, msr, value):
+        raise Refused(f"{name(msr)} = {value:#x} was refused")
+
+
+def tracking_guest(context: Context, *, user: int) -> Guest:
+    """A guest with the cet payload, CR4.CET and the given U_CET; it needs no shadow stacks and has none."""
     cr4 = OSXSAVE | CR4_CET
     guest = context.own(Guest(context.kvm, "cet", cpuid=context.host.facts.cpuid, cr4=cr4))
+    set_xcr0(guest.vcpu, features(context))
+    if context.host.facts.cpuid.xss & CET:
+        set_up_msr(guest.vcpu, Msr.XSS, context.host.facts.cpuid.xss & CET)
+    set_up_msr(guest.vcpu, Msr.U_CET, user)
+    return guest
+
+
+def shadow_guest(context: Context, *, user: int = SH_STK_EN | WR_SHSTK_EN, kernel: int = 0) -> Guest:
+    """A guest with the cet payload, CR4.CET, both shadow stacks and the given U_CET and S_CET."""
+    guest = tracking_guest(context, user=0)
     boot.write_shadow_stacks(guest.memory)
-    _map_stacks(guest)
-    set_xcr0(guest.vcpu, context.host.facts.cpuid.xcr0)
-    set_msr(guest.vcpu, Msr.XSS, context.host.facts.cpuid.xss & CET)
-    set_msr(guest.vcpu, Msr.U_CET, user)
-    set_msr(guest.vcpu, Msr.S_CET, kernel)
+    _map_stacks(context, guest)
+    set_up_msr(guest.vcpu, Msr.U_CET, user)
+    set_up_msr(guest.vcpu, Msr.S_CET, kernel)
     if kernel & SH_STK_EN:
-        set_msr(guest.vcpu, Msr.PL0_SSP, boot.KERNEL_SHADOW_STACK_TOKEN)
+        set_up_msr(guest.vcpu, Msr.PL0_SSP, boot.KERNEL_SHADOW_STACK_TOKEN)
     set_ssp(guest.vcpu, boot.USER_SHADOW_STACK_TOP)
     return guest
 
 
-def _map_stacks(guest: Guest) -> None:
+def _map_stacks(context: Context, guest: Guest) -> None:
     """Have KVM map the shadow stack pages before an exception needs them.
 
     Hardware does not mind; an emulated CPU may lose an event whose delivery meets an EPT violation there.
     """
-    guest.call("touch", boot.USER_SHADOW_STACK_TOP - 8, boot.KERNEL_SHADOW_STACK_TOKEN)
+    stacks = boot.USER_SHADOW_STACK_TOP - 8, boot.KERNEL_SHADOW_STACK_TOKEN
+    guest.call("touch", *stacks, timeout=context.timeout)
 
 
 SavedState = tuple[state.State, int]
@@ -105,15 +130,16 @@ def twin(context: Context, guest: Guest) -> Guest:
     copy.memory.write(stacks, guest.memory.read(stacks, _STACKS_SIZE))
     mailbox = copy.payload.symbol("mailbox_params")
     before = copy.memory.read(mailbox, 4096)
-    _map_stacks(copy)
+    _map_stacks(context, copy)
     copy.memory.write(mailbox, before)
     return copy
 
 
 def restore(vcpu: Vcpu, saved: SavedState, omit: str = "") -> None:
-    """Write a state back; ``omit`` names one register that is left out: an MSR of Msr, or SSP."""
+    """Write a state back, which KVM has to take; ``omit`` names one register to leave out: an MSR of Msr, or SSP."""
     pieces, pointer = saved
     kept = {index: value for index, value in pieces["MSRS"].items() if Msr.__members__.get(omit) != index}
-    state.restore(vcpu, {**pieces, "MSRS": kept})
-    if omit != "SSP":
-        set_ssp(vcpu, pointer)
+    with judged(f"restoring the state without {omit}" if omit else "restoring the state"):
+        state.restore(vcpu, {**pieces, "MSRS": kept})
+        if omit != "SSP":
+            set_ssp(vcpu, pointer)

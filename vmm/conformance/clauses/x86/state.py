@@ -37,6 +37,12 @@ def saved_msrs(kvm: Kvm) -> tuple[int, ...]:
     return tuple(index for index in msr.index_list(kvm) if index not in VOLATILE_MSRS | NEEDS_APIC)
 
 
+def _get_msrs(vcpu: Vcpu, indices: tuple[int, ...]) -> dict[int, int]:
+    """Return the values of the MSRs that can be read and stay as they are while nothing runs."""
+    first, second = msr.get_readable(vcpu, indices), msr.get_readable(vcpu, indices)
+    return {index: value for index, value in first.items() if second.get(index) == value}
+
+
 def _set_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
     pairs = list(values.items())
     done = msr.set_msrs(vcpu, pairs)
@@ -69,7 +75,7 @@ PIECES: dict[str, _Piece] = {
     "REGS": _struct("kvm_regs", registers.get_regs, registers.set_regs),
     "XCRS": _Piece(lambda vcpu, _: registers.get_xcr0(vcpu), _set_xcr0),
     "XSAVE": _Piece(lambda vcpu, _: get_xsave(vcpu), set_xsave),
-    "MSRS": _Piece(msr.get_readable, _set_msrs),
+    "MSRS": _Piece(_get_msrs, _set_msrs),
     "DEBUGREGS": _struct("kvm_debugregs", registers.get_debugregs, registers.set_debugregs),
     "EVENTS": _struct("kvm_vcpu_events", registers.get_events, registers.set_events),
 }
