@@ -17,6 +17,7 @@ A file ``expectations/NAME.toml`` looks like this:
     cpu = "AuthenticAMD"           # optional: only with this CPU vendor
     hypervisor = "TCGTCGTCGTCG"    # optional: only below this hypervisor, by CPUID 0x40000000
     mode = "Protected*"            # optional: only where KVM uses EL2 like this (arm64)
+    erratum = "834220"             # optional: only where a CPU has this erratum (arm64)
     supports = "XTILEDATA"         # optional: only where KVM can give guests this xfeature (x86)
     verdict = "TIMEOUT"            # optional: the guest hangs; ``observed`` is then the reason and ``what`` empty
 
@@ -46,8 +47,8 @@ FOLDER = Path(__file__).resolve().parent / "expectations"
 _RELEASE = re.compile(r"\d+\.\d+(\.\d+)?")
 _FILE_KEYS = {"backend", "architecture", "known"}
 _REQUIRED = {"clause", "reason", "reference", "observed"}
-_STRINGS = _REQUIRED | {"what", "introduced", "cpu", "hypervisor", "mode", "supports", "verdict"}
-_FACTS = {"cpu": "vendor", "hypervisor": "hypervisor", "mode": "mode"}
+_STRINGS = _REQUIRED | {"what", "introduced", "cpu", "hypervisor", "mode", "erratum", "supports", "verdict"}
+_FACTS = {"cpu": "vendor", "hypervisor": "hypervisor", "mode": "mode", "erratum": "errata"}
 
 
 class ExpectationError(Exception):
@@ -68,6 +69,7 @@ class Expectation:
     cpu: str = ""
     hypervisor: str = ""
     mode: str = ""
+    erratum: str = ""
     supports: str = ""
     verdict: str = "FAIL"
     backend: str = ""
