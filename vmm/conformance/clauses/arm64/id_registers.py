@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.facts import HWCAP2_SVE2
@@ -46,10 +47,11 @@ def msr(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
     return mrs(op0, op1, crn, crm, op2) & ~(1 << 21)
 
 
-def _guests(context: Context) -> list[Guest]:
+def _guests(context: Context) -> Iterator[Guest]:
     """A guest with SVE, where KVM has it, and one without."""
-    with_sve = [sve_guest(context, payload="hello")] if features(context) else []
-    return [*with_sve, plain_guest(context)]
+    if features(context):
+        yield sve_guest(context, payload="hello")
+    yield plain_guest(context)
 
 
 @clause("id.pfr0-sve", arch="arm64", needs=(SVE, GUEST_RUNS))
@@ -58,7 +60,7 @@ def pfr0_sve(context: Context) -> None:
 
     Source: arch/arm64/kvm/sys_regs.c, sanitise_id_aa64pfr0_el1.
     """
-    for guest, has in ((sve_guest(context, payload="hello"), True), (plain_guest(context), False)):
+    for guest, has in zip(_guests(context), (True, False), strict=True):
         call(context, guest, f"MRS {_PFR0}", "execute", mrs(3, 0, 0, 4, 0))
         for who, value in (("KVM", read(guest.vcpu, SYSTEM[_PFR0])), ("the guest", guest.mailbox.values[0])):
             sve = field(_PFR0, "SVE", value)
@@ -283,7 +285,7 @@ def sme_absent(context: Context) -> None:
 
     Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs; arch/arm64/kvm/fpsimd.c.
     """
-    guest = _guests(context)[0]
+    guest = next(_guests(context))
     start = read(guest.vcpu, SYSTEM[_PFR1])
     equal(f"{_PFR1}.SME", field(_PFR1, "SME", start), 0)
     equal(_SMFR0, read(guest.vcpu, SYSTEM[_SMFR0]), 0)
