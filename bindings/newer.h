@@ -17,6 +17,9 @@ struct kvm_arm_counter_offset {
 };
 #define KVM_ARM_SET_COUNTER_OFFSET _IOW(KVMIO, 0xb5, struct kvm_arm_counter_offset)
 #endif
+#ifndef KVM_CAP_COUNTER_OFFSET
+#define KVM_CAP_COUNTER_OFFSET 227
+#endif
 
 /* 6.7 */
 #ifndef KVM_ARM_GET_REG_WRITABLE_MASKS

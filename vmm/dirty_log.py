@@ -229,7 +229,7 @@ class RingKvm(Kvm):
         super().__init__()
         self._ring_entries = ring_entries
 
-    def create_vm(self, kind: int = 0) -> RingMachine:
+    def create_vm(self, kind: int | None = None) -> RingMachine:
         """KVM_CREATE_VM, with rings; MemoryUnavailable where KVM has none of that size."""
         machine = super().create_vm(kind)
         try:

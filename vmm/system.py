@@ -8,12 +8,16 @@ import grp
 import os
 
 from vmm._kvm import lib
+from vmm.arch import ARCHITECTURE
 from vmm.handle import Handle
 from vmm.machine import VirtualMachine
 
 __all__ = ["DEVICE", "Kvm", "KvmUnavailable"]
 
 DEVICE = "/dev/kvm"
+# On arm64 machine type 0 means guest physical addresses of so many bits, which some CPUs do not have.
+_DEFAULT_IPA_BITS = 40
+_CAP_ARM_VM_IPA_SIZE = 165
 
 
 class KvmUnavailable(Exception):
@@ -106,6 +110,17 @@ class Kvm(Handle):
         """KVM_CHECK_EXTENSION: 0 if unsupported, else positive with a meaning of its own."""
         return self.ioctl_value(lib.KVM_CHECK_EXTENSION, capability)
 
-    def create_vm(self, kind: int = 0) -> VirtualMachine:
-        """KVM_CREATE_VM; ``kind`` is the machine type (0 is always there)."""
-        return VirtualMachine(self.ioctl_value(lib.KVM_CREATE_VM, kind), self.vcpu_mmap_size)
+    def create_vm(self, kind: int | None = None) -> VirtualMachine:
+        """KVM_CREATE_VM; ``kind`` is the machine type, by default the one that is there on this host.
+
+        That is 0, and on arm64 with addresses of less than 40 bits (Apple's CPUs) as many as there are.
+        Source: Documentation/virt/kvm/api.rst, 4.2.
+        """
+        chosen = self._default_kind() if kind is None else kind
+        return VirtualMachine(self.ioctl_value(lib.KVM_CREATE_VM, chosen), self.vcpu_mmap_size)
+
+    def _default_kind(self) -> int:
+        if ARCHITECTURE != "arm64":
+            return 0
+        bits = self.check_extension(_CAP_ARM_VM_IPA_SIZE)
+        return bits if 0 < bits < _DEFAULT_IPA_BITS else 0

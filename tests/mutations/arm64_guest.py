@@ -97,10 +97,10 @@ def the_guests_own_trap_is_another_exception() -> Interposer:
 
 @mutation("guest.sve-own-trap")
 def the_guests_own_trap_leaves_the_guest() -> Interposer:
-    def one_more(call: Call) -> None:
-        call.argument.entries += 1
+    def to_the_vmm(call: Call) -> None:
+        call.argument.run.exit_reason = lib.KVM_EXIT_DEBUG
 
-    return after(RUN, one_more)
+    return after(RUN, to_the_vmm, nth(1))
 
 
 # --- loaded and saved -----------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,6 @@ from tests.mutations.registry import mutation
 from vmm._kvm import ffi
 from vmm.arm64.registers import SYSTEM, firmware, sysreg
 from vmm.conformance.clauses.arm64.id_registers import mrs
-from vmm.conformance.host import version
 from vmm.ioctl import Call, Interposer
 
 PFR0, PFR1, ZFR0 = SYSTEM["ID_AA64PFR0_EL1"], SYSTEM["ID_AA64PFR1_EL1"], SYSTEM["ID_AA64ZFR0_EL1"]
@@ -159,9 +157,6 @@ def the_first_run_takes_more_than_the_gic() -> Interposer:
 
 @mutation("id.gic-changes-at-first-run")
 def the_gic_can_be_had_back() -> Interposer:
-    # Before 6.12 it stays, so that there is nothing to have back: there it is taken.
-    if version(os.uname().release) < (6, 12, 0):
-        return once(COMPLETE, reading(flip(3), PFR0), refused=True)
     return accept(SET, of(PFR0))
 
 

@@ -122,8 +122,8 @@ def z_registers_come_before_the_lengths() -> Interposer:
 
 
 @mutation("reglist.order")
-def a_core_register_comes_last() -> Interposer:
-    return change_list(lambda found: [*found[1:], found[0]])
+def the_lengths_come_last() -> Interposer:
+    return change_list(lambda found: [*(identifier for identifier in found if identifier != VLS), int(VLS)])
 
 
 @mutation("reglist.get-set-all")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 from tests.mutations.arm64_lies import (
@@ -19,8 +20,9 @@ from tests.mutations.arm64_lies import (
     value,
     values,
 )
-from tests.mutations.lies import COMPLETE, RUN, accept, after, answer, before, nth, once, refuse
+from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, answer, before, nth, once, refuse
 from tests.mutations.registry import mutation
+from vmm._kvm import lib
 from vmm.arm64.registers import PC, firmware
 from vmm.ioctl import Call, Interposer
 
@@ -32,6 +34,27 @@ _STOPPED, _RUNNABLE = 5, 0
 def _exit(change: Callable[[Call], object], turn: int = 1) -> Interposer:
     """Spoil kvm_run after a run."""
     return after(RUN, change, nth(turn))
+
+
+# --- whether anything runs -----------------------------------------------------------------------
+
+
+@mutation("guest.runs")
+def a_guest_never_leaves() -> Interposer:
+    return answer(RUN, lib.VMM_RUN_DEADLINE)
+
+
+@mutation("guest.runs")
+def a_guest_cannot_be_run() -> Interposer:
+    return refuse(RUN, errno.EFAULT)
+
+
+@mutation("guest.runs")
+def a_guest_leaves_before_its_first_instruction() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.exit_reason = lib.KVM_EXIT_FAIL_ENTRY
+
+    return _exit(change)
 
 
 # --- exits ----------------------------------------------------------------------------------------
@@ -99,7 +122,11 @@ def an_address_space_of_40_bits_is_refused() -> Interposer:
 
 @mutation("vm.ipa-size")
 def an_address_space_of_31_bits_is_granted() -> Interposer:
-    return answer("KVM_CREATE_VM", 1000, lambda call: call.argument == 31)
+    def interposer(call: Call, proceed: Proceed) -> int:
+        granted = call.name == "KVM_CREATE_VM" and call.argument == 31
+        return os.open(os.devnull, os.O_RDONLY) if granted else proceed()
+
+    return interposer
 
 
 @mutation("vm.ipa-size")

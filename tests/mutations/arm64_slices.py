@@ -23,7 +23,7 @@ from tests.mutations.arm64_lies import (
     values,
     writing,
 )
-from tests.mutations.lies import accept, after, before, nth, once, refuse
+from tests.mutations.lies import RUN, accept, after, before, nth, once, refuse
 from tests.mutations.registry import mutation
 from vmm.arm64.registers import FFR, SYSTEM, Register, ffr, p, z
 from vmm.ioctl import Call, Interposer
@@ -201,8 +201,8 @@ def the_guest_has_another_length_than_zcr_el1_says() -> Interposer:
 
 
 @mutation("sve.zcr.guest-user-agree")
-def zcr_el1_cannot_be_written() -> Interposer:
-    return refuse(SET, errno.EPERM, of(ZCR))
+def zcr_el1_cannot_be_written_after_a_run() -> Interposer:
+    return once(RUN, refuse(SET, errno.EPERM, of(ZCR)))
 
 
 @mutation("sve.zcr.guest-user-agree")

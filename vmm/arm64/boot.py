@@ -17,7 +17,6 @@ from functools import cache
 from vmm.arm64.registers import PSTATE, SYSTEM
 from vmm.arm64.vcpu import write
 from vmm.memory import GuestMemory
-from vmm.payload import Payload
 from vmm.vcpu import Vcpu
 
 __all__ = ["CPACR", "EL1H", "TABLES_END", "enter", "write_tables"]
@@ -52,10 +51,13 @@ def write_tables(memory: GuestMemory) -> None:
     memory.write(LEVEL_1, _tables(memory.size))
 
 
-def enter(vcpu: Vcpu, payload: Payload) -> None:
-    """Put the vCPU into EL1 with the MMU on. Tables must have been written; PC and SP are the caller's."""
+def enter(vcpu: Vcpu, vectors: int) -> None:
+    """Put the vCPU into EL1 with the MMU on and its vector table at ``vectors``.
+
+    Tables must have been written; PC and SP are the caller's.
+    """
     values = {
-        "MAIR_EL1": _MAIR, "TCR_EL1": _TCR, "TTBR0_EL1": LEVEL_1, "VBAR_EL1": payload.symbol("vectors"),
+        "MAIR_EL1": _MAIR, "TCR_EL1": _TCR, "TTBR0_EL1": LEVEL_1, "VBAR_EL1": vectors,
         "CPACR_EL1": CPACR, "SCTLR_EL1": _SCTLR,
     }  # fmt: skip
     for name, value in values.items():

@@ -103,7 +103,7 @@ class Guest(BaseGuest):
         super().prepare(entry, *parameters)
 
     def _enter(self, address: int, privilege: int) -> None:
-        boot.enter(self.vcpu, self.payload)
+        boot.enter(self.vcpu, self.payload.symbol("vectors"))
         write(self.vcpu, PC, address)
         write(self.vcpu, _SP_EL1, self.payload.symbol("stack_top"))
 

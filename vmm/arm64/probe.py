@@ -67,17 +67,16 @@ def survey(kvm: Kvm, facts: Facts) -> dict[str, Any]:
     capabilities = facts.capabilities | {name: kvm.check_extension(number) for name, number in CAPABILITIES.items()}
     features = [Feature.PSCI_0_2, *(f for f, needs in _OPTIONAL.items() if all(capabilities[need] for need in needs))]
     bits = capabilities["KVM_CAP_ARM_VM_IPA_SIZE"] or _DEFAULT_IPA
-    kind = bits if bits < _DEFAULT_IPA else 0
-    with kvm.create_vm(kind) as vm:
+    with kvm.create_vm() as vm:
         plain = _vcpu(vm, [Feature.PSCI_0_2]).reg_list()
-    with kvm.create_vm(kind) as vm:
+    with kvm.create_vm() as vm:
         full = _full(vm, _vcpu(vm, features), bool(capabilities["KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES"]))
     return {
         "capabilities": capabilities,
         "vcpu_features": [feature.name for feature in features],
         "ipa_bits": bits,
         "page_size": os.sysconf("SC_PAGE_SIZE"),
-        "counter_hz": _counter(kvm, kind),
+        "counter_hz": _counter(kvm),
         **full,
         "registers_plain": [f"{identifier:#x}" for identifier in plain],
     }
@@ -168,13 +167,13 @@ def _hexadecimal(vcpu: Vcpu, registers: Iterable[Register]) -> dict[str, str]:
     return {register.name: f"{read(vcpu, register):#x}" for register in registers}
 
 
-def _counter(kvm: Kvm, kind: int) -> int | None:
+def _counter(kvm: Kvm) -> int | None:
     """Let a guest read CNTFRQ_EL0, which KVM neither traps nor offers to its VMM.
 
     Two instructions that need neither an MMU nor a stack, instead of a payload: the ELF library would cost more
     than all the rest of the probe.
     """
-    with kvm.create_vm(kind) as vm:
+    with kvm.create_vm() as vm:
         memory = vm.add_memory(os.sysconf("SC_PAGE_SIZE"))
         memory.write(0, b"".join(instruction.to_bytes(4, "little") for instruction in _TELL_CNTFRQ))
         vcpu = _vcpu(vm, [Feature.PSCI_0_2])

@@ -17,6 +17,7 @@ A file ``expectations/NAME.toml`` looks like this:
     cpu = "AuthenticAMD"           # optional: only with this CPU vendor
     hypervisor = "TCGTCGTCGTCG"    # optional: only below this hypervisor, by CPUID 0x40000000
     mode = "Protected*"            # optional: only where KVM uses EL2 like this (arm64)
+    erratum = "834220"             # optional: only where a CPU has this erratum (arm64)
     supports = "XTILEDATA"         # optional: only where KVM can give guests this xfeature (x86)
     passes = "QEMU 10 mended it"   # optional: why some hosts that no key tells apart pass, so that PASS is no XPASS
     verdict = "TIMEOUT"            # optional: the guest hangs; ``observed`` is then the reason and ``what`` empty
@@ -47,8 +48,10 @@ FOLDER = Path(__file__).resolve().parent / "expectations"
 _RELEASE = re.compile(r"\d+\.\d+(\.\d+)?")
 _FILE_KEYS = {"backend", "architecture", "known"}
 _REQUIRED = {"clause", "reason", "reference", "observed"}
-_STRINGS = _REQUIRED | {"what", "introduced", "cpu", "hypervisor", "mode", "supports", "passes", "verdict"}
-_FACTS = {"cpu": "vendor", "hypervisor": "hypervisor", "mode": "mode"}
+_STRINGS = _REQUIRED | {
+    "what", "introduced", "cpu", "hypervisor", "mode", "erratum", "supports", "passes", "verdict",
+}  # fmt: skip
+_FACTS = {"cpu": "vendor", "hypervisor": "hypervisor", "mode": "mode", "erratum": "errata"}
 
 
 class ExpectationError(Exception):
@@ -69,6 +72,7 @@ class Expectation:
     cpu: str = ""
     hypervisor: str = ""
     mode: str = ""
+    erratum: str = ""
     supports: str = ""
     passes: str = ""
     verdict: str = "FAIL"

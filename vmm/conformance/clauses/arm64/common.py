@@ -4,34 +4,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 
 from vmm._kvm import ffi, lib
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.guest import Guest
-from vmm.arm64.registers import Register
+from vmm.arm64.id_registers import mask_index
+from vmm.arm64.kernel_log import KernelLog, about_kvm
+from vmm.arm64.registers import Register, sysreg
+from vmm.arm64.system_registers import FEATURES
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vector import VectorState, differences
 from vmm.arm64.vls import VectorLengths
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference
-from vmm.conformance.host import Host, version
+from vmm.conformance.expect import TimedOut, equal, judged, no_difference
+from vmm.conformance.host import Host
 from vmm.conformance.needs import Need, capability
+from vmm.exits import Deadline, Exit
 from vmm.machine import VirtualMachine
 from vmm.vcpu import Vcpu
 
 __all__ = [
     "BAD_ADDRESS",
+    "GUEST_RUNS",
     "HOLE",
+    "MASKS",
     "NO_SVE",
+    "OWN_SVE",
     "PAUTH",
     "SEVERAL",
     "SVE",
-    "before",
+    "call",
+    "compare",
     "enter",
+    "features",
     "get_bad",
     "hold",
+    "in_time",
     "lengths",
     "lengths_to_try",
     "observed",
@@ -45,6 +54,8 @@ __all__ = [
     "sve_vcpu",
     "verify",
     "warnings",
+    "widest_vcpu",
+    "writable",
 ]
 
 # An address that no process has mapped.
@@ -52,6 +63,16 @@ BAD_ADDRESS = 0x10
 _HOLD_TICKS = 50
 
 SVE = capability("KVM_CAP_ARM_SVE")
+MASKS = capability("KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES")
+
+
+def _guest_runs(host: Host) -> tuple[bool, str]:
+    return not host.facts.guest, host.facts.guest or "it runs to its first exit"
+
+
+def _own_sve(host: Host) -> tuple[bool, str]:
+    found = host.facts.host_lengths
+    return found is not None, f"its vector lengths are {'not to be had' if found is None else found}"
 
 
 def _no_sve(host: Host) -> tuple[bool, str]:
@@ -79,15 +100,13 @@ def _pauth(host: Host) -> tuple[bool, str]:
     return all(values), f"KVM_CAP_ARM_PTRAUTH_ADDRESS and _GENERIC are {values[0]} and {values[1]}"
 
 
+# What all clauses need that run a guest: where none runs, guest.runs says so, once.
+GUEST_RUNS = Need("a guest that runs", _guest_runs)
+OWN_SVE = Need("SVE for this process (PR_SVE_SET_VL)", _own_sve)
 NO_SVE = Need("a host without SVE", _no_sve)
 SEVERAL = Need("two vector lengths", _several)
 HOLE = Need("a vector length below the largest that the CPU lacks", _hole)
 PAUTH = Need("pointer authentication for guests", _pauth)
-
-
-def before(context: Context, release: str) -> bool:
-    """Is the running kernel older than ``release``?"""
-    return context.host.version < version(release)
 
 
 def lengths(context: Context) -> VectorLengths:
@@ -118,6 +137,29 @@ def plain_vcpu(context: Context) -> Vcpu:
     vcpu = context.vcpu()
     vcpus.init(vcpu)
     return vcpu
+
+
+def features(context: Context) -> tuple[Feature, ...]:
+    """SVE where KVM has it."""
+    return (Feature.SVE,) if context.host.facts.capabilities["KVM_CAP_ARM_SVE"] else ()
+
+
+def widest_vcpu(context: Context, vm: VirtualMachine | None = None, number: int = 0) -> Vcpu:
+    """A new vCPU with what :func:`features` says, finalized, in a VM of its own or as one of ``vm``."""
+    vcpu = (vm or context.vm()).create_vcpu(number)
+    chosen = features(context)
+    vcpus.init(vcpu, *chosen)
+    if chosen:
+        vcpus.finalize(vcpu)
+    return vcpu
+
+
+def writable(context: Context, vm: VirtualMachine) -> dict[Register, int]:
+    """The writable bits of each feature ID register as KVM tells them; none where it does not (before Linux 6.7)."""
+    if not context.host.facts.capabilities["KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES"]:
+        return {}
+    masks = vcpus.writable_masks(vm)
+    return {sysreg(*encoding): masks[mask_index(encoding)] for encoding in FEATURES}
 
 
 def sve_guest(context: Context, sizes: Iterable[int] | None = None, payload: str = "sve") -> Guest:
@@ -172,11 +214,29 @@ def observed(guest: Guest) -> bytes:
     return guest.memory.read(guest.payload.symbol("observed"), guest.payload.symbol("AREA_BYTES"))
 
 
+def in_time(exit: Exit) -> Exit:
+    """Return the exit of a run; raises TimedOut for a deadline, where that would be taken for an answer."""
+    if isinstance(exit, Deadline):
+        raise TimedOut("the guest did not leave in time")
+    return exit
+
+
+def call(context: Context, guest: Guest, what: str, entry: str, *parameters: int) -> int:
+    """Run an entry point that has to come to its event, which is returned: DONE, or that something was different."""
+    with judged(what):
+        return guest.call(entry, *parameters, timeout=context.timeout)
+
+
+def compare(guest: Guest, what: str, event: int, state: VectorState) -> None:
+    """``event`` is how the guest's own comparison of its registers with ``state`` ended: it has to be DONE."""
+    differing = [] if event == guest.DONE else differences(state.image(), observed(guest))
+    no_difference(what, differing or ["only the guest saw a difference"] * (event != guest.DONE))
+
+
 def verify(context: Context, guest: Guest, what: str, state: VectorState, entry: str = "verify") -> None:
     """Let the guest compare its registers with ``state``; where they differ is the evidence."""
     set_image(guest, state)
-    if guest.call(entry, *([_HOLD_TICKS] * (entry == "hold")), timeout=context.timeout) != guest.DONE:
-        no_difference(what, differences(state.image(), observed(guest)) or ["only the guest saw a difference"])
+    compare(guest, what, call(context, guest, what, entry, *([_HOLD_TICKS] * (entry == "hold"))), state)
 
 
 def hold(context: Context, guest: Guest, what: str, state: VectorState) -> None:
@@ -184,19 +244,14 @@ def hold(context: Context, guest: Guest, what: str, state: VectorState) -> None:
     verify(context, guest, what, state, "hold")
 
 
-def warnings() -> list[str] | None:
-    """Return the warnings in the kernel's log, None where it cannot be read."""
+def warnings(context: Context) -> Callable[[], None]:
+    """Return a function that finds no warning about KVM or this process in the kernel's log since this call.
+
+    Where the log cannot be read that is a note.
+    """
     try:
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    found = []
-    try:
-        with suppress(BlockingIOError):
-            while record := os.read(fd, 8192):
-                text = record.decode("utf-8", "replace")
-                if "WARNING:" in text or "Internal error" in text or "kernel BUG" in text:
-                    found.append(text.partition(";")[2].splitlines()[0])
-    finally:
-        os.close(fd)
-    return found
+        log = context.own(KernelLog(new=True))
+    except OSError as error:
+        context.note(f"the kernel's log cannot be read here ({error.strerror})")
+        return lambda: None
+    return lambda: equal("new warnings in the kernel's log", about_kvm(list(log.lines()), [os.getpid()]), [])

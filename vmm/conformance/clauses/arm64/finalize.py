@@ -60,7 +60,7 @@ def run_before(context: Context) -> None:
         refused(f"the {attempt} KVM_RUN", errno.EPERM, vcpu.run, _SHORT)
     equal("errno of KVM_RUN in another thread", _errno_in_thread(vcpu), errno.EPERM)
     equal("PC", read(vcpu, PC), 0x1000)
-    vcpus.finalize(vcpu)
+    succeeds("FINALIZE", vcpus.finalize, vcpu)
     succeeds("KVM_RUN after FINALIZE", enter, vcpu)
 
 
@@ -73,8 +73,8 @@ def reglist_before(context: Context) -> None:
     vcpu = sve_vcpu(context, finalized=False)
     refused("with n = 0", errno.EPERM, vcpu.reg_list)
     refused("without a list", errno.EPERM, vcpu.ioctl, lib.KVM_GET_REG_LIST, ffi.NULL)
-    vcpus.finalize(vcpu)
-    succeeds("after FINALIZE", vcpu.reg_list)
+    succeeds("FINALIZE", vcpus.finalize, vcpu)
+    succeeds("KVM_GET_REG_LIST after FINALIZE", vcpu.reg_list)
 
 
 @clause("sve.finalize.zpf-before-eperm", arch="arm64", needs=(SVE,))
@@ -88,9 +88,10 @@ def vectors_before(context: Context) -> None:
         refused_indicative(context, f"reading {register}", errno.EPERM, vcpu.get_one_reg, register)
         value = bytes(register.size)
         refused_indicative(context, f"writing {register}", errno.EPERM, vcpu.set_one_reg, register, value)
-    vcpus.finalize(vcpu)
+    succeeds("FINALIZE", vcpus.finalize, vcpu)
     for register in SVE_REGISTERS:
-        equal(f"{register} after FINALIZE", vcpu.get_one_reg(register), bytes(register.size))
+        what = f"{register} after FINALIZE"
+        equal(what, succeeds(f"reading {what}", vcpu.get_one_reg, register), bytes(register.size))
 
 
 @clause("sve.finalize.core-sysreg-before-ok", arch="arm64", needs=(SVE,))

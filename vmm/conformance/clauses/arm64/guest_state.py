@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from vmm._kvm import lib
 from vmm.arm64 import boot
@@ -14,12 +14,15 @@ from vmm.arm64.registers import FFR, PC, SYSTEM, z
 from vmm.arm64.vcpu import read, write
 from vmm.arm64.vector import VectorState, differences
 from vmm.conformance.clauses.arm64.common import (
+    GUEST_RUNS,
     SEVERAL,
     SVE,
+    call,
+    compare,
     hold,
+    in_time,
     lengths,
     lengths_to_try,
-    observed,
     plain_guest,
     set_image,
     sve_guest,
@@ -27,12 +30,11 @@ from vmm.conformance.clauses.arm64.common import (
 )
 from vmm.conformance.clauses.arm64.id_registers import mrs, msr
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, no_difference, refused, true
+from vmm.conformance.expect import Violation, equal, judged, no_difference, refused, succeeds, true
 from vmm.conformance.host import Host
 from vmm.conformance.needs import Need, capability
 from vmm.conformance.registry import clause
 from vmm.exits import Budget, Exit, Unsupported
-from vmm.ioctl import KvmError
 
 _UNDEFINED, _SVE_TRAP = 0x00, 0x19
 _UNBACKED = 0xD0000000
@@ -64,7 +66,7 @@ def _equal_states(what: str, found: VectorState, expected: VectorState) -> None:
     no_difference(what, differences(expected.image(), found.image()))
 
 
-@clause("guest.sve-undef-without", arch="arm64")
+@clause("guest.sve-undef-without", arch="arm64", needs=(GUEST_RUNS,))
 def undefined_without(context: Context) -> None:
     """Without SVE every SVE instruction, and ZCR_EL1, is undefined for the guest although its own traps are off.
 
@@ -74,16 +76,16 @@ def undefined_without(context: Context) -> None:
     """
     guest = plain_guest(context)
     for name, instruction in _SVE_INSTRUCTIONS.items():
-        guest.call("execute", instruction, guest.payload.symbol("stack_top"), timeout=context.timeout)
+        call(context, guest, f"a guest's {name}", "execute", instruction, guest.payload.symbol("stack_top"))
         equal(f"faults of {name}", guest.mailbox.values[15], 1)
         fault = guest.fault()
         equal(f"the exception class of {name}", fault.exception_class, _UNDEFINED)
         equal(f"where {name} faulted", fault.elr, guest.payload.symbol("slot"))
-    guest.call("execute", _MOVI_V0, timeout=context.timeout)
+    call(context, guest, "a guest's AdvSIMD instruction", "execute", _MOVI_V0)
     equal("faults of an AdvSIMD instruction", guest.mailbox.values[15], 0)
 
 
-@clause("guest.sve-own-trap", arch="arm64", needs=(SVE,))
+@clause("guest.sve-own-trap", arch="arm64", needs=(SVE, GUEST_RUNS))
 def own_trap(context: Context) -> None:
     """With CPACR_EL1.ZEN 0 an SVE instruction traps to the guest's own EL1, and KVM does not see it.
 
@@ -93,15 +95,14 @@ def own_trap(context: Context) -> None:
     for zen, faults in ((0, 1), (3, 0), (0, 1)):
         guest.prepare("execute", _RDVL, 0)
         write(guest.vcpu, SYSTEM["CPACR_EL1"], boot.CPACR & ~(3 << 16) | zen << 16)
-        entries = guest.vcpu.entries
-        guest.finish(guest.resume(context.timeout))
+        with judged(f"a guest with ZEN {zen}"):
+            guest.finish(guest.resume(context.timeout))
         equal(f"faults with ZEN {zen}", guest.mailbox.values[15], faults)
-        equal("exits", guest.vcpu.entries - entries, 1)
         if faults:
             equal("the exception class", guest.fault().exception_class, _SVE_TRAP)
 
 
-@clause("guest.load-user-state", arch="arm64", needs=(SVE,), timeout=30)
+@clause("guest.load-user-state", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def load_user_state(context: Context) -> None:
     """Z, P, FFR, FPSR and FPCR as KVM_SET_ONE_REG wrote them are what the guest finds, at every vector length.
 
@@ -113,12 +114,12 @@ def load_user_state(context: Context) -> None:
         guest = sve_guest(context, wanted)
         for number in range(3):
             state = _state(context, wanted.size, number)
-            state.set(guest.vcpu)
+            succeeds("writing Z, P, FFR, FPSR and FPCR", state.set, guest.vcpu)
             verify(context, guest, f"the guest's registers with {wanted}, time {number + 1}", state)
         guest.close()
 
 
-@clause("guest.save-guest-state", arch="arm64", needs=(SVE,), timeout=30)
+@clause("guest.save-guest-state", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def save_guest_state(context: Context) -> None:
     """What the guest loads into Z, P, FFR, FPSR and FPCR is what KVM_GET_ONE_REG reads, at every vector length.
 
@@ -130,14 +131,15 @@ def save_guest_state(context: Context) -> None:
         guest = sve_guest(context, wanted)
         state = _state(context, wanted.size)
         set_image(guest, state)
-        guest.call("load", timeout=context.timeout)
+        call(context, guest, f"a guest that loads its registers with {wanted}", "load")
         for time in ("first", "second"):
-            _equal_states(f"the {time} reading with {wanted}", VectorState.get(guest.vcpu, wanted.size), state)
+            what = f"the {time} reading with {wanted}"
+            _equal_states(what, succeeds(what, VectorState.get, guest.vcpu, wanted.size), state)
         verify(context, guest, f"the guest's registers after it with {wanted}", state)
         guest.close()
 
 
-@clause("guest.kept-over-exits", arch="arm64", needs=(SVE,), timeout=30)
+@clause("guest.kept-over-exits", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def kept_over_exits(context: Context) -> None:
     """The guest's registers survive exits that its VMM answers without looking at them.
 
@@ -149,7 +151,7 @@ def kept_over_exits(context: Context) -> None:
         guest.close()
 
 
-@clause("guest.untouched-fp", arch="arm64", needs=(SVE,))
+@clause("guest.untouched-fp", arch="arm64", needs=(SVE, GUEST_RUNS))
 def untouched(context: Context) -> None:
     """A guest that uses no vector register leaves the state as it was written.
 
@@ -159,7 +161,7 @@ def untouched(context: Context) -> None:
     guest = sve_guest(context)
     state = _state(context, size)
     state.set(guest.vcpu)
-    guest.call("ticks", 20, timeout=context.timeout)
+    call(context, guest, "a guest without vectors", "ticks", 20)
     _equal_states("the state after a run", VectorState.get(guest.vcpu, size), state)
 
 
@@ -172,7 +174,7 @@ def _faulted(ffr: bytes, available: int) -> int:
     return loaded
 
 
-@clause("guest.ffr-preserved", arch="arm64", needs=(SVE,))
+@clause("guest.ffr-preserved", arch="arm64", needs=(SVE, GUEST_RUNS))
 def ffr_preserved(context: Context) -> None:
     """FFR as a first-fault load over the end of memory leaves it survives exits, and a restore into another VM.
 
@@ -183,7 +185,7 @@ def ffr_preserved(context: Context) -> None:
         guest = sve_guest(context)
         data = bytes(range(1, available + 1))
         guest.memory.write(MEMORY_SIZE - available, data)
-        guest.call("first_fault", MEMORY_SIZE - available, timeout=context.timeout)
+        call(context, guest, "a first-fault load", "first_fault", MEMORY_SIZE - available)
         loaded = _faulted(guest.vcpu.get_one_reg(FFR)[: size // 8], available)
         equal("what was loaded", guest.vcpu.get_one_reg(z(0))[:loaded], data[:loaded])
         state = VectorState.get(guest.vcpu, size)
@@ -195,7 +197,7 @@ def ffr_preserved(context: Context) -> None:
         other.close()
 
 
-@clause("guest.zcr-shrink-full-width", arch="arm64", needs=(SVE, SEVERAL))
+@clause("guest.zcr-shrink-full-width", arch="arm64", needs=(SVE, SEVERAL, GUEST_RUNS))
 def shrink(context: Context) -> None:
     """A smaller ZCR_EL1.LEN of the guest leaves each register's upper bytes as they were or 0, never anything else.
 
@@ -208,7 +210,7 @@ def shrink(context: Context) -> None:
         guest = sve_guest(context)
         state = _state(context, full.size, small)
         set_image(guest, state)
-        guest.call("load_zcr", small - 1, timeout=context.timeout)
+        call(context, guest, f"a guest that shortens its vectors to {16 * small} bytes", "load_zcr", small - 1)
         found = VectorState.get(guest.vcpu, full.size)
         keep = 16 * small
         for number, (value, old) in enumerate(zip(found.z, state.z, strict=True)):
@@ -226,10 +228,10 @@ def shrink(context: Context) -> None:
 
 def _vector_store(guest: Guest, timeout: float) -> Exit:
     guest.prepare("store_vector", _UNBACKED + 0x20)
-    return guest.resume(timeout)
+    return in_time(guest.resume(timeout))
 
 
-@clause("guest.mmio-vector-nisv", arch="arm64", needs=(capability("KVM_CAP_ARM_NISV_TO_USER"),))
+@clause("guest.mmio-vector-nisv", arch="arm64", needs=(capability("KVM_CAP_ARM_NISV_TO_USER"), GUEST_RUNS))
 def vector_mmio(context: Context) -> None:
     """A vector store to memory that is not there ends KVM_RUN with ENOSYS, or KVM_EXIT_ARM_NISV if it was asked for.
 
@@ -241,18 +243,20 @@ def vector_mmio(context: Context) -> None:
     refused("KVM_RUN", errno.ENOSYS, _vector_store, guest, context.timeout)
     equal("PC", read(guest.vcpu, PC), guest.payload.symbol("at_store_vector"))
     guest.vm.enable_cap(lib.KVM_CAP_ARM_NISV_TO_USER)
-    equal("the exit", _vector_store(guest, context.timeout), Unsupported(lib.KVM_EXIT_ARM_NISV))
+    exit = succeeds("KVM_RUN with KVM_CAP_ARM_NISV_TO_USER", _vector_store, guest, context.timeout)
+    equal("the exit", exit, Unsupported(lib.KVM_EXIT_ARM_NISV))
     equal("the address", guest.vcpu.kvm_run.arm_nisv.fault_ipa, _UNBACKED + 0x20)
     equal("PC", read(guest.vcpu, PC), guest.payload.symbol("at_store_vector"))
 
 
 def _step(context: Context, guest: Guest, ticks: int = 1) -> None:
-    equal("the exit", guest.resume(context.timeout, ticks), Budget(ticks))
+    equal("the exit", succeeds("KVM_RUN", guest.resume, context.timeout, ticks), Budget(ticks))
 
 
 def _finish(context: Context, guest: Guest, what: str, state: VectorState) -> None:
-    if guest.finish(guest.resume(context.timeout)) != guest.DONE:
-        no_difference(what, differences(state.image(), observed(guest)) or ["only the guest saw a difference"])
+    with judged(what):
+        event = guest.finish(guest.resume(context.timeout))
+    compare(guest, what, event, state)
 
 
 def _start(guest: Guest, state: VectorState, ticks: int) -> None:
@@ -260,7 +264,7 @@ def _start(guest: Guest, state: VectorState, ticks: int) -> None:
     guest.prepare("hold", ticks)
 
 
-@clause("guest.two-vms-same-cpu", arch="arm64", needs=(SVE,), timeout=60)
+@clause("guest.two-vms-same-cpu", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=60)
 def two_vms(context: Context) -> None:
     """Guests that take turns on one CPU, with the longest vectors, the shortest and without SVE, keep their state.
 
@@ -285,11 +289,11 @@ def two_vms(context: Context) -> None:
                 found = VectorState.get(guest.vcpu, size) if state.p else VectorState.get_fpsimd(guest.vcpu)
                 _equal_states(f"a guest with vectors of {size} bytes between its turns", found, state)
     for guest, state in runs:
-        guest.resume(context.timeout, 1)
+        _step(context, guest)
         _finish(context, guest, f"a guest with vectors of {state.size} bytes", state)
 
 
-@clause("guest.other-thread", arch="arm64", needs=(SVE,))
+@clause("guest.other-thread", arch="arm64", needs=(SVE, GUEST_RUNS))
 def other_thread(context: Context) -> None:
     """A vCPU may be run by one thread after another: its registers go along.
 
@@ -297,24 +301,14 @@ def other_thread(context: Context) -> None:
     """
     guest, state = sve_guest(context), _state(context, lengths(context).size)
     _start(guest, state, 60)
-    failures: list[str] = []
-
-    def turn() -> None:
-        try:
-            _step(context, guest, 3)
-        except (KvmError, Violation) as error:
-            failures.append(str(error))
-
     for _ in range(10):
-        thread = threading.Thread(target=turn)
-        thread.start()
-        thread.join()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(_step, context, guest, 3).result()
         _step(context, guest, 2)
-    equal("failures", failures, [])
     _finish(context, guest, "the guest's registers", state)
 
 
-@clause("guest.cross-cpu", arch="arm64", needs=(SVE, _CPUS))
+@clause("guest.cross-cpu", arch="arm64", needs=(SVE, _CPUS, GUEST_RUNS))
 def cross_cpu(context: Context) -> None:
     """A vCPU whose thread goes from CPU to CPU keeps its registers.
 
@@ -328,5 +322,5 @@ def cross_cpu(context: Context) -> None:
         os.sched_setaffinity(0, {cpu})
         _step(context, guest)
         _equal_states(f"the state after CPU {cpu}", VectorState.get(guest.vcpu, state.size), state)
-    guest.resume(context.timeout, 1)
+    _step(context, guest)
     _finish(context, guest, "the guest's registers", state)

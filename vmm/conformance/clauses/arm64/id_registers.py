@@ -4,30 +4,37 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.id_registers import mask_index
+from vmm.arm64.facts import HWCAP2_SVE2
+from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, sysreg
 from vmm.arm64.system_registers import FEATURES, FIELDS, NAMES, field, fields, replaced
 from vmm.arm64.vcpu import Feature, read, write
 from vmm.conformance.clauses.arm64.common import (
+    GUEST_RUNS,
+    MASKS,
     SVE,
-    before,
+    call,
     enter,
+    features,
     plain_guest,
     plain_vcpu,
     sve_guest,
     sve_vcpu,
+    widest_vcpu,
+    writable,
 )
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
-from vmm.conformance.needs import capability, kernel
+from vmm.conformance.expect import Skipped, equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.ioctl import KvmError
+from vmm.machine import VirtualMachine
+from vmm.vcpu import Vcpu
 
 _PFR0, _PFR1, _ZFR0, _SMFR0 = "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1", "ID_AA64ZFR0_EL1", "ID_AA64SMFR0_EL1"
-_MASKS = capability("KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES")
-_WRITABLE = kernel("6.7")
+_ISAR0 = "ID_AA64ISAR0_EL1"
 
 
 def mrs(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
@@ -40,14 +47,21 @@ def msr(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
     return mrs(op0, op1, crn, crm, op2) & ~(1 << 21)
 
 
-@clause("id.pfr0-sve", arch="arm64", needs=(SVE,))
+def _guests(context: Context) -> Iterator[Guest]:
+    """A guest with SVE, where KVM has it, and one without."""
+    if features(context):
+        yield sve_guest(context, payload="hello")
+    yield plain_guest(context)
+
+
+@clause("id.pfr0-sve", arch="arm64", needs=(SVE, GUEST_RUNS))
 def pfr0_sve(context: Context) -> None:
     """ID_AA64PFR0_EL1.SVE is 1 or more for a vCPU with SVE and 0 without, by ioctl and in the guest.
 
     Source: arch/arm64/kvm/sys_regs.c, sanitise_id_aa64pfr0_el1.
     """
-    for guest, has in ((sve_guest(context, payload="hello"), True), (plain_guest(context), False)):
-        guest.call("execute", mrs(3, 0, 0, 4, 0), timeout=context.timeout)
+    for guest, has in zip(_guests(context), (True, False), strict=True):
+        call(context, guest, f"MRS {_PFR0}", "execute", mrs(3, 0, 0, 4, 0))
         for who, value in (("KVM", read(guest.vcpu, SYSTEM[_PFR0])), ("the guest", guest.mailbox.values[0])):
             sve = field(_PFR0, "SVE", value)
             true(f"{_PFR0}.SVE by {who}", (sve > 0) == has, sve, "1 or more" if has else "0")
@@ -57,12 +71,16 @@ def pfr0_sve(context: Context) -> None:
 def pfr0_not_writable(context: Context) -> None:
     """ID_AA64PFR0_EL1.SVE, FP and AdvSIMD cannot be written: SVE is chosen by VCPU_INIT alone.
 
+    FP and AdvSIMD are left out where KVM says that they can.
+
     Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs (ID_AA64PFR0_EL1's mask), arm64_check_features.
     """
+    mask = writable(context, context.vm()).get(SYSTEM[_PFR0], 0)
+    fixed = ["SVE", *(name for name in ("FP", "AdvSIMD") if not field(_PFR0, name, mask))]
     for vcpu in (sve_vcpu(context), plain_vcpu(context)):
         value = read(vcpu, SYSTEM[_PFR0])
         succeeds("writing what it reads", write, vcpu, SYSTEM[_PFR0], value)
-        for name in ("SVE", "FP", "AdvSIMD"):
+        for name in fixed:
             for new in {0, 1, 15} - {field(_PFR0, name, value)}:
                 what = f"{_PFR0}.{name} = {new}"
                 changed = replaced(_PFR0, name, value, new)
@@ -89,19 +107,26 @@ def zfr0_without_sve(context: Context) -> None:
 
 @clause("id.zfr0-downgrade", arch="arm64", needs=(SVE,))
 def zfr0_downgrade(context: Context) -> None:
-    """Each field of ID_AA64ZFR0_EL1 may be lowered before the first run and not be raised above the host's.
+    """A field of ID_AA64ZFR0_EL1 that KVM says is writable may be lowered before the first run; none may be raised.
 
-    Before 6.7 (commit f89fbb350dd7) nothing but its own value could be written.
+    Its SVEver is not 0 exactly where the host has SVE2: on a CPU with SVE alone there is nothing to lower. Before 6.7
+    (commit f89fbb350dd7) nothing but its own value could be written.
 
     Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs, arm64_check_features; arch/arm64/kernel/cpufeature.c.
     """
-    start = read(sve_vcpu(context), SYSTEM[_ZFR0])
-    true(_ZFR0, start != 0, start, "a field of SVE2 or an extension, or SVE alone is too little to test")
+    vm = context.vm()
+    mask = writable(context, vm).get(SYSTEM[_ZFR0], 0)
+    start = read(widest_vcpu(context, vm), SYSTEM[_ZFR0])
+    sve2 = bool(context.host.facts.hwcap2 & HWCAP2_SVE2)
+    version = field(_ZFR0, "SVEver", start)
+    true(f"{_ZFR0}.SVEver", (version > 0) == sve2, version, "1 or more, as the host has SVE2" if sve2 else "0")
+    if not start:
+        context.note(f"{_ZFR0} is 0: there is nothing to lower")
     for name, number in fields(_ZFR0, start).items():
         vcpu = sve_vcpu(context)
         lower = replaced(_ZFR0, name, start, number - 1)
         what = f"{_ZFR0}.{name} = {number - 1}"
-        if before(context, "6.7"):
+        if not field(_ZFR0, name, mask):
             refused_indicative(context, what, errno.EINVAL, write, vcpu, SYSTEM[_ZFR0], lower)
         else:
             succeeds(what, write, vcpu, SYSTEM[_ZFR0], lower)
@@ -115,23 +140,20 @@ def zfr0_downgrade(context: Context) -> None:
     equal(f"{_ZFR0} afterwards", read(vcpu, SYSTEM[_ZFR0]), start)
 
 
-@clause("id.immutable-after-run", arch="arm64", needs=(SVE,))
+@clause("id.immutable-after-run", arch="arm64")
 def immutable(context: Context) -> None:
     """After the VM's first KVM_RUN an ID register takes its own value and refuses any other with EBUSY.
 
-    Before 6.7 another value was EINVAL at any time.
+    Where KVM does not say what is writable (before 6.7) another value is EINVAL at any time.
 
     Source: arch/arm64/kvm/sys_regs.c, set_id_reg.
     """
     vm = context.vm()
-    first, second = vm.create_vcpu(0), vm.create_vcpu(1)
-    for vcpu in (first, second):
-        vcpus.init(vcpu, Feature.SVE)
-        vcpus.finalize(vcpu)
+    first, second = (widest_vcpu(context, vm, number) for number in range(2))
     enter(first)
-    number = errno.EINVAL if before(context, "6.7") else errno.EBUSY
+    number = errno.EBUSY if writable(context, vm) else errno.EINVAL
     for vcpu in (first, second):
-        for name in (_ZFR0, "ID_AA64ISAR0_EL1"):
+        for name in (_ZFR0, _ISAR0):
             value = read(vcpu, SYSTEM[name])
             succeeds(f"writing what {name} reads", write, vcpu, SYSTEM[name], value)
             changed = value & (value - 1) if value else 1
@@ -139,46 +161,59 @@ def immutable(context: Context) -> None:
             equal(f"{name} afterwards", read(vcpu, SYSTEM[name]), value)
 
 
-@clause("id.vm-scoped", arch="arm64", needs=(SVE, _WRITABLE))
+def _lowered(context: Context, vm: VirtualMachine, vcpu: Vcpu) -> tuple[str, int]:
+    """Lower an ID register of a VM whose fields all may be lowered to 0; its name and what it was before."""
+    masks = writable(context, vm)
+    values = {name: read(vcpu, SYSTEM[name]) for name in (_ZFR0, _ISAR0)}
+    for name, value in values.items():
+        if value & masks[SYSTEM[name]]:
+            write(vcpu, SYSTEM[name], value & ~masks[SYSTEM[name]])
+            return name, value
+    found = [f"{name} is {value:#x} ({masks[SYSTEM[name]]:#x} writable)" for name, value in values.items()]
+    raise Skipped(f"no ID register can be lowered here: {' and '.join(found)}")
+
+
+@clause("id.vm-scoped", arch="arm64", needs=(MASKS,))
 def vm_scoped(context: Context) -> None:
     """ID registers belong to the VM: what is written through one vCPU is read through the others, and by no other VM.
 
     Source: arch/arm64/kvm/sys_regs.c, __vm_id_reg (kvm_read_vm_id_reg); Linux 6.7.
     """
     vm = context.vm()
-    made = [vm.create_vcpu(number) for number in range(2)]
-    for vcpu in made:
-        vcpus.init(vcpu, Feature.SVE)
-    start = read(made[0], SYSTEM[_ZFR0])
-    write(made[0], SYSTEM[_ZFR0], 0)
-    equal(f"{_ZFR0} of the other vCPU", read(made[1], SYSTEM[_ZFR0]), 0)
-    equal(f"{_ZFR0} of another VM", read(sve_vcpu(context), SYSTEM[_ZFR0]), start)
+    first, second = (widest_vcpu(context, vm, number) for number in range(2))
+    name, start = _lowered(context, vm, first)
+    equal(f"{name} of the other vCPU", read(second, SYSTEM[name]), read(first, SYSTEM[name]))
+    true(f"{name} of the other vCPU", read(second, SYSTEM[name]) != start, start, "lowered too")
+    equal(f"{name} of another VM", read(widest_vcpu(context), SYSTEM[name]), start)
 
 
-@clause("id.reinit-preserves", arch="arm64", needs=(SVE, kernel("6.10")))
+@clause("id.reinit-preserves", arch="arm64", needs=(MASKS,))
 def reinit_preserves(context: Context) -> None:
     """VCPU_INIT again, before and after a run, keeps the ID registers as they were written.
 
-    Source: arch/arm64/kvm/sys_regs.c, kvm_reset_sys_regs, reset_vm_ftr_id_reg; Linux 6.10.
+    Source: arch/arm64/kvm/sys_regs.c, kvm_reset_sys_regs, reset_vm_ftr_id_reg.
     """
-    vcpu = sve_vcpu(context)
-    write(vcpu, SYSTEM[_ZFR0], 0)
+    vm = context.vm()
+    vcpu = widest_vcpu(context, vm)
+    name, start = _lowered(context, vm, vcpu)
+    lowered = read(vcpu, SYSTEM[name])
+    true(name, lowered != start, start, "lowered")
     for when in ("before", "after"):
-        vcpus.init(vcpu, Feature.SVE)
-        equal(f"{_ZFR0} after VCPU_INIT {when} a run", read(vcpu, SYSTEM[_ZFR0]), 0)
+        succeeds(f"VCPU_INIT {when} a run", vcpus.init, vcpu, *features(context))
+        equal(f"{name} after VCPU_INIT {when} a run", read(vcpu, SYSTEM[name]), lowered)
         enter(vcpu)
 
 
-@clause("id.guest-equals-user", arch="arm64", needs=(SVE,), timeout=30)
+@clause("id.guest-equals-user", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
 def guest_equals_user(context: Context) -> None:
     """The guest's MRS of every AArch64 feature register reads what KVM_GET_ONE_REG says after the first run.
 
     Source: arch/arm64/kvm/sys_regs.c, access_id_reg.
     """
-    for guest in (sve_guest(context, payload="hello"), plain_guest(context)):
+    for guest in _guests(context):
         for encoding in FEATURES:
-            guest.call("execute", mrs(*encoding), timeout=context.timeout)
             name = NAMES.get(encoding, str(sysreg(*encoding)))
+            call(context, guest, f"MRS {name}", "execute", mrs(*encoding))
             equal(f"faults of MRS {name}", guest.mailbox.values[15], 0)
             equal(f"{name} in the guest", guest.mailbox.values[0], read(guest.vcpu, sysreg(*encoding)))
 
@@ -187,7 +222,7 @@ def guest_equals_user(context: Context) -> None:
 def gic_changes(context: Context) -> None:
     """Without an interrupt controller ID_AA64PFR0_EL1.GIC is 0 from the first run on, whatever it was before.
 
-    So states saved before and after a first run differ in it. Before 6.12 it was the host's all the time.
+    So states saved before and after a first run differ in it.
 
     Source: arch/arm64/kvm/sys_regs.c, kvm_finalize_sys_regs.
     """
@@ -196,33 +231,32 @@ def gic_changes(context: Context) -> None:
     context.note(f"{_PFR0}.GIC is {field(_PFR0, 'GIC', start)} before the first run")
     enter(vcpu)
     value = read(vcpu, SYSTEM[_PFR0])
-    if before(context, "6.12"):
-        equal(f"{_PFR0} after the first run", value, start)
-        return
     equal(f"{_PFR0}.GIC after the first run", field(_PFR0, "GIC", value), 0)
     equal(f"the rest of {_PFR0}", value, replaced(_PFR0, "GIC", start, 0))
     if start != value:
         refused_indicative(context, "the value from before", errno.EBUSY, write, vcpu, SYSTEM[_PFR0], start)
 
 
-@clause("id.writable-masks", arch="arm64", needs=(SVE, _MASKS), timeout=60)
+@clause("id.writable-masks", arch="arm64", needs=(MASKS,), timeout=60)
 def writable_masks(context: Context) -> None:
     """KVM_ARM_GET_REG_WRITABLE_MASKS is true: outside of a feature register's mask no bit can be changed.
 
-    ID_AA64ZFR0_EL1 has a mask, ID_AA64PFR0_EL1's leaves SVE out, and reserved fields have to be 0.
+    ID_AA64ZFR0_EL1 has a mask, ID_AA64PFR0_EL1's leaves SVE out. Ranges that the capability lacks are refused, and so
+     are reserved fields that are not 0.
 
     Source: arch/arm64/kvm/sys_regs.c, kvm_vm_ioctl_get_reg_writable_masks; Documentation/virt/kvm/api.rst, 4.139;
     Linux 6.7.
     """
-    vcpu, vm = sve_vcpu(context), context.vm()
-    masks = succeeds("KVM_ARM_GET_REG_WRITABLE_MASKS", vcpus.writable_masks, vm)
-    refused("another range", errno.EINVAL, vcpus.writable_masks, vm, region=1)
+    vcpu, vm = widest_vcpu(context), context.vm()
+    masks = succeeds("KVM_ARM_GET_REG_WRITABLE_MASKS", writable, context, vm)
+    ranges = context.host.facts.capabilities["KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES"]
+    unknown = next(number for number in range(64) if not ranges >> number & 1)
+    refused(f"range {unknown}", errno.EINVAL, vcpus.writable_masks, vm, region=unknown)
     refused("a reserved field", errno.EINVAL, vcpus.writable_masks, vm, reserved=1)
-    true(f"the mask of {_ZFR0}", masks[mask_index((3, 0, 0, 4, 4))] != 0, 0, "some bits")
-    equal(f"SVE in the mask of {_PFR0}", field(_PFR0, "SVE", masks[mask_index((3, 0, 0, 4, 0))]), 0)
+    true(f"the mask of {_ZFR0}", masks[SYSTEM[_ZFR0]] != 0, 0, "some bits")
+    equal(f"SVE in the mask of {_PFR0}", field(_PFR0, "SVE", masks[SYSTEM[_PFR0]]), 0)
     changed = []
-    for encoding in FEATURES:
-        register, mask = sysreg(*encoding), masks[mask_index(encoding)]
+    for register, mask in masks.items():
         value = read(vcpu, register)
         for bit in range(64):
             if not mask >> bit & 1:
@@ -243,22 +277,22 @@ _SME_INSTRUCTIONS = {
 }  # fmt: skip
 
 
-@clause("sme.absent", arch="arm64")
+@clause("sme.absent", arch="arm64", needs=(GUEST_RUNS,))
 def sme_absent(context: Context) -> None:
-    """A guest has no SME: its ID fields are 0 and cannot be set, its instructions and registers are undefined.
+    """A guest that was not given SME has none: its ID fields are 0 and cannot be set, its instructions are undefined.
 
-    Also where the host has it. A kernel on which this fails can do more than these clauses know.
+    Also where the host has it.
 
     Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs; arch/arm64/kvm/fpsimd.c.
     """
-    guest = plain_guest(context) if not context.host.facts.sve else sve_guest(context, payload="hello")
+    guest = next(_guests(context))
     start = read(guest.vcpu, SYSTEM[_PFR1])
     equal(f"{_PFR1}.SME", field(_PFR1, "SME", start), 0)
     equal(_SMFR0, read(guest.vcpu, SYSTEM[_SMFR0]), 0)
     for name, value in ((_PFR1, replaced(_PFR1, "SME", start, 1)), (_SMFR0, 1 << 63)):
         refused_indicative(context, f"{name} = {value:#x}", errno.EINVAL, write, guest.vcpu, SYSTEM[name], value)
     for name, instruction in _SME_INSTRUCTIONS.items():
-        guest.call("execute", instruction, timeout=context.timeout)
+        call(context, guest, f"a guest's {name}", "execute", instruction)
         equal(f"faults of {name}", guest.mailbox.values[15], 1)
         fault = guest.fault()
         equal(f"the exception class of {name}", fault.exception_class, 0)
@@ -289,7 +323,7 @@ def zcr_reset(context: Context) -> None:
     equal("ZCR_EL1 after VCPU_INIT", read(vcpu, SYSTEM["ZCR_EL1"]), 0)
 
 
-@clause("sve.zcr.guest-user-agree", arch="arm64", needs=(SVE,))
+@clause("sve.zcr.guest-user-agree", arch="arm64", needs=(SVE, GUEST_RUNS))
 def zcr_agree(context: Context) -> None:
     """ZCR_EL1 written by KVM_SET_ONE_REG is what the guest reads and obeys; what the guest writes is read back.
 
@@ -298,12 +332,12 @@ def zcr_agree(context: Context) -> None:
     lengths = context.host.facts.guest_lengths
     guest = sve_guest(context)
     for wanted in (0, lengths.maximum - 1, 1, 15, 0):
-        write(guest.vcpu, SYSTEM["ZCR_EL1"], wanted)
-        guest.call("rdvl", timeout=context.timeout)
+        succeeds(f"ZCR_EL1 = {wanted}", write, guest.vcpu, SYSTEM["ZCR_EL1"], wanted)
+        call(context, guest, f"a guest with ZCR_EL1 = {wanted}", "rdvl")
         equal("ZCR_EL1 in the guest", guest.mailbox.values[1], wanted)
         equal(f"RDVL with LEN {wanted}", guest.mailbox.values[0], 16 * lengths.granted(wanted + 1))
     for wanted in (lengths.maximum - 1, 0, 15):
-        guest.call("lengths", wanted, timeout=context.timeout)
+        call(context, guest, f"a guest that writes {wanted} to ZCR_EL1", "lengths", wanted)
         equal("ZCR_EL1 after the guest wrote it", read(guest.vcpu, SYSTEM["ZCR_EL1"]), wanted)
 
 

@@ -11,9 +11,12 @@ from vmm.arm64.registers import VLS, Register
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vls import ARCHITECTURAL_MAX, MAX, QUADWORD, VectorLengths
 from vmm.conformance.clauses.arm64.common import (
+    GUEST_RUNS,
     HOLE,
+    OWN_SVE,
     SEVERAL,
     SVE,
+    call,
     enter,
     lengths,
     lengths_to_try,
@@ -56,7 +59,7 @@ def encoding(context: Context) -> None:
     equal("vector lengths measured earlier", found, lengths(context))
 
 
-@clause("sve.vls.initial-equals-host-probe", arch="arm64", needs=(SVE,))
+@clause("sve.vls.initial-equals-host-probe", arch="arm64", needs=(SVE, OWN_SVE))
 def initial(context: Context) -> None:
     """A vCPU starts with the lengths that a process of the host can have, up to the largest that all CPUs share.
 
@@ -81,7 +84,7 @@ def prefix(context: Context) -> None:
         vcpu = sve_vcpu(context, finalized=False)
         succeeds(f"vector lengths {wanted}", vcpus.set_vls, vcpu, wanted)
         equal("before FINALIZE", vcpus.get_vls(vcpu), wanted)
-        vcpus.finalize(vcpu)
+        succeeds(f"FINALIZE with {wanted}", vcpus.finalize, vcpu)
         equal("after FINALIZE", vcpus.get_vls(vcpu), wanted)
 
 
@@ -138,7 +141,8 @@ def failed_write(context: Context) -> None:
     Source: arch/arm64/kvm/guest.c, set_sve_vls (the assignment comes last).
     """
     for chosen in lengths_to_try(context):
-        vcpu = sve_vcpu(context, chosen, finalized=False)
+        vcpu = sve_vcpu(context, finalized=False)
+        succeeds(f"vector lengths {chosen}", vcpus.set_vls, vcpu, chosen)
         _refuse(context, vcpu, VectorLengths())
         _refuse(context, vcpu, VectorLengths({MAX, 1}))
         refused_indicative(context, "a write from a bad address", errno.EFAULT, set_bad, vcpu, VLS)
@@ -156,8 +160,8 @@ def rewrite(context: Context) -> None:
     for wanted in (choices[0], choices[-1], choices[0], *choices):
         succeeds(f"vector lengths {wanted}", vcpus.set_vls, vcpu, wanted)
         equal("vector lengths", vcpus.get_vls(vcpu), wanted)
-    vcpus.set_vls(vcpu, choices[0])
-    vcpus.finalize(vcpu)
+    succeeds(f"vector lengths {choices[0]}", vcpus.set_vls, vcpu, choices[0])
+    succeeds("FINALIZE", vcpus.finalize, vcpu)
     equal("vector lengths after FINALIZE", vcpus.get_vls(vcpu), choices[0])
 
 
@@ -209,7 +213,7 @@ def per_vcpu(context: Context) -> None:
     equal("the sets of two vCPUs", found, [str(choices[0]), str(choices[-1])])
 
 
-@clause("sve.vls.guest-agrees", arch="arm64", needs=(SVE,), timeout=30)
+@clause("sve.vls.guest-agrees", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def guest_agrees(context: Context) -> None:
     """For every ZCR_EL1.LEN the guest's RDVL is the largest length of its set that is not longer than asked for.
 
@@ -219,7 +223,7 @@ def guest_agrees(context: Context) -> None:
     """
     for wanted in lengths_to_try(context):
         guest = sve_guest(context, wanted)
-        guest.call("lengths", 0, timeout=context.timeout)
+        call(context, guest, f"a guest with {wanted}", "lengths", 0)
         expected = [QUADWORD * wanted.granted(length + 1) for length in range(16)]
         equal(f"RDVL for LEN 0 to 15 of a guest with {wanted}", guest.mailbox.values, expected)
         guest.close()

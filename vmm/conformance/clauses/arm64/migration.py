@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from vmm._kvm import ffi, lib
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, VLS, Register, z
-from vmm.arm64.vector import VectorState, differences
+from vmm.arm64.vector import VectorState
 from vmm.conformance.clauses.arm64.common import (
+    GUEST_RUNS,
     SVE,
+    compare,
+    features,
     lengths,
     lengths_to_try,
-    observed,
     plain_guest,
     set_image,
     sve_guest,
     sve_vcpu,
 )
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference, refused_indicative, succeeds
+from vmm.conformance.expect import equal, judged, no_difference, refused_indicative, succeeds
 from vmm.conformance.registry import clause
 from vmm.exits import Budget
 from vmm.vcpu import Vcpu
@@ -43,8 +45,9 @@ class _Saved:
 
 
 def _save(vcpu: Vcpu) -> _Saved:
-    registers = {Register(r): vcpu.get_one_reg(r) for r in vcpu.reg_list()}
-    events = bytes(ffi.buffer(vcpu.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events")))
+    with judged("saving a vCPU"):
+        registers = {Register(r): vcpu.get_one_reg(r) for r in vcpu.reg_list()}
+        events = bytes(ffi.buffer(vcpu.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events")))
     return _Saved(registers, vcpu.mp_state, events)
 
 
@@ -55,8 +58,8 @@ def _restore(vcpu: Vcpu, saved: _Saved, order: Iterable[Register] | None = None)
             succeeds(f"writing {register}", vcpu.set_one_reg, register, saved.registers[register])
     events = ffi.new("struct kvm_vcpu_events *")
     ffi.memmove(events, saved.events, len(saved.events))
-    vcpu.ioctl(lib.KVM_SET_VCPU_EVENTS, events)
-    vcpu.mp_state = saved.mp_state
+    succeeds("KVM_SET_VCPU_EVENTS", vcpu.ioctl, lib.KVM_SET_VCPU_EVENTS, events)
+    succeeds(f"MP state {saved.mp_state}", setattr, vcpu, "mp_state", saved.mp_state)
 
 
 def _equal(what: str, found: _Saved, expected: _Saved) -> None:
@@ -69,6 +72,7 @@ def _equal(what: str, found: _Saved, expected: _Saved) -> None:
             for register, value in expected.registers.items()
             if found.registers[register] != value and register not in _COUNTERS
         ],
+        compared=len(expected.registers),
     )
     equal(f"{what}: the MP state", found.mp_state, expected.mp_state)
     equal(f"{what}: the events", found.events, expected.events)
@@ -89,7 +93,7 @@ def _moved(source: Guest, destination: Guest, saved: _Saved) -> None:
     _restore(destination.vcpu, saved)
 
 
-@clause("mig.sve-idempotent", arch="arm64", timeout=30)
+@clause("mig.sve-idempotent", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
 def idempotent(context: Context) -> None:
     """A state written to a vCPU of another VM is what is read from there, register by register; counters go on.
 
@@ -98,7 +102,7 @@ def idempotent(context: Context) -> None:
     Source: Documentation/virt/kvm/api.rst, 4.68, 4.69 and 4.84.
     """
     pairs = [(plain_guest(context, "fpsimd"), plain_guest(context, "fpsimd"), 16, False)]
-    if context.host.facts.sve:
+    if features(context):
         for sizes in lengths_to_try(context):
             pairs.append((sve_guest(context, sizes), sve_guest(context, sizes), sizes.size, True))
     for source, destination, size, sve in pairs:
@@ -108,7 +112,7 @@ def idempotent(context: Context) -> None:
         _equal(f"the restored state with vectors of {size} bytes", _save(destination.vcpu), saved)
 
 
-@clause("mig.sve-guest-goes-on", arch="arm64", needs=(SVE,), timeout=30)
+@clause("mig.sve-guest-goes-on", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def goes_on(context: Context) -> None:
     """A guest that is moved between two exits goes on in the other VM and finds its vector registers.
 
@@ -120,12 +124,11 @@ def goes_on(context: Context) -> None:
         source, destination = sve_guest(context, sizes), sve_guest(context, sizes)
         state = VectorState.random(sizes.size, context.options.seed + sizes.size)
         _moved(source, destination, _in_the_middle(context, source, state))
-        entries = destination.vcpu.entries
-        event = destination.finish(destination.resume(context.timeout))
-        if event != destination.DONE:
-            found = differences(state.image(), observed(destination))
-            no_difference(f"the moved guest's registers with {sizes}", found or ["only the guest saw a difference"])
-        equal("exits after the move", destination.vcpu.entries - entries, _TICKS + 1)
+        what = f"the moved guest with {sizes}"
+        with judged(what):
+            equal(f"the exits of {what}", destination.resume(context.timeout, _TICKS), Budget(_TICKS))
+            event = destination.finish(destination.resume(context.timeout, 1), what)
+        compare(destination, what, event, state)
 
 
 @clause("mig.list-order-fails", arch="arm64", needs=(SVE,))
@@ -151,7 +154,7 @@ def _identification(register: Register) -> bool:
     return register.group == _SYSREG and register.encoding[0] == 3 and register.encoding[2] == 0
 
 
-@clause("mig.order-free", arch="arm64", needs=(SVE,), timeout=30)
+@clause("mig.order-free", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def order_free(context: Context) -> None:
     """After FINALIZE the order of the registers does not matter, if the identification registers come first.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
@@ -12,16 +13,17 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from vmm._kvm import lib
-from vmm.conformance.expect import Violation
+from vmm.conformance.expect import TimedOut, Violation
 from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
+from vmm.exits import Deadline
+from vmm.guest import GuestError
 
 __all__ = ["KERNEL_NEON", "Neighbour", "in_child"]
 
 # Drivers of the kernel's crypto API that use the vector registers. arch/arm64/crypto/aes-glue.c, sha2-ce-glue.c.
 _CIPHERS = ("ctr-aes-ce", "ctr-aes-neon", "ctr-aes-neonbs", "cts-cbc-aes-ce", "cts-cbc-aes-neon")
 _KEY, _IV, _DATA = bytes(16), bytes(16), bytes(32 << 10)
-_PATIENCE = 5.0  # seconds
 
 
 def _cipher() -> socket.socket | None:
@@ -81,12 +83,14 @@ class Neighbour:
         """How often the kernel has encrypted since the process began."""
         return int.from_bytes(self._shared[:], "little")
 
-    def wait(self, more: int = 1) -> None:
-        """Wait until the kernel has encrypted again; RuntimeError if it does not."""
-        wanted, until = self.operations + more, time.monotonic() + _PATIENCE
-        while self.operations < wanted:
+    def wait(self, seconds: float) -> None:
+        """Wait until the kernel has encrypted again; RuntimeError if it does not in so many ``seconds``."""
+        done, until = self.operations, time.monotonic() + seconds
+        while self.operations == done:
             if time.monotonic() > until:
-                raise RuntimeError(f"the neighbour did {self.operations} of {wanted} operations: does it run at all?")
+                raise RuntimeError(
+                    f"the kernel has not encrypted anything for {seconds:g} seconds: does it run at all?"
+                )
             time.sleep(0.001)
 
     def close(self) -> None:
@@ -103,26 +107,41 @@ class Neighbour:
 
 
 def in_child(what: str, work: Callable[[], None]) -> None:
-    """Do ``work`` in a process of its own: its Violation is raised here, and so is its death by a signal."""
+    """Do ``work`` in a process of its own: what it raises is raised here; its death by a signal is a Violation."""
     reader, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        text = "the process that was to do it lost its parent"
+        failure: BaseException | None = RuntimeError("the process that was to do it lost its parent")
         try:
             if lib.vmm_die_with_parent(parent) == 0:
                 work()
-                text = ""
+                failure = None
         except BaseException as error:
-            text = f"{error}"
+            failure = error
         finally:
-            os.write(writer, text.encode()[:4096])
+            os.write(writer, _told(failure))
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
-        text = stream.read().decode()
+        told = stream.read()
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         raise Violation(what, "a VMM that lives", f"death by {signal.Signals(os.WTERMSIG(status)).name}")
-    if text:
-        raise Violation(what, "success", text)
+    kind, texts = json.loads(told)
+    if kind == "violation":
+        raise Violation(f"{what}: {texts[0]}", *texts[1:])
+    if kind == "late":
+        raise TimedOut(f"{what}: {texts[0]}")
+    if kind == "failure":
+        raise RuntimeError(f"{what}: {texts[0]}")
+
+
+def _told(failure: BaseException | None) -> bytes:
+    """What the parent of a process has to know of how its work ended."""
+    if isinstance(failure, Violation):
+        found = failure.what, failure.expected, failure.observed[:2000], failure.finding
+        return json.dumps(["violation", found]).encode()
+    late = isinstance(failure, TimedOut) or (isinstance(failure, GuestError) and isinstance(failure.exit, Deadline))
+    kind = "done" if failure is None else "late" if late else "failure"
+    return json.dumps([kind, [str(failure)]]).encode()

@@ -10,9 +10,10 @@ from vmm.arm64.guest import Guest
 from vmm.arm64.registers import FPCR, FPSR, PC, SYSTEM, firmware, x
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.clauses.arm64.common import SVE, plain_guest, plain_vcpu, sve_guest
+from vmm.conformance.clauses.arm64.common import GUEST_RUNS, SVE, call, plain_guest, plain_vcpu, sve_guest
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
+from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.exits import MmioWrite, SystemEvent
 from vmm.vcpu import Vcpu
@@ -40,11 +41,11 @@ def _secondary(guest: Guest, *, finalized: bool = True) -> Vcpu:
 def _switch_on(context: Context, guest: Guest, vcpu: Vcpu) -> int:
     """The first vCPU calls CPU_ON for the second; returns what PSCI answers."""
     target = read(vcpu, SYSTEM["MPIDR_EL1"]) & _AFFINITY
-    guest.call("hvc", _CPU_ON, target, guest.payload.symbol("secondary"), _CONTEXT, timeout=context.timeout)
+    call(context, guest, "CPU_ON", "hvc", _CPU_ON, target, guest.payload.symbol("secondary"), _CONTEXT)
     return guest.mailbox.values[0]
 
 
-@clause("sve.finalize.psci-cpu-on", arch="arm64", needs=(SVE,))
+@clause("sve.finalize.psci-cpu-on", arch="arm64", needs=(SVE, GUEST_RUNS))
 def not_finalized(context: Context) -> None:
     """A vCPU that was never finalized can be switched on by PSCI, and its KVM_RUN is EPERM; the first one runs on.
 
@@ -54,10 +55,10 @@ def not_finalized(context: Context) -> None:
     second = _secondary(guest, finalized=False)
     equal("what CPU_ON answers", _switch_on(context, guest, second), 0)
     refused("KVM_RUN of the second vCPU", errno.EPERM, second.run, _SHORT)
-    guest.call("hvc", _VERSION, timeout=context.timeout)
+    call(context, guest, "the first vCPU afterwards", "hvc", _VERSION)
 
 
-@clause("guest.psci-cpu-on-resets-sve", arch="arm64", needs=(SVE,))
+@clause("guest.psci-cpu-on-resets-sve", arch="arm64", needs=(SVE, GUEST_RUNS))
 def cpu_on_resets(context: Context) -> None:
     """CPU_ON gives the vCPU Z, P, FFR, FPSR, FPCR and ZCR_EL1 of 0, X0 and PC as the call says; all is seen at once.
 
@@ -79,10 +80,10 @@ def cpu_on_resets(context: Context) -> None:
     equal("PC", read(second, PC), guest.payload.symbol("secondary"))
     equal("MP state after CPU_ON", second.mp_state, _RUNNABLE)
     event = MmioWrite(guest.payload.symbol("EVENT_ADDRESS"), 8, _CONTEXT)
-    equal("its first exit", second.run(context.timeout), event)
+    equal("its first exit", succeeds("its KVM_RUN", second.run, context.timeout), event)
 
 
-@clause("vm.psci-version", arch="arm64")
+@clause("vm.psci-version", arch="arm64", needs=(GUEST_RUNS,))
 def psci_version(context: Context) -> None:
     """PSCI_VERSION in the guest is the firmware register's, which can be set to older versions and not to 0.1.
 
@@ -93,14 +94,14 @@ def psci_version(context: Context) -> None:
     context.note(f"PSCI {start >> 16}.{start & 0xFFFF}")
     for version in (start, 0x10001, 0x10000, 0x2, start):
         succeeds(f"PSCI_VERSION {version:#x}", write, guest.vcpu, firmware(0), version)
-        guest.call("hvc", _VERSION, timeout=context.timeout)
+        call(context, guest, "a guest that asks for PSCI_VERSION", "hvc", _VERSION)
         equal("PSCI_VERSION in the guest", guest.mailbox.values[0], version)
-    for version in (1, start + 1, 0x20000):
+    for version in (1, start + 1, start + 0x10000):
         what = f"PSCI_VERSION {version:#x}"
         refused_indicative(context, what, errno.EINVAL, write, guest.vcpu, firmware(0), version)
 
 
-@clause("vm.psci-unknown", arch="arm64")
+@clause("vm.psci-unknown", arch="arm64", needs=(GUEST_RUNS,))
 def psci_unknown(context: Context) -> None:
     """A call that nobody knows answers -1 and does not leave the guest.
 
@@ -108,36 +109,40 @@ def psci_unknown(context: Context) -> None:
     """
     guest = plain_guest(context)
     for number in (_UNKNOWN_CALL, 0x1234, 0xC4FF0000):
-        guest.call("hvc", number, timeout=context.timeout)
+        call(context, guest, f"a guest that calls {number:#x}", "hvc", number)
         equal(f"what {number:#x} answers", guest.mailbox.values[0], _NOT_SUPPORTED)
 
 
-@clause("vm.psci-off", arch="arm64")
+@clause("vm.psci-off", arch="arm64", needs=(GUEST_RUNS,))
 def psci_off(context: Context) -> None:
     """SYSTEM_OFF and SYSTEM_RESET leave with KVM_EXIT_SYSTEM_EVENT and stop every vCPU of the VM.
 
     Source: arch/arm64/kvm/psci.c, kvm_prepare_system_event; Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
     """
-    for call, kind in ((_SYSTEM_OFF, _SHUTDOWN), (_SYSTEM_RESET, _RESET)):
+    for function, kind in ((_SYSTEM_OFF, _SHUTDOWN), (_SYSTEM_RESET, _RESET)):
         guest = plain_guest(context)
         second = guest.vm.create_vcpu(1)
         vcpus.init(second, Feature.PSCI_0_2)
-        guest.prepare("hvc", call)
-        equal(f"the exit of {call:#x}", guest.resume(context.timeout), SystemEvent(kind))
+        guest.prepare("hvc", function)
+        exit = succeeds(f"KVM_RUN with {function:#x}", guest.resume, context.timeout)
+        equal(f"the exit of {function:#x}", exit, SystemEvent(kind))
         for number, vcpu in enumerate((guest.vcpu, second)):
-            equal(f"MP state of vCPU {number} after {call:#x}", vcpu.mp_state, _STOPPED)
+            equal(f"MP state of vCPU {number} after {function:#x}", vcpu.mp_state, _STOPPED)
         guest.close()
 
 
-@clause("vm.mpstate", arch="arm64")
+@clause("vm.mpstate", arch="arm64", needs=(capability("KVM_CAP_MP_STATE"),))
 def mp_state(context: Context) -> None:
-    """The MP state may be RUNNABLE or STOPPED, and from 6.0 SUSPENDED; others are EINVAL and change nothing.
+    """The MP state may be RUNNABLE or STOPPED, and with KVM_CAP_ARM_SYSTEM_SUSPEND SUSPENDED; others are EINVAL.
+
+    A refused one changes nothing.
 
     Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl_set_mpstate; Documentation/virt/kvm/api.rst, 4.39.
     """
     vcpu = plain_vcpu(context)
     equal("MP state", vcpu.mp_state, _RUNNABLE)
-    for state in (_STOPPED, _RUNNABLE, _SUSPENDED, _RUNNABLE):
+    suspend = context.host.facts.capabilities["KVM_CAP_ARM_SYSTEM_SUSPEND"]
+    for state in (_STOPPED, _RUNNABLE, *([_SUSPENDED, _RUNNABLE] if suspend else [])):
         succeeds(f"MP state {state}", setattr, vcpu, "mp_state", state)
         equal("MP state", vcpu.mp_state, state)
     for state in (1, 2, 3, 4, 6, 99):

@@ -6,21 +6,28 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, SYSTEM, VLS, Register, v
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.system_registers import field, replaced
-from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.clauses.arm64.common import SVE, enter, plain_vcpu, sve_vcpu
+from vmm.arm64.vcpu import read, write
+from vmm.conformance.clauses.arm64.common import (
+    MASKS,
+    SVE,
+    enter,
+    features,
+    plain_vcpu,
+    sve_vcpu,
+    widest_vcpu,
+    writable,
+)
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
-from vmm.conformance.needs import kernel
 from vmm.conformance.registry import clause
 from vmm.vcpu import Vcpu
 
 # Counters that go on by themselves.
 _VOLATILE = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}
-_SVE_GROUP, _CORE_GROUP = 0x15, 0x10
+_SVE_GROUP, _BEHIND_FFR, _CORE_GROUP = 0x15, 0x620, 0x10
 # The registers that a field of ID_AA64MMFR3_EL1 brings along.
 _BY_FIELD = {"TCRX": ("TCR2_EL1",), "S1PIE": ("PIR_EL1", "PIRE0_EL1"), "SCTLRX": ("SCTLR2_EL1",)}
 _SME = ("SVCR", "SMCR_EL1", "SMPRI_EL1", "TPIDR2_EL0")
@@ -72,28 +79,31 @@ def too_small(context: Context) -> None:
 
 @clause("reglist.sve-contents", arch="arm64", needs=(SVE,))
 def sve_contents(context: Context) -> None:
-    """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 instead of V; all else is the same.
+    """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 instead of V; without SVE it has none of them.
 
-    FPSR and FPCR are in both.
+    FPSR and FPCR are in both. Registers of which these clauses know nothing and that are in one alone are a note.
 
     Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices, copy_core_reg_indices; Documentation/virt/kvm/api.rst, 4.68.
     """
     vectors = {v(n) for n in range(32)}
+    wanted = {VLS, *SVE_REGISTERS, SYSTEM["ZCR_EL1"]}
     with_sve, without = set(listed(sve_vcpu(context))), set(listed(plain_vcpu(context)))
-    equal("only with SVE", _names(with_sve - without), _names({VLS, *SVE_REGISTERS, SYSTEM["ZCR_EL1"]}))
-    equal("only without SVE", _names(without - with_sve), _names(vectors))
+    equal("listed with SVE", _names(with_sve & (wanted | vectors)), _names(wanted))
+    equal("listed without SVE", _names(without & (wanted | vectors)), _names(vectors))
+    if others := (with_sve ^ without) - wanted - vectors:
+        context.note(f"in one of the lists alone: {', '.join(_names(others))}")
     true("FPSR and FPCR", {FPSR, FPCR} <= with_sve & without, "missing", "in both lists")
 
 
 @clause("reglist.no-surplus", arch="arm64", needs=(SVE,))
 def no_surplus(context: Context) -> None:
-    """No slice other than the first is listed.
+    """No slice of Z, P and FFR other than the first is listed.
 
     Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices.
     """
-    found = [r for r in listed(sve_vcpu(context)) if r.group == _SVE_GROUP]
-    equal("SVE registers", len(found), 50)
-    equal("other slices", _names(r for r in found if r.slice and r != VLS), [])
+    found = [r for r in listed(sve_vcpu(context)) if r.group == _SVE_GROUP and r & 0xFFFF < _BEHIND_FFR]
+    equal("SVE registers", len(found), len(SVE_REGISTERS))
+    equal("other slices", _names(r for r in found if r.slice), [])
 
 
 @clause("reglist.unique", arch="arm64")
@@ -102,87 +112,86 @@ def unique(context: Context) -> None:
 
     Source: arch/arm64/kvm/guest.c, kvm_arm_copy_reg_indices.
     """
-    features = (Feature.SVE,) if context.host.facts.capabilities["KVM_CAP_ARM_SVE"] else ()
-    vcpu = context.vcpu()
-    vcpus.init(vcpu, *features)
-    if features:
-        vcpus.finalize(vcpu)
-    found = listed(vcpu)
+    found = listed(widest_vcpu(context))
     equal("listed twice", _names({r for r in found if found.count(r) > 1}), [])
     equal("not of arm64", _names(r for r in found if r >> 56 != 0x60), [])
 
 
 @clause("reglist.order", arch="arm64", needs=(SVE,))
 def order(context: Context) -> None:
-    """The core registers come first, then the vector lengths, then Z, P and FFR, each in ascending order.
+    """The vector lengths come before Z, P and FFR: in the order of the list they could be restored.
 
-    The list cannot be replayed as it is all the same: FINALIZE belongs between the vector lengths and Z0.
+    The list cannot be replayed as it is all the same: FINALIZE belongs between the vector lengths and Z0. Whether
+    core registers come first, and Z, P and FFR in ascending order, is a note.
 
     Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices (its comment), kvm_arm_copy_reg_indices.
     """
     found = listed(sve_vcpu(context))
-    sve = [r for r in found if r.group == _SVE_GROUP]
-    equal("the SVE registers", [str(r) for r in sve], [str(r) for r in (VLS, *SVE_REGISTERS)])
-    last_core = max(index for index, r in enumerate(found) if r.group == _CORE_GROUP)
-    true("core registers", last_core < found.index(VLS), last_core, f"all before place {found.index(VLS)}")
+    places = {register: at for at, register in enumerate(found)}
+    missing = _names(register for register in (VLS, *SVE_REGISTERS) if register not in places)
+    equal("SVE registers that are not listed", missing, [])
+    earlier = [register for register in SVE_REGISTERS if places[register] < places[VLS]]
+    equal("listed before the vector lengths", _names(earlier), [])
+    last_core = max(at for register, at in places.items() if register.group == _CORE_GROUP)
+    first = "first" if last_core < places[VLS] else "not first"
+    ascending = [places[register] for register in SVE_REGISTERS]
+    context.note(f"core registers come {first}; Z, P, FFR ascend: {ascending == sorted(ascending)}")
 
 
-@clause("reglist.get-set-all", arch="arm64", needs=(SVE,), timeout=30)
+@clause("reglist.get-set-all", arch="arm64", timeout=30)
 def get_set_all(context: Context) -> None:
     """Every listed register can be read, and written with what was read, which then reads the same.
 
-    The vector lengths cannot be written after FINALIZE, and counters go on.
+    With SVE, where KVM has it, and without. The vector lengths cannot be written after FINALIZE, and counters go on;
+    what else changes by itself is a note.
 
     Source: Documentation/virt/kvm/api.rst, 4.68, 4.69 and 4.84.
     """
-    for vcpu in (sve_vcpu(context), plain_vcpu(context)):
+    for vcpu in (*([sve_vcpu(context)] if features(context) else []), plain_vcpu(context)):
         values = {r: succeeds(f"reading {r}", vcpu.get_one_reg, r) for r in listed(vcpu)}
+        moving = {r for r, value in values.items() if vcpu.get_one_reg(r) != value} - _VOLATILE
+        if moving:
+            context.note(f"change by themselves: {', '.join(_names(moving))}")
         for register, value in values.items():
             if register == VLS:
                 refused_indicative(context, "writing VLS", errno.EPERM, vcpu.set_one_reg, register, value)
             else:
                 succeeds(f"writing {register}", vcpu.set_one_reg, register, value)
-        for register in values.keys() - _VOLATILE:
+        for register in values.keys() - _VOLATILE - moving:
             equal(f"{register} written with what it read", vcpu.get_one_reg(register), values[register])
 
 
-@clause("reglist.depends-on-idregs", arch="arm64", needs=(kernel("6.13"),))
+@clause("reglist.depends-on-idregs", arch="arm64", needs=(MASKS,))
 def depends_on_idregs(context: Context) -> None:
     """Clearing a field of ID_AA64MMFR3_EL1 takes the registers of that feature from the list.
 
-    So a restore has to write the ID registers before it compares lists. Before 6.13 the list was fixed.
+    So a restore has to write the ID registers before it compares lists.
 
     Source: arch/arm64/kvm/sys_regs.c, tcr2_visibility, s1pie_visibility, sctlr2_visibility.
     """
     name = "ID_AA64MMFR3_EL1"
-    tried = 0
-    for feature, registers in _BY_FIELD.items():
-        vcpu = plain_vcpu(context)
-        value = read(vcpu, SYSTEM[name])
-        if not field(name, feature, value):
-            continue
-        tried += 1
+    mask, value = writable(context, context.vm())[SYSTEM[name]], read(plain_vcpu(context), SYSTEM[name])
+    chosen = [one for one in _BY_FIELD if field(name, one, value) and field(name, one, mask) == 0xF]
+    if not chosen:
+        context.skip(f"{name} is {value:#x}, {mask:#x} writable: none of {', '.join(_BY_FIELD)}")
+    for feature in chosen:
+        vcpu, registers = plain_vcpu(context), _BY_FIELD[feature]
         wanted = {SYSTEM[register] for register in registers}
         equal(f"listed with {feature}", _names(wanted & set(listed(vcpu))), _names(wanted))
         write(vcpu, SYSTEM[name], replaced(name, feature, value, 0))
         equal(f"listed without {feature}", _names(wanted & set(listed(vcpu))), [])
         for register in sorted(wanted):
             refused_indicative(context, f"reading {register}", errno.ENOENT, read, vcpu, register)
-    if not tried:
-        context.skip(f"{name} is {value:#x}: none of {', '.join(_BY_FIELD)}")
 
 
-@clause("reglist.same-for-all-vcpus", arch="arm64", needs=(SVE,))
+@clause("reglist.same-for-all-vcpus", arch="arm64")
 def same_for_all(context: Context) -> None:
     """The list is the same for all vCPUs of a VM, and KVM_RUN does not change it.
 
     Source: arch/arm64/kvm/guest.c, kvm_arm_copy_reg_indices; arch/arm64/kvm/sys_regs.c, sysreg_hidden.
     """
     vm = context.vm()
-    made = [vm.create_vcpu(number) for number in range(2)]
-    for vcpu in made:
-        vcpus.init(vcpu, Feature.SVE)
-        vcpus.finalize(vcpu)
+    made = [widest_vcpu(context, vm, number) for number in range(2)]
     first, second = (vcpu.reg_list() for vcpu in made)
     equal("the second vCPU's list", second, first)
     enter(made[0])

@@ -13,7 +13,9 @@ from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import write
 from vmm.arm64.vector import VectorState
 from vmm.conformance.clauses.arm64.common import (
+    GUEST_RUNS,
     SVE,
+    call,
     get_bad,
     lengths,
     lengths_to_try,
@@ -27,7 +29,7 @@ from vmm.conformance.clauses.arm64.common import (
     sve_vcpu,
 )
 from vmm.conformance.context import Context
-from vmm.conformance.expect import refused_indicative
+from vmm.conformance.expect import refused_indicative, succeeds
 from vmm.conformance.registry import clause
 from vmm.memory import PAGE_SIZE
 from vmm.vcpu import Vcpu
@@ -49,12 +51,11 @@ def _values(seed: int) -> dict[Register, bytes]:
 def _round_trip(vcpu: Vcpu, registers: list[Register], size: int, seed: int) -> None:
     values = _values(seed)
     for register in registers:
-        vcpu.set_one_reg(register, values[register])
+        succeeds(f"writing {register}", vcpu.set_one_reg, register, values[register])
     for register in registers:
         used = _used(register, size)
-        same_bytes(
-            f"{register} with vectors of {size} bytes", vcpu.get_one_reg(register)[:used], values[register][:used]
-        )
+        found = succeeds(f"reading {register}", vcpu.get_one_reg, register)
+        same_bytes(f"{register} with vectors of {size} bytes", found[:used], values[register][:used])
 
 
 @clause("sve.reg.zreg-roundtrip", arch="arm64", needs=(SVE,))
@@ -91,7 +92,7 @@ def full_slice(context: Context) -> None:
         vcpu = sve_vcpu(context, wanted)
         for register, value in _values(context.options.seed).items():
             vcpu.set_one_reg(register, value)
-            data = poisoned_get(vcpu, register, register.size + 64)
+            data = succeeds(f"reading {register}", poisoned_get, vcpu, register, register.size + 64)
             used = _used(register, wanted.size)
             same_bytes(
                 f"{register} beyond the vector length", data[used : register.size], bytes(register.size - used)
@@ -112,7 +113,8 @@ def tail_ignored(context: Context) -> None:
     vcpu = sve_vcpu(context)
     for register in (z(0), z(31), p(0), p(15), FFR):
         used = _used(register, size)
-        vcpu.set_one_reg(register, b"\x11" * used + b"\xff" * (register.size - used))
+        value = b"\x11" * used + b"\xff" * (register.size - used)
+        succeeds(f"writing {register}", vcpu.set_one_reg, register, value)
         expected = (b"\x11" * used).ljust(register.size, b"\0")
         same_bytes(register.name, vcpu.get_one_reg(register), expected)
     memory = context.own(context.vm().add_memory(PAGE_SIZE))
@@ -203,19 +205,19 @@ def bad_address(context: Context) -> None:
             refused_indicative(context, f"writing {register}", errno.EFAULT, set_bad, vcpu, register)
 
 
-@clause("sve.reg.endianness", arch="arm64", needs=(SVE,))
+@clause("sve.reg.endianness", arch="arm64", needs=(SVE, GUEST_RUNS))
 def byte_order(context: Context) -> None:
     """Byte i of the buffer is byte element i of the register: INDEX Z0.B, #0, #1 reads as 0, 1, 2, ...
 
     Source: arch/arm64/include/uapi/asm/kvm.h (the comment on KVM_REG_ARM64_SVE_ZREG).
     """
     guest = sve_guest(context)
-    guest.call("index", timeout=context.timeout)
+    call(context, guest, "INDEX Z0.B, #0, #1", "index")
     size = lengths(context).size
     same_bytes("Z0", guest.vcpu.get_one_reg(z(0))[:size], bytes(range(size)))
 
 
-@clause("sve.reg.low128-is-v", arch="arm64", needs=(SVE,))
+@clause("sve.reg.low128-is-v", arch="arm64", needs=(SVE, GUEST_RUNS))
 def low_bits(context: Context) -> None:
     """A guest's AdvSIMD write of V0 is the low 128 bits of Z0 and zeroes the rest; the other registers stay.
 
@@ -225,12 +227,12 @@ def low_bits(context: Context) -> None:
     state = VectorState.random(size, context.options.seed)
     guest = sve_guest(context)
     set_image(guest, state)
-    guest.call("load", timeout=context.timeout)
-    guest.call("neon", timeout=context.timeout)
+    call(context, guest, "a guest that loads its registers", "load")
+    call(context, guest, "an AdvSIMD write of V0", "neon")
     expected = (b"\x55" * 16).ljust(size, b"\0")
     same_bytes("Z0", guest.vcpu.get_one_reg(z(0))[:size], expected)
     same_bytes("Z1", guest.vcpu.get_one_reg(z(1))[:size], state.z[1])
-    guest.call("store", timeout=context.timeout)
+    call(context, guest, "a guest that stores its registers", "store")
     same_bytes("the guest's own Z0", observed(guest)[:size], expected)
 
 
@@ -246,7 +248,7 @@ def order_free(context: Context) -> None:
         vcpu = sve_vcpu(context)
         if order == "before":
             write(vcpu, SYSTEM["ZCR_EL1"], 0)
-        vcpu.set_one_reg(z(7), value)
+        succeeds("writing Z7", vcpu.set_one_reg, z(7), value)
         if order == "after":
             write(vcpu, SYSTEM["ZCR_EL1"], 0)
         same_bytes(f"Z7 with ZCR_EL1 = 0 written {order} it", vcpu.get_one_reg(z(7))[:size], value[:size])
