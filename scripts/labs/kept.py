@@ -22,19 +22,28 @@ from .kernels import Kernel
 from .machines import Boot, Machine
 from .supervise import Guest, failure_text, supervise
 
-__all__ = ["CONSOLE", "STATE", "keep_machine"]
+__all__ = ["CONSOLE", "DEFAULT_POOL", "POOL_SIZE", "STATE", "keep_machine"]
 
 #: in the folder of a kept machine: the emulator's state, and what the console had shown
 STATE, CONSOLE = "state", "console.log"
 
-_KEPT = 8  # of nearly 200 MB each
+#: where machines are kept unless they are to be out of the way of others, and how many, of nearly 200 MB each
+DEFAULT_POOL = "kept"
+POOL_SIZE = 8
 _BOOT_SECONDS = 300.0
 _SAVE_SECONDS = 60.0
 _NO_LIMIT = 1 << 40  # bytes a second
 
 
-def keep_machine(cache: Cache, machine: Machine, kernel: Kernel, archives: Sequence[Path], last: bytes) -> Path:
-    """Return the folder of a machine that waits for its task, booting it if none is kept.
+def keep_machine(
+    cache: Cache,
+    machine: Machine,
+    kernel: Kernel,
+    archives: Sequence[Path],
+    last: bytes,
+    pool: str = DEFAULT_POOL,
+) -> Path:
+    """Return the folder of a machine that waits for its task, booting it if none is kept in `pool`.
 
     `archives` and `last` are its initial file system, as for `write_initrd`.
     """
@@ -46,8 +55,8 @@ def keep_machine(cache: Cache, machine: Machine, kernel: Kernel, archives: Seque
             write_initrd(scratch / "initrd", archives, last)
             _boot(machine, kernel, scratch, folder)
 
-    entry = cache.build("kept", inputs, make, f"{machine.name}: booting Linux {kernel.release} to keep it")
-    cache.prune("kept", keep=_KEPT)
+    entry = cache.build(pool, inputs, make, f"{machine.name}: booting Linux {kernel.release} to keep it")
+    cache.prune(pool, keep=POOL_SIZE)
     return entry
 
 
