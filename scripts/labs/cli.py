@@ -94,7 +94,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
     )
     parser.add_argument("--memory", type=int, metavar="MIB", help="the machine's RAM (default 1024, amx 512)")
     parser.add_argument(
-        "--append", default="", metavar="ARGS", help="more arguments for the kernel and, as MODULE.NAME=VALUE, modules"
+        "--append",
+        default="",
+        metavar="ARGS",
+        help="more arguments for the kernel and, as MODULE.NAME=VALUE, modules",
     )
     parser.add_argument(
         "--timeout", type=float, default=300, metavar="S", help="end the machine after S seconds (300)"
@@ -167,7 +170,10 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
         if shards > 1:
             merger = Merger(shards)
             words = [shard_command(command, part + 1, shards) for part in range(shards)]
-            return [Plan(_machine(cache, options, 0), one, fresh=options.fresh, pool=options.pool, merger=merger) for one in words]
+            return [
+                Plan(_machine(cache, options, 0), one, fresh=options.fresh, pool=options.pool, merger=merger)
+                for one in words
+            ]
         machine = _machine(cache, options, 0)
         return [Plan(machine, command, options.out, options.shell, options.files, options.fresh, options.pool)]
     if options.name == "amx":

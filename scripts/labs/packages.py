@@ -250,9 +250,7 @@ class Archive:
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text(
-            source_list(find_mirror(self.suite), self.suite, sources=self._sources)
-        )
+        (folder / "sources.list").write_text(source_list(find_mirror(self.suite), self.suite, sources=self._sources))
         configuration = folder / "apt.conf"
         configuration.write_text(apt_configuration(folder, self.arch))
         with step(f"fetching the indices of Debian {self.suite} for {self.arch}"):

@@ -78,7 +78,14 @@ class _Qemu(Machine):
         words = [
             *self._start(),
             *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-cpu", self.processor(), "-smp", str(self.options.cpus or self.processors), "-m", str(self.options.memory or 1024)),
+            *(
+                "-cpu",
+                self.processor(),
+                "-smp",
+                str(self.options.cpus or self.processors),
+                "-m",
+                str(self.options.memory or 1024),
+            ),
             *self.machine_options(),
             *("-chardev", console, "-serial", "chardev:console"),
             *("-chardev", f"socket,id=data,fd={boot.data}"),

@@ -90,7 +90,9 @@ def find_release(archive: Archive, name: KernelName) -> str:
         return _newest(archive, name, ending)
     served = _releases(archive, ending)
     matching = [
-        release for release, version in served.items() if any(_begins(text, name.version) for text in (release, version))
+        release
+        for release, version in served.items()
+        if any(_begins(text, name.version) for text in (release, version))
     ]
     if not matching:
         raise _not_served(archive, name)
