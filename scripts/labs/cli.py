@@ -17,7 +17,7 @@ from .cache import Cache
 from .config import DEFAULT_KERNEL, KERNELS, TOOL_SUITE
 from .errors import LabError
 from .kept import DEFAULT_POOL, POOL_SIZE
-from .machines import Machine, Options, Port
+from .machines import MODES, Machine, Options, Port
 from .processors import parse_processor
 from .releases import parse_kernel
 from .session import LAB_FAILURE, MACHINES, Plan, run_plans
@@ -30,7 +30,6 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 # of their processors, so that two clauses at once only take turns.
 _DEFAULT_COMMAND = ("vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1")
 _MOST_SHARDS = 2
-_MODES = ("vhe", "nvhe", "protected", "nested")
 
 _DESCRIPTION = """\
 Boot a Debian kernel with its own KVM on an emulated CPU and run a command there.
@@ -88,7 +87,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         "vector lengths in units of 128 bits; --cpu=-pku, with '=', where it begins with '-'",
     )
     parser.add_argument("--cpus", type=int, choices=(1, 2), help="number of processors (default 1, sve 2; amx has 1)")
-    parser.add_argument("--mode", choices=_MODES, default="vhe", help="sve: how KVM uses EL2 (default vhe)")
+    parser.add_argument("--mode", choices=MODES, default="vhe", help="sve: how KVM uses EL2 (default vhe)")
     parser.add_argument(
         "--emulator", default=TOOL_SUITE, metavar="SUITE", help=f"svm, sve: whose QEMU to use (default {TOOL_SUITE})"
     )

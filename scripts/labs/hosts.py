@@ -6,6 +6,7 @@ Each `[[profile]]` has a `name` (`MACHINE.words`), the `machine`, one line `why`
 * `kernel`, `cpu`, `cpus`, `mode`, `memory` (MiB), `emulator`: as the options of `scripts/lab`;
 * `parameters`: a list of kernel arguments, those of modules as `module.name=value`;
 * `limits`: the limits of the process that checks, by the names of setrlimit(2): `{ nofile = 16 }`;
+* `ignored`, `blocked`: signals that it inherits so, by their names: `["CHLD"]`;
 * `before`: a line for the shell, run in the machine as root before the check, in the check's own process;
 * `timeout` in seconds, and `slow = true` for what no sample should draw;
 * `recorded`: the kernel's release and the count of each verdict when the totals were recorded.
@@ -20,6 +21,7 @@ import datetime
 import hashlib
 import re
 import resource
+import signal
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from typing import Any
 
 from .config import DEFAULT_KERNEL
 from .errors import LabError
+from .machines import MODES
 from .processors import parse_processor
 from .releases import parse_kernel
 
@@ -39,7 +42,6 @@ VERDICTS = ("PASS", "KNOWN", "SKIP", "INFO", "FAIL", "ERROR", "TIMEOUT", "XPASS"
 ALARMS = ("FAIL", "ERROR", "TIMEOUT", "XPASS")
 
 MACHINES = ("svm", "amx", "sve")
-_MODES = ("vhe", "nvhe", "protected", "nested")
 _SECONDS = 600.0
 
 
@@ -67,6 +69,8 @@ class Profile:
     emulator: str = ""
     parameters: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
     before: str = ""
     timeout: float = _SECONDS
     slow: bool = False
@@ -88,19 +92,28 @@ class Profile:
     def command(self, check: Sequence[str]) -> list[str]:
         """Return the command that checks under the profile's conditions."""
         words = list(check)
-        if self.limits:
-            limits = [f"{name}={value}" for name, value in self.limits.items()]
-            words = ["python3", "-c", _LAUNCHER, *limits, "--", *words]
+        conditions = [f"limit {name} {value}" for name, value in self.limits.items()]
+        conditions += [f"ignored {name}" for name in self.ignored] + [f"blocked {name}" for name in self.blocked]
+        if conditions:
+            words = ["python3", "-c", _LAUNCHER, *conditions, "--", *words]
         if self.before:
             words = ["sh", "-c", f'{self.before}\nexec "$@"', "sh", *words]
         return words
 
 
+# Runs a command under conditions; what Python itself ignores is not to be one of them.
 _LAUNCHER = """
-import os, resource, sys
-while (word := sys.argv.pop(1)) != "--":
-    name, value = word.split("=")
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name.upper()), (int(value), int(value)))
+import os, resource, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+while (condition := sys.argv.pop(1)) != "--":
+    kind, name, *value = condition.split()
+    if kind == "limit":
+        resource.setrlimit(getattr(resource, "RLIMIT_" + name.upper()), (int(value[0]), int(value[0])))
+    elif kind == "ignored":
+        signal.signal(signal.Signals["SIG" + name], signal.SIG_IGN)
+    else:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals["SIG" + name]])
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
@@ -142,6 +155,8 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "emulator": str,
     "parameters": list,
     "limits": dict,
+    "ignored": list,
+    "blocked": list,
     "before": str,
     "timeout": (int, float),
     "slow": bool,
@@ -159,7 +174,8 @@ def _profile(table: Any) -> Profile:
     values["release"] = recorded.pop("release", "")
     values["totals"] = recorded
     values["findings"] = tuple(_finding(each) for each in values.pop("finding", ()))
-    values["parameters"] = tuple(values.get("parameters", ()))
+    for key in ("parameters", "ignored", "blocked"):
+        values[key] = tuple(values.get(key, ()))
     profile = Profile(**values)
     _check_values(profile)
     return profile
@@ -194,14 +210,11 @@ def _check_values(profile: Profile) -> None:
     parse_kernel(profile.kernel)
     if profile.cpu:
         parse_processor(profile.cpu)
-    _require(
-        profile.cpus in (None, 1) or (profile.cpus == 2 and profile.machine != "amx"), "cpus is 1 or, not of amx, 2"
-    )
-    _require(
-        not profile.mode or (profile.mode in _MODES and profile.machine == "sve"),
-        "mode is for sve: " + ", ".join(_MODES),
-    )
-    _require(not profile.emulator or profile.machine != "amx", "emulator, a suite, is for svm and sve")
+    two = profile.cpus == 2 and profile.machine != "amx"
+    _require(two or profile.cpus in (None, 1), "cpus is 1 or, not of amx, 2")
+    mode = profile.mode in MODES and profile.machine == "sve"
+    _require(mode or not profile.mode, f"mode is for sve and one of {', '.join(MODES)}")
+    _require(profile.machine != "amx" or not profile.emulator, "emulator, a suite, is for svm and sve")
     _require(profile.memory is None or profile.memory > 0, "memory is a number of MiB")
     _require(profile.timeout > 0, "timeout is a number of seconds")
     for word in profile.parameters:
@@ -209,6 +222,9 @@ def _check_values(profile: Profile) -> None:
     for name, value in profile.limits.items():
         _require(hasattr(resource, f"RLIMIT_{name.upper()}"), f"setrlimit knows no limit '{name}'")
         _require(type(value) is int and value >= -1, f"the limit {name} is a number, not {value!r}")
+    for name in (*profile.ignored, *profile.blocked):
+        known = isinstance(name, str) and f"SIG{name}" in signal.Signals.__members__
+        _require(known and name not in ("KILL", "STOP"), f"{name!r} is no signal that can be ignored or blocked")
     _require(isinstance(profile.release, str), "'release' of what was recorded is a string")
     for verdict, count in profile.totals.items():
         _require(verdict in VERDICTS and type(count) is int and count >= 0, f"'{verdict}' is no count of a verdict")

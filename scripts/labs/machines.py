@@ -12,7 +12,7 @@ from .config import TOOL_SUITE
 from .kernels import Kernel, fetch_kernel
 from .processors import Processor, parse_processor
 
-__all__ = ["Boot", "Machine", "Options", "Port"]
+__all__ = ["MODES", "Boot", "Machine", "Options", "Port"]
 
 #: Kernel arguments of every machine: what a short-lived one needs neither to protect nor to test.
 COMMON_ARGUMENTS = (
@@ -20,6 +20,10 @@ COMMON_ARGUMENTS = (
     "rcupdate.rcu_expedited=1 rcupdate.rcu_cpu_stall_suppress=1 audit=0 lsm=capability init_on_alloc=0 "
     "randomize_kstack_offset=off cgroup_disable=memory"
 )
+
+
+#: how sve's KVM may use EL2
+MODES = ("vhe", "nvhe", "protected", "nested")
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _hosts(options: argparse.Namespace) -> int:
     """Show or run host profiles and return the exit status."""
     profiles = matching(load_profiles(options.hosts_file), options.hosts or ())
     if options.sample is not None:
-        today = datetime.datetime.now(datetime.timezone.utc).date()
+        today = datetime.datetime.now(datetime.UTC).date()
         profiles = sample(profiles, options.sample, options.day or today)
     if options.list_hosts:
         width = max(len(profile.name) for profile in profiles)

@@ -46,6 +46,10 @@ class _Qemu(Machine):
         environment, what = self.environment(), "Starting QEMU"
         return run_tool(command, what, env=environment, stdin=b"quit\n", timeout=_START_SECONDS).decode()
 
+    @property
+    def _processors(self) -> int:
+        return self.options.cpus or self.processors
+
     def _start(self) -> list[str]:
         """Return the words that start the emulator with its own files."""
         share = self._root.root / "usr/share"
@@ -82,7 +86,7 @@ class _Qemu(Machine):
                 "-cpu",
                 self.processor(),
                 "-smp",
-                str(self.options.cpus or self.processors),
+                str(self._processors),
                 "-m",
                 str(self.options.memory or 1024),
             ),
@@ -128,7 +132,7 @@ class Svm(_Qemu):
 
     def machine_options(self) -> list[str]:
         # Two processors in one thread, as sve has them and for its reasons.
-        thread = ",thread=single" if (self.options.cpus or self.processors) > 1 else ""
+        thread = ",thread=single" if self._processors > 1 else ""
         return ["-accel", f"tcg{thread}", "-machine", "pc"]
 
     def kernel_arguments(self) -> str:

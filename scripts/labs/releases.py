@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of Debian's kernels is meant: what `--kernel` takes, and the package that a suite has for it.
 
-`WHERE[:WHAT]...`, where WHERE is one of the series of `config.KERNELS` or the name of a suite, and each WHAT is one of
+`WHERE[:WHAT]...`, where WHERE is one of the series of `config.KERNELS` or the name of a suite, and each WHAT
 
 * a flavour: `cloud` (what nothing else asks for), `full`, `rt`, or `16k` and `rt-16k` of arm64;
 * a version, the newest that begins so: of the release (`6.16.3`, `6.1.0-47`) or of the package (`6.1.170`);
@@ -60,7 +60,8 @@ def parse_kernel(text: str) -> KernelName:
         kind = _kind(word)
         if not kind or kind in found or "package" in found:
             raise LabError(
-                f"--kernel {text}: '{word}' is no version, flavour ({', '.join(FLAVOURS)}) or package, or one too many."
+                f"--kernel {text}: '{word}' is one word too many, or none of a version, "
+                f"a flavour ({', '.join(FLAVOURS)}) and a package."
             )
         found[kind] = word
     if "package" in found and len(found) > 1:
