@@ -71,14 +71,16 @@ def test_a_profile_says_all_that_scripts_lab_takes(tmp_path: Path) -> None:
 def test_limits_and_what_is_done_before_hold_for_the_command_itself(tmp_path: Path) -> None:
     conditions = {"limits": {"nofile": 20}, "ignored": ("CHLD",), "blocked": ("ALRM", "USR1")}
     profile = Profile("svm.x", "svm", "x", before="cd /; echo before", **conditions)
-    show = "ulimit -n; pwd; grep -E 'Sig(Blk|Ign)' /proc/self/status"
-    done = subprocess.run(
-        profile.command(["sh", "-c", show]), capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True
+    show = (
+        "import os, resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0]); print(os.getcwd());"
+        "[print(line.strip()) for line in open('/proc/self/status') if line.startswith(('SigBlk', 'SigIgn'))]"
     )
+    words = profile.command(["python3", "-c", show])
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
     before, limit, folder, blocked, ignored = done.stdout.splitlines()
     assert (before, limit, folder) == ("before", "20", "/")
     assert int(blocked.split()[1], 16) == 1 << signal.SIGALRM - 1 | 1 << signal.SIGUSR1 - 1
-    assert int(ignored.split()[1], 16) == 1 << signal.SIGCHLD - 1
+    assert int(ignored.split()[1], 16) & 1 << signal.SIGCHLD - 1
 
 
 @pytest.mark.parametrize(
