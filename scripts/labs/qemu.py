@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from .cache import Cache
 from .errors import LabError, run_tool
 from .hostroot import HostRoot
-from .machines import COMMON_ARGUMENTS, Boot, Machine
+from .machines import COMMON_ARGUMENTS, Boot, Machine, Options
 from .processors import vector_properties
 
 __all__ = ["Sve", "Svm"]
@@ -160,6 +161,11 @@ class Sve(_Qemu):
     # share vector registers, and now and then a process dies of SIGSEGV.
     processors = 2
     one_thread = True
+
+    def __init__(self, cache: Cache, options: Options) -> None:
+        super().__init__(cache, options)
+        # What has a lone processor's timer go on in a state that is continued is its neighbour (machine/agent.c).
+        self.keeps_state = self._processors > 1
 
     def processor(self) -> str:
         wanted = self.options.processor

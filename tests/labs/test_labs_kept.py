@@ -122,6 +122,8 @@ def test_what_cannot_be_kept_is_a_sentence_and_leaves_nothing(
         ("svm", True),
         ("sve --kernel 6.1 --cpu vq=1,2", True),
         ("sve --fresh", False),
+        ("sve --cpus 1", False),
+        ("svm --cpus 1", True),
         ("svm --shell", False),
         ("sve --pair", False),
         ("amx", False),
