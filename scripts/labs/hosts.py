@@ -95,7 +95,7 @@ class Profile:
         conditions = [f"limit {name} {value}" for name, value in self.limits.items()]
         conditions += [f"ignored {name}" for name in self.ignored] + [f"blocked {name}" for name in self.blocked]
         if conditions:
-            words = ["python3", "-c", _LAUNCHER, *conditions, "--", *words]
+            words = ["python3", "-c", _LAUNCHER, *conditions, "exec", *words]
         if self.before:
             words = ["sh", "-c", f'{self.before}\nexec "$@"', "sh", *words]
         return words
@@ -106,7 +106,7 @@ _LAUNCHER = """
 import os, resource, signal, sys
 for number in (signal.SIGPIPE, signal.SIGXFSZ):
     signal.signal(number, signal.SIG_DFL)
-while (condition := sys.argv.pop(1)) != "--":
+while (condition := sys.argv.pop(1)) != "exec":
     kind, name, *value = condition.split()
     if kind == "limit":
         resource.setrlimit(getattr(resource, "RLIMIT_" + name.upper()), (int(value[0]), int(value[0])))
