@@ -16,7 +16,7 @@ from pathlib import Path
 from .cache import Cache
 from .config import DEFAULT_KERNEL, KERNELS, TOOL_SUITE
 from .errors import LabError
-from .kept import DEFAULT_POOL, POOL_SIZE
+from .kept import POOL_SIZE
 from .machines import MODES, Machine, Options, Port
 from .processors import parse_processor
 from .releases import parse_kernel
@@ -120,10 +120,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
     parser.add_argument("--fresh", action="store_true", help="boot, instead of continuing a machine booted before")
     parser.add_argument(
         "--pool",
-        default=DEFAULT_POOL,
+        default="",
         metavar="NAME",
-        help="keep the booted machine among others of that name, of which there are no more than "
-        f"{POOL_SIZE} either (default {DEFAULT_POOL})",
+        help=f"keep the booted machine in a pool of its own, of {POOL_SIZE}, out of the way of the usual ones",
     )
     parser.add_argument("--keep", action="store_true", help="keep the run's files: console, initrd, command line")
     parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")
@@ -143,8 +142,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
             parse_processor(cpu)
     except LabError as error:
         parser.error(str(error))
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", options.pool):
-        parser.error(f"--pool {options.pool} is not a word of small letters")
+    for option, value in (("pool", options.pool), ("emulator", options.emulator)):
+        if not re.fullmatch(r"([a-z]+(-[a-z]+)*)?", value):
+            parser.error(f"--{option} {value} is not a word of small letters")
     if not options.pair and (len(options.kernel or ()) > 1 or len(options.cpu or ()) > 1):
         parser.error("a second --kernel or --cpu is for --pair")
     return options, commands

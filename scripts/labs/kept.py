@@ -22,13 +22,12 @@ from .kernels import Kernel
 from .machines import Boot, Machine
 from .supervise import Guest, failure_text, supervise
 
-__all__ = ["CONSOLE", "DEFAULT_POOL", "POOL_SIZE", "STATE", "keep_machine"]
+__all__ = ["CONSOLE", "POOL_SIZE", "STATE", "keep_machine"]
 
 #: in the folder of a kept machine: the emulator's state, and what the console had shown
 STATE, CONSOLE = "state", "console.log"
 
-#: where machines are kept unless they are to be out of the way of others, and how many, of nearly 200 MB each
-DEFAULT_POOL = "kept"
+#: how many machines are kept in each pool, of nearly 200 MB each
 POOL_SIZE = 8
 _BOOT_SECONDS = 300.0
 _SAVE_SECONDS = 60.0
@@ -41,11 +40,12 @@ def keep_machine(
     kernel: Kernel,
     archives: Sequence[Path],
     last: bytes,
-    pool: str = DEFAULT_POOL,
+    pool: str = "",
 ) -> Path:
-    """Return the folder of a machine that waits for its task, booting it if none is kept in `pool`.
+    """Return the folder of a machine that waits for its task, booting it if none is kept.
 
-    `archives` and `last` are its initial file system, as for `write_initrd`.
+    `archives` and `last` are its initial file system, as for `write_initrd`.  It is kept among those of a named
+    `pool`, so that it pushes none out of another.
     """
     words = machine.command(Boot(Path("run"), kernel, Path("initrd"), data=0, console=Path(CONSOLE)))
     inputs = [words, [str(archive) for archive in archives], hashlib.sha256(last).hexdigest()]
@@ -55,8 +55,9 @@ def keep_machine(
             write_initrd(scratch / "initrd", archives, last)
             _boot(machine, kernel, scratch, folder)
 
-    entry = cache.build(pool, inputs, make, f"{machine.name}: booting Linux {kernel.release} to keep it")
-    cache.prune(pool, keep=POOL_SIZE)
+    kind = f"kept-{pool}" if pool else "kept"
+    entry = cache.build(kind, inputs, make, f"{machine.name}: booting Linux {kernel.release} to keep it")
+    cache.prune(kind, keep=POOL_SIZE)
     return entry
 
 

@@ -20,7 +20,7 @@ from .bochs.machine import Amx
 from .cache import Cache
 from .errors import LabError
 from .image import Setup, Task, agent_archive, build_agent, task_frames, write_initrd
-from .kept import CONSOLE, DEFAULT_POOL, STATE, keep_machine
+from .kept import CONSOLE, STATE, keep_machine
 from .kernels import Kernel
 from .machines import Boot, Machine, Port
 from .product import build_product
@@ -50,7 +50,7 @@ class Plan:
     shell: bool = False
     files: Path | None = None  # a folder whose files the command finds in /in
     fresh: bool = False  # boot, even if the machine is kept booted
-    pool: str = DEFAULT_POOL  # among which machines to keep it
+    pool: str = ""  # among which machines to keep it
 
     label: str = ""  # before each line of output
     address: str = ""  # of its network interface

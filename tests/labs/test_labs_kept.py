@@ -8,7 +8,7 @@ import pytest
 from labs.cache import Cache
 from labs.cli import make_plans, parse
 from labs.errors import LabError
-from labs.kept import CONSOLE, DEFAULT_POOL, POOL_SIZE, STATE, keep_machine
+from labs.kept import CONSOLE, POOL_SIZE, STATE, keep_machine
 from labs.kernels import Kernel
 from labs.machines import Boot, Machine, Options
 
@@ -68,7 +68,7 @@ class Emulated(Machine):
         return [sys.executable, "-c", self._program, *map(str, words)]
 
 
-def keep(machine: Emulated, last: bytes = b"last", pool: str = DEFAULT_POOL) -> Path:
+def keep(machine: Emulated, last: bytes = b"last", pool: str = "") -> Path:
     archive = machine.cache.root / "archive"
     archive.write_bytes(b"archive")
     return keep_machine(machine.cache, machine, Kernel(machine.cache.root, "7.2.1"), [archive], last, pool)
@@ -91,7 +91,7 @@ def test_a_pool_has_its_own_machines_and_pushes_none_out_of_another(tmp_path: Pa
     usual = keep(machine)
     others = [keep(machine, str(number).encode(), "others") for number in range(POOL_SIZE + 1)]
     assert [path.exists() for path in (usual, *others)] == [True, False, *[True] * POOL_SIZE]
-    assert {path.parent.name for path in others} == {"others"}
+    assert {path.parent.name for path in others} == {"kept-others"}
     assert keep(machine) == usual
 
 

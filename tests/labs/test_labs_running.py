@@ -75,6 +75,7 @@ def test_a_pair_has_two_commands_kernels_and_sets_of_lengths(tmp_path: Path) -> 
         ["svm", "--cpu", "max,max"],
         ["svm", "--cpus", "3"],
         ["svm", "--pool", "../x"],
+        ["svm", "--emulator", "trixie/x"],
         ["svm", "--", "a", "--", "b"],
         ["svm", "--shell", "--", "a"],
         ["svm", "--kernel", "6.1", "--kernel", "7.2"],

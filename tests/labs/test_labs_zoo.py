@@ -181,7 +181,7 @@ def test_few_profiles_are_kept_in_a_pool_of_their_own_and_many_boot(hosts: Path)
     log = hosts.parent / "log"
     matrix.main(["--hosts-file", str(hosts), "c.*", "--hosts", "svm.good"])
     assert log.read_text() == (
-        "svm --kernel 7.2 --timeout 600 --pool kept-hosts -- vmm check --format json --time-scale 20 --jobs 1 c.*\n"
+        "svm --kernel 7.2 --timeout 600 --pool hosts -- vmm check --format json --time-scale 20 --jobs 1 c.*\n"
     )
     log.unlink()
     many = "".join(FILE[: FILE.index("[[", 5)].replace("svm.good", f"svm.good{number}") for number in range(9))
