@@ -38,8 +38,9 @@ class _Qemu(Machine):
         try:
             self._ask(*words, "-S", "-monitor", "stdio")
         except LabError as error:
-            reason = str(error).splitlines()[-1].partition(": ")[2]
-            raise LabError(f"--cpu {self.options.cpu} is not known to {self.name}: {reason}.") from None
+            reasons = re.findall(r"^ +[^ ]*qemu-system-\S+ (?!warning)(.*)", str(error), re.MULTILINE)
+            why = reasons[0].rstrip(".") if reasons else "QEMU does not start with it"
+            raise LabError(f"--cpu {self.options.cpu} is not known to {self.name}: {why}.") from None
 
     def _ask(self, *words: str) -> str:
         """Return what the emulator prints when it is told to quit as soon as it has started."""
@@ -174,7 +175,7 @@ class Sve(_Qemu):
         if model == "max":
             # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the
             # larger addresses of LPA2 cost a second for each virtual machine that ends.
-            properties = {"pauth-impdef": True, "lpa2": False, "sve": True}
+            properties = {"pauth-impdef": wanted.features.get("pauth", True), "lpa2": False, "sve": True}
         lengths = wanted.lengths or (_LENGTHS if model == "max" else None)
         properties |= wanted.features
         if lengths and properties.get("sve", True):

@@ -141,6 +141,7 @@ def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
         (Svm, "EPYC-Milan,-avx2", "EPYC-Milan,+svm,-cx16,-avx2"),
         (Sve, "a64fx", "a64fx"),
         (Sve, "cortex-a76,-pmu", "cortex-a76,pmu=off"),
+        (Sve, "max,-pauth,-sve", "max,pauth-impdef=off,lpa2=off,sve=off,pauth=off"),
         (Sve, "max,-sve,+lpa2", "max,pauth-impdef=on,lpa2=on,sve=off"),
     ],
 )
