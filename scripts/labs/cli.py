@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,9 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cache import Cache
-from .config import DEFAULT_KERNEL, KERNELS
+from .config import DEFAULT_KERNEL, KERNELS, TOOL_SUITE
 from .errors import LabError
-from .machines import Machine, Options, Port
+from .kept import POOL_SIZE
+from .machines import MODES, Machine, Options, Port
+from .processors import parse_processor
+from .releases import parse_kernel
 from .session import LAB_FAILURE, MACHINES, Plan, run_plans
 from .shards import Merger, divisible, shard_command
 
@@ -47,6 +51,14 @@ booted once with the same kernel, options and package.
   scripts/lab sve --shell                              a shell in the machine
   scripts/lab sve --pair -- vmm receive 0.0.0.0:5555 -- vmm send a:5555 PAYLOAD
                                                        two machines, "a" (10.9.0.1) and "b" (10.9.0.2)
+
+KERNEL is WHERE[:WHAT]...: a series or one of Debian's suites, then a flavour (cloud, unless something else is said;
+full, rt, 16k), a version, which is the newest that begins so, or the name of a package:
+
+  --kernel 6.12:full                                   the flavour for everything, with all drivers
+  --kernel trixie-backports:6.16.3                     of the cloud flavour
+  --kernel bookworm-backports:6.12.43:full
+  --kernel sid:linux-image-7.2.13+deb14-rt-amd64
 """
 
 
@@ -62,17 +74,30 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
     )
     parser.add_argument("name", nargs="?", choices=sorted(MACHINES), metavar="NAME", help="svm, amx or sve")
     parser.add_argument(
-        "--kernel", action="append", choices=list(KERNELS), help=f"kernel series (default {DEFAULT_KERNEL})"
+        "--kernel",
+        action="append",
+        metavar="KERNEL",
+        help=f"a series ({', '.join(KERNELS)}; default {DEFAULT_KERNEL}), or a kernel that Debian has: see below",
     )
     parser.add_argument(
         "--cpu",
         action="append",
         metavar="SPEC",
-        help="sve: vq=1,2,4 (units of 128 bits); svm: features such as -pku",
+        help="[MODEL][,vq=1,2,4][,+FEATURE][,-FEATURE]: a model and features of the emulator's, and for sve the "
+        "vector lengths in units of 128 bits; --cpu=-pku, with '=', where it begins with '-'",
     )
-    parser.add_argument("--mode", choices=("vhe", "nvhe"), default="vhe", help="sve: how KVM uses EL2 (default vhe)")
+    parser.add_argument("--cpus", type=int, choices=(1, 2), help="number of processors (default 1, sve 2; amx has 1)")
+    parser.add_argument("--mode", choices=MODES, default="vhe", help="sve: how KVM uses EL2 (default vhe)")
+    parser.add_argument(
+        "--emulator", default=TOOL_SUITE, metavar="SUITE", help=f"svm, sve: whose QEMU to use (default {TOOL_SUITE})"
+    )
     parser.add_argument("--memory", type=int, metavar="MIB", help="the machine's RAM (default 1024, amx 512)")
-    parser.add_argument("--append", default="", metavar="ARGS", help="more arguments for the kernel")
+    parser.add_argument(
+        "--append",
+        default="",
+        metavar="ARGS",
+        help="more arguments for the kernel and, as MODULE.NAME=VALUE, modules",
+    )
     parser.add_argument(
         "--timeout", type=float, default=300, metavar="S", help="end the machine after S seconds (300)"
     )
@@ -93,6 +118,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         help="divide `vmm check --format json` among N machines and join the reports (amx and sve's own command: 2)",
     )
     parser.add_argument("--fresh", action="store_true", help="boot, instead of continuing a machine booted before")
+    parser.add_argument(
+        "--pool",
+        default="",
+        metavar="NAME",
+        help=f"keep the booted machine in a pool of its own, of {POOL_SIZE}, out of the way of the usual ones",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the run's files: console, initrd, command line")
     parser.add_argument("--clean", action="store_true", help="remove everything that was fetched and built")
     options = parser.parse_args(own)
@@ -104,6 +135,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         parser.error(f"--in {options.files} is no folder")
     if options.shell and (commands or options.pair):
         parser.error("--shell goes with neither a command nor --pair")
+    try:
+        for kernel in options.kernel or ():
+            parse_kernel(kernel)
+        for cpu in options.cpu or ():
+            parse_processor(cpu)
+    except LabError as error:
+        parser.error(str(error))
+    for option, value in (("pool", options.pool), ("emulator", options.emulator)):
+        if not re.fullmatch(r"([a-z]+(-[a-z]+)*)?", value):
+            parser.error(f"--{option} {value} is not a word of small letters")
     if not options.pair and (len(options.kernel or ()) > 1 or len(options.cpu or ()) > 1):
         parser.error("a second --kernel or --cpu is for --pair")
     return options, commands
@@ -128,9 +169,12 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
         if shards > 1:
             merger = Merger(shards)
             words = [shard_command(command, part + 1, shards) for part in range(shards)]
-            return [Plan(_machine(cache, options, 0), one, fresh=options.fresh, merger=merger) for one in words]
+            return [
+                Plan(_machine(cache, options, 0), one, fresh=options.fresh, pool=options.pool, merger=merger)
+                for one in words
+            ]
         machine = _machine(cache, options, 0)
-        return [Plan(machine, command, options.out, options.shell, options.files, options.fresh)]
+        return [Plan(machine, command, options.out, options.shell, options.files, options.fresh, options.pool)]
     if options.name == "amx":
         raise LabError("Only svm and sve can be paired: the emulator of amx has no network in this configuration.")
     ends = [end.detach() for end in socket.socketpair()]
@@ -175,7 +219,10 @@ def _machine(cache: Cache, options: argparse.Namespace, index: int) -> Machine:
         return values[min(index, len(values) - 1)] if values else default
 
     kernel = choose(options.kernel, DEFAULT_KERNEL) or DEFAULT_KERNEL
-    chosen = Options(kernel, choose(options.cpu, None), options.mode, options.memory, options.append)
+    cpu = choose(options.cpu, None)
+    chosen = Options(
+        kernel, cpu, options.mode, options.memory, options.append, cpus=options.cpus, emulator=options.emulator
+    )
     return MACHINES[options.name](cache, chosen)
 
 

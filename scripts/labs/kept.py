@@ -22,21 +22,30 @@ from .kernels import Kernel
 from .machines import Boot, Machine
 from .supervise import Guest, failure_text, supervise
 
-__all__ = ["CONSOLE", "STATE", "keep_machine"]
+__all__ = ["CONSOLE", "POOL_SIZE", "STATE", "keep_machine"]
 
 #: in the folder of a kept machine: the emulator's state, and what the console had shown
 STATE, CONSOLE = "state", "console.log"
 
-_KEPT = 8  # of nearly 200 MB each
+#: how many machines are kept in each pool, of nearly 200 MB each
+POOL_SIZE = 8
 _BOOT_SECONDS = 300.0
 _SAVE_SECONDS = 60.0
 _NO_LIMIT = 1 << 40  # bytes a second
 
 
-def keep_machine(cache: Cache, machine: Machine, kernel: Kernel, archives: Sequence[Path], last: bytes) -> Path:
+def keep_machine(
+    cache: Cache,
+    machine: Machine,
+    kernel: Kernel,
+    archives: Sequence[Path],
+    last: bytes,
+    pool: str = "",
+) -> Path:
     """Return the folder of a machine that waits for its task, booting it if none is kept.
 
-    `archives` and `last` are its initial file system, as for `write_initrd`.
+    `archives` and `last` are its initial file system, as for `write_initrd`.  It is kept among those of a named
+    `pool`, so that it pushes none out of another.
     """
     words = machine.command(Boot(Path("run"), kernel, Path("initrd"), data=0, console=Path(CONSOLE)))
     inputs = [words, [str(archive) for archive in archives], hashlib.sha256(last).hexdigest()]
@@ -46,8 +55,9 @@ def keep_machine(cache: Cache, machine: Machine, kernel: Kernel, archives: Seque
             write_initrd(scratch / "initrd", archives, last)
             _boot(machine, kernel, scratch, folder)
 
-    entry = cache.build("kept", inputs, make, f"{machine.name}: booting Linux {kernel.release} to keep it")
-    cache.prune("kept", keep=_KEPT)
+    kind = f"kept-{pool}" if pool else "kept"
+    entry = cache.build(kind, inputs, make, f"{machine.name}: booting Linux {kernel.release} to keep it")
+    cache.prune(kind, keep=POOL_SIZE)
     return entry
 
 

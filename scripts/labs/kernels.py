@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cache import Cache
-from .config import KERNELS, TOOL_SUITE
+from .config import TOOL_SUITE
 from .errors import LabError, run_tool
 from .hostroot import HostRoot
-from .packages import Archive, Package
+from .packages import Archive, NotServed, Package
+from .releases import find_release, parse_kernel
 from .vmlinux import flatten, unpack_bzimage
 
 __all__ = ["Kernel", "fetch_kernel", "module_order", "strip_signature"]
@@ -26,6 +27,7 @@ _MODULES = {
     "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
 }
 
+_IMAGES = "linux-image-"
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
 
@@ -59,18 +61,29 @@ class Kernel:
         return [self.folder / "modules" / file for file in order]
 
 
-def fetch_kernel(cache: Cache, series: str, arch: str) -> Kernel:
-    """Return the kernel of a series ("6.12") for a Debian architecture."""
-    archive = Archive(cache, KERNELS[series], arch)
-    modules = _MODULES[arch]
-    # The cloud flavour has fewer drivers to start and all that is needed here.
-    depends = archive.fields(f"linux-image-cloud-{arch}")["Depends"]
-    match = re.search(r"\blinux-image-(\d[^ ,]*)", depends)
-    if match is None or not match[1].startswith(series + "."):
-        raise LabError(
-            f"Debian {archive.suite} has no {series} kernel any more ({depends}); choose another --kernel."
-        )
-    release = match[1]
+def fetch_kernel(cache: Cache, name: str, arch: str) -> Kernel:
+    """Return the kernel of a name (`releases.parse_kernel`) for a Debian architecture.
+
+    Raises NotServed when Debian has it no more, after a look at what it has now.
+    """
+    named = parse_kernel(name)
+    archive = Archive(cache, named.suite, arch)
+    try:
+        return _fetch(archive, find_release(archive, named))
+    except NotServed:
+        raise
+    except LabError as error:
+        # The indices may be older than what the mirror has; if they are not, the reason is another.
+        before = archive.versions(_IMAGES)
+        archive.refresh()
+        if archive.versions(_IMAGES) == before:
+            raise error from None
+        return _fetch(archive, find_release(archive, named))
+
+
+def _fetch(archive: Archive, release: str) -> Kernel:
+    """Return the kernel of a release, unpacked and stored if need be."""
+    cache, modules = archive.cache, _MODULES[archive.arch]
     packages = _packages(archive, release)
 
     def make(folder: Path) -> None:
@@ -79,7 +92,7 @@ def fetch_kernel(cache: Cache, series: str, arch: str) -> Kernel:
             (image,) = [path for path in unpacked.rglob("vmlinuz*") if path.is_file() and not path.is_symlink()]
             (tree,) = [path for path in unpacked.glob("**/lib/modules/*") if path.is_dir()]
             _store_modules(tree, modules, folder)
-            if arch == "amd64":
+            if archive.arch == "amd64":
                 _store_x86_image(cache, image, folder)
             else:
                 (folder / "image").write_bytes(image.read_bytes())
@@ -91,7 +104,7 @@ def fetch_kernel(cache: Cache, series: str, arch: str) -> Kernel:
 
 def _packages(archive: Archive, release: str) -> list[Package]:
     """Return the packages with the image and the modules: one up to 6.12, several in newer suites."""
-    image = f"linux-image-{release}"
+    image = f"{_IMAGES}{release}"
     names = re.findall(
         rf"\blinux-(?:base|binary|modules)-{re.escape(release)}", archive.fields(image).get("Depends", "")
     )

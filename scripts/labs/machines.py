@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cache import Cache
+from .config import TOOL_SUITE
 from .kernels import Kernel, fetch_kernel
+from .processors import Processor, parse_processor
 
-__all__ = ["Boot", "Machine", "Options", "Port"]
+__all__ = ["MODES", "Boot", "Machine", "Options", "Port"]
 
 #: Kernel arguments of every machine: what a short-lived one needs neither to protect nor to test.
 COMMON_ARGUMENTS = (
@@ -20,15 +22,26 @@ COMMON_ARGUMENTS = (
 )
 
 
+#: how sve's KVM may use EL2
+MODES = ("vhe", "nvhe", "protected", "nested")
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user chose."""
 
-    kernel: str
-    cpu: str | None = None
+    kernel: str  # as releases.parse_kernel takes it
+    cpu: str | None = None  # as processors.parse_processor takes it
     mode: str = "vhe"
     memory: int | None = None
     append: str = ""  # more kernel arguments
+    cpus: int | None = None
+    emulator: str = TOOL_SUITE  # the suite whose QEMU to use
+
+    @property
+    def processor(self) -> Processor:
+        """The processor asked for."""
+        return parse_processor(self.cpu) if self.cpu is not None else Processor()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command behind `scripts/matrix`: one conformance run on the host and in every machine, as one table.
 
-Rows are clauses, columns are machines with their kernels, cells are verdicts.
+Rows are clauses, columns are machines with their kernels, cells are verdicts.  With `--hosts`, the host profiles.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -17,12 +18,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .config import DEFAULT_KERNEL, KERNELS
+from .errors import LabError
+from .hosts import load_profiles, matching, sample
 from .progress import note
+from .recording import record
+from .zoo import as_json, as_text, failed, run_profiles
 
 __all__ = ["Column", "main", "parse_results", "render"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _LAB = _REPOSITORY / "scripts" / "lab"
+_HOSTS = Path(__file__).resolve().parent / "hosts.toml"
 _BAD = ("FAIL", "ERROR", "TIMEOUT", "XPASS")
 
 #: How a verdict is written in a cell; the words themselves make wide columns.
@@ -120,10 +126,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/matrix",
         description="Run the clauses on the host and in the emulated machines and print one table: "
-        "rows are clauses, columns machines, cells verdicts (ok: passed, -: skipped).",
-        epilog="The exit status is 1 when a clause failed somewhere or a machine gave no results.",
+        "rows are clauses, columns machines, cells verdicts (ok: passed, -: skipped). Or run host profiles, "
+        "and compare the count of each verdict with what was recorded.",
+        epilog="The exit status is 1 when a clause failed somewhere, unless a finding of the profile explains it, or "
+        "a machine gave no results.",
     )
-    parser.add_argument("clauses", nargs="*", metavar="GLOB", help="only these clauses")
+    parser.add_argument("clauses", nargs="*", metavar="CLAUSE", help="only these clauses (globs)")
     parser.add_argument(
         "--machines",
         type=lambda text: text.split(","),
@@ -133,12 +141,47 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--all-kernels", action="store_true", help=f"every kernel: {', '.join(KERNELS)}")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines that run at the same time (2)")
-    parser.add_argument("--json", action="store_true", help="print the columns as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON (see scripts/labs/zoo.py for that of --hosts)"
+    )
+    group = parser.add_argument_group("host profiles")
+    group.add_argument("--hosts", nargs="*", metavar="GLOB", help="run these profiles (default all)")
+    group.add_argument("--hosts-file", type=Path, default=_HOSTS, metavar="F", help="of this file of the same form")
+    group.add_argument("--list-hosts", action="store_true", help="show the profiles and run none")
+    group.add_argument("--sample", type=int, metavar="N", help="only N of them, which change from day to day")
+    group.add_argument(
+        "--day", type=datetime.date.fromisoformat, metavar="DATE", help="the sample of that day (default today's)"
+    )
+    group.add_argument("--record", action="store_true", help="write the totals into the file")
     options = parser.parse_args(arguments)
     unknown = set(options.machines) - {"host", "svm", "amx", "sve"}
     if unknown:
         parser.error(f"no such machine: {', '.join(sorted(unknown))}")
+    if options.hosts is None and (options.sample is not None or options.record):
+        parser.error("--sample and --record go with --hosts")
+    if options.sample is not None and options.sample < 1:
+        parser.error("--sample needs a number of profiles")
+    if options.record and options.clauses:
+        parser.error("--record is about all clauses; name none")
     return options
+
+
+def _hosts(options: argparse.Namespace) -> int:
+    """Show or run host profiles and return the exit status."""
+    profiles = matching(load_profiles(options.hosts_file), options.hosts or ())
+    if options.sample is not None:
+        today = datetime.datetime.now(datetime.UTC).date()
+        profiles = sample(profiles, options.sample, options.day or today)
+    if options.list_hosts:
+        width = max(len(profile.name) for profile in profiles)
+        sys.stdout.write("".join(f"{profile.name:{width}}  {profile.why}\n" for profile in profiles))
+        return 0
+    outcomes = run_profiles(profiles, options.clauses, options.jobs)
+    sys.stdout.write(as_json(outcomes) if options.json else as_text(outcomes))
+    if options.record:
+        whole = [outcome for outcome in outcomes if outcome.state not in ("no results", "not served")]
+        record(options.hosts_file, {each.profile.name: (each.release, each.totals) for each in whole})
+    return int(failed(outcomes))
 
 
 def _as_json(columns: Sequence[Column]) -> str:
@@ -149,6 +192,15 @@ def _as_json(columns: Sequence[Column]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `scripts/matrix` and return its exit status."""
     options = _parse(arguments)
+    if options.hosts is not None or options.list_hosts:
+        try:
+            return _hosts(options)
+        except LabError as error:
+            print(f"scripts/matrix: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("scripts/matrix: interrupted; the machines were ended", file=sys.stderr)
+            return 130
     columns = _columns(options)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(_run, columns))

@@ -21,9 +21,13 @@ from .cache import Cache
 from .errors import LabError, require_tool, run_tool
 from .progress import step
 
-__all__ = ["Archive", "Package", "apt_configuration", "choose_mirror", "find_mirror", "source_list"]
+__all__ = ["Archive", "NotServed", "Package", "apt_configuration", "choose_mirror", "find_mirror", "source_list"]
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+class NotServed(LabError):
+    """The archive does not have (any more) what was asked for; anything else that fails is a LabError."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +44,44 @@ class Package:
         return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.deb"
 
 
-def choose_mirror(listing: str) -> str | None:
+def choose_mirror(listing: str, *, security: bool = False) -> str | None:
     """Pick the Debian mirror from lines "origin|codename|component|address" of apt-get indextargets.
 
-    Third-party repositories and the security archive, which lacks most packages, are passed over.  Before
-    the first update apt knows no origin and prints the field's own name; then the address has to look like
-    Debian's.
+    Third-party repositories are passed over, and either the archive of security updates, which lacks most
+    packages, or everything else.  Before the first update apt knows no origin and prints the field's own name;
+    then the address has to look like Debian's.
     """
     fallback = None
     for line in listing.splitlines():
         origin, codename, component, address = (*line.split("|"), "", "", "", "")[:4]
-        if component != "main" or "security" in codename or "security" in address or not address:
+        if component != "main" or not address or ("security" in codename or "security" in address) != security:
             continue
         if origin == "Debian":
             return address
-        if origin.startswith("$(") and fallback is None and re.search(r"debian/*$", address):
+        if origin.startswith("$(") and fallback is None and re.search(r"debian(-security)?/*$", address):
             fallback = address
     return fallback
 
 
-def find_mirror() -> str:
-    """Return the address of the Debian mirror in the host's apt configuration, or of VMM_LAB_MIRROR."""
-    override = os.environ.get("VMM_LAB_MIRROR")
+def find_mirror(suite: str = "") -> str:
+    """Return the address of the mirror with a suite: from the host's apt configuration, or of VMM_LAB_MIRROR.
+
+    Suites of security updates are in an archive of their own (VMM_LAB_SECURITY_MIRROR).
+    """
+    security = suite.endswith("-security")
+    variable = "VMM_LAB_SECURITY_MIRROR" if security else "VMM_LAB_MIRROR"
+    override = os.environ.get(variable)
     if override:
         return override
     require_tool("apt-get", "apt")
     form = "$(ORIGIN)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)"
     command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
-    mirror = choose_mirror(run_tool(command, "Asking apt for its mirror").decode())
+    mirror = choose_mirror(run_tool(command, "Asking apt for its mirror").decode(), security=security)
+    if mirror is None and security:
+        raise NotServed(
+            f"The host's apt configuration names no mirror of Debian's security updates, where {suite} is; "
+            f"add one to the apt sources or set {variable} to its address."
+        )
     if mirror is None:
         raise LabError(
             "The host's apt configuration names no Debian mirror, from which the machines are built; "
@@ -114,8 +128,8 @@ def source_list(mirror: str, suite: str, *, sources: bool, keyring: Path = _KEYR
 class Archive:
     """One suite of Debian for one architecture.
 
-    The indices are fetched once and then stay, so what they name stays the same from run to run; they are
-    fetched again only when the mirror has replaced a package that they name.
+    The indices are fetched once and then stay, so what they name stays the same from run to run; `refresh`
+    fetches them again when the mirror has replaced a package that they name.
     """
 
     def __init__(self, cache: Cache, suite: str, arch: str, *, sources: bool = False) -> None:
@@ -147,6 +161,19 @@ class Archive:
         """Return the control fields of a package."""
         text = self._query(["apt-cache", "show", "--no-all-versions", name])
         return dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", text, re.MULTILINE))
+
+    def versions(self, prefix: str) -> dict[str, str]:
+        """Return the packages whose names begin with `prefix`, and the version of each that the suite offers."""
+        names = self._query(["apt-cache", "pkgnames", prefix]).split()
+        if not names:
+            return {}
+        text = self._query(["apt-cache", "show", "--no-all-versions", *sorted(names)])
+        return dict(re.findall(r"^Package: (\S+)\n(?:.+\n)*?Version: (\S+)$", text, re.MULTILINE))
+
+    def refresh(self) -> None:
+        """Fetch the indices again; raise NotServed if the suite is gone."""
+        with self.cache.lock(self._folder.name, f"indices of {self.suite}"):
+            self._update()
 
     def extract(self, packages: Iterable[Package], into: Path) -> None:
         """Fetch packages into the pool where they are missing, and unpack all of them into `into`."""
@@ -217,15 +244,23 @@ class Archive:
                 self._update()
 
     def _update(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Fetch the indices beside what is there, which is replaced only by a whole new folder."""
+        folder = self._folder.with_name(self._folder.name + ".new")
+        shutil.rmtree(folder, ignore_errors=True)
         for name in ("lists/partial", "cache/archives/partial"):
-            (self._folder / name).mkdir(parents=True)
-        (self._folder / "status").touch()
-        (self._folder / "sources.list").write_text(source_list(find_mirror(), self.suite, sources=self._sources))
-        # The final name appears last: an interrupted update starts over.
-        unfinished = self._folder / "apt.conf.new"
-        unfinished.write_text(apt_configuration(self._folder, self.arch))
+            (folder / name).mkdir(parents=True)
+        (folder / "status").touch()
+        (folder / "sources.list").write_text(source_list(find_mirror(self.suite), self.suite, sources=self._sources))
+        configuration = folder / "apt.conf"
+        configuration.write_text(apt_configuration(folder, self.arch))
         with step(f"fetching the indices of Debian {self.suite} for {self.arch}"):
             command = ["apt-get", "--quiet", "--error-on=any", "update"]
-            run_tool(command, f"Fetching the indices of {self.suite}", env={"APT_CONFIG": str(unfinished)})
-        unfinished.rename(self._folder / "apt.conf")
+            try:
+                run_tool(command, f"Fetching the indices of {self.suite}", env={"APT_CONFIG": str(configuration)})
+            except LabError as error:
+                if "does not have a Release file" not in str(error):
+                    raise
+                raise NotServed(f"The mirror has no suite {self.suite} of Debian (any more).") from None
+        configuration.write_text(apt_configuration(self._folder, self.arch))
+        shutil.rmtree(self._folder, ignore_errors=True)
+        folder.rename(self._folder)

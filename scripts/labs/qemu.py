@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from .config import TOOL_SUITE
-from .errors import LabError
+from .cache import Cache
+from .errors import LabError, run_tool
 from .hostroot import HostRoot
-from .machines import COMMON_ARGUMENTS, Boot, Machine
+from .machines import COMMON_ARGUMENTS, Boot, Machine, Options
+from .processors import vector_properties
 
-__all__ = ["Sve", "Svm", "vector_properties"]
+__all__ = ["Sve", "Svm"]
 
-_MAX_VQ = 16
+_START_SECONDS = 60.0
 
 
 class _Qemu(Machine):
@@ -24,8 +26,39 @@ class _Qemu(Machine):
     keeps_state = True
 
     def prepare(self) -> None:
-        self._root = HostRoot(self.cache, TOOL_SUITE, [self.package])
-        self.processor()
+        self._root = HostRoot(self.cache, self.options.emulator, [self.package])
+        if self.options.cpu is not None:
+            self._try_processor()
+
+    def _try_processor(self) -> None:
+        """Have the emulator itself say whether it has the processor."""
+        listing = self._ask("-cpu", "help").partition("\n\n")[0]
+        self.options.processor.require_model(self.name, re.findall(r"^(?:x86)? +(\S+)", listing, re.MULTILINE))
+        words = [*self.machine_options(), "-cpu", self.processor()]
+        try:
+            self._ask(*words, "-S", "-monitor", "stdio")
+        except LabError as error:
+            reasons = re.findall(r"^ +[^ ]*qemu-system-\S+ (?!warning)(.*)", str(error), re.MULTILINE)
+            why = reasons[0].rstrip(".") if reasons else "QEMU does not start with it"
+            raise LabError(f"--cpu {self.options.cpu} is not known to {self.name}: {why}.") from None
+
+    def _ask(self, *words: str) -> str:
+        """Return what the emulator prints when it is told to quit as soon as it has started."""
+        command = [*self._start(), "-nodefaults", "-display", "none", *words]
+        environment, what = self.environment(), "Starting QEMU"
+        return run_tool(command, what, env=environment, stdin=b"quit\n", timeout=_START_SECONDS).decode()
+
+    @property
+    def _processors(self) -> int:
+        return self.options.cpus or self.processors
+
+    def _start(self) -> list[str]:
+        """Return the words that start the emulator with its own files."""
+        share = self._root.root / "usr/share"
+        return [
+            *self._root.command(f"usr/bin/{self.program}"),
+            *("-L", str(share / "qemu"), "-L", str(share / "seabios")),
+        ]
 
     def processor(self) -> str:
         """Return the argument of -cpu."""
@@ -49,15 +82,16 @@ class _Qemu(Machine):
         if not boot.interactive:
             console = f"file,id=console,path={boot.console},append=on"
         words = [
-            *self._root.command(f"usr/bin/{self.program}"),
-            *(
-                "-L",
-                str(self._root.root / "usr/share/qemu"),
-                "-L",
-                str(self._root.root / "usr/share/seabios"),
-            ),
+            *self._start(),
             *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-cpu", self.processor(), "-smp", str(self.processors), "-m", str(self.options.memory or 1024)),
+            *(
+                "-cpu",
+                self.processor(),
+                "-smp",
+                str(self._processors),
+                "-m",
+                str(self.options.memory or 1024),
+            ),
             *self.machine_options(),
             *("-chardev", console, "-serial", "chardev:console"),
             *("-chardev", f"socket,id=data,fd={boot.data}"),
@@ -90,18 +124,25 @@ class Svm(_Qemu):
     serial_arguments = "ttyS0,115200"
 
     def processor(self) -> str:
-        extra = self.options.cpu
-        if extra is not None and not re.fullmatch(r"[+-][a-z0-9_.-]+(,[+-][a-z0-9_.-]+)*", extra):
-            raise LabError(f"--cpu {extra} is not known to svm; give features to add or remove: --cpu=-pku,+la57.")
+        wanted = self.options.processor
+        if wanted.lengths:
+            raise LabError(f"--cpu {wanted.text}: a set of vector lengths, vq=, is for sve.")
         # CMPXCHG16B sometimes leaves garbage in EFLAGS in QEMU 7.2, and the kernel's allocator lives on it: without
         # this, one boot of ten ends in a double fault on a busy host.
-        return "max,+svm,-cx16" + (f",{extra}" if extra else "")
+        features = [f"{'+' if on else '-'}{name}" for name, on in wanted.features.items()]
+        return ",".join([wanted.model or "max", "+svm", "-cx16", *features])
 
     def machine_options(self) -> list[str]:
-        return ["-accel", "tcg", "-machine", "pc"]
+        # Two processors in one thread, as sve has them and for its reasons.
+        thread = ",thread=single" if self._processors > 1 else ""
+        return ["-accel", f"tcg{thread}", "-machine", "pc"]
 
     def kernel_arguments(self) -> str:
         return super().kernel_arguments() + " tsc=reliable no_timer_check"
+
+
+#: the vector lengths of sve unless others are asked for
+_LENGTHS = frozenset((1, 2, 3, 4))
 
 
 class Sve(_Qemu):
@@ -122,34 +163,34 @@ class Sve(_Qemu):
     processors = 2
     one_thread = True
 
+    def __init__(self, cache: Cache, options: Options) -> None:
+        super().__init__(cache, options)
+        # What has a lone processor's timer go on in a state that is continued is its neighbour (machine/agent.c).
+        self.keeps_state = self._processors > 1
+
     def processor(self) -> str:
-        # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the
-        # larger addresses of LPA2 cost a second for each virtual machine that ends.
-        return "max,pauth-impdef=on,lpa2=off,sve=on," + vector_properties(self.options.cpu or "vq=1,2,3,4")
+        wanted = self.options.processor
+        properties: dict[str, bool] = {}
+        model = wanted.model or "max"
+        if model == "max":
+            # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the
+            # larger addresses of LPA2 cost a second for each virtual machine that ends.
+            properties = {"pauth-impdef": wanted.features.get("pauth", True), "lpa2": False, "sve": True}
+        lengths = wanted.lengths or (_LENGTHS if model == "max" else None)
+        properties |= wanted.features
+        if lengths and properties.get("sve", True):
+            properties |= vector_properties(lengths)
+        return ",".join([model, *_assignments(properties)])
 
     def machine_options(self) -> list[str]:
         return ["-accel", "tcg,thread=single", "-machine", "virt,virtualization=on,gic-version=3"]
 
     def kernel_arguments(self) -> str:
-        mode = " kvm-arm.mode=nvhe" if self.options.mode == "nvhe" else ""
+        mode = f" kvm-arm.mode={self.options.mode}" if self.options.mode != "vhe" else ""
         # One thread has no use for two busy CPUs: a process is on the second if it asks for it. Clearing huge pages
         # that hardly anything is written to takes longer than their faults.
         return f"{super().kernel_arguments()} kpti=off isolcpus=domain,1 transparent_hugepage=madvise{mode}"
 
 
-def vector_properties(spec: str) -> str:
-    """Translate a vector-length set, "vq=1,2,4" in units of 128 bits, into QEMU's processor properties.
-
-    The architecture wants every power of two below the largest length, and so does QEMU.
-    """
-    if not re.fullmatch(r"vq=\d+(,\d+)*", spec):
-        raise LabError(f"--cpu {spec} is not known to sve; give a vector-length set such as --cpu vq=1,2,4.")
-    lengths = {int(word) for word in spec.removeprefix("vq=").split(",")}
-    largest = max(lengths)
-    if largest > _MAX_VQ or min(lengths) < 1:
-        raise LabError(f"--cpu {spec}: vector lengths are 1 to {_MAX_VQ} units of 128 bits.")
-    missing = {1 << power for power in range(5) if 1 << power < largest} - lengths
-    if missing:
-        text = ",".join(str(vq) for vq in sorted(missing))
-        raise LabError(f"--cpu {spec}: the architecture requires every power of two below the largest; add {text}.")
-    return ",".join(f"sve{128 * vq}={'on' if vq in lengths else 'off'}" for vq in range(1, _MAX_VQ + 1))
+def _assignments(properties: Mapping[str, bool]) -> list[str]:
+    return [f"{name}={'on' if value else 'off'}" for name, value in properties.items()]

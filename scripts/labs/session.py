@@ -50,6 +50,7 @@ class Plan:
     shell: bool = False
     files: Path | None = None  # a folder whose files the command finds in /in
     fresh: bool = False  # boot, even if the machine is kept booted
+    pool: str = ""  # among which machines to keep it
 
     label: str = ""  # before each line of output
     address: str = ""  # of its network interface
@@ -199,7 +200,7 @@ def _beginning(cache: Cache, plan: Plan, archives: Sequence[Path], boot: Boot) -
     agent = build_agent(cache, machine.arch)
     setup, task = _instructions(plan, kernel)
     if plan.kept:
-        kept = keep_machine(cache, machine, kernel, archives, agent_archive(agent, setup, None))
+        kept = keep_machine(cache, machine, kernel, archives, agent_archive(agent, setup, None), plan.pool)
         shutil.copyfile(kept / CONSOLE, boot.console)
         note(f"{machine.name}: continuing Linux {kernel.release}")
         return replace(boot, state=os.open(kept / STATE, os.O_RDONLY | os.O_CLOEXEC)), task_frames(task)

@@ -35,6 +35,16 @@ def test_before_the_first_update_the_address_decides() -> None:
     assert choose_mirror(listing) == "https://mirror.example/debian"
 
 
+def test_security_updates_are_another_archive() -> None:
+    listing = (
+        "Vendor|stable-security|main|https://vendor.example/apt\n"
+        "Debian|bookworm|main|https://mirror.example/debian/\n"
+        "$(ORIGIN)|$(CODENAME)|main|https://mirror.example/debian-security\n"
+    )
+    assert choose_mirror(listing, security=True) == "https://mirror.example/debian-security"
+    assert choose_mirror("Debian|bookworm|main|https://mirror.example/debian/\n", security=True) is None
+
+
 def test_no_mirror_is_no_mirror() -> None:
     assert choose_mirror("") is None
     assert choose_mirror("Vendor|stable|main|https://vendor.example/apt\n") is None

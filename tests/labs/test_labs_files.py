@@ -15,6 +15,7 @@ from labs.cpio import CpioWriter
 from labs.errors import LabError
 from labs.image import Setup, Task, agent_archive, task_frames
 from labs.kernels import module_order, strip_signature
+from labs.processors import parse_processor
 from labs.userland import leave_out
 from labs.vmlinux import flatten, unpack_bzimage
 
@@ -248,6 +249,7 @@ def test_the_emulator_is_configured_without_disks_and_network() -> None:
     text = configuration(
         memory=512,
         model="m",
+        processor=parse_processor("m,-pku,+cet,-amx"),
         msrs="x",
         bios="b",
         vga_bios="v",
@@ -256,6 +258,8 @@ def test_the_emulator_is_configured_without_disks_and_network() -> None:
         serial="s",
         log="l",
     )
+    (cpu,) = [line for line in text.splitlines() if line.startswith("cpu: ")]
+    assert cpu.endswith(', msrs=x, add_features="cet", exclude_features="pku,amx"')
     assert "optramimage1: file=k, address=0x10\n" in text
     assert "optramimage2: file=i, address=0x20\n" in text
     assert "ata0: enabled=0\n" in text

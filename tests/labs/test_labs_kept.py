@@ -8,7 +8,7 @@ import pytest
 from labs.cache import Cache
 from labs.cli import make_plans, parse
 from labs.errors import LabError
-from labs.kept import CONSOLE, STATE, keep_machine
+from labs.kept import CONSOLE, POOL_SIZE, STATE, keep_machine
 from labs.kernels import Kernel
 from labs.machines import Boot, Machine, Options
 
@@ -68,10 +68,10 @@ class Emulated(Machine):
         return [sys.executable, "-c", self._program, *map(str, words)]
 
 
-def keep(machine: Emulated, last: bytes = b"last") -> Path:
+def keep(machine: Emulated, last: bytes = b"last", pool: str = "") -> Path:
     archive = machine.cache.root / "archive"
     archive.write_bytes(b"archive")
-    return keep_machine(machine.cache, machine, Kernel(machine.cache.root, "7.2.1"), [archive], last)
+    return keep_machine(machine.cache, machine, Kernel(machine.cache.root, "7.2.1"), [archive], last, pool)
 
 
 def test_a_machine_is_booted_once_and_again_for_another_file_system(tmp_path: Path) -> None:
@@ -84,6 +84,15 @@ def test_a_machine_is_booted_once_and_again_for_another_file_system(tmp_path: Pa
     assert log.read_text() == "booted\n"
     assert keep(machine, b"other") != first
     assert log.read_text() == "booted\n" * 2
+
+
+def test_a_pool_has_its_own_machines_and_pushes_none_out_of_another(tmp_path: Path) -> None:
+    machine = Emulated(Cache(tmp_path / "cache"), tmp_path / "log")
+    usual = keep(machine)
+    others = [keep(machine, str(number).encode(), "others") for number in range(POOL_SIZE + 1)]
+    assert [path.exists() for path in (usual, *others)] == [True, False, *[True] * POOL_SIZE]
+    assert {path.parent.name for path in others} == {"kept-others"}
+    assert keep(machine) == usual
 
 
 @pytest.mark.parametrize(
@@ -113,6 +122,8 @@ def test_what_cannot_be_kept_is_a_sentence_and_leaves_nothing(
         ("svm", True),
         ("sve --kernel 6.1 --cpu vq=1,2", True),
         ("sve --fresh", False),
+        ("sve --cpus 1", False),
+        ("svm --cpus 1", True),
         ("svm --shell", False),
         ("sve --pair", False),
         ("amx", False),

@@ -18,7 +18,7 @@ from labs.errors import LabError
 from labs.frames import FrameReader, frame
 from labs.kernels import Kernel
 from labs.machines import Boot, Options, Port
-from labs.qemu import Sve, Svm, vector_properties
+from labs.qemu import Sve, Svm
 from labs.session import StreamSink, _status, extract_files
 from labs.supervise import Guest, console_tail, supervise
 
@@ -73,6 +73,11 @@ def test_a_pair_has_two_commands_kernels_and_sets_of_lengths(tmp_path: Path) -> 
         [],
         ["vax"],
         ["svm", "--kernel", "2.4"],
+        ["svm", "--kernel", "sid:sid"],
+        ["svm", "--cpu", "max,max"],
+        ["svm", "--cpus", "3"],
+        ["svm", "--pool", "../x"],
+        ["svm", "--emulator", "trixie/x"],
         ["svm", "--", "a", "--", "b"],
         ["svm", "--shell", "--", "a"],
         ["svm", "--kernel", "6.1", "--kernel", "7.2"],
@@ -94,18 +99,6 @@ def test_a_lab_failure_is_one_sentence_and_125(
 
 
 # the emulators' command lines
-
-
-def test_vector_lengths_become_properties_for_every_length() -> None:
-    words = vector_properties("vq=1,2,4").split(",")
-    assert len(words) == 16
-    assert words[:5] == ["sve128=on", "sve256=on", "sve384=off", "sve512=on", "sve640=off"]
-
-
-@pytest.mark.parametrize("spec", ["vq=", "vq=0", "vq=1,17", "vq=1,3", "vq=2", "max", "vq=1,2;x"])
-def test_impossible_vector_lengths_are_refused(spec: str) -> None:
-    with pytest.raises(LabError):
-        vector_properties(spec)
 
 
 def fake_qemu(kind: type, tmp_path: Path, options: Options) -> list[str]:
@@ -131,15 +124,51 @@ def test_an_emulator_has_no_network_but_the_cable(kind: type, tmp_path: Path) ->
     assert not any("user" in word.split(",") or "tcp:" in word for word in words)
 
 
-def test_nvhe_is_a_kernel_argument(tmp_path: Path) -> None:
-    words = fake_qemu(Sve, tmp_path, Options("7.2", mode="nvhe"))
-    assert "kvm-arm.mode=nvhe" in words[words.index("-append") + 1]
+@pytest.mark.parametrize("mode", ["nvhe", "protected", "nested"])
+def test_how_kvm_uses_el2_is_a_kernel_argument(mode: str, tmp_path: Path) -> None:
+    words = fake_qemu(Sve, tmp_path, Options("7.2", mode=mode))
+    assert f"kvm-arm.mode={mode}" in words[words.index("-append") + 1].split()
     assert "kvm-arm" not in fake_qemu(Sve, tmp_path, Options("7.2"))[words.index("-append") + 1]
 
 
 def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="features"):
         fake_qemu(Svm, tmp_path, Options("7.2", cpu="host,x=1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cpu", "expected"),
+    [
+        (Svm, None, "max,+svm,-cx16"),
+        (Svm, "-pku,+la57", "max,+svm,-cx16,-pku,+la57"),
+        (Svm, "EPYC-Milan,-avx2", "EPYC-Milan,+svm,-cx16,-avx2"),
+        (Sve, "a64fx", "a64fx"),
+        (Sve, "cortex-a76,-pmu", "cortex-a76,pmu=off"),
+        (Sve, "max,-pauth,-sve", "max,pauth-impdef=off,lpa2=off,sve=off,pauth=off"),
+        (Sve, "max,-sve,+lpa2", "max,pauth-impdef=on,lpa2=on,sve=off"),
+    ],
+)
+def test_a_processor_is_a_model_with_features(kind: type, cpu: str | None, expected: str, tmp_path: Path) -> None:
+    words = fake_qemu(kind, tmp_path, Options("7.2", cpu=cpu))
+    assert words[words.index("-cpu") + 1] == expected
+
+
+def test_sve_has_four_lengths_and_with_a_set_those_of_the_set(tmp_path: Path) -> None:
+    for cpu, largest in ((None, 512), ("vq=1,2", 256), ("a64fx,vq=1", 128)):
+        words = fake_qemu(Sve, tmp_path, Options("7.2", cpu=cpu))[:]
+        properties = words[words.index("-cpu") + 1].split(",")
+        assert f"sve{largest}=on" in properties and f"sve{2 * largest}=off" in properties
+    with pytest.raises(LabError, match="is for sve"):
+        fake_qemu(Svm, tmp_path, Options("7.2", cpu="vq=1"))
+
+
+@pytest.mark.parametrize("kind", [Svm, Sve])
+def test_two_processors_share_a_thread(kind: type, tmp_path: Path) -> None:
+    words = fake_qemu(kind, tmp_path, Options("7.2", cpus=2))
+    assert words[words.index("-smp") + 1] == "2"
+    assert words[words.index("-accel") + 1] == "tcg,thread=single"
+    one = fake_qemu(kind, tmp_path, Options("7.2", cpus=1))
+    assert one[one.index("-smp") + 1] == "1"
 
 
 # frames

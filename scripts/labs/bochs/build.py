@@ -21,6 +21,7 @@ _OPTIONS = (
     "--enable-cpu-level=6",
     "--enable-x86-64",
     "--enable-vmx=2",
+    "--enable-svm",
     "--enable-avx",
     "--enable-evex",
     "--enable-amx",

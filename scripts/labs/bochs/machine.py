@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
 
+from ..cache import Cache
 from ..config import BOCHS_SUITE
-from ..errors import LabError
+from ..errors import LabError, run_tool
 from ..hostroot import host_arch
-from ..machines import COMMON_ARGUMENTS, Boot, Machine
+from ..machines import COMMON_ARGUMENTS, Boot, Machine, Options
 from ..packages import Archive
+from ..processors import Processor
 from .build import build_bochs
 from .rom import ROM_ADDRESS, StartInfo, build_rom
 
@@ -21,7 +25,13 @@ _MEGABYTE = 1 << 20
 #: every sleep takes long; from 100 to 400 million the machine is equally fast.
 _SPEED = 200_000_000
 
-_MODELS = ("sapphire_rapids",)
+_MODEL = "sapphire_rapids"
+
+#: which of the emulator's models are AMD's: it does not say
+_AMD = ("athlon64", "turion64", "phenom", "zambezi", "trinity", "ryzen")
+
+#: a time limit in seconds, and how long the emulator runs when it is asked about a processor (millions of ticks)
+_START_SECONDS, _START_TICKS = 60.0, 1
 
 #: A register of every Intel processor since 2006 that Bochs's model lacks, in the format of its file of MSRs:
 #: IA32_MISC_ENABLE (1A0H) says that fast strings are on and that branch tracing and PEBS are unavailable.
@@ -40,9 +50,15 @@ class Amx(Machine):
     console_device = "/dev/ttyS0"
     one_thread = True
 
+    def __init__(self, cache: Cache, options: Options) -> None:
+        super().__init__(cache, options)
+        self._model = options.processor.model or _MODEL
+        if self._model.startswith(_AMD):
+            self.modules = ("kvm_amd",)
+
     def prepare(self) -> None:
-        if self.options.cpu not in (None, *_MODELS):
-            raise LabError(f"--cpu {self.options.cpu} is not known to amx; the model is {' or '.join(_MODELS)}.")
+        if (self.options.cpus or 1) > 1:
+            raise LabError(f"--cpus {self.options.cpus}: amx has one processor; svm and sve may have two.")
         self._bochs = build_bochs(self.cache)
         archive = Archive(self.cache, BOCHS_SUITE, host_arch())
         packages = [archive.candidate("bochsbios"), archive.candidate("vgabios")]
@@ -56,6 +72,28 @@ class Amx(Machine):
             self.cache.manifest(folder, archive.describe(packages))
 
         self._bios = self.cache.build("bios", [package.deb for package in packages], make, "extracting the BIOS")
+        if self.options.cpu is not None:
+            self._try_processor()
+
+    def _try_processor(self) -> None:
+        """Have the emulator itself say whether it has the processor."""
+        wanted = self.options.processor
+        if wanted.lengths:
+            raise LabError(f"--cpu {wanted.text}: a set of vector lengths, vq=, is for sve.")
+        with self.cache.scratch("processor-") as folder:
+            listing = folder / "models"
+            run_tool([self._bochs, "--help", "cpu"], "Starting Bochs", log=listing, timeout=_START_SECONDS)
+            wanted.require_model(self.name, re.findall(r"^(\w+)$", listing.read_text(), re.MULTILINE))
+            text = self._configuration(folder, memory=16, rom=None, images=[], serial="mode=null")
+            (folder / "bochsrc").write_text(text)
+            command = [self._bochs, "-q", "-f", folder / "bochsrc", "-benchmark", str(_START_TICKS)]
+            # Its exit status is 1 in any case.
+            with contextlib.suppress(LabError):
+                run_tool(command, "Starting Bochs", timeout=_START_SECONDS)
+            log = (folder / "bochs.log").read_text(errors="replace")
+        reason = re.search(r">>PANIC<< *(.*)", log)
+        if reason is not None:
+            raise LabError(f"--cpu {wanted.text} is not known to amx: {reason[1]}.")
 
     @property
     def data_is_stdout(self) -> bool:
@@ -70,47 +108,67 @@ class Amx(Machine):
         if initrd_address < address + boot.kernel.flat.stat().st_size + 64 * _MEGABYTE:
             raise LabError("The machine's memory is too small for its initial file system; give a larger --memory.")
         clock = f"tsc=reliable no_timer_check lpj={_SPEED // 250}"
+        if self._model != _MODEL:
+            # What the other models say of their clocks, if anything, is not true of the emulated one.
+            clock += f" tsc_early_khz={_SPEED // 1000}"
         line = f"console=ttyS0,115200 {COMMON_ARGUMENTS} {clock} {self.options.append}"
-        msrs = boot.folder / "msrs"
-        msrs.write_text(_MSRS)
         rom = boot.folder / "boot.rom"
         rom.write_bytes(build_rom(entry, StartInfo(memory, initrd_address, size, line)))
-        text = configuration(
+        text = self._configuration(
+            boot.folder,
             memory=memory // _MEGABYTE,
-            model=self.options.cpu or _MODELS[0],
-            bios=str(self._bios / "BIOS-bochs-latest"),
-            msrs=str(msrs),
-            vga_bios=str(self._bios / "vgabios.bin"),
             rom=str(rom),
             images=[(str(boot.kernel.flat), address), (str(boot.initrd), initrd_address)],
             serial=f"mode=term, dev={boot.console}" if boot.interactive else f"mode=file, dev={boot.console}",
-            log=str(boot.folder / "bochs.log"),
         )
         (boot.folder / "bochsrc").write_text(text)
         return [str(self._bochs), "-q", "-f", str(boot.folder / "bochsrc")]
+
+    def _configuration(
+        self, folder: Path, *, memory: int, rom: str | None, images: list[tuple[str, int]], serial: str
+    ) -> str:
+        """Return the text of a bochsrc whose files are in `folder`."""
+        msrs = folder / "msrs"
+        msrs.write_text(_MSRS)
+        return configuration(
+            memory=memory,
+            model=self._model,
+            processor=self.options.processor,
+            bios=str(self._bios / "BIOS-bochs-latest"),
+            msrs=str(msrs),
+            vga_bios=str(self._bios / "vgabios.bin"),
+            rom=rom,
+            images=images,
+            serial=serial,
+            log=str(folder / "bochs.log"),
+        )
 
 
 def configuration(
     *,
     memory: int,
     model: str,
+    processor: Processor,
     msrs: str,
     bios: str,
     vga_bios: str,
-    rom: str,
+    rom: str | None,
     images: list[tuple[str, int]],
     serial: str,
     log: str,
 ) -> str:
     """Return the text of a bochsrc; memory in MiB, `images` are files to load with their addresses."""
+    changes = ""
+    for key, names in (("add_features", processor.named(True)), ("exclude_features", processor.named(False))):
+        changes += f', {key}="{",".join(names)}"' if names else ""
     lines = [
         "config_interface: textconfig",
         "display_library: nogui",
-        f"cpu: model={model}, count=1, ips={_SPEED}, reset_on_triple_fault=0, msrs={msrs}",
+        f"cpu: model={model}, count=1, ips={_SPEED}, reset_on_triple_fault=0, msrs={msrs}{changes}",
         f"memory: guest={memory}, host={memory}, block_size=512",
         f"romimage: file={bios}, options=fastboot",
         f"vgaromimage: file={vga_bios}",
-        f"optromimage1: file={rom}, address={ROM_ADDRESS:#x}",
+        *([f"optromimage1: file={rom}, address={ROM_ADDRESS:#x}"] if rom else []),
         *(
             f"optramimage{number}: file={file}, address={address:#x}"
             for number, (file, address) in enumerate(images, start=1)

@@ -167,16 +167,52 @@ static void read_settings(void)
 	free(text);
 }
 
+/* The kernel's command line; the files of /proc have no size. */
+static char *command_line(void)
+{
+	static char text[4096];
+	int file = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+	ssize_t got = read(file, text, sizeof text - 1);
+
+	close(file);
+	text[got > 0 ? got : 0] = 0;
+	return text;
+}
+
+/* Whether a word is "NAME.something", a hyphen being as good as an underscore. */
+static int is_of_module(const char *word, const char *name, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+		if ((word[i] == '-' ? '_' : word[i]) != (name[i] == '-' ? '_' : name[i]))
+			return 0;
+	return word[length] == '.';
+}
+
+/* The parameters of a module on the kernel's command line, as modprobe passes them: NAME.PARAMETER=VALUE. */
+static void module_parameters(const char *path, char *parameters, size_t size)
+{
+	const char *name = strrchr(path, '/') + 1;
+	size_t length = strlen(name) - strlen(".ko"), used = 0;
+	char *line = strdup(command_line()), *rest = line, *word;
+
+	*parameters = 0;
+	while ((word = strsep(&rest, " \n")))
+		if (is_of_module(word, name, length) && used + strlen(word) + 2 < size)
+			used += sprintf(parameters + used, "%s ", word + length + 1);
+	free(line);
+}
+
 static void insert_modules(void)
 {
 	size_t size;
-	char *text = read_file("/lab/modules", &size), *rest = text, *path;
+	char *text = read_file("/lab/modules", &size), *rest = text, *path, parameters[1024];
 
 	while ((path = strsep(&rest, "\n"))) {
 		if (!*path)
 			continue;
 		int file = open(path, O_RDONLY | O_CLOEXEC);
-		if (file < 0 || syscall(SYS_finit_module, file, "", 0))
+		module_parameters(path, parameters, sizeof parameters);
+		if (file < 0 || syscall(SYS_finit_module, file, parameters, 0))
 			fprintf(stderr, "lab: cannot insert %s: %s\n", path, strerror(errno));
 		close(file);
 	}
