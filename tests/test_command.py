@@ -152,10 +152,13 @@ def test_the_list_needs_a_kvm(command: Command, monkeypatch: pytest.MonkeyPatch)
 # Wrong use
 
 
+_KVM = pytest.mark.kvm
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        pytest.param(("check", "nonesuch.*"), "no clause matches 'nonesuch.*'", marks=pytest.mark.kvm),
+        pytest.param(("check", "nonesuch.*"), "no clause matches 'nonesuch.*'", marks=_KVM),
         (("check", "--list", "XCRS.*"), "no clause matches 'XCRS.*'"),
         (("check", "--format", "html"), "'html' is not one of 'text', 'ktap', 'json', 'junit'"),
         (("check", "--jobs", "0"), "0 is not in the range"),
@@ -165,15 +168,15 @@ def test_the_list_needs_a_kvm(command: Command, monkeypatch: pytest.MonkeyPatch)
         pytest.param(
             ("run", "nonesuch"), "nonesuch is neither a file nor one of the payloads here", marks=pytest.mark.kvm
         ),
-        pytest.param(("run", "hello", "nonesuch"), "payload hello has no symbol 'nonesuch'", marks=pytest.mark.kvm),
+        pytest.param(("run", "hello", "nonesuch"), "payload hello has no symbol 'nonesuch'", marks=_KVM),
         pytest.param(
             ("run", "hello", "_start", "zz"), "'zz' is not a number: write it as 42 or 0x2a", marks=pytest.mark.kvm
         ),
-        pytest.param(("run", "hello", "_start", "1", "1.5"), "'1.5' is not a number", marks=pytest.mark.kvm),
+        pytest.param(("run", "hello", "_start", "1", "1.5"), "'1.5' is not a number", marks=_KVM),
         (("run", "hello", "--privilege", "4"), "4 is not in the range"),
         (("run", "hello", "--timeout", "0"), "is not in the range"),
         (("run",), "Missing argument 'PAYLOAD'"),
-        pytest.param(("run", "/"), "/ is not a regular file", marks=pytest.mark.kvm),
+        pytest.param(("run", "/"), "/ is not a regular file", marks=_KVM),
         (("chekc",), "No such command 'chekc'"),
         (("--jobs", "2"), "No such option"),
     ],

@@ -114,7 +114,7 @@ def _pytest(folder: Path, program: str, *options: str, **variables: str) -> list
 
 def _run(folder: Path, program: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _pytest(folder, program, *options), env={**os.environ, **variables},
+        _pytest(folder, program, *options), env={**os.environ, "VMM_TEST_SUMMARY": "", **variables},
         cwd=_ROOT, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
 
