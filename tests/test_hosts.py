@@ -9,6 +9,7 @@ import pytest
 
 from tests.recorded_hosts import INVENTED, RECORDED, invented, recorded
 from vmm.conformance import expectations
+from vmm.conformance.clauses.x86.common import GUEST_AMX
 from vmm.conformance.host import Host
 from vmm.conformance.needs import unmet
 from vmm.conformance.registry import Clause, all_clauses
@@ -57,6 +58,18 @@ def test_a_process_that_may_not_ask_is_told_apart_from_a_kernel_that_cannot_answ
     needs = _clause("perm.guest-default").needs
     assert "fails with EPERM" in str(unmet(needs, forbidden)) and "seccomp" in str(unmet(needs, forbidden))
     assert "this kernel has no ARCH_GET_XCOMP_SUPP (EINVAL)" in str(unmet(needs, old))
+
+
+def test_a_process_that_may_not_ask_runs_no_clause_that_gives_a_guest_tiles() -> None:
+    runs = _runs(invented("a KVM with AMX and a process that may not ask for it"))
+    assert not {clause.id for clause in _CLAUSES["x86"] if GUEST_AMX in clause.needs} & runs
+    assert {"cpuid.0xd0-size", "xsave.fresh-init", "xcrs.rules"} <= runs
+
+
+def test_a_kernel_without_kvm_get_xsave2_runs_no_clause_that_reads_an_area() -> None:
+    runs = _runs(invented("a kernel before 5.16"))
+    assert not {name for name in runs if name.startswith(("xsave.", "amx.", "setcpuid.keeps"))}
+    assert {"xcrs.rules", "setcpuid.after-run", "cpuid.0xd0-size"} <= runs
 
 
 def test_a_cpu_without_xsave_runs_no_clause_about_the_area_or_xcr0() -> None:
