@@ -52,6 +52,11 @@ def s_cet_does_not_come_over() -> Interposer:
 
 
 @mutation("cet.state-live")
+def s_cet_cannot_be_restored() -> Interposer:
+    return once(GET, answer(SET, 0, lambda call: len(msr_values(call)) > 1 and Msr.S_CET in dict(msr_values(call))))
+
+
+@mutation("cet.state-live")
 def pl0_ssp_does_not_come_over() -> Interposer:
     return _not_brought(Msr.PL0_SSP)
 

@@ -243,6 +243,21 @@ def the_guest_may_write_ia32_mtrrcap() -> Interposer:
     return _guest("wrmsr", _no_fault, Msr.MTRRCAP)
 
 
+@mutation("mtrr.cap")
+def the_last_range_of_ia32_mtrrcap_is_missing() -> Interposer:
+    return answer(SET, 0, of_msr(0x20F))
+
+
+@mutation("mtrr.cap")
+def the_last_fixed_range_is_missing() -> Interposer:
+    return answer(SET, 0, of_msr(0x26F))
+
+
+@mutation("mtrr.cap")
+def there_is_no_write_combining_in_spite_of_its_bit() -> Interposer:
+    return answer(SET, 0, of_msr(Msr.MTRR_DEF_TYPE))
+
+
 @mutation("mtrr.emulated-only")
 def the_mtrrs_are_on_at_reset() -> Interposer:
     return after(GET, change_msr(Msr.MTRR_DEF_TYPE, lambda value: value | 0xC00))

@@ -190,6 +190,22 @@ def _divide_error(events: Any) -> None:
 
 
 @mutation("mig.idempotent")
+def the_last_copy_faults() -> Interposer:
+    def unmapped(registers: Any) -> None:
+        registers.rip = 1 << 32
+
+    # 18 ticks, then the run to the end.
+    return before(
+        RUN, lambda call: _set_now(call.fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", unmapped), nth(19)
+    )
+
+
+@mutation("mig.idempotent", "mig.order-matrix")
+def ia32_pat_cannot_be_restored() -> Interposer:
+    return once(GET_MSRS, answer(SET_MSRS, 0, lambda call: Msr.PAT in dict(msr_values(call))))
+
+
+@mutation("mig.idempotent")
 def a_halt_is_an_internal_error() -> Interposer:
     def change(call: Call) -> None:
         if call.argument.run.exit_reason == lib.KVM_EXIT_HLT:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from tests.mutations.buffers import XSTATE_BV, area, bits_of, entry, flip, place, put, spoil, xsave_lie
-from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, once
+from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, once, refuse
 from tests.mutations.registry import mutation
 from vmm._kvm import lib
 from vmm.ioctl import Call, Interposer
@@ -59,6 +60,21 @@ def an_exit_replaces_the_guests_pkru() -> Interposer:
 @mutation("pku.set-clear-bit-keeps")
 def a_clear_bit_resets_pkru() -> Interposer:
     return before(SET, lambda call: _set_pkru(0)(area(call)), lambda call: not bits_of(call) >> PKRU & 1)
+
+
+@mutation("pku.set-clear-bit-keeps")
+def an_area_without_pkru_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, lambda call: not bits_of(call) >> PKRU & 1)
+
+
+@mutation("pku.xsave-slot", "pku.new-vm")
+def an_area_with_pkru_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL)
+
+
+@mutation("pku.survives-exits")
+def the_guest_loses_access_to_its_pages() -> Interposer:
+    return once(RUN, after_run(lambda fd: spoil(fd, _set_pkru(0xFFFFFFFF))))
 
 
 @mutation("pku.cr4-pke-without-xcr0", "pku.host-unchanged")

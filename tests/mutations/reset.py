@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from tests.mutations.buffers import ST7, XMM3, bits_of, change_msr, flip, of_msr, top_byte, xsave_lie
@@ -11,6 +12,7 @@ from tests.mutations.lies import (
     answer,
     before,
     once,
+    refuse,
     toggle,
 )
 from tests.mutations.registry import mutation
@@ -82,6 +84,11 @@ def _fresh(call: Call) -> bool:
 @mutation("reset.by-writing-back")
 def an_area_without_components_changes_nothing() -> Interposer:
     return answer(SET_XSAVE, 0, _fresh)
+
+
+@mutation("reset.by-writing-back")
+def an_area_without_components_is_refused() -> Interposer:
+    return refuse(SET_XSAVE, errno.EINVAL, _fresh)
 
 
 @mutation("reset.by-writing-back")
