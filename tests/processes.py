@@ -5,7 +5,8 @@
 
 runs a command and returns its status (128 and more for a signal, as a shell does). SIGTERM, SIGINT and SIGHUP end the
 command and every process that it started, also those that have lost their parent or left its process group; what the
-command itself leaves behind is ended when it ends, and named. Needs nothing but Python: it runs before .venv exists.
+command itself leaves behind is ended when it ends, and named. A signal that is ignored from the start, as SIGHUP is
+with nohup(1), stays so. Needs nothing but Python: it runs before .venv exists.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def supervise(command: list[str]) -> int:
     """Run a command as the module says and return its status."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_ASKED, signal.SIGCHLD})
+    asking = {number for number in _ASKED if signal.getsignal(number) is not signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*asking, signal.SIGCHLD})
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -73,7 +75,7 @@ def supervise(command: list[str]) -> int:
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127
-    status, asked = _wait(process.pid)
+    status, asked = _wait(process.pid, asking)
     left = _end_all()
     if left and not asked:
         print(f"left running, and ended now: {', '.join(left)}", file=sys.stderr)
@@ -81,7 +83,7 @@ def supervise(command: list[str]) -> int:
     return 128 + asked if asked else status
 
 
-def _wait(child: int) -> tuple[int, int]:
+def _wait(child: int, asking: set[signal.Signals]) -> tuple[int, int]:
     """Wait for the child and for signals; return its status and the first signal that asked us to end, or 0."""
     asked, deadline = 0, float("inf")
     while True:
@@ -90,7 +92,7 @@ def _wait(child: int) -> tuple[int, int]:
             return status, asked
         if time.monotonic() > deadline:
             return 128 + asked, asked
-        info = signal.sigtimedwait({*_ASKED, signal.SIGCHLD}, 0.5)
+        info = signal.sigtimedwait({*asking, signal.SIGCHLD}, 0.5)
         if info is None or info.si_signo == signal.SIGCHLD:
             continue
         # Ctrl-C comes from the kernel, to the whole process group; what a process sends comes to us alone.

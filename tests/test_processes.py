@@ -70,6 +70,20 @@ def test_a_signal_ends_also_what_hides_from_it(number: signal.Signals) -> None:
     assert eventually(lambda: _gone(stray))
 
 
+def test_a_signal_that_is_ignored_from_the_start_stays_so() -> None:
+    words = [sys.executable, "-I", str(Path(processes.__file__)), "sh", "-c", "echo ready; exec sleep 3600"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=_ignore)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def _ignore() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def test_what_a_terminal_sends_reaches_the_command_once() -> None:
     """Ctrl-C is the kernel's, to the whole group: the command gets it from there, and time to tidy up."""
     controller, terminal = terminal_pair()

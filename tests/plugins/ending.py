@@ -18,6 +18,9 @@ _received: list[int] = []
 def pytest_configure(config: pytest.Config) -> None:
     """Take over the signals, in this process and not in those forked from it."""
     owner = os.getpid()
+    # A shell has what it starts in the background ignore SIGINT, and so would all that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
@@ -28,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
             raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 
     for number in _NUMBERS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup(1), say
         before = signal.signal(number, interrupt)
         config.add_cleanup(lambda number=number, before=before: signal.signal(number, before))  # type: ignore[misc]
 
