@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from vmm._kvm import lib
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Skipped, true
+from vmm.conformance.expect import Skipped, succeeds, true
 from vmm.x86 import msr
 from vmm.x86.boot import TYPED_PAGES, write_pat_entries
 from vmm.x86.guest import Guest
@@ -115,7 +115,8 @@ class CachingGuest:
         self.guest = context.own(Guest(context.kvm, "memtype", cpuid=context.host.facts.cpuid))
         self.cr0 = 0
         if quirks:
-            self.guest.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, quirks)
+            disable = self.guest.vm.enable_cap
+            succeeds(f"disabling quirks {quirks:#x}", disable, lib.KVM_CAP_DISABLE_QUIRKS2, quirks)
         order = list(range(_LINES))
         random.Random(context.options.seed).shuffle(order)
         self.guest.memory.write(self.guest.payload.symbol("order"), bytes(order))

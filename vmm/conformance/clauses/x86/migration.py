@@ -168,6 +168,7 @@ def idempotent(context: Context) -> None:
     with judged("the run of the last copy", "an end without a fault"):
         guest.finish(guest.resume(context.timeout), "the guest after 18 copies")
     image.check(guest)
+    guest.close()
     _idempotent_halted(context, msrs)
     _idempotent_exception(context, msrs)
 
@@ -179,6 +180,8 @@ def _idempotent_halted(context: Context, msrs: tuple[int, ...]) -> None:
     saved = state.capture(guest.vcpu, msrs)
     twin = _copy(context, guest, saved, "a halted vCPU")
     no_difference("halted", state.compare(saved, state.capture(twin.vcpu, msrs)))
+    guest.close()
+    twin.close()
 
 
 def _idempotent_exception(context: Context, msrs: tuple[int, ...]) -> None:

@@ -85,13 +85,13 @@ def _disable(vm: VirtualMachine, mask: int) -> None:
 
 def _lint0(context: Context, *masks: int, refused_mask: int = 0) -> int:
     """Return LVT LINT0 of the first vCPU of a VM in which quirks were disabled, one set after the other."""
-    vm = context.vm()
-    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
-    if refused_mask:
-        refused(f"quirks {refused_mask:#x}", errno.EINVAL, _disable, vm, refused_mask)
-    for mask in masks:
-        succeeds(f"disabling quirks {mask:#x}", _disable, vm, mask)
-    lapic = vm.create_vcpu().get(lib.KVM_GET_LAPIC, "kvm_lapic_state")
+    with context.kvm.create_vm() as vm:
+        vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+        if refused_mask:
+            refused(f"quirks {refused_mask:#x}", errno.EINVAL, _disable, vm, refused_mask)
+        for mask in masks:
+            succeeds(f"disabling quirks {mask:#x}", _disable, vm, mask)
+        lapic = vm.create_vcpu().get(lib.KVM_GET_LAPIC, "kvm_lapic_state")
     return int.from_bytes(bytes(ffi.buffer(lapic))[_LVT0 : _LVT0 + 4], "little")
 
 
