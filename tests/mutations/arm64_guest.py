@@ -13,6 +13,7 @@ from tests.mutations.arm64_lies import (
     forget,
     get_now,
     guest_left,
+    has_sve,
     number,
     of,
     reading,
@@ -118,7 +119,7 @@ def the_guest_finds_z31_without_its_upper_part() -> Interposer:
 
 @mutation("guest.load-user-state", "guest.ffr-preserved", "mig.sve-idempotent", "mig.sve-guest-goes-on")
 def ffr_is_not_restored() -> Interposer:
-    return forget(FFR)
+    return forget(FFR if has_sve() else FPSR)
 
 
 @mutation("guest.load-user-state")

@@ -14,6 +14,7 @@ from tests.mutations.arm64_lies import (
     change_list,
     flip,
     forget,
+    get_now,
     guest_left,
     number,
     of,
@@ -24,7 +25,7 @@ from tests.mutations.arm64_lies import (
 from tests.mutations.lies import COMPLETE, Proceed, Shared, accept, after, answer, before, both, nth, once, refuse
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi
-from vmm.arm64.registers import SYSTEM, firmware, sysreg
+from vmm.arm64.registers import SYSTEM, Register, firmware, sysreg
 from vmm.conformance.clauses.arm64.id_registers import mrs
 from vmm.ioctl import Call, Interposer
 
@@ -116,18 +117,35 @@ def a_refused_write_of_zfr0_has_an_effect() -> Interposer:
 
 
 @mutation("id.vm-scoped")
+def an_id_register_cannot_be_lowered() -> Interposer:
+    return forget(ZFR0, ISAR0)
+
+
+@mutation("id.vm-scoped")
 def an_id_register_is_the_vcpus_own() -> Interposer:
-    return forget(ZFR0)
+    lowered: dict[int, int] = {}
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        ours = call.name in (GET, SET) and of(ZFR0, ISAR0)(call)
+        old = get_now(call.fd, Register(call.argument.id)) if ours and call.name == SET else b""
+        result = proceed()
+        if old:
+            lowered[call.fd] = int.from_bytes(old, "little")
+        elif ours and lowered and call.fd not in lowered:
+            number(next(iter(lowered.values())))(value(call))
+        return result
+
+    return interposer
 
 
 @mutation("id.vm-scoped")
 def an_id_register_is_that_of_all_vms() -> Interposer:
-    return once(SET, reading(number(0), ZFR0), when=of(ZFR0))
+    return once(SET, reading(number(0), ZFR0, ISAR0), when=of(ZFR0, ISAR0))
 
 
 @mutation("id.reinit-preserves")
 def a_second_init_resets_id_registers() -> Interposer:
-    return once(INIT, reading(flip(0), ZFR0), when=nth(2))
+    return once(INIT, reading(flip(0), ZFR0, ISAR0), when=nth(2))
 
 
 @mutation("id.guest-equals-user")

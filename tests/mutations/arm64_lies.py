@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from tests.mutations.lies import RUN, Condition, Proceed, Shared, after, after_entry, answer, before, called
 from vmm._kvm import ffi, lib
-from vmm.arm64.registers import PC, Register
+from vmm.arm64.registers import PC, Register, v, z
 from vmm.ioctl import Call, Interposer
+from vmm.system import Kvm
 
 __all__ = [
     "BAD_ADDRESS",
@@ -30,6 +32,7 @@ __all__ = [
     "get_now",
     "group",
     "guest_left",
+    "has_sve",
     "leave_out",
     "number",
     "of",
@@ -38,6 +41,7 @@ __all__ = [
     "set_now",
     "value",
     "values",
+    "widest",
     "writing",
 ]
 
@@ -131,6 +135,18 @@ def leave_out(offset: int, *registers: int) -> Interposer:
         return result
 
     return interposer
+
+
+@cache
+def has_sve() -> bool:
+    """Whether this KVM has SVE, asked behind the clause's back."""
+    with Kvm() as kvm:
+        return kvm.check_extension(lib.KVM_CAP_ARM_SVE) > 0
+
+
+def widest(number: int) -> Register:
+    """Z0 to Z31, or V0 to V31 where KVM has no SVE."""
+    return z(number) if has_sve() else v(number)
 
 
 # --- a vCPU behind the clause's back --------------------------------------------------------------

@@ -18,6 +18,7 @@ from tests.mutations.arm64_lies import (
     on_refusal,
     reading,
     set_now,
+    widest,
 )
 from tests.mutations.lies import RUN, accept, after, drift, nth, once, refuse
 from tests.mutations.registry import mutation
@@ -133,12 +134,12 @@ def a_listed_register_cannot_be_read() -> Interposer:
 
 @mutation("reglist.get-set-all")
 def a_listed_register_cannot_be_written() -> Interposer:
-    return refuse(SET, errno.EINVAL, of(z(31)))
+    return refuse(SET, errno.EINVAL, of(widest(31)))
 
 
 @mutation("reglist.get-set-all")
-def the_lengths_can_be_written_after_finalize() -> Interposer:
-    return accept(SET, of(VLS))
+def a_write_does_more_than_it_was_told() -> Interposer:
+    return after(SET, lambda call: set_now(call.fd, x(3), 7), of(x(5)))
 
 
 @mutation("reglist.get-set-all")
@@ -181,7 +182,7 @@ def smfr0_is_hidden() -> Interposer:
 
 @mutation("mig.sve-idempotent", "mig.order-free", "mig.sve-guest-goes-on")
 def z3_is_not_restored() -> Interposer:
-    return forget(z(3))
+    return forget(widest(3))
 
 
 @mutation("mig.sve-idempotent", "mig.order-free")
