@@ -17,13 +17,11 @@ from tests.mutations.memory_types import cache_disable_slows_the_guest_down, tim
 from vmm import coherence
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE
-from vmm.conformance.clauses.x86 import caching, vfio
+from vmm.conformance.clauses.x86 import vfio
 from vmm.conformance.context import Options
 from vmm.conformance.execute import execute
-from vmm.conformance.expect import Skipped, Violation
-from vmm.conformance.host import Host, measure
+from vmm.conformance.host import measure
 from vmm.conformance.model import ClauseResult, Verdict
-from vmm.conformance.process import Process
 from vmm.conformance.registry import all_clauses
 from vmm.ioctl import Call, Interposer
 from vmm.system import Kvm
@@ -142,97 +140,6 @@ def test_the_host_measures_something_else_than_the_calls_say(kvm: Kvm) -> None:
     with kvm.create_vm() as vm:
         assert memory_types.device_type_answers(vm, lib.KVM_DEV_TYPE_VFIO) is measured.vfio
         assert not memory_types.device_type_answers(vm, 4096)
-
-
-# Ratios and what follows from them
-
-
-class Talk:
-    """As much of a context as a verdict needs."""
-
-    def __init__(self, nested: bool = False) -> None:
-        self.notes: list[str] = []
-        facts = type("Facts", (), {"memory_types": types(nested=nested)})
-        self.host = Host("6.18.1", "x86", facts, Process(0, 1024, 4096, ""))
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def judge(
-    expect: Callable[..., None],
-    values: list[float],
-    *more: float,
-    nested: bool = False,
-    again: tuple[float, ...] = (),
-    flushed: tuple[float, ...] = (),
-) -> str:
-    """Return pass, fail or skip."""
-    context = Talk(nested)
-    try:
-        expect(context, caching.Ratio("loads", tuple(values), again, flushed), *more)
-    except Violation:
-        return "fail"
-    except Skipped:
-        return "skip"
-    assert context.notes and context.notes[0].startswith("sure: loads")
-    return "pass"
-
-
-@pytest.mark.parametrize(
-    ("values", "cached", "uncached"),
-    [
-        ([1.0] * 9, "pass", "fail"),
-        ([1.0] * 8 + [50.0], "pass", "fail"),
-        ([1.0] * 7 + [50.0] * 2, "skip", "skip"),
-        ([60.0] * 9, "fail", "pass"),
-        ([60.0] * 8 + [1.0], "fail", "pass"),
-        ([5.0] * 9, "skip", "skip"),
-        ([1.0] * 3 + [50.0], "skip", "skip"),
-        ([2.9] * 9, "pass", "fail"),
-        ([8.1] * 9, "fail", "pass"),
-    ],
-)
-def test_a_ratio_is_judged_otherwise(values: list[float], cached: str, uncached: str) -> None:
-    assert judge(caching.expect_cached, values) == cached
-    assert judge(caching.expect_uncached, values) == uncached
-
-
-def test_a_hypervisor_below_is_blamed_on_this_kernel() -> None:
-    assert judge(caching.expect_uncached, [1.0] * 9, nested=True) == "skip"
-    assert judge(caching.expect_uncached, [50.0] * 9, nested=True) == "pass"
-    assert judge(caching.expect_cached, [50.0] * 9, nested=True) == "fail"
-
-
-@pytest.mark.parametrize(
-    ("again", "flushed", "fails"),
-    [
-        ((1.0,) * 9, (60.0,) * 9, True),
-        ((1.0,) * 8 + (30.0,), (60.0,) * 8 + (1.0,), True),
-        ((1.0,) * 7 + (30.0,) * 2, (60.0,) * 9, False),
-        ((0.2,) * 9, (60.0,) * 9, False),
-        ((1.0,) * 9, (60.0,) * 7 + (1.0,) * 2, False),
-    ],
-)
-def test_nothing_fails_where_the_controls_of_the_same_rounds_do_not_hold(
-    again: tuple[float, ...], flushed: tuple[float, ...], fails: bool
-) -> None:
-    wanted = "fail" if fails else "skip"
-    assert judge(caching.expect_cached, [60.0] * 9, again=again, flushed=flushed) == wanted
-    assert judge(caching.expect_uncached, [1.0] * 9, again=again, flushed=flushed) == wanted
-    assert judge(caching.expect_slower, [1.0] * 9, 2.0, again=again, flushed=flushed) == wanted
-    assert judge(caching.expect_cached, [1.0] * 9, again=again, flushed=flushed) == "pass"
-
-
-def test_stores_below_a_hypervisor_are_not_judged() -> None:
-    assert judge(caching.expect_slower, [1.2] * 9, 2.0, nested=True) == "skip"
-    assert judge(caching.expect_slower, [4.0] * 9, 2.0, nested=True) == "pass"
-
-
-def test_stores_are_judged_otherwise() -> None:
-    assert judge(caching.expect_slower, [4.0] * 9, 2.0) == "pass"
-    assert judge(caching.expect_slower, [1.2] * 9, 2.0) == "fail"
-    assert judge(caching.expect_slower, [1.2] * 5 + [4.0] * 4, 2.0) == "skip"
 
 
 # Clauses about hosts that this one may not be: forged facts, and a kernel that behaves like that host's
