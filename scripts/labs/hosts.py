@@ -8,6 +8,7 @@ Each `[[profile]]` has a `name` (`MACHINE.words`), the `machine`, one line `why`
 * `limits`: the limits of the process that checks, by the names of setrlimit(2): `{ nofile = 16 }`;
 * `ignored`, `blocked`: signals that it inherits so, by their names: `["CHLD"]`;
 * `before`: a line for the shell, run in the machine as root before the check, in the check's own process;
+* `clauses`: a list of globs, if not all clauses are to be checked;
 * `timeout` in seconds, and `slow = true` for what no sample should draw;
 * `recorded`: the kernel's release and the count of each verdict when the totals were recorded.
 
@@ -72,6 +73,7 @@ class Profile:
     ignored: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     before: str = ""
+    clauses: tuple[str, ...] = ()
     timeout: float = _SECONDS
     slow: bool = False
     release: str = ""  # of the kernel that `totals` were recorded with
@@ -158,6 +160,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "ignored": list,
     "blocked": list,
     "before": str,
+    "clauses": list,
     "timeout": (int, float),
     "slow": bool,
     "recorded": dict,
@@ -174,7 +177,7 @@ def _profile(table: Any) -> Profile:
     values["release"] = recorded.pop("release", "")
     values["totals"] = recorded
     values["findings"] = tuple(_finding(each) for each in values.pop("finding", ()))
-    for key in ("parameters", "ignored", "blocked"):
+    for key in ("parameters", "ignored", "blocked", "clauses"):
         values[key] = tuple(values.get(key, ()))
     profile = Profile(**values)
     _check_values(profile)
@@ -219,6 +222,8 @@ def _check_values(profile: Profile) -> None:
     _require(profile.timeout > 0, "timeout is a number of seconds")
     for word in profile.parameters:
         _require(isinstance(word, str) and bool(re.fullmatch(r"\S+", word)), f"{word!r} is not one kernel argument")
+    for glob in profile.clauses:
+        _require(isinstance(glob, str) and bool(re.fullmatch(r"[\w.*?-]+", glob)), f"{glob!r} is no glob of clauses")
     for name, value in profile.limits.items():
         _require(hasattr(resource, f"RLIMIT_{name.upper()}"), f"setrlimit knows no limit '{name}'")
         _require(type(value) is int and value >= -1, f"the limit {name} is a number, not {value!r}")

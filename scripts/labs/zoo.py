@@ -108,7 +108,8 @@ def _run(cache: Cache, profile: Profile, where: Sequence[str], clauses: Sequence
         return Outcome(profile, "not served", lines=[str(error)])
     except LabError as error:
         return Outcome(profile, "no results", lines=str(error).splitlines())
-    words = [sys.executable, str(_LAB), *profile.options(), *where, "--", *profile.command([*_CHECK, *clauses])]
+    check = profile.command([*_CHECK, *(clauses or profile.clauses)])
+    words = [sys.executable, str(_LAB), *profile.options(), *where, "--", *check]
     start = time.monotonic()
     try:
         found = subprocess.run(

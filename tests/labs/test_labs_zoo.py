@@ -184,6 +184,10 @@ def test_few_profiles_are_kept_in_a_pool_of_their_own_and_many_boot(hosts: Path)
         "svm --kernel 7.2 --timeout 600 --pool hosts -- vmm check --format json --time-scale 20 --jobs 1 c.*\n"
     )
     log.unlink()
+    hosts.write_text(FILE.replace('why = "good"', 'why = "good"\nclauses = ["d.*"]'))
+    matrix.main(["--hosts-file", str(hosts), "--hosts", "svm.good"])
+    assert log.read_text().endswith(" --jobs 1 d.*\n")
+    log.unlink()
     many = "".join(FILE[: FILE.index("[[", 5)].replace("svm.good", f"svm.good{number}") for number in range(9))
     hosts.write_text(many)
     assert matrix.main(["--hosts-file", str(hosts), "--hosts"]) == 0
