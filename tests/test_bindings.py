@@ -153,7 +153,6 @@ ARM64_VALUES = {
     "KVM_CAP_ARM_SYSTEM_SUSPEND": 216, "KVM_CAP_COUNTER_OFFSET": 227,
     "KVM_CAP_ARM_EL2": 240, "KVM_CAP_ARM_EL2_E2H0": 241, "KVM_ARM_FEATURE_ID_RANGE": 0,
     "KVM_ARM_VCPU_HAS_EL2": 7, "KVM_ARM_VCPU_HAS_EL2_E2H0": 8, "KVM_ARM_VCPU_SVE": 4, "KVM_CAP_ARM_SVE": 170,
-    "KVM_CAP_COUNTER_OFFSET": 227,
 }  # fmt: skip
 # Structs that newer.h defines and no cdef repeats.
 NEWER_SIZES = {"kvm_memory_attributes": 32, "kvm_pre_fault_memory": 64}
