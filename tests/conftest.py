@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.machines import Running
+from tests.machines.machines import Running
 from tests.plugins import apart, ending, guard, shuffle, summary
 from vmm.arch import ARCHITECTURE
-from vmm.conformance.host import Host
-from vmm.system import Kvm, KvmUnavailable
+from vmm.kvm.system import Kvm, KvmUnavailable
+from vmm.probe.host import Host
 
 # How long an example takes says nothing about what it shows. Where CI says what it is, a failure is of the change
 # that is tested, and not of chance.

@@ -21,7 +21,7 @@ _APART = """
 import os, signal, sys, threading, time
 import pytest
 from vmm._kvm import lib
-from vmm.handle import Handle
+from vmm.kvm.handle import Handle
 
 MAIN = os.getpid()
 seen = []

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_command import _BARE_DEV, hidden
 from tests.patience import LIMIT, eventually
 from tests.processes import descendants, state
-from tests.test_command import _BARE_DEV, hidden
 
 _SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 # The scripts set up .venv where it is not up to date, which is no business of a test's.

@@ -12,6 +12,9 @@ __all__ = ["ARCHITECTURE", "module"]
 ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
-def module(name: str) -> ModuleType:
-    """Return ``vmm.<architecture>.<name>``, such as ``facts`` or ``guest``."""
-    return importlib.import_module(f"vmm.{ARCHITECTURE}.{name}")
+def module(name: str, area: str = "") -> ModuleType:
+    """Return ``vmm.<architecture>.<name>``, such as ``guest``, or ``vmm.<area>.<architecture>.<name>``.
+
+    Without a name it is the area's one module for the architecture.
+    """
+    return importlib.import_module(".".join(filter(None, ("vmm", area, ARCHITECTURE, name))))

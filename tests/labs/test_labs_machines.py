@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from labs.config import KERNELS
 
-from tests.machines import run_lab as lab
+from tests.machines.machines import run_lab as lab
 from tests.patience import MACHINE, patiently
 
 pytestmark = pytest.mark.machine

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lying kernels: for every clause at least one change of one answer that the clause has to notice.
 
-A mutation is a factory that returns an interposer (see vmm.ioctl.interpose). It runs inside the clause's own
+A mutation is a factory that returns an interposer (see vmm.kvm.ioctl.interpose). It runs inside the clause's own
 child process, before the clause, so it may keep state. Run them all with ``python3 -m tests.mutations``.
 """

@@ -26,7 +26,7 @@ from tests.mutations.arm64_lies import (
 from tests.mutations.lies import COMPLETE, Condition, accept, after_run, drift, refuse
 from tests.mutations.registry import mutation
 from vmm.arm64.registers import FPCR, FPSR, PSTATE, SYSTEM, sysreg, v, x
-from vmm.ioctl import Interposer
+from vmm.kvm.ioctl import Interposer
 
 _EL1T, _EL2H = 4, 9
 

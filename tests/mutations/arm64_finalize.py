@@ -46,7 +46,7 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FFR, FPCR, PC, SYSTEM, VLS, Register, firmware, p, x, z
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 _SVE_GROUP = 0x15
 _ONLY_1 = 1

@@ -25,7 +25,7 @@ from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, answer,
 from tests.mutations.registry import mutation
 from vmm._kvm import lib
 from vmm.arm64.registers import FFR, FPCR, FPSR, PC, SYSTEM, Register, p, v, x, z
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 _RDVL, _MOVI_V0 = 0x04BF5020, 0x4F00E6A0
 _NEVER = 0x7FFF_FFFF

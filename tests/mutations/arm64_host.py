@@ -12,7 +12,7 @@ from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.own import PR_SVE_SET_VL
 from vmm.arm64.vector import AREA_SIZE
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 _P, _FFR, _FPSR, _FPCR = 8192, 8704, 8736, 8744
 _SHORTEST = 16

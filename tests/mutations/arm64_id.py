@@ -27,7 +27,7 @@ from tests.mutations.registry import mutation
 from vmm._kvm import ffi
 from vmm.arm64.registers import SYSTEM, Register, firmware, sysreg
 from vmm.conformance.clauses.arm64.id_registers import mrs
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 PFR0, PFR1, ZFR0 = SYSTEM["ID_AA64PFR0_EL1"], SYSTEM["ID_AA64PFR1_EL1"], SYSTEM["ID_AA64ZFR0_EL1"]
 ISAR0, SMFR0 = SYSTEM["ID_AA64ISAR0_EL1"], SYSTEM["ID_AA64SMFR0_EL1"]

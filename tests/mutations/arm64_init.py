@@ -34,7 +34,7 @@ from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FFR, PC, PSTATE, SYSTEM, VLS, Register, core, v, x, z
 from vmm.arm64.vcpu import Feature
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 _STOPPED, _RUNNABLE = 5, 0
 _MP = "KVM_GET_MP_STATE"

@@ -10,8 +10,8 @@ from typing import Any
 from tests.mutations.lies import RUN, Condition, Proceed, Shared, after, after_entry, answer, before, called
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import PC, Register, v, z
-from vmm.ioctl import Call, Interposer
-from vmm.system import Kvm
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.kvm.system import Kvm
 
 __all__ = [
     "BAD_ADDRESS",

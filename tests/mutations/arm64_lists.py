@@ -23,7 +23,7 @@ from tests.mutations.arm64_lies import (
 from tests.mutations.lies import RUN, accept, after, drift, nth, once, refuse
 from tests.mutations.registry import mutation
 from vmm.arm64.registers import FFR, SYSTEM, VLS, Register, p, v, x, z
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 ZCR, VBAR, PIR = SYSTEM["ZCR_EL1"], SYSTEM["VBAR_EL1"], SYSTEM["PIR_EL1"]
 _AFSR = SYSTEM["AFSR0_EL1"]

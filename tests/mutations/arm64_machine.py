@@ -24,7 +24,7 @@ from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, answer, 
 from tests.mutations.registry import mutation
 from vmm._kvm import lib
 from vmm.arm64.registers import PC, firmware
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 _BITMAPS = 0x16
 SET_EVENTS, GET_MP, SET_MP = "KVM_SET_VCPU_EVENTS", "KVM_GET_MP_STATE", "KVM_SET_MP_STATE"

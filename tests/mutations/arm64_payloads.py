@@ -11,7 +11,7 @@ from tests.mutations.lies import Shared
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi
 from vmm.arm64.vector import name
-from vmm.ioctl import Interposer
+from vmm.kvm.ioctl import Interposer
 
 __all__ = ["NAMED"]
 

@@ -26,7 +26,7 @@ from tests.mutations.arm64_lies import (
 from tests.mutations.lies import RUN, accept, after, before, nth, once, refuse
 from tests.mutations.registry import mutation
 from vmm.arm64.registers import FFR, SYSTEM, Register, ffr, p, z
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 ZCR = SYSTEM["ZCR_EL1"]
 _GROUP = 0x6000_0000_0015_0000

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.mutations.lies import Change, Condition, after, top_component
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xsave import host_layout
 
 __all__ = [

@@ -29,7 +29,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from tests.mutations.tiles import GP, before_run, faults
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr import Msr
 
 GET, SET, GET_REG, SET_REG = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_ONE_REG", "KVM_SET_ONE_REG"

@@ -25,7 +25,7 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from tests.mutations.tiles import GP, UD, faults
 from vmm._kvm import lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86 import boot
 from vmm.x86.msr import Msr
 

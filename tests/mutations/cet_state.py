@@ -12,8 +12,8 @@ from tests.mutations.lies import Condition, Proceed, accept, after, answer, drif
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86.cet_state import UNKNOWN_ID
-from vmm.conformance.clauses.x86.shadow import SSP_ID
-from vmm.ioctl import Call, Interposer
+from vmm.conformance.x86.shadow import SSP_ID
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr import Msr
 
 __all__ = ["get_ssp_now", "host_reads", "of_ssp", "set_ssp_now", "ssp_reads"]

@@ -12,8 +12,8 @@ from tests.mutations.buffers import entry, offers
 from tests.mutations.lies import accept, after, drift, honest, refuse
 from tests.mutations.registry import mutation
 from vmm.conformance.clauses.x86 import cpuid as clauses
-from vmm.ioctl import Call, Interposer, KvmError
-from vmm.system import Kvm
+from vmm.kvm.ioctl import Call, Interposer, KvmError
+from vmm.kvm.system import Kvm
 from vmm.x86 import cpuid, permission
 from vmm.x86.cpuid import Entry
 from vmm.x86.xfeature import XTILE

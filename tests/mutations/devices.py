@@ -17,7 +17,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 CREATE, DIRTY = "KVM_CREATE_DEVICE", "KVM_GET_DIRTY_LOG"
 HAS, GET, SET = "KVM_HAS_DEVICE_ATTR", "KVM_GET_DEVICE_ATTR", "KVM_SET_DEVICE_ATTR"

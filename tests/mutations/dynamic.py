@@ -21,7 +21,7 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from tests.mutations.tiles import CONFIGURATION, TILES, tile_byte
 from vmm._kvm import lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 ASK, REQUEST, SET, SET_CPUID = (
     "KVM_GET_SUPPORTED_CPUID",

@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
-from vmm.payload import load
-from vmm.system import Kvm
+from vmm.guest.payload import load
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.kvm.system import Kvm
 from vmm.x86 import cpuid
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.xfeature import AVX512, XFeature, mask

@@ -20,8 +20,8 @@ from tests.mutations.lies import (
     succeed_with,
 )
 from tests.mutations.registry import mutation
-from vmm.conformance.clauses.x86.caching import page
-from vmm.ioctl import Call, Interposer
+from vmm.conformance.x86.caching import page
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import PAT_AT_RESET, MemoryType
 from vmm.x86.msr import Msr
 

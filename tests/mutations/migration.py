@@ -42,8 +42,8 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
-from vmm.x86.modules import UNKNOWN_MSR
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr
 from vmm.x86.xfeature import XFeature
 

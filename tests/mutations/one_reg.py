@@ -20,8 +20,8 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
-from vmm.x86.modules import UNKNOWN_MSR
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr, msr_id
 
 GET, SET, CHECK = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_CHECK_EXTENSION"

@@ -26,7 +26,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86 import permission
 
 SUPPORTED, PERMITTED = "ARCH_GET_XCOMP_SUPP", "ARCH_GET_XCOMP_PERM"

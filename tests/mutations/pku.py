@@ -10,7 +10,7 @@ from tests.mutations.buffers import XSTATE_BV, area, bits_of, entry, flip, place
 from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, once, refuse
 from tests.mutations.registry import mutation
 from vmm._kvm import lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 
 PKRU = int(XFeature.PKRU)

@@ -8,7 +8,7 @@ import errno
 from tests.mutations.lies import Condition, Proceed, accept, after, drift, nth, once, refuse, succeed_with
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import Quirk
 
 ENABLE, CHECK, LAPIC = "KVM_ENABLE_CAP", "KVM_CHECK_EXTENSION", "KVM_GET_LAPIC"

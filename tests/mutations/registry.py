@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.arch import ARCHITECTURE
-from vmm.ioctl import Interposer
+from vmm.kvm.ioctl import Interposer
 
 __all__ = ["Mutation", "all_mutations", "make", "modules", "mutation"]
 

@@ -16,7 +16,7 @@ from tests.mutations.lies import (
     toggle,
 )
 from tests.mutations.registry import mutation
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr import Msr
 
 INIT = "KVM_SIGNAL_MSI"

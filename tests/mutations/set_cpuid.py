@@ -32,7 +32,7 @@ from tests.mutations.lies import (
     refuse,
 )
 from tests.mutations.registry import mutation
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xsave import LEGACY_SIZE
 
 SET, GET = "KVM_SET_CPUID2", "KVM_GET_CPUID2"

@@ -9,7 +9,7 @@ from tests.mutations.buffers import MXCSR, XMM3, flip, place, put, spoil, top_by
 from tests.mutations.lies import Proceed, answer, once, top_component
 from tests.mutations.registry import mutation
 from tests.mutations.set_cpuid import cut
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 
 SET = "KVM_SET_CPUID2"

@@ -33,9 +33,9 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm.conformance.clauses.x86 import amx
-from vmm.conformance.clauses.x86.tiles import TileImage
 from vmm.conformance.context import Context
-from vmm.ioctl import Call, Interposer
+from vmm.conformance.x86.tiles import TileImage
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 
 SET = "KVM_SET_XSAVE"

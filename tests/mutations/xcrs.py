@@ -24,7 +24,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 GET, SET, SET_SREGS, SET_CPUID = "KVM_GET_XCRS", "KVM_SET_XCRS", "KVM_SET_SREGS", "KVM_SET_CPUID2"
 OSXSAVE = 1 << 18

@@ -16,7 +16,7 @@ from tests.mutations.lies import (
     refuse,
 )
 from tests.mutations.registry import mutation
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr import Msr
 
 GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"

@@ -18,8 +18,8 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from tests.mutations.tiles import GP, NM, UD, before_run, faults, in_tile_guest, lose, tile_byte
 from vmm._kvm import lib
-from vmm.conformance.clauses.x86.tiles import FULL
-from vmm.ioctl import Call, Interposer
+from vmm.conformance.x86.tiles import FULL
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr import Msr
 
 GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"

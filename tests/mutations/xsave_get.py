@@ -33,7 +33,7 @@ from tests.mutations.lies import (
     top_component,
 )
 from tests.mutations.registry import mutation
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 GET = "KVM_GET_XSAVE2"
 

@@ -42,7 +42,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 
 SET, SET_CPUID = "KVM_SET_XSAVE", "KVM_SET_CPUID2"
 BAD_MXCSR = 0x80

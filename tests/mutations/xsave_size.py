@@ -10,7 +10,7 @@ from tests.mutations.buffers import XMM3, XSTATE_BV, area, bits_of, flip, put, x
 from tests.mutations.lies import accept, answer, drift, once, refuse, succeed_with
 from tests.mutations.registry import mutation
 from vmm._kvm import lib
-from vmm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86 import xfeature
 from vmm.x86.xsave import host_layout
 

@@ -27,7 +27,7 @@ from _pytest.runner import runtestprotocol
 from tests.patience import HANGS
 from tests.processes import descendants, end
 from vmm._kvm import lib
-from vmm.handle import Handle
+from vmm.kvm.handle import Handle
 
 _PR_SET_PDEATHSIG = 1
 _MARKERS = ("kvm", "apart")

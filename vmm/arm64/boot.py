@@ -16,8 +16,8 @@ from functools import cache
 
 from vmm.arm64.registers import PSTATE, SYSTEM
 from vmm.arm64.vcpu import write
-from vmm.memory import GuestMemory
-from vmm.vcpu import Vcpu
+from vmm.kvm.memory import GuestMemory
+from vmm.kvm.vcpu import Vcpu
 
 __all__ = ["CPACR", "EL1H", "TABLES_END", "enter", "write_tables"]
 

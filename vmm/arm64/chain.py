@@ -24,9 +24,9 @@ from vmm.arm64.guest import Guest
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vector import FPCR_BITS, FPSR_BITS
 from vmm.arm64.vls import ARCHITECTURAL_MAX, VectorLengths
-from vmm.chain import WORD, Chain, digest, progress
-from vmm.guest import MEMORY_SIZE
-from vmm.system import Kvm
+from vmm.guest.base import MEMORY_SIZE
+from vmm.guest.chain import WORD, Chain, digest, progress
+from vmm.kvm.system import Kvm
 
 __all__ = [
     "LEVELS",

@@ -16,10 +16,10 @@ from vmm.arm64 import boot
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SP, SYSTEM, core, x
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.exits import Exit, MmioWrite
-from vmm.guest import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
-from vmm.payload import Payload, PayloadError
-from vmm.system import Kvm
+from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.guest.payload import Payload, PayloadError
+from vmm.kvm.exits import Exit, MmioWrite
+from vmm.kvm.system import Kvm
 
 __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "Fault", "Guest", "GuestError"]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-from vmm import ioctl as door
 from vmm._kvm import ffi, lib
 from vmm.arm64.vector import AREA_SIZE
-from vmm.exits import Deadline, Exit, decode
-from vmm.vcpu import Vcpu
+from vmm.kvm import ioctl as door
+from vmm.kvm.exits import Deadline, Exit, decode
+from vmm.kvm.vcpu import Vcpu
 
 __all__ = ["PR_SVE_GET_VL", "PR_SVE_SET_VL", "When", "run_with_vectors", "vector_length", "vectors_of"]
 

@@ -14,8 +14,8 @@ from typing import Any
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import VLS, Register
 from vmm.arm64.vls import VectorLengths
-from vmm.machine import VirtualMachine
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vm import VirtualMachine
 
 __all__ = [
     "GENERIC_V8",

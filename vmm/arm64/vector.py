@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from vmm.arm64.registers import FFR, FPCR, FPSR, p, v, z
 from vmm.arm64.vcpu import read, write
 from vmm.arm64.vls import QUADWORD
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
 
 __all__ = ["AREA_SIZE", "FPCR_BITS", "FPSR_BITS", "VectorState", "differences", "name"]
 

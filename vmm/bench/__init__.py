@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vmm bench``: how much slower than plain C this VMM is, and whether that is within its limits.
 
-Two programs drive the same guest and answer to the same commands: ``bench_baseline.c``, compiled on the spot,
+Two programs drive the same guest and answer to the same commands: ``baseline.c``, compiled on the spot,
 and ``vmm.bench.subject``, in a process of its own that has loaded no more than it needs. In a round the one does N
 operations, then the other, the order alternating, so that whatever else the machine does meets both; each
 tries three times and its fastest counts, because a try that had to wait for a CPU says nothing. Only the
 medians over the rounds are compared, never one side alone. What is measured:
 
 * ``shim exit loop``: a guest exit that Vcpu.run absorbs; C handles it after a bare KVM_RUN.
-* ``exit handled in Python``: a guest exit that comes back as a value of vmm.exits.
-* ``ioctl through the door``: KVM_GET_API_VERSION by vmm.ioctl.ioctl_value, tracing off.
+* ``exit handled in Python``: a guest exit that comes back as a value of vmm.kvm.exits.
+* ``ioctl through the door``: KVM_GET_API_VERSION by vmm.kvm.ioctl.ioctl_value, tracing off.
 * ``start to first exit``: open /dev/kvm, API version, VM, memory, vCPU, CPUID, tables, payload, registers and
   the run to the first exit, in a warm process; closing is not counted.
 * ``vCPU state saved and restored``: vmm.state.capture of a whole vCPU, and all of it back to the same one; C does

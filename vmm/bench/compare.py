@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from vmm.arch import ARCHITECTURE
 from vmm.bench.programs import Program, baseline, build, subject
 from vmm.bench.result import BenchResult, BenchUnavailable, Limit, compare
-from vmm.system import Kvm
+from vmm.kvm.system import Kvm
 
 __all__ = ["MEMORY_OPERATIONS", "OPERATIONS", "TRIES", "Operation", "compare_all"]
 
@@ -78,7 +78,7 @@ def compare_all(rounds: int, seconds: float, progress: Callable[[int, int], None
 
 def _has_workload() -> bool:
     try:
-        return find_spec(f"vmm.{ARCHITECTURE}.workload") is not None
+        return find_spec(f"vmm.bench.{ARCHITECTURE}") is not None
     except ModuleNotFoundError:  # not even the package
         return False
 

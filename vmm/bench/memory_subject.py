@@ -14,14 +14,14 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from vmm.bench.answer import answer, serve
-from vmm.coherence import Coherence
-from vmm.machine import VirtualMachine
-from vmm.memory import GuestMemory
-from vmm.system import Kvm
+from vmm.kvm.coherence import Coherence
+from vmm.kvm.memory import GuestMemory
+from vmm.kvm.system import Kvm
+from vmm.kvm.vm import VirtualMachine
 
 __all__ = ["PIECE", "REGION", "main"]
 
-# What a read reads, and the memory it walks through, larger than most caches; as in bench_baseline.c.
+# What a read reads, and the memory it walks through, larger than most caches; as in baseline.c.
 PIECE, REGION = 1 << 20, 64 << 20
 _DATA = b"\xa5" * PIECE
 

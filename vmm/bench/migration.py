@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from vmm.bench.programs import Program, subject
 from vmm.bench.result import BenchResult, BenchUnavailable, Limit, compare
-from vmm.system import Kvm
+from vmm.kvm.system import Kvm
 
 __all__ = ["ROUNDS", "compare_migration"]
 

@@ -22,7 +22,8 @@ from typing import NoReturn
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE, module
 from vmm.bench.answer import answer, serve
-from vmm.memory import GuestMemory
+from vmm.kvm.memory import GuestMemory
+from vmm.kvm.system import Kvm
 from vmm.migration.convergence import Limits
 from vmm.migration.handover import At
 from vmm.migration.keeper import Keeper
@@ -32,7 +33,6 @@ from vmm.migration.source import Options, Report, Source
 from vmm.migration.target import Options as TargetOptions
 from vmm.migration.target import Target
 from vmm.migration.transport import Connector, Listener, parse
-from vmm.system import Kvm
 
 __all__ = ["SIZE", "main"]
 

@@ -20,7 +20,7 @@ from vmm.bench.result import BenchUnavailable
 __all__ = ["Program", "baseline", "build", "compiler", "subject"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SOURCE = _PACKAGE / "bench_baseline.c"
+_SOURCE = _PACKAGE / "bench" / "baseline.c"
 _FLAGS = ("-O2", "-std=gnu11")
 _COMPILE_TIMEOUT = 60.0
 _ANSWER_TIMEOUT = 20.0

@@ -17,9 +17,9 @@ from time import perf_counter_ns
 from vmm.arch import module
 from vmm.bench.answer import answer, serve
 from vmm.bench.subject import prepared
+from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
 from vmm.state.capture import capture_vcpu, restore_vcpu
-from vmm.system import Kvm
-from vmm.vcpu import Vcpu
 
 __all__ = ["main"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python side of the comparison, a program like bench_baseline.c:
+"""The Python side of the comparison, a program like baseline.c:
 
     python -m vmm.bench.subject FOLDER
 
@@ -19,13 +19,13 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from vmm import ioctl as door
 from vmm._kvm import lib
 from vmm.arch import module
 from vmm.bench.answer import answer, serve
-from vmm.exits import Budget, Exit
-from vmm.memory import PAGE_SIZE
-from vmm.system import Kvm
+from vmm.kvm import ioctl as door
+from vmm.kvm.exits import Budget, Exit
+from vmm.kvm.memory import PAGE_SIZE
+from vmm.kvm.system import Kvm
 
 __all__ = ["Subject", "main", "prepared", "runs"]
 
@@ -39,7 +39,7 @@ class Subject:
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._guest_type = module("guest").Guest
-        self._workload = module("workload")
+        self._workload = module("", "bench")
         self.guest = self._start(kvm)
         self.tick = int(self.guest.vcpu.tick)
 

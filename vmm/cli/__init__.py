@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import click
 
-from vmm import signals
+from vmm.kvm import signals
 
 __all__ = ["main"]
 
@@ -127,14 +127,14 @@ def _sentence(error: Exception) -> str | None:
         return f"this process cannot open or start what it needs ({error.strerror}): raise ulimit -n or ulimit -u"
     if isinstance(error, OSError) and error.filename is not None and error.filename != "/dev/kvm":
         return f"{error.filename or 'an empty file name'}: {error.strerror}"
-    from vmm.ioctl import HostError, KvmError
-    from vmm.memory import MemoryUnavailable
+    from vmm.compat.offer import ProbeError
+    from vmm.guest.payload import PayloadError
+    from vmm.kvm.ioctl import HostError, KvmError
+    from vmm.kvm.memory import MemoryUnavailable
+    from vmm.kvm.system import KvmUnavailable
     from vmm.migration.errors import MigrationError
-    from vmm.offer import ProbeError
-    from vmm.payload import PayloadError
     from vmm.state.step import StateRefused
-    from vmm.state.stream import StreamError
-    from vmm.system import KvmUnavailable
+    from vmm.state.stream.container import StreamError
 
     known = (
         KvmUnavailable | PayloadError | MemoryUnavailable | KvmError | HostError | StreamError | StateRefused

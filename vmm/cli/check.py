@@ -13,7 +13,7 @@ from typing import TextIO
 
 import click
 
-from vmm.cli.seconds import Count, Seconds
+from vmm.cli.options import Count, Seconds
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Totals
 from vmm.conformance.registry import matching

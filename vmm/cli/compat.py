@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from vmm.migration.compat import Report, compare, load
-from vmm.migration.compat_fleet import Fleet, compare_all
-from vmm.migration.compat_text import fleet_lines, host_line, report_lines
-from vmm.offer import Offer, Verdict
+from vmm.compat.fleet import Fleet, compare_all
+from vmm.compat.offer import Offer, Verdict
+from vmm.compat.report import Report, compare, load
+from vmm.compat.text import fleet_lines, host_line, report_lines
 
 __all__ = ["command"]
 
@@ -62,7 +62,7 @@ def command(files: tuple[str, ...], guest: str | None, both: bool, strict: bool,
 
 
 def _saved(path: str) -> Offer:
-    from vmm.migration.compat_saved import load_guest  # not above: two probes can be compared without the bindings
+    from vmm.compat.saved import load_guest  # not above: two probes can be compared without the bindings
 
     return load_guest(path)
 

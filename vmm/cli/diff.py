@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 import click
 
-from vmm.cli.seconds import Size
+from vmm.cli.options import Size
 from vmm.state.compare import differences
-from vmm.state.decode import read_state
 from vmm.state.parts import check_parts
-from vmm.state.stream import Limits, printable
+from vmm.state.stream.container import Limits, printable
+from vmm.state.stream.decode import read_state
 
 __all__ = ["command"]
 

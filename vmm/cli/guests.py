@@ -8,10 +8,10 @@ import time
 import click
 
 from vmm.arch import module
-from vmm.exits import Deadline, Hlt, IoIn, MmioRead, Shutdown
-from vmm.guest import BaseGuest
-from vmm.payload import PARAMETERS, load
-from vmm.system import Kvm
+from vmm.guest.base import BaseGuest
+from vmm.guest.payload import PARAMETERS, load
+from vmm.kvm.exits import Deadline, Hlt, IoIn, MmioRead, Shutdown
+from vmm.kvm.system import Kvm
 
 __all__ = ["finish", "make", "number"]
 

@@ -9,14 +9,14 @@ from typing import Any, BinaryIO
 
 import click
 
-from vmm.state.decode import Header, StatePart, read_config, read_header, read_part
-from vmm.state.encode import CONFIG
 from vmm.state.explain import explain
-from vmm.state.memory_section import MEMORY, MemoryDecoder
 from vmm.state.parts import check_known
-from vmm.state.stream import FORMAT, Limits, Reader, Section, StreamError, printable
-from vmm.state.validate_x86 import check_layout
+from vmm.state.stream.container import FORMAT, Limits, Reader, Section, StreamError, printable
+from vmm.state.stream.decode import Header, StatePart, read_config, read_header, read_part
+from vmm.state.stream.encode import CONFIG
+from vmm.state.stream.memory import MEMORY, MemoryDecoder
 from vmm.state.value import PAGE, Part
+from vmm.state.x86.check import check_layout
 
 __all__ = ["command", "describe"]
 

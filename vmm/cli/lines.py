@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmm.cli.probe import document
-from vmm.conformance.host import measure
-from vmm.guest import BaseGuest
-from vmm.migration.compat import compare, parse
+from vmm.compat.offer import ProbeError, Verdict
+from vmm.compat.report import compare, parse
+from vmm.guest.base import BaseGuest
+from vmm.kvm.system import Kvm
 from vmm.migration.errors import MigrationError
 from vmm.migration.runner import Outcome
-from vmm.offer import ProbeError, Verdict
-from vmm.state.files import check_place
-from vmm.system import Kvm
+from vmm.probe.host import measure
+from vmm.state.stream.files import check_place
 
 if TYPE_CHECKING:
     from vmm.migration.tls import Tls

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
+from vmm.kvm.system import Kvm
 from vmm.report import order as report
 from vmm.state.capture import steps
 from vmm.state.trials import measure
-from vmm.system import Kvm
 
 __all__ = ["command"]
 

@@ -9,16 +9,16 @@ from typing import Any
 import click
 
 from vmm.arch import module
-from vmm.conformance.host import Host, measure
-from vmm.offer import SCHEMA, VERSION
-from vmm.system import Kvm
+from vmm.compat.offer import SCHEMA, VERSION
+from vmm.kvm.system import Kvm
+from vmm.probe.host import Host, measure
 
 __all__ = ["command", "document"]
 
 
 def document(kvm: Kvm, host: Host) -> dict[str, Any]:
     """Return what ``vmm probe --json`` prints about a measured host."""
-    survey = module("probe").survey(kvm, host.facts)
+    survey = module("survey", "probe").survey(kvm, host.facts)
     return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **survey}
 
 
@@ -30,7 +30,7 @@ def command(as_json: bool) -> int:
     What leaves a mark on a process (a guest permission, a vCPU) is asked in a short-lived child, so that the rest
     is the answer of a fresh process. The JSON names neither the host nor anything else about it than its CPU,
     kernel and KVM; its first keys are "schema" and "version", then come those of the first line of
-    `vmm check --format json`, then those that vmm.x86.probe and vmm.arm64.probe describe.
+    `vmm check --format json`, then those that vmm.probe.x86.survey and vmm.probe.arm64.survey describe.
     """
     with Kvm() as kvm:
         host = measure(kvm)
@@ -38,7 +38,7 @@ def command(as_json: bool) -> int:
     if as_json:
         print(json.dumps(found, indent=2))
         return 0
-    lines = [*host.lines(), *module("probe").lines(found)]
+    lines = [*host.lines(), *module("survey", "probe").lines(found)]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")

@@ -6,8 +6,9 @@ from __future__ import annotations
 import click
 
 from vmm.cli.lines import address, blockers, line_files, line_options, probe, say, show_end, tls
-from vmm.cli.seconds import Seconds, Size
-from vmm.guest import BaseGuest
+from vmm.cli.options import Seconds, Size
+from vmm.guest.base import BaseGuest
+from vmm.kvm.system import Kvm
 from vmm.migration.errors import MigrationError
 from vmm.migration.keeper import Keeper
 from vmm.migration.link import Link
@@ -17,7 +18,6 @@ from vmm.migration.target import Options, Target
 from vmm.migration.transport import TIMEOUT, Listener, inherited_line, loopback, parse
 from vmm.migration.wire import Channel
 from vmm.state.step import Policy
-from vmm.system import Kvm
 
 __all__ = ["command"]
 

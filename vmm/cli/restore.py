@@ -9,17 +9,17 @@ from typing import BinaryIO
 import click
 
 from vmm.cli import guests
+from vmm.cli.options import Count, Seconds, Size
 from vmm.cli.save import write
-from vmm.cli.seconds import Count, Seconds, Size
-from vmm.exits import Budget
-from vmm.payload import load
+from vmm.guest.payload import load
+from vmm.kvm.exits import Budget
+from vmm.kvm.system import Kvm
 from vmm.state.capture import restore
-from vmm.state.decode import read_state
 from vmm.state.explain import explain
 from vmm.state.step import Policy
-from vmm.state.stream import Limits
+from vmm.state.stream.container import Limits
+from vmm.state.stream.decode import read_state
 from vmm.state.validate import normalise, validate
-from vmm.system import Kvm
 
 __all__ = ["command"]
 

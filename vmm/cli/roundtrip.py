@@ -9,11 +9,11 @@ import sys
 import click
 
 from vmm.arch import module
-from vmm.cli.seconds import Count, Seconds
-from vmm.migration import hostile
-from vmm.migration.roundtrip import HOPS, Report, RoundTripFailed, roundtrip
+from vmm.cli.options import Count, Seconds
+from vmm.kvm.system import Kvm
+from vmm.state import hostile
 from vmm.state.capture import capture
-from vmm.system import Kvm
+from vmm.state.roundtrip import HOPS, Report, RoundTripFailed, roundtrip
 
 __all__ = ["command"]
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import click
 
 from vmm.cli import guests
-from vmm.cli.seconds import Count, Seconds
-from vmm.payload import names
-from vmm.system import Kvm
+from vmm.cli.options import Count, Seconds
+from vmm.guest.payload import names
+from vmm.kvm.system import Kvm
 
 __all__ = ["command"]
 

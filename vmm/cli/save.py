@@ -8,14 +8,14 @@ import sys
 import click
 
 from vmm.cli import guests
-from vmm.cli.seconds import Count, Seconds
-from vmm.exits import Budget
-from vmm.guest import BaseGuest
+from vmm.cli.options import Count, Seconds
+from vmm.guest.base import BaseGuest
+from vmm.kvm.exits import Budget
+from vmm.kvm.system import Kvm
 from vmm.state.capture import capture
-from vmm.state.encode import write_state
 from vmm.state.explain import explain
-from vmm.state.files import save
-from vmm.system import Kvm
+from vmm.state.stream.encode import write_state
+from vmm.state.stream.files import save
 
 __all__ = ["command", "write"]
 

@@ -12,9 +12,10 @@ import click
 
 from vmm.cli import guests
 from vmm.cli.lines import address, line_files, line_options, place_of_state, probe, say, show_end, tls
-from vmm.cli.seconds import Count, Seconds, Size
-from vmm.dirty_log import RingKvm
-from vmm.guest import BaseGuest
+from vmm.cli.options import Count, Seconds, Size
+from vmm.guest.base import BaseGuest
+from vmm.kvm.dirty_log import RingKvm
+from vmm.kvm.system import Kvm
 from vmm.migration.convergence import STALLS, Limits
 from vmm.migration.errors import MigrationError
 from vmm.migration.handover import At
@@ -22,7 +23,6 @@ from vmm.migration.runner import Journal, Lease, Runner
 from vmm.migration.source import Options, Progress, Report, Source
 from vmm.migration.transport import TIMEOUT, Connector, parse
 from vmm.state.step import Policy
-from vmm.system import Kvm
 
 __all__ = ["command"]
 

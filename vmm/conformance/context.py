@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vmm.conformance.expect import Skipped
-from vmm.conformance.host import Host
-from vmm.machine import VirtualMachine
-from vmm.system import Kvm
-from vmm.vcpu import Vcpu
+from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vm import VirtualMachine
+from vmm.probe.host import Host
 
 __all__ = ["Context", "Options"]
 

@@ -7,17 +7,17 @@ import time
 import traceback
 from contextlib import ExitStack
 
-from vmm import ioctl as door
 from vmm.conformance.context import Context, Options
 from vmm.conformance.expect import Skipped, TimedOut, Violation, looks
-from vmm.conformance.host import Host
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.needs import unmet
 from vmm.conformance.registry import Clause
-from vmm.exits import Deadline, InternalError
-from vmm.guest import GuestError
-from vmm.ioctl import HostError, KvmError, Refused, Trace, errno_name
-from vmm.system import KvmUnavailable
+from vmm.guest.base import GuestError
+from vmm.kvm import ioctl as door
+from vmm.kvm.exits import Deadline, InternalError
+from vmm.kvm.ioctl import HostError, KvmError, Refused, Trace, errno_name
+from vmm.kvm.system import KvmUnavailable
+from vmm.probe.host import Host
 
 __all__ = ["execute", "skip"]
 

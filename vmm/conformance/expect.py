@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from vmm.exits import Deadline, InternalError
-from vmm.guest import GuestError
-from vmm.ioctl import KvmError, Refused, errno_name
+from vmm.guest.base import GuestError
+from vmm.kvm.exits import Deadline, InternalError
+from vmm.kvm.ioctl import KvmError, Refused, errno_name
 
 __all__ = [
     "Looks",

@@ -39,8 +39,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmm.conformance.host import Host, version
 from vmm.conformance.model import ClauseResult, Verdict
+from vmm.probe.host import Host, version
 
 __all__ = ["FOLDER", "Expectation", "ExpectationError", "apply", "has_fault", "load", "read_all"]
 

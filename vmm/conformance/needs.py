@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vmm.conformance.host import Host, version
+from vmm.probe.host import Host, version
 
 __all__ = ["Need", "capability", "kernel", "unmet"]
 

@@ -85,7 +85,7 @@ class ClauseFile(pytest.File):
 
 def _runner(config: pytest.Config) -> Runner:
     from vmm.conformance.runner import Runner
-    from vmm.system import KvmUnavailable
+    from vmm.kvm.system import KvmUnavailable
 
     if _RUNNER not in config.stash:
         runner = Runner(jobs=1)

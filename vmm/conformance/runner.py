@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Self
 
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult
-from vmm.system import KvmUnavailable
+from vmm.kvm.system import KvmUnavailable
 
 __all__ = ["Job", "Runner"]
 

@@ -29,18 +29,18 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from vmm import signals
 from vmm._kvm import lib
 from vmm.conformance import expectations
-from vmm.conformance import host as host_module
 from vmm.conformance.context import Options
 from vmm.conformance.execute import execute, skip
-from vmm.conformance.host import Host
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import Clause, all_clauses
-from vmm.ioctl import errno_name, request_name
-from vmm.payload import load, names
-from vmm.system import Kvm, KvmUnavailable
+from vmm.guest.payload import load, names
+from vmm.kvm import signals
+from vmm.kvm.ioctl import errno_name, request_name
+from vmm.kvm.system import Kvm, KvmUnavailable
+from vmm.probe import host as host_module
+from vmm.probe.host import Host
 
 __all__ = ["main", "run", "serve"]
 

@@ -8,7 +8,7 @@ certain knowledge that the receiver's process is gone, because a guest dies with
 
 Each table gives for (state, event) the next state and what has to be done then, in order. An event without an
 entry changes nothing. The caller acts after the change of state: who is killed between the two had changed it.
-tests/test_migration_handover.py walks through every interleaving of messages, lost lines and deaths.
+tests/migration/test_handover.py walks through every interleaving of messages, lost lines and deaths.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from typing import Any
 from vmm.migration.errors import ProtocolError
 from vmm.migration.incarnation import Incarnation
 from vmm.migration.pages import KEY_SIZE, PAGE
-from vmm.state.canonical import NotCanonical, decode, encode
-from vmm.state.decode import read_state
-from vmm.state.encode import write_state
-from vmm.state.stream import Limits, StreamError, printable
+from vmm.state.stream.canonical import NotCanonical, decode, encode
+from vmm.state.stream.container import Limits, StreamError, printable
+from vmm.state.stream.decode import read_state
+from vmm.state.stream.encode import write_state
 from vmm.state.validate import validate
 from vmm.state.value import PayloadIdentity, VmState
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import zstandard
 
-from vmm.coherence import Coherence
-from vmm.dirty_log import DirtyLog
-from vmm.memory import PAGE_SIZE, GuestMemory
+from vmm.kvm.coherence import Coherence
+from vmm.kvm.dirty_log import DirtyLog
+from vmm.kvm.memory import PAGE_SIZE, GuestMemory
 from vmm.migration.errors import MigrationError, ProtocolError
 from vmm.migration.messages import MEMORY_HEAD, Codec
 from vmm.migration.pages import PAGE, Chunk, Key, PageTable

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm._kvm import lib
-from vmm.exits import Budget, Deadline, Exit, Hlt, IoIn, MmioRead, Shutdown, Stopped, Unsupported
-from vmm.guest import BaseGuest
+from vmm.guest.base import BaseGuest
+from vmm.kvm.exits import Budget, Deadline, Exit, Hlt, IoIn, MmioRead, Shutdown, Stopped, Unsupported
 from vmm.migration.errors import MigrationError
 
 __all__ = ["SLICE", "Journal", "Lease", "Outcome", "Runner"]

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmm import coherence
 from vmm.arch import ARCHITECTURE
-from vmm.coherence import NonCoherentMemory
-from vmm.dirty_log import open_log
-from vmm.memory import MemoryUnavailable
+from vmm.kvm import coherence
+from vmm.kvm.coherence import NonCoherentMemory
+from vmm.kvm.dirty_log import open_log
+from vmm.kvm.memory import MemoryUnavailable
 from vmm.migration.convergence import Convergence, Decision, Limits
 from vmm.migration.errors import LineLost, MigrationError, PeerAborted
 from vmm.migration.handover import SOURCE, Act, At, Event, Machine
@@ -32,8 +32,8 @@ from vmm.migration.transport import Connector
 from vmm.migration.wire import Channel, Kind
 from vmm.state.capture import capture, identity
 from vmm.state.compare import differences
-from vmm.state.files import save
 from vmm.state.step import Policy, StateRefused
+from vmm.state.stream.files import save
 from vmm.state.validate import normalise
 from vmm.state.value import VmState
 

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE
-from vmm.guest import BaseGuest
-from vmm.ioctl import KvmError
-from vmm.memory import MemoryUnavailable
+from vmm.guest.base import BaseGuest
+from vmm.guest.payload import PayloadError, load, names
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.memory import MemoryUnavailable
+from vmm.kvm.system import Kvm, KvmUnavailable
 from vmm.migration.errors import LineLost, MigrationError, PeerAborted, ProtocolError
 from vmm.migration.handover import RECEIVER, Act, At, Event, Machine
 from vmm.migration.incarnation import Incarnation
@@ -31,11 +33,9 @@ from vmm.migration.precopy import MemoryReceiver
 from vmm.migration.resolve import NEVER_RAN
 from vmm.migration.runner import Journal, Lease, Outcome, Runner
 from vmm.migration.wire import Channel, Kind
-from vmm.payload import PayloadError, load, names
 from vmm.state.capture import capture, finish, identity, prepare
 from vmm.state.step import Policy, StateRefused
 from vmm.state.value import VmState
-from vmm.system import Kvm, KvmUnavailable
 
 __all__ = ["Options", "Target"]
 

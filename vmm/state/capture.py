@@ -16,16 +16,16 @@ from functools import cache
 from typing import Any
 
 from vmm.arch import ARCHITECTURE, module
-from vmm.guest import BaseGuest
-from vmm.ioctl import KvmError, Refused
-from vmm.machine import VirtualMachine
-from vmm.payload import Payload, load, names
+from vmm.guest.base import BaseGuest
+from vmm.guest.payload import Payload, load, names
+from vmm.kvm.ioctl import KvmError, Refused
+from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vm import VirtualMachine
 from vmm.state.compare import Difference, architecture, memory_differences, vcpu_differences
 from vmm.state.step import Policy, StateRefused, Step
-from vmm.state.stream import printable
+from vmm.state.stream.container import printable
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
-from vmm.system import Kvm
-from vmm.vcpu import Vcpu
 
 __all__ = [
     "capture",
@@ -84,7 +84,7 @@ def capture_vcpu(vcpu: Vcpu) -> VcpuState:
 @cache
 def _short_cut() -> Any:
     """Return what makes all calls of a capture or restore in one go; None where there is no such thing."""
-    return importlib.import_module("vmm.state.x86_batch") if ARCHITECTURE == "x86" else None
+    return importlib.import_module("vmm.state.x86.batch") if ARCHITECTURE == "x86" else None
 
 
 @cache

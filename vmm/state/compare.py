@@ -39,7 +39,7 @@ class Difference:
 
 def architecture(name: str = ARCHITECTURE) -> ModuleType | None:
     """Return the module that knows the parts of an architecture; None for another one than the running."""
-    return importlib.import_module(f"vmm.state.{name}") if name == ARCHITECTURE else None
+    return importlib.import_module(f"vmm.state.{name}.steps") if name == ARCHITECTURE else None
 
 
 def compare(first: VmState, second: VmState) -> list[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which parts a state has on each architecture, and what shape each is; known on every host.
 
-The parts are those of the steps in vmm.state.x86 and vmm.state.arm64.
+The parts are those of the steps in vmm.state.x86.steps and vmm.state.arm64.steps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmm.state.stream import StreamError
+from vmm.state.stream.container import StreamError
 from vmm.state.value import Part, VmState
 
 __all__ = ["CAPABILITIES", "MACHINE", "VCPU", "Shape", "check_known", "check_parts", "check_vcpu"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from vmm.kvm.vcpu import Vcpu
 from vmm.state.value import Part
-from vmm.vcpu import Vcpu
 
 __all__ = ["Follows", "Policy", "StateRefused", "Step", "check_order"]
 

@@ -7,13 +7,13 @@ import importlib
 from collections.abc import Callable, Sequence
 
 from vmm.arch import ARCHITECTURE, module
-from vmm.guest import BaseGuest
+from vmm.guest.base import BaseGuest
+from vmm.kvm.system import Kvm
 from vmm.state import capture
 from vmm.state.compare import vcpu_differences
 from vmm.state.order import Matrix, Trial, discover
 from vmm.state.step import StateRefused
 from vmm.state.value import VmState
-from vmm.system import Kvm
 
 __all__ = ["attempt", "measure", "unsettled"]
 
@@ -25,7 +25,7 @@ def unsettled(kvm: Kvm, seed: int) -> BaseGuest:
 
     On x86 the guest permission for dynamic components is requested where KVM offers one.
     """
-    architecture = importlib.import_module(f"vmm.state.{ARCHITECTURE}_unsettled")
+    architecture = importlib.import_module(f"vmm.state.{ARCHITECTURE}.unsettled")
     architecture.before(kvm)
     guest: BaseGuest = module("guest").Guest(kvm, "hello", **architecture.ARGUMENTS)
     try:

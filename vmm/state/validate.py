@@ -8,11 +8,12 @@ StreamError that names part and register.
 
 from __future__ import annotations
 
-from vmm.state import validate_arm64, validate_x86
-from vmm.state.memory_section import check_region
+from vmm.state.arm64 import check as validate_arm64
 from vmm.state.parts import check_parts
-from vmm.state.stream import ARCHITECTURES, StreamError
+from vmm.state.stream.container import ARCHITECTURES, StreamError
+from vmm.state.stream.memory import check_region
 from vmm.state.value import PAGE, MemoryState, VcpuState, VmState
+from vmm.state.x86 import check as validate_x86
 
 __all__ = ["normalise", "validate"]
 

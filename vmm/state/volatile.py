@@ -37,7 +37,7 @@ class Volatile:
 @cache
 def load(arch: str) -> dict[tuple[str, str], Volatile]:
     """Return an architecture's entries by part and register."""
-    path = Path(__file__).with_name(f"volatile_{arch}.toml")
+    path = Path(__file__).parent / arch / "volatile.toml"
     found = {}
     for entry in tomllib.loads(path.read_text())["volatile"]:
         if entry["handling"] not in _HANDLINGS or not entry["reason"]:

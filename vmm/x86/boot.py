@@ -20,9 +20,9 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi
-from vmm.memory import GuestMemory
-from vmm.payload import Payload
-from vmm.vcpu import Vcpu
+from vmm.guest.payload import Payload
+from vmm.kvm.memory import GuestMemory
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86.registers import get_sregs, set_sregs
 
 __all__ = [

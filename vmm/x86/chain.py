@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from vmm.chain import LINE, WORD, Chain, digest, progress
-from vmm.guest import MEMORY_SIZE
-from vmm.ioctl import KvmError
-from vmm.system import Kvm
+from vmm.guest.base import MEMORY_SIZE
+from vmm.guest.chain import LINE, WORD, Chain, digest, progress
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.system import Kvm
 from vmm.x86 import boot, cpuid, permission, xfeature
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest

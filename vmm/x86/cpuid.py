@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any, Self
 
 from vmm._kvm import ffi, lib
-from vmm.system import Kvm
-from vmm.vcpu import Vcpu
+from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86.cpuid_names import FEATURES
 
 __all__ = [

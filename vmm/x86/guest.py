@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmm._kvm import ffi
-from vmm.exits import Exit, IoOut
-from vmm.guest import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
-from vmm.payload import Payload
-from vmm.system import Kvm
+from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.guest.payload import Payload
+from vmm.kvm.exits import Exit, IoOut
+from vmm.kvm.system import Kvm
 from vmm.x86 import boot
 from vmm.x86.cpuid import Cpuid, set_cpuid, supported
 from vmm.x86.fields import Cr4, Xcr0

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
 from pathlib import Path
 
-from vmm import coherence
 from vmm._kvm import ffi, lib
-from vmm.ioctl import KvmError
-from vmm.machine import VirtualMachine
-from vmm.system import Kvm
+from vmm.kvm import coherence
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.system import Kvm
+from vmm.kvm.vm import VirtualMachine
 from vmm.x86 import cpuid
 
 __all__ = [
@@ -230,7 +230,7 @@ def _has_vfio(kvm: Kvm) -> bool:
 
 
 def measure(kvm: Kvm, backend: str, two_levels: bool | None) -> MemoryTypes:
-    """Measure the host; a VM is created, no vCPU. The arguments are those of vmm.x86.modules."""
+    """Measure the host; a VM is created, no vCPU. The arguments are those of vmm.probe.x86.modules."""
     quirks = kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
     return MemoryTypes(
         guest_pat=_guest_pat(backend, two_levels, quirks),

@@ -8,9 +8,9 @@ from enum import IntEnum
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import KvmError, Refused
-from vmm.system import Kvm
-from vmm.vcpu import Vcpu
+from vmm.kvm.ioctl import KvmError, Refused
+from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
     "MAX_BATCH",

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import KvmError, arch_prctl, arch_prctl_value
-from vmm.system import Kvm
+from vmm.kvm.ioctl import KvmError, arch_prctl, arch_prctl_value
+from vmm.kvm.system import Kvm
 
 __all__ = [
     "guest_permitted",

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.ioctl import Refused
-from vmm.vcpu import Vcpu
+from vmm.kvm.ioctl import Refused
+from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
     "MAX_XCRS",

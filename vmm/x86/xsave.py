@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave_registers import describe_byte

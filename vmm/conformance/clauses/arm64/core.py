@@ -10,7 +10,7 @@ from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SYSTEM, Register, sysreg, v, x
 from vmm.arm64.vcpu import read, write
 from vmm.arm64.vector import FPCR_BITS, FPSR_BITS, VectorState, differences
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     SVE,
     call,
@@ -29,8 +29,8 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, judged, no_difference, refused_indicative, succeeds
 from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
-from vmm.vcpu import Vcpu
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vcpu import Vcpu
 
 _MRS_FPSR, _MRS_FPCR = 0xD53B4420, 0xD53B4400
 _AA32_MODES = {"FIQ": 0x11, "IRQ": 0x12, "SVC": 0x13, "ABT": 0x17, "UND": 0x1B, "SYS": 0x1F}

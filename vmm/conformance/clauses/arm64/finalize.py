@@ -11,7 +11,7 @@ from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, SYSTEM, VLS, firmware, x
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     SEVERAL,
     SVE,
     enter,
@@ -24,8 +24,8 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
 from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
-from vmm.vcpu import Vcpu
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vcpu import Vcpu
 
 # Seconds for a run that must not begin: if it does, how it ends does not matter.
 _SHORT = 0.2

@@ -13,7 +13,7 @@ from vmm.arm64.guest import MEMORY_SIZE, Guest
 from vmm.arm64.registers import FFR, PC, SYSTEM, z
 from vmm.arm64.vcpu import read, write
 from vmm.arm64.vector import VectorState, differences
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     SEVERAL,
     SVE,
@@ -31,10 +31,10 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.clauses.arm64.id_registers import mrs, msr
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, judged, no_difference, refused, succeeds, true
-from vmm.conformance.host import Host
 from vmm.conformance.needs import Need, capability
 from vmm.conformance.registry import clause
-from vmm.exits import Budget, Exit, Unsupported
+from vmm.kvm.exits import Budget, Exit, Unsupported
+from vmm.probe.host import Host
 
 _UNDEFINED, _SVE_TRAP = 0x00, 0x19
 _UNBACKED = 0xD0000000

@@ -11,7 +11,7 @@ from vmm.arm64.guest import Guest
 from vmm.arm64.own import When, run_with_vectors, vector_length, vectors_of
 from vmm.arm64.vector import VectorState, differences
 from vmm.arm64.vls import VectorLengths
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     OWN_SVE,
     SVE,
@@ -23,11 +23,11 @@ from vmm.conformance.clauses.arm64.common import (
     sve_guest,
     warnings,
 )
-from vmm.conformance.clauses.arm64.neighbour import KERNEL_NEON, Neighbour, in_child
+from vmm.conformance.arm64.neighbour import KERNEL_NEON, Neighbour, in_child
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, true
 from vmm.conformance.registry import clause
-from vmm.exits import Deadline, Exit, MmioWrite
+from vmm.kvm.exits import Deadline, Exit, MmioWrite
 
 _NEON_WAIT = 0.02  # seconds: several turns of a scheduler that shares the CPU
 _SPIN = 0.05

@@ -7,12 +7,11 @@ import errno
 from collections.abc import Iterator
 
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.facts import HWCAP2_SVE2
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, sysreg
 from vmm.arm64.system_registers import FEATURES, FIELDS, NAMES, field, fields, replaced
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     MASKS,
     SVE,
@@ -29,9 +28,10 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
-from vmm.machine import VirtualMachine
-from vmm.vcpu import Vcpu
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vm import VirtualMachine
+from vmm.probe.arm64.facts import HWCAP2_SVE2
 
 _PFR0, _PFR1, _ZFR0, _SMFR0 = "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1", "ID_AA64ZFR0_EL1", "ID_AA64SMFR0_EL1"
 _ISAR0 = "ID_AA64ISAR0_EL1"

@@ -7,11 +7,10 @@ import errno
 
 from vmm._kvm import ffi, lib
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.facts import HWCAP_SVE
 from vmm.arm64.registers import PC, PSTATE, SYSTEM, Register, core, v, x
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import GENERIC_V8, Feature, read, write
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     NO_SVE,
     PAUTH,
     SVE,
@@ -23,7 +22,8 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds
 from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
+from vmm.probe.arm64.facts import HWCAP_SVE
 
 _EL1H_MASKED = 0x3C5
 _SCTLR_ON = {"M, the MMU": 0, "C, data caches": 2, "I, instruction caches": 12}

@@ -6,11 +6,10 @@ from __future__ import annotations
 import errno
 
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.facts import host_lengths
 from vmm.arm64.registers import VLS, Register
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vls import ARCHITECTURAL_MAX, MAX, QUADWORD, VectorLengths
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     HOLE,
     OWN_SVE,
@@ -29,7 +28,8 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
+from vmm.probe.arm64.facts import host_lengths
 
 _VLS_BYTES = 64
 

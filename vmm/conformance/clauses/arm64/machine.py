@@ -6,17 +6,17 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.arm64.first_exit import FIRST_EXIT, first_exit
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.arm64.vcpu import read, write
-from vmm.conformance.clauses.arm64.common import GUEST_RUNS, call, enter, plain_guest, plain_vcpu
+from vmm.conformance.arm64.common import GUEST_RUNS, call, enter, plain_guest, plain_vcpu
 from vmm.conformance.clauses.arm64.id_registers import mrs
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.exits import Exit, MmioRead, MmioWrite
+from vmm.kvm.exits import Exit, MmioRead, MmioWrite
+from vmm.probe.arm64.first_exit import FIRST_EXIT, first_exit
 
 _UNBACKED = 0xD0000000
 _MRS_CVAL, _MRS_CNT = mrs(3, 3, 14, 3, 2), mrs(3, 3, 14, 0, 2)

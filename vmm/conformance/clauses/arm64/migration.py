@@ -12,7 +12,7 @@ from vmm._kvm import ffi, lib
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, VLS, Register, z
 from vmm.arm64.vector import VectorState
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     SVE,
     compare,
@@ -27,8 +27,8 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, refused_indicative, succeeds
 from vmm.conformance.registry import clause
-from vmm.exits import Budget
-from vmm.vcpu import Vcpu
+from vmm.kvm.exits import Budget
+from vmm.kvm.vcpu import Vcpu
 
 _SYSREG = 0x13
 _COUNTERS = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}

@@ -10,13 +10,13 @@ from vmm.arm64.guest import Guest
 from vmm.arm64.registers import FPCR, FPSR, PC, SYSTEM, firmware, x
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.clauses.arm64.common import GUEST_RUNS, SVE, call, plain_guest, plain_vcpu, sve_guest
+from vmm.conformance.arm64.common import GUEST_RUNS, SVE, call, plain_guest, plain_vcpu, sve_guest
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.exits import MmioWrite, SystemEvent
-from vmm.vcpu import Vcpu
+from vmm.kvm.exits import MmioWrite, SystemEvent
+from vmm.kvm.vcpu import Vcpu
 
 _VERSION, _CPU_ON, _SYSTEM_OFF, _SYSTEM_RESET = 0x84000000, 0xC4000003, 0x84000008, 0x84000009
 _UNKNOWN_CALL = 0x84FF0000

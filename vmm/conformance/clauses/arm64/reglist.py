@@ -10,7 +10,7 @@ from vmm.arm64.registers import FPCR, FPSR, SYSTEM, VLS, Register, v
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.system_registers import field, replaced
 from vmm.arm64.vcpu import read, write
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     MASKS,
     SVE,
     enter,
@@ -23,7 +23,7 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
 
 # Counters that go on by themselves.
 _VOLATILE = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}

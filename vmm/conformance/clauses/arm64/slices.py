@@ -12,7 +12,7 @@ from vmm.arm64.registers import FFR, SLICES, SYSTEM, VLS, Register, ffr, p, z
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import write
 from vmm.arm64.vector import VectorState
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     SVE,
     call,
@@ -31,8 +31,8 @@ from vmm.conformance.clauses.arm64.common import (
 from vmm.conformance.context import Context
 from vmm.conformance.expect import refused_indicative, succeeds
 from vmm.conformance.registry import clause
-from vmm.memory import PAGE_SIZE
-from vmm.vcpu import Vcpu
+from vmm.kvm.memory import PAGE_SIZE
+from vmm.kvm.vcpu import Vcpu
 
 _GROUP = 0x6000_0000_0015_0000
 

@@ -10,7 +10,7 @@ from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import SYSTEM, firmware, sysreg
 from vmm.arm64.system_registers import field, replaced
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.clauses.arm64.common import (
+from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     MASKS,
     PAUTH,
@@ -25,7 +25,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.machine import VirtualMachine
+from vmm.kvm.vm import VirtualMachine
 
 _MIDR, _MPIDR, _REVIDR, _AIDR = (3, 0, 0, 0, 0), (3, 0, 0, 0, 5), (3, 0, 0, 0, 6), (3, 1, 0, 0, 7)
 _CNTVCT = mrs(3, 3, 14, 0, 2)

@@ -11,8 +11,11 @@ import threading
 import time
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86 import state
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, judged, no_difference, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.conformance.x86 import state
+from vmm.conformance.x86.common import (
     AVX512,
     HOST_XFD,
     OSXSAVE,
@@ -22,8 +25,8 @@ from vmm.conformance.clauses.x86.common import (
     vector_guest,
     vector_level,
 )
-from vmm.conformance.clauses.x86.image import Image
-from vmm.conformance.clauses.x86.tiles import (
+from vmm.conformance.x86.image import Image
+from vmm.conformance.x86.tiles import (
     FULL,
     TileImage,
     TileShapes,
@@ -34,13 +37,10 @@ from vmm.conformance.clauses.x86.tiles import (
     tile_guest,
     verify,
 )
-from vmm.conformance.clauses.x86.tmul import PRODUCTS, operands
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, no_difference, succeeds, true
-from vmm.conformance.registry import clause
-from vmm.exits import Budget, Exit
-from vmm.guest import GuestError
-from vmm.ioctl import errno_name
+from vmm.conformance.x86.tmul import PRODUCTS, operands
+from vmm.guest.base import GuestError
+from vmm.kvm.exits import Budget, Exit
+from vmm.kvm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.guest import DIFFERENT, Guest
 from vmm.x86.msr import Msr

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from vmm.conformance.clauses.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers
-from vmm.conformance.clauses.x86.tiles import AREA_SIZE, guest_area, loaded, verify
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal
 from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers
+from vmm.conformance.x86.tiles import AREA_SIZE, guest_area, loaded, verify
 from vmm.x86 import xfeature
 from vmm.x86.guest import Guest
 from vmm.x86.msr import Msr

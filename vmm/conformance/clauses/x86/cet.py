@@ -6,14 +6,14 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import XCOMP, configured
-from vmm.conformance.clauses.x86.shadow import SSP_ID
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
-from vmm.vcpu import Vcpu
+from vmm.conformance.x86.common import XCOMP, configured
+from vmm.conformance.x86.shadow import SSP_ID
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import permission
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest

@@ -6,9 +6,13 @@ from __future__ import annotations
 import struct
 
 from vmm._kvm import lib
-from vmm.conformance.clauses.x86 import shadow
 from vmm.conformance.clauses.x86.reset import send_init
-from vmm.conformance.clauses.x86.shadow import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import Violation, equal, judged, succeeds, true
+from vmm.conformance.needs import capability
+from vmm.conformance.registry import clause
+from vmm.conformance.x86 import shadow
+from vmm.conformance.x86.shadow import (
     CR4_CET,
     ENDBR_EN,
     IBT,
@@ -21,12 +25,8 @@ from vmm.conformance.clauses.x86.shadow import (
     ssp,
     tracking_guest,
 )
-from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, judged, succeeds, true
-from vmm.conformance.needs import capability
-from vmm.conformance.registry import clause
-from vmm.exits import Budget, FailEntry
-from vmm.ioctl import KvmError
+from vmm.kvm.exits import Budget, FailEntry
+from vmm.kvm.ioctl import KvmError
 from vmm.x86 import boot, cpuid
 from vmm.x86.cpuid import get_cpuid
 from vmm.x86.guest import DONE, Fault, Guest, GuestError

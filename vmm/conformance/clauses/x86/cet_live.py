@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import struct
 
-from vmm.conformance.clauses.x86 import shadow, state
-from vmm.conformance.clauses.x86.shadow import SH_STK_EN, SHSTK, XSAVES, set_up_msr, shadow_guest
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, judged, no_difference, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.exits import Budget, Deadline, Exit, InternalError, Shutdown
+from vmm.conformance.x86 import shadow, state
+from vmm.conformance.x86.shadow import SH_STK_EN, SHSTK, XSAVES, set_up_msr, shadow_guest
+from vmm.kvm.exits import Budget, Deadline, Exit, InternalError, Shutdown
 from vmm.x86 import boot
 from vmm.x86.guest import DONE, Fault, Guest, GuestError
 from vmm.x86.msr import Msr, get_msr, name

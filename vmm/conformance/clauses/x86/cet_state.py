@@ -6,12 +6,12 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import STRICT_MSRS, configured
-from vmm.conformance.clauses.x86.shadow import IBT, SHSTK, SSP_ID, XSAVES, set_ssp, ssp
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.conformance.x86.common import STRICT_MSRS, configured
+from vmm.conformance.x86.shadow import IBT, SHSTK, SSP_ID, XSAVES, set_ssp, ssp
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr
 from vmm.x86.xfeature import XFeature

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, subset, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     configured,
     guest_supported,
@@ -16,10 +19,7 @@ from vmm.conformance.clauses.x86.common import (
     permit_tiles,
     stay_on_one_cpu,
 )
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, subset, succeeds, true
-from vmm.conformance.host import Host
-from vmm.conformance.registry import clause
+from vmm.probe.host import Host
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.msr import Msr, set_msr

@@ -6,7 +6,11 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import lib
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, subset, succeeds, true
+from vmm.conformance.needs import Need
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     TILE_GUESTS,
     TILEDATA,
     configured,
@@ -17,12 +21,8 @@ from vmm.conformance.clauses.x86.common import (
     stay_on_one_cpu,
     tile_table,
 )
-from vmm.conformance.clauses.x86.tiles import TileImage, tile_guest
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, subset, succeeds, true
-from vmm.conformance.host import Host
-from vmm.conformance.needs import Need
-from vmm.conformance.registry import clause
+from vmm.conformance.x86.tiles import TileImage, tile_guest
+from vmm.probe.host import Host
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import set_cpuid
 from vmm.x86.msr import Msr, set_msr

@@ -8,7 +8,11 @@ non-coherent VFIO group is added; on AMD the nested tables always take part; sha
 from __future__ import annotations
 
 from vmm._kvm import lib
-from vmm.conformance.clauses.x86.caching import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import Skipped, equal, true
+from vmm.conformance.needs import Need
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.caching import (
     CACHED,
     STORES,
     UNCACHED,
@@ -19,13 +23,9 @@ from vmm.conformance.clauses.x86.caching import (
     expect_slower,
     expect_uncached,
 )
-from vmm.conformance.clauses.x86.common import configured
-from vmm.conformance.context import Context
-from vmm.conformance.expect import Skipped, equal, true
-from vmm.conformance.host import Host
-from vmm.conformance.needs import Need
-from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.conformance.x86.common import configured
+from vmm.kvm.vcpu import Vcpu
+from vmm.probe.host import Host
 from vmm.x86 import msr
 from vmm.x86.guest import Guest
 from vmm.x86.memory_types import PAT_AT_RESET, GuestPat, MemoryType, Quirk

@@ -11,10 +11,10 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import refused, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.handle import Handle
-from vmm.ioctl import KvmError
-from vmm.machine import VirtualMachine
-from vmm.memory import GuestMemory
+from vmm.kvm.handle import Handle
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.memory import GuestMemory
+from vmm.kvm.vm import VirtualMachine
 
 _SIZE = 0x10000
 _LOG, _READONLY, _MEMFD = lib.KVM_MEM_LOG_DIRTY_PAGES, lib.KVM_MEM_READONLY, lib.KVM_MEM_GUEST_MEMFD

@@ -9,8 +9,11 @@ import math
 import random
 from collections.abc import Callable
 
-from vmm.conformance.clauses.x86 import state
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, judged, no_difference, refused, subset, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.conformance.x86 import state
+from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     MASKABLE,
     OSXSAVE,
@@ -23,16 +26,13 @@ from vmm.conformance.clauses.x86.common import (
     vector_guest,
     vector_level,
 )
-from vmm.conformance.clauses.x86.image import Image
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, no_difference, refused, subset, succeeds, true
-from vmm.conformance.registry import clause
-from vmm.exits import Budget, Hlt, IoOut
-from vmm.ioctl import KvmError
-from vmm.vcpu import Vcpu
+from vmm.conformance.x86.image import Image
+from vmm.kvm.exits import Budget, Hlt, IoOut
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vcpu import Vcpu
+from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.guest import EXCEPTION, Guest
-from vmm.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr
 from vmm.x86.registers import (
     get_debugregs,

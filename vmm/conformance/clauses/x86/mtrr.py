@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from vmm.conformance.clauses.x86.caching import CachingGuest, expect_cached, expect_uncached
-from vmm.conformance.clauses.x86.common import STRICT_MSRS, configured
 from vmm.conformance.clauses.x86.memory_types import HONOURED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
 from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.conformance.x86.caching import CachingGuest, expect_cached, expect_uncached
+from vmm.conformance.x86.common import STRICT_MSRS, configured
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr
 from vmm.x86.guest import Guest
 from vmm.x86.memory_types import MemoryType, Quirk

@@ -6,14 +6,14 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import STRICT_MSRS, configured
-from vmm.conformance.clauses.x86.state import VOLATILE_MSRS
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import STRICT_MSRS, configured
+from vmm.conformance.x86.state import VOLATILE_MSRS
+from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import msr
-from vmm.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import Msr, msr_id
 
 _ONE_REG = capability("KVM_CAP_ONE_REG")

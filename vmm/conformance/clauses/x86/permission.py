@@ -11,7 +11,10 @@ import sys
 import threading
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, subset, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     HOST_XFD,
     HOST_XSAVE,
     NO_HOST_XFD,
@@ -21,10 +24,7 @@ from vmm.conformance.clauses.x86.common import (
     XCOMP_GUEST,
     tile_table,
 )
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, subset, succeeds, true
-from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError, arch_prctl, arch_prctl_value, errno_name
+from vmm.kvm.ioctl import KvmError, arch_prctl, arch_prctl_value, errno_name
 from vmm.x86 import cpuid, permission, xfeature
 
 _BAD_POINTER = ffi.cast("void *", 0x10)

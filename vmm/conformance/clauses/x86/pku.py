@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from vmm._kvm import lib
-from vmm.conformance.clauses.x86 import state
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, succeeds
-from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
+from vmm.conformance.x86 import state
+from vmm.probe.host import Host
 from vmm.x86 import boot, xfeature
 from vmm.x86.cpuid import get_cpuid
 from vmm.x86.guest import Guest

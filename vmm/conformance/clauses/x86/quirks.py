@@ -10,7 +10,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.machine import VirtualMachine
+from vmm.kvm.vm import VirtualMachine
 from vmm.x86.memory_types import GuestPat, Quirk, describe_quirks
 
 _QUIRKS2 = capability("KVM_CAP_DISABLE_QUIRKS2")

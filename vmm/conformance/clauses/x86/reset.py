@@ -6,15 +6,15 @@ from __future__ import annotations
 import random
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86 import state
-from vmm.conformance.clauses.x86.common import GUEST_XSAVE, configured, pattern, plain_features
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.exits import Deadline
-from vmm.machine import VirtualMachine
-from vmm.vcpu import Vcpu
+from vmm.conformance.x86 import state
+from vmm.conformance.x86.common import GUEST_XSAVE, configured, pattern, plain_features
+from vmm.kvm.exits import Deadline
+from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vm import VirtualMachine
 from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.msr import Msr
 from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs, set_sregs, set_xcr0

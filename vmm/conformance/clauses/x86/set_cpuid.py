@@ -7,7 +7,10 @@ import errno
 from dataclasses import replace
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, no_difference, refused, succeeds
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     AVX,
     GUEST_XSAVE,
     HOST_XFD,
@@ -25,11 +28,8 @@ from vmm.conformance.clauses.x86.common import (
     plain_features,
     tile_table,
 )
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference, refused, succeeds
-from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
-from vmm.vcpu import Vcpu
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import Cpuid, Entry, get_cpuid, set_cpuid
 from vmm.x86.guest import Guest

@@ -8,17 +8,17 @@ import os
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.caching import CachingGuest, expect_cached, expect_uncached
 from vmm.conformance.clauses.x86.memory_types import IGNORED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, equal, judged, refused, succeeds
-from vmm.conformance.host import Host
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
-from vmm.device import Device
-from vmm.handle import Handle
-from vmm.ioctl import KvmError
-from vmm.machine import VirtualMachine
+from vmm.conformance.x86.caching import CachingGuest, expect_cached, expect_uncached
+from vmm.kvm.device import Device
+from vmm.kvm.handle import Handle
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.vm import VirtualMachine
+from vmm.probe.host import Host
 from vmm.x86.memory_types import DEVICE_TYPES, VFIO_FOLDER, MemoryType
 
 _SENTINEL = 77

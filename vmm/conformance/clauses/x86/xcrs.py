@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import errno
 
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, refused, succeeds, true
+from vmm.conformance.needs import capability
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     AVX,
     GUEST_XSAVE,
     MASKABLE,
@@ -15,11 +19,7 @@ from vmm.conformance.clauses.x86.common import (
     maskable,
     plain_features,
 )
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, succeeds, true
-from vmm.conformance.needs import capability
-from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
+from vmm.kvm.ioctl import KvmError
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import set_cpuid
 from vmm.x86.guest import Guest

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from vmm.conformance.clauses.x86.common import SYSTEM_ATTRIBUTES, configured, judged_call
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, succeeds
 from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import SYSTEM_ATTRIBUTES, configured, judged_call
 from vmm.x86 import xfeature
 from vmm.x86.guest import Guest
 from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr

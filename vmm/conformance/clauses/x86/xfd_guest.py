@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86 import state
-from vmm.conformance.clauses.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers
-from vmm.conformance.clauses.x86.tiles import FULL, TileImage, data_entries, explain, tile_guest, verify
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, true
 from vmm.conformance.registry import clause
+from vmm.conformance.x86 import state
+from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers
+from vmm.conformance.x86.tiles import FULL, TileImage, data_entries, explain, tile_guest, verify
 from vmm.x86 import boot, permission, xfeature
 from vmm.x86.guest import Guest
 from vmm.x86.msr import Msr, get_msr, name, set_msr

@@ -6,7 +6,10 @@ from __future__ import annotations
 import random
 
 from vmm._kvm import ffi
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, no_difference, subset, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     AREA,
     GUEST_XSAVE,
     MASKABLE,
@@ -19,10 +22,7 @@ from vmm.conformance.clauses.x86.common import (
     vector_guest,
     vector_level,
 )
-from vmm.conformance.clauses.x86.image import Image
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference, subset, succeeds, true
-from vmm.conformance.registry import clause
+from vmm.conformance.x86.image import Image
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.xsave import (

@@ -6,7 +6,10 @@ from __future__ import annotations
 import errno
 import random
 
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, no_difference, refused, succeeds
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     AREA,
     GUEST_XSAVE,
     MASKABLE,
@@ -21,11 +24,8 @@ from vmm.conformance.clauses.x86.common import (
     vector_guest,
     vector_level,
 )
-from vmm.conformance.clauses.x86.image import Image
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference, refused, succeeds
-from vmm.conformance.registry import clause
-from vmm.ioctl import KvmError
+from vmm.conformance.x86.image import Image
+from vmm.kvm.ioctl import KvmError
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid, set_cpuid
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR, XsaveArea, get_xsave, set_xsave

@@ -8,7 +8,10 @@ import mmap
 import os
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.common import (
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, no_difference, refused, succeeds, true
+from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import (
     AREA,
     AVX,
     HOST_XFD,
@@ -22,10 +25,7 @@ from vmm.conformance.clauses.x86.common import (
     plain_features,
     tile_table,
 )
-from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, no_difference, refused, succeeds, true
-from vmm.conformance.registry import clause
-from vmm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import permission, xfeature
 from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, get_xsave, host_layout, set_xsave
 

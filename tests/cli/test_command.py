@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: what it imports and lists, and its one sentence with exit status 2 for the user's mistakes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import importlib
+import importlib.metadata
+import json
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import click
+import pytest
+
+import vmm.kvm.system
+from tests.patience import LIMIT
+from vmm import cli
+from vmm._kvm import lib
+from vmm.arch import ARCHITECTURE
+from vmm.conformance.registry import all_clauses
+from vmm.guest.payload import FOLDER, names
+from vmm.kvm.ioctl import Call, interpose
+from vmm.kvm.system import Kvm, KvmUnavailable
+
+ROOT = Path(vmm.kvm.system.__file__).resolve().parents[2]
+Command = Callable[..., tuple[int, str, str]]
+on_x86 = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"x86 clauses or payloads; this is {ARCHITECTURE}")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process; returns status, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vmm", *arguments])
+        status = cli._run()
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """This environment, with the package under test importable from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def python(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a process of its own, behind the command ``before``."""
+    command = [*before, sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=LIMIT)
+
+
+def sentence(text: str) -> str:
+    """The error's sentence: the only line, or the last one after click's two lines on usage."""
+    lines = text.splitlines()
+    assert lines and "Traceback" not in text
+    assert len(lines) == 1 or (lines[0].startswith("Usage: ") and len(lines) <= 4), text
+    return lines[-1].removeprefix("vmm: ").removeprefix("Error: ")
+
+
+# Help and lists
+
+
+def test_help_imports_what_it_does_not_need() -> None:
+    probe = (
+        "import sys\n"
+        "from vmm.cli import main\n"
+        "sys.argv = ['vmm', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "heavy = ('vmm._kvm', '_cffi_backend', 'cffi', 'elftools', 'rich', 'vmm.kvm.ioctl', 'vmm.conformance')\n"
+        "print('imported:', [name for name in heavy if name in sys.modules])\n"
+    )
+    done = python("-c", probe)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: []"
+    for name in ("bench", "check", "probe", "run"):
+        assert f"\n  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(cli._COMMANDS))
+def test_a_listed_command_does_not_exist_or_has_no_help(name: str) -> None:
+    found = importlib.import_module(f"vmm.cli.{name}").command
+    assert isinstance(found, click.Command)
+    assert found.name == name and found.help
+
+
+@pytest.mark.parametrize("name", sorted(cli._COMMANDS))
+def test_the_help_of_a_command_fails(command: Command, name: str) -> None:
+    status, out, err = command(name, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("Usage: ") and "--help" in out
+
+
+def test_the_help_of_run_does_not_name_the_payloads(command: Command) -> None:
+    assert ", ".join(names()) in " ".join(command("run", "-h")[1].split())
+
+
+def test_the_version_is_not_told(command: Command) -> None:
+    try:
+        importlib.metadata.version("xstate-vmm")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("xstate-vmm is not installed in this environment")
+    status, out, _ = command("--version")
+    assert status == 0 and out.startswith("vmm, version ")
+
+
+def test_the_list_lacks_clauses(command: Command) -> None:
+    status, out, err = command("check", "--list")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [clause.id for clause in all_clauses()]
+    assert len(lines) == 3 * len(all_clauses())
+
+
+def test_the_json_list_lacks_clauses_or_fields(command: Command) -> None:
+    status, out, _ = command("check", "--list", "--format", "json")
+    assert status == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["id"] for record in records] == [clause.id for clause in all_clauses()]
+    for record, clause in zip(records, all_clauses(), strict=True):
+        assert (record["statement"], record["source"]) == (clause.statement, clause.source)
+        assert record["needs"] == [need.name for need in clause.needs]
+        assert (record["info"], record["dangerous"]) == (clause.info, clause.dangerous)
+
+
+@on_x86
+def test_the_list_ignores_globs(command: Command) -> None:
+    _, out, _ = command("check", "--list", "xcrs.f*", "mig.*", "--format", "json")
+    areas = [json.loads(line)["id"].split(".")[0] for line in out.splitlines()]
+    assert set(areas) == {"xcrs", "mig"} and areas.count("xcrs") == 1
+
+
+def test_the_list_needs_a_kvm(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmm.kvm.system, "DEVICE", "/nonexistent/kvm")
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail("a server was started"))
+    assert command("check", "--list")[0] == 0
+
+
+# Wrong use
+
+
+_KVM = pytest.mark.kvm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        pytest.param(("check", "nonesuch.*"), "no clause matches 'nonesuch.*'", marks=_KVM),
+        (("check", "--list", "XCRS.*"), "no clause matches 'XCRS.*'"),
+        (("check", "--format", "html"), "'html' is not one of 'text', 'ktap', 'json', 'junit'"),
+        (("check", "--jobs", "0"), "0 is not in the range"),
+        (("check", "--jobs", "many"), "'many' is not a valid integer"),
+        (("check", "--time-scale", "0"), "0.0 is not in the range"),
+        (("check", "--color"), "No such option"),
+        pytest.param(
+            ("run", "nonesuch"), "nonesuch is neither a file nor one of the payloads here", marks=pytest.mark.kvm
+        ),
+        pytest.param(("run", "hello", "nonesuch"), "payload hello has no symbol 'nonesuch'", marks=_KVM),
+        pytest.param(
+            ("run", "hello", "_start", "zz"), "'zz' is not a number: write it as 42 or 0x2a", marks=pytest.mark.kvm
+        ),
+        pytest.param(("run", "hello", "_start", "1", "1.5"), "'1.5' is not a number", marks=_KVM),
+        (("run", "hello", "--privilege", "4"), "4 is not in the range"),
+        (("run", "hello", "--timeout", "0"), "is not in the range"),
+        (("run",), "Missing argument 'PAYLOAD'"),
+        pytest.param(("run", "/"), "/ is not a regular file", marks=_KVM),
+        (("chekc",), "No such command 'chekc'"),
+        (("--jobs", "2"), "No such option"),
+    ],
+)
+def test_wrong_use_is_no_sentence_with_status_2(command: Command, arguments: tuple[str, ...], part: str) -> None:
+    status, out, err = command(*arguments)
+    assert status == 2 and out == ""
+    assert part in sentence(err)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("length", [0, 3, 40, 63, 100, 4000])
+def test_a_truncated_elf_is_no_sentence_with_status_2(command: Command, tmp_path: Path, length: int) -> None:
+    path = tmp_path / f"cut{length}.elf"
+    path.write_bytes((FOLDER / "hello.elf").read_bytes()[:length])
+    status, out, err = command("run", str(path))
+    assert status == 2 and out == ""
+    assert str(path) in sentence(err)
+
+
+@pytest.mark.kvm
+def test_an_elf_for_another_machine_is_no_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
+    data = bytearray((FOLDER / "hello.elf").read_bytes())
+    struct.pack_into("<H", data, 18, 243)
+    path = tmp_path / "riscv.elf"
+    path.write_bytes(data)
+    status, _, err = command("run", str(path))
+    assert status == 2 and "EM_RISCV" in sentence(err)
+
+
+@pytest.mark.kvm
+@on_x86
+def test_a_payload_outside_guest_memory_is_no_sentence_with_status_2(
+    kvm: Kvm, command: Command, tmp_path: Path
+) -> None:
+    data = bytearray((FOLDER / "hello.elf").read_bytes())
+    struct.pack_into("<Q", data, 64 + 24, 1 << 40)  # p_paddr of the first segment
+    path = tmp_path / "far.elf"
+    path.write_bytes(data)
+    pid = os.fork()  # the vCPU that is made first belongs to a process of its own
+    if pid == 0:
+        try:
+            os._exit(command("run", str(path))[0])
+        except IndexError:
+            os._exit(99)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == 99:
+        raise IndexError("a traceback")
+    assert status == 2
+
+
+@pytest.mark.kvm
+def test_an_unwritable_output_is_no_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
+    status, _, err = command("check", "-o", str(tmp_path / "no/such/folder/out.txt"))
+    assert status == 2
+    assert "cannot be written: " in sentence(err) and str(tmp_path) in sentence(err)
+
+
+@cache
+def reader_left() -> tuple[int, str]:
+    """Status and standard error of a list whose reader is gone before the first line."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "vmm", "check", "--list"],
+            stdout=closed, stderr=subprocess.PIPE, env=environment(), text=True,
+        )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_left_makes_a_traceback() -> None:
+    status, err = reader_left()
+    assert status != 0 and err == ""
+
+
+def test_a_reader_that_left_is_a_failed_clause() -> None:
+    assert reader_left()[0] == 141
+
+
+def test_a_full_disk_is_no_sentence_with_status_2(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", full)
+    try:
+        status, _, err = command("check", "--list")
+    finally:
+        with contextlib.suppress(OSError):
+            full.detach()
+    assert status == 2 and "No space left on device" in sentence(err)
+
+
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_an_endless_timeout_is_no_sentence_with_status_2(
+    command: Command, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    def no_kvm(*arguments: object) -> None:
+        raise KvmUnavailable("the option was accepted")
+
+    monkeypatch.setattr("vmm.cli.run.Kvm", no_kvm)
+    status, _, err = command("run", "hello", "--timeout", number)
+    assert status == 2 and "--timeout" in sentence(err)
+
+
+@pytest.mark.kvm
+def test_a_refused_call_is_no_sentence_with_status_2(kvm: Kvm, command: Command) -> None:
+    def kernel(call: Call, proceed: Callable[[], int]) -> int:
+        return -errno.EBUSY if call.name == "KVM_CREATE_VM" else proceed()
+
+    with interpose(kernel):
+        status, _, err = command("run", "hello")
+    assert status == 2
+    assert sentence(err) == (
+        "KVM_CREATE_VM failed with EBUSY: another hypervisor holds the virtualization extensions"
+    )
+
+
+# No usable KVM
+
+
+def open_fds() -> set[str]:
+    """The descriptors of this process."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+def unavailable(path: str) -> str:
+    """Open a KVM that must not be usable; return the sentence, having looked that nothing stays open."""
+    before = open_fds()
+    with pytest.raises(KvmUnavailable) as caught:
+        Kvm(path)
+    assert len(open_fds()) == len(before)
+    message = str(caught.value)
+    assert path in message and "\n" not in message
+    return message
+
+
+def test_a_missing_device_is_not_unavailable(tmp_path: Path) -> None:
+    assert "does not exist: load kvm_intel, kvm_amd" in unavailable(str(tmp_path / "kvm"))
+
+
+def test_another_device_is_not_unavailable() -> None:
+    assert unavailable("/dev/null").endswith("it is not a KVM device")
+
+
+def test_a_folder_is_not_unavailable(tmp_path: Path) -> None:
+    assert "could not be opened: Is a directory" in unavailable(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("version", "part"), [(11, "version 11, not 12"), (13, "version 13, not 12"), (0, "version 0")]
+)
+def test_another_api_version_is_not_unavailable(version: int, part: str) -> None:
+    def kernel(call: Call, proceed: Callable[[], int]) -> int:
+        return version if call.request == lib.KVM_GET_API_VERSION else proceed()
+
+    with interpose(kernel):
+        assert part in unavailable("/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [
+        (errno.EPERM, "is forbidden here"),
+        (errno.ENODEV, "no KVM answers"),
+        (errno.ENXIO, "no KVM answers"),
+        (errno.EBUSY, "another hypervisor"),
+        (errno.EMFILE, "could not be opened: Too many open files"),
+    ],
+)
+def test_an_open_error_gives_no_advice(
+    command: Command, monkeypatch: pytest.MonkeyPatch, number: int, part: str
+) -> None:
+    real = os.open
+
+    def refuse(path: str, *arguments: int, **options: int) -> int:
+        if path == "/dev/kvm":
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    status, out, err = command("probe")
+    assert status == 2 and out == ""
+    assert part in sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("user", "nodev", "sentence"),
+    [
+        (1000, False, "no permission to open PATH: join the group that owns it (here: GROUP) or run as root"),
+        (0, False, "no permission to open PATH, although this is root: have the container or the sandbox pass it on"),
+        (0, True, "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without"),
+        (
+            1000,
+            True,
+            "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without",
+        ),
+    ],
+)
+def test_a_missing_permission_is_explained_by_its_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, nodev: bool, sentence: str
+) -> None:
+    path = tmp_path / "kvm"
+    path.touch()
+    group = path.stat().st_gid
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NODEV if nodev else 0))
+    expected = sentence.replace("PATH", str(path)).replace("GROUP", grp.getgrgid(group).gr_name)
+    assert unavailable(str(path)) == expected
+
+
+def test_a_device_on_a_nodev_mount_says_so_to_root() -> None:
+    setup = "mkdir /dev/x && mount -t tmpfs -o nodev none /dev/x && mknod /dev/x/kvm c 10 232"
+    setup += " && touch /dev/kvm && mount --bind /dev/x/kvm /dev/kvm"
+    done = python("-m", "vmm", "probe", before=hidden(setup=f"{_BARE_DEV} && {setup}"))
+    assert done.returncode == 2 and "mounted nodev" in sentence(done.stderr)
+
+
+def hidden(*, setup: str) -> tuple[str, ...]:
+    """A command prefix that runs in a mount namespace after ``setup``; skips where that is not allowed."""
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare on PATH")
+    prefix = ("unshare", "--mount", "sh", "-c", setup + ' && exec "$@"', "sh")
+    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace here: {tried.stderr.strip() or tried.returncode}")
+    return prefix
+
+
+# A /dev with the devices that any program may count on, and no kvm.
+_BARE_DEV = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9"
+
+
+def test_no_dev_kvm_is_no_sentence_with_status_2() -> None:
+    done = python("-m", "vmm", "check", "--format", "json", "--kselftest", before=hidden(setup=_BARE_DEV))
+    assert done.returncode == 2
+    assert "/dev/kvm does not exist: load " in sentence(done.stderr)
+    assert done.stdout == ""
+
+
+def test_a_dev_kvm_that_is_none_is_no_sentence_with_status_2() -> None:
+    if not Path("/dev/kvm").exists():
+        pytest.skip("there is no /dev/kvm to hide")
+    done = python("-m", "vmm", "check", before=hidden(setup="mount --bind /dev/null /dev/kvm"))
+    assert done.returncode == 2
+    assert sentence(done.stderr).endswith("it is not a KVM device")
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("probe",)])
+def test_no_permission_is_no_sentence_with_status_2(arguments: tuple[str, ...]) -> None:
+    try:
+        mode = os.stat("/dev/kvm")
+    except FileNotFoundError:
+        pytest.skip("there is no /dev/kvm to be kept from")
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root with setpriv can become somebody else")
+    if stat.S_IMODE(mode.st_mode) & 0o006 == 0o006:
+        pytest.skip(f"everybody may open this /dev/kvm: mode {stat.S_IMODE(mode.st_mode):o}")
+    # Somebody who may read every file, so that Python and the package are found wherever they are.
+    caps = (
+        "--inh-caps=-all,+dac_read_search",
+        "--ambient-caps=-all,+dac_read_search",
+        "--bounding-set=-all,+dac_read_search",
+    )
+    before = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *caps)
+    tried = subprocess.run([*before, sys.executable, "-c", ""], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"an unprivileged Python does not start here: {tried.stderr.strip()[-200:]}")
+    done = python("-m", "vmm", *arguments, before=before)
+    assert done.returncode == 2
+    assert sentence(done.stderr).startswith("no permission to open /dev/kvm: ")
+    assert done.stdout == ""
+
+
+# With a KVM
+
+
+@pytest.mark.kvm
+@on_x86
+def test_a_report_does_not_reach_its_file(kvm: Kvm, command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "out.xml"
+    status, out, _ = command("check", "xcrs.fresh", "perm.supp-*", "--format", "junit", "-o", str(path))
+    assert out == ""
+    cases = {case.get("name") for case in ElementTree.parse(path).iter("testcase")}
+    assert "xcrs.fresh" in cases and len(cases) >= 2
+    assert status in (0, 1)
+
+
+@pytest.mark.kvm
+def test_the_probe_is_no_json(kvm: Kvm, command: Command) -> None:
+    status, out, _ = command("probe", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["kernel"] == os.uname().release and found["architecture"] == ARCHITECTURE
+    assert found["capabilities"]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order matrix: a planted partial order is found, no more and no less, and the drawing shows it."""
+
+from __future__ import annotations
+
+import json
+import random
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm.kvm.system import Kvm
+from vmm.report import order as report
+from vmm.state import trials
+from vmm.state.capture import capture, steps
+from vmm.state.order import Edge, Matrix, discover, linear_extension
+
+NAMES = tuple("ABCDEFG")
+pairs = st.sets(
+    st.tuples(st.integers(0, 6), st.integers(0, 6)).filter(lambda p: p[0] < p[1]).map(
+        lambda p: (NAMES[p[0]], NAMES[p[1]])
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+def holds(order: Sequence[str], planted: set[tuple[str, str]]) -> str | None:
+    broken = [(a, b) for a, b in sorted(planted) if order.index(b) < order.index(a)]
+    return f"{broken[0]} broken" if broken else None
+
+
+def closure(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
+        found = found | more
+    return found
+
+
+@given(pairs)
+def test_a_planted_partial_order_is_not_found(planted: set[tuple[str, str]]) -> None:
+    matrix = discover(NAMES, lambda order: holds(order, planted), samples=5, seed=1)
+    assert closure({(edge.first, edge.then) for edge in matrix.edges}) == closure(planted)
+    assert not matrix.surprises and not matrix.harmless
+
+
+@given(pairs, st.integers(0, 99))
+def test_a_linear_extension_breaks_a_constraint(planted: set[tuple[str, str]], seed: int) -> None:
+    order = linear_extension(NAMES, planted, source=random.Random(seed))
+    assert order is not None and sorted(order) == list(NAMES) and holds(order, planted) is None
+
+
+def test_a_block_that_cannot_be_is_ordered() -> None:
+    assert linear_extension("ABC", [("A", "B"), ("B", "C")], ("C", "A")) is None
+    assert linear_extension("ABC", [("A", "B")], ("B", "A")) is None
+    assert linear_extension("ABC", [("A", "B")], ("C", "A")) == ["C", "A", "B"]
+
+
+def test_an_order_that_fails_by_chance_is_no_surprise() -> None:
+    calls = 0
+
+    def attempt(order: Sequence[str]) -> str | None:
+        nonlocal calls
+        calls += 1
+        return "it failed" if calls == 15 else None
+
+    assert discover("ABCD", attempt, samples=20, seed=1).surprises
+
+
+def test_a_usual_order_that_does_not_work_is_measured() -> None:
+    with pytest.raises(ValueError, match="does not work: never"):
+        discover("AB", lambda order: "never", samples=1, seed=1)
+
+
+def test_the_drawing_lacks_a_box_or_an_arrow() -> None:
+    edges = [Edge("A", "B", "<refused>"), Edge("B", "C", "lost"), Edge("A", "C", "lost")]
+    root = ET.fromstring(report.svg(Matrix(("A", "B", "C", "D"), edges)))
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+    assert texts == ["A", "B", "C", "D"]
+    assert titles == ["A before B, or <refused>", "B before C, or lost"]  # A before C follows
+
+
+@pytest.mark.kvm
+def test_this_kvm_takes_orders_that_the_matrix_says_it_refuses(kvm: Kvm) -> None:
+    matrix, state = trials.measure(kvm, samples=10, seed=3)
+    assert matrix.surprises == [] and matrix.kept == matrix.broken == 10 and matrix.harmless < 10
+    first = {"x86": ("CPUID", "XCRS"), "arm64": ("INIT", "CORE")}[state.arch]
+    assert first in {(edge.first, edge.then) for edge in matrix.edges}
+    shown = report.to_json(matrix, steps())
+    assert json.loads(json.dumps(shown))["order"] == [name for name in state.vcpus[0].parts]
+
+
+@pytest.mark.kvm
+def test_an_attempt_with_the_wrong_order_says_nothing(kvm: Kvm) -> None:
+    with trials.unsettled(kvm, 3) as guest:
+        state = capture(guest)
+    attempt = trials.attempt(kvm, state)
+    names = list(state.vcpus[0].parts)
+    assert attempt(names) is None
+    assert attempt(names[::-1]) is not None

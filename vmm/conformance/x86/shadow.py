@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests with shadow stacks: what they need, and how one is set up and copied."""
+
+from __future__ import annotations
+
+from vmm._kvm import lib
+from vmm.conformance.context import Context
+from vmm.conformance.expect import judged
+from vmm.conformance.needs import Need
+from vmm.conformance.x86 import state
+from vmm.kvm.ioctl import Refused
+from vmm.kvm.vcpu import Vcpu
+from vmm.probe.host import Host
+from vmm.x86 import boot, xfeature
+from vmm.x86.guest import Guest
+from vmm.x86.msr import Msr, name, set_msr
+from vmm.x86.registers import set_xcr0
+from vmm.x86.xfeature import XFeature
+
+__all__ = [
+    "CET",
+    "CR4_CET",
+    "ENDBR_EN",
+    "IBT",
+    "OSXSAVE",
+    "SHSTK",
+    "SH_STK_EN",
+    "SSP_ID",
+    "XSAVES",
+    "SavedState",
+    "capture",
+    "features",
+    "restore",
+    "set_ssp",
+    "set_up_msr",
+    "shadow_guest",
+    "ssp",
+    "tracking_guest",
+    "twin",
+]
+
+CR4_CET = 1 << 23
+OSXSAVE = 1 << 18
+_STACKS_SIZE = 0x2000
+SH_STK_EN, WR_SHSTK_EN, ENDBR_EN = 1, 2, 4
+SSP_ID = int(lib.KVM_REG_X86 | lib.KVM_REG_SIZE_U64 | lib.KVM_X86_REG_TYPE_KVM << 32 | lib.KVM_REG_GUEST_SSP)
+CET = 1 << XFeature.CET_U | 1 << XFeature.CET_S
+
+
+def _feature(feature: str, text: str) -> Need:
+    def measure(host: Host) -> tuple[bool, str]:
+        offered = host.facts.cpuid.has(feature)
+        return offered, f"KVM offers {feature}: {offered}"
+
+    return Need(text, measure)
+
+
+SHSTK = _feature("SHSTK", "shadow stacks for guests")
+IBT = _feature("IBT", "indirect branch tracking for guests")
+XSAVES = _feature("XSAVES", "XSAVES for guests")
+
+
+def ssp(vcpu: Vcpu) -> int:
+    """Return the live shadow stack pointer."""
+    return int.from_bytes(vcpu.get_one_reg(SSP_ID), "little")
+
+
+def set_ssp(vcpu: Vcpu, value: int) -> None:
+    """Set the live shadow stack pointer."""
+    vcpu.set_one_reg(SSP_ID, value.to_bytes(8, "little"))
+
+
+def features(context: Context) -> int:
+    """All of XCR0 that KVM offers but tiles, which need a permission and which a kernel before 6.4 offers by half."""
+    return int(context.host.facts.cpuid.xcr0) & ~xfeature.XTILE
+
+
+def set_up_msr(vcpu: Vcpu, msr: int, value: int) -> None:
+    """Set an MSR before anything is judged; Refused if KVM does not take it."""
+    if not set_msr(vcpu, msr, value):
+        raise Refused(f"{name(msr)} = {value:#x} was refused")
+
+
+def tracking_guest(context: Context, *, user: int) -> Guest:
+    """A guest with the cet payload, CR4.CET and the given U_CET; it needs no shadow stacks and has none."""
+    cr4 = OSXSAVE | CR4_CET
+    guest = context.own(Guest(context.kvm, "cet", cpuid=context.host.facts.cpuid, cr4=cr4))
+    set_xcr0(guest.vcpu, features(context))
+    if context.host.facts.cpuid.xss & CET:
+        set_up_msr(guest.vcpu, Msr.XSS, context.host.facts.cpuid.xss & CET)
+    set_up_msr(guest.vcpu, Msr.U_CET, user)
+    return guest
+
+
+def shadow_guest(context: Context, *, user: int = SH_STK_EN | WR_SHSTK_EN, kernel: int = 0) -> Guest:
+    """A guest with the cet payload, CR4.CET, both shadow stacks and the given U_CET and S_CET."""
+    guest = tracking_guest(context, user=0)
+    boot.write_shadow_stacks(guest.memory)
+    _map_stacks(context, guest)
+    set_up_msr(guest.vcpu, Msr.U_CET, user)
+    set_up_msr(guest.vcpu, Msr.S_CET, kernel)
+    if kernel & SH_STK_EN:
+        set_up_msr(guest.vcpu, Msr.PL0_SSP, boot.KERNEL_SHADOW_STACK_TOKEN)
+    set_ssp(guest.vcpu, boot.USER_SHADOW_STACK_TOP)
+    return guest
+
+
+def _map_stacks(context: Context, guest: Guest) -> None:
+    """Have KVM map the shadow stack pages before an exception needs them.
+
+    Hardware does not mind; an emulated CPU may lose an event whose delivery meets an EPT violation there.
+    """
+    stacks = boot.USER_SHADOW_STACK_TOP - 8, boot.KERNEL_SHADOW_STACK_TOKEN
+    guest.call("touch", *stacks, timeout=context.timeout)
+
+
+SavedState = tuple[state.State, int]
+
+
+def capture(context: Context, guest: Guest) -> SavedState:
+    """Return the vCPU's state with its SSP, which is in no MSR list."""
+    return state.capture(guest.vcpu, state.saved_msrs(context.kvm)), ssp(guest.vcpu)
+
+
+def twin(context: Context, guest: Guest) -> Guest:
+    """A new VM with all of the guest's memory, and none of its state."""
+    copy = context.own(Guest(context.kvm, "cet", cpuid=guest.cpuid, cr4=guest.cr4))
+    copy.memory.write(0, guest.memory.read(0, guest.payload.end))
+    stacks = 2 << 20
+    copy.memory.write(stacks, guest.memory.read(stacks, _STACKS_SIZE))
+    mailbox = copy.payload.symbol("mailbox_params")
+    before = copy.memory.read(mailbox, 4096)
+    _map_stacks(context, copy)
+    copy.memory.write(mailbox, before)
+    return copy
+
+
+def restore(vcpu: Vcpu, saved: SavedState, omit: str = "") -> None:
+    """Write a state back, which KVM has to take; ``omit`` names one register to leave out: an MSR of Msr, or SSP."""
+    pieces, pointer = saved
+    kept = {index: value for index, value in pieces["MSRS"].items() if Msr.__members__.get(omit) != index}
+    with judged(f"restoring the state without {omit}" if omit else "restoring the state"):
+        state.restore(vcpu, {**pieces, "MSRS": kept})
+        if omit != "SSP":
+            set_ssp(vcpu, pointer)

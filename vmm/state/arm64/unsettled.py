@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values other than a fresh vCPU's for as much of an arm64 vCPU's state as KVM lets be changed.
+
+What a restore leaves out shows only where the value is not that of a fresh vCPU anyway.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from vmm.arm64.registers import FFR, FPCR, FPSR, Register
+from vmm.arm64.vcpu import Feature, features, get_vls
+from vmm.arm64.vector import FPCR_BITS, FPSR_BITS
+from vmm.guest.base import BaseGuest
+from vmm.kvm.ioctl import KvmError
+from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
+from vmm.state.arm64.steps import group_of
+
+__all__ = ["ARGUMENTS", "before", "unsettle"]
+
+# For Guest: its defaults have all it may have.
+ARGUMENTS: dict[str, Any] = {}
+# Z, P and FFR in struct bytes, of which the vector length decides how many count.
+_Z_BYTES = 256
+
+
+def before(kvm: Kvm) -> None:
+    """Nothing: arm64 has no permissions to request."""
+
+
+def unsettle(guest: BaseGuest, seed: int) -> None:
+    """Change every register that can be changed but the counters; the vCPU must not run afterwards."""
+    vcpu = guest.vcpu
+    source = random.Random(seed)
+    size = get_vls(vcpu).size if Feature.SVE in features(vcpu) else 16
+    for identifier in vcpu.reg_list():
+        register = Register(identifier)
+        group = group_of(identifier)
+        if group == "VECTORS":
+            vcpu.set_one_reg(identifier, _vector(register, size, source))
+        elif group in ("CORE", "SYSREGS", "IDREGS", "FIRMWARE"):
+            _change(vcpu, register, source)
+
+
+def _vector(register: Register, size: int, source: random.Random) -> bytes:
+    if register in (FPSR, FPCR):
+        mask = FPSR_BITS if register == FPSR else FPCR_BITS
+        return (source.getrandbits(32) & mask | 1 << 27 & mask).to_bytes(register.size, "little")
+    if register == FFR:
+        ones = source.randrange(1, size)  # a run of ones from bit 0
+        return ((1 << ones) - 1).to_bytes(register.size, "little")
+    used = size * register.size // _Z_BYTES if register.size != 16 else 16
+    return source.randbytes(used).ljust(register.size, b"\0")
+
+
+def _change(vcpu: Vcpu, register: Register, source: random.Random) -> None:
+    """Give a register the first of some values that KVM takes and keeps; leave it as it is if there is none."""
+    old = int.from_bytes(vcpu.get_one_reg(register), "little")
+    for value in _candidates(register, old, source):
+        try:
+            vcpu.set_one_reg(register, value.to_bytes(register.size, "little"))
+        except KvmError:
+            continue
+        if int.from_bytes(vcpu.get_one_reg(register), "little") == value:
+            return
+        vcpu.set_one_reg(register, old.to_bytes(register.size, "little"))
+
+
+def _candidates(register: Register, old: int, source: random.Random) -> list[int]:
+    name = register.name
+    if name == "PSTATE":
+        return [old ^ 0xF000_0000]
+    if name.startswith(("ID_", "CTR", "CLIDR", "MIDR", "REVIDR", "AIDR")) or register.group in (0x14, 0x16):
+        # A field of a feature register may be lowered, if at all: one that is not 0, to one less.
+        return [old - (1 << shift) for shift in range(0, 64, 4) if old >> shift & 0xF] or [old ^ 1]
+    random_value = source.getrandbits(8 * register.size)
+    return [random_value, old ^ 0x10, old ^ 1, old ^ 0x100, old ^ 0x10000]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The round-trip check: a guest migrated k times ends with the same digest as one that never was.
+
+The guest runs the chain payload, whose digest runs through all of its registers: what a migration loses or
+changes changes the end. Each migration is checked as well by capturing the restored guest again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmm.arch import module
+from vmm.guest.base import BaseGuest
+from vmm.kvm.exits import Budget
+from vmm.kvm.system import Kvm
+from vmm.state.capture import capture, restore, steps, verify_vcpu
+from vmm.state.step import Policy, StateRefused
+from vmm.state.stream.decode import read_state
+from vmm.state.stream.encode import write_state
+from vmm.state.validate import validate
+from vmm.state.value import VmState
+
+__all__ = ["HOPS", "Report", "RoundTripFailed", "from_stream", "roundtrip", "to_stream"]
+
+_MILLISECONDS = 1000
+
+
+class RoundTripFailed(Exception):
+    """A migration lost or changed something, or could not be made; the message says in which round what."""
+
+
+@dataclass(slots=True)
+class Report:
+    """One guest's way: ``digest`` is what it ended with, ``expected`` what a guest that never moved computes."""
+
+    level: str
+    hop: str
+    rounds: int
+    steps: int
+    seed: int
+    expected: str = ""
+    digest: str = ""
+    unmoved: str = ""
+    differences: list[str] = field(default_factory=list)
+    stream_bytes: int = 0
+    seconds: float = 0.0
+    median_ms: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was lost: the digests are those of the reference, and no state differed."""
+        return not self.differences and self.expected == self.digest == self.unmoved
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "level": self.level,
+            "hop": self.hop,
+            "rounds": self.rounds,
+            "steps": self.steps,
+            "seed": self.seed,
+            "good": self.good,
+            "expected": self.expected,
+            "unmoved": self.unmoved,
+            "digest": self.digest,
+            "differences": self.differences,
+            "stream_bytes": self.stream_bytes,
+            "seconds": round(self.seconds, 3),
+            "median_ms": round(self.median_ms, 3),
+        }
+
+
+def to_stream(state: VmState) -> bytes:
+    """Return a state as the bytes of a stream, without the decoded fields."""
+    file = io.BytesIO()
+    write_state(file, state, level=None)
+    return file.getvalue()
+
+
+def from_stream(data: bytes) -> VmState:
+    """Return the state in a stream, validated."""
+    state = read_state(io.BytesIO(data))
+    validate(state)
+    return state
+
+
+# --- ways from one VM to the next -----------------------------------------------------------------
+
+
+class _Hop:
+    """One way to migrate: takes a guest that has left at a tick, returns the one that goes on."""
+
+    # Ticks that the guest comes on while it is moved.
+    TICKS = 0
+
+    def __init__(self, kvm: Kvm) -> None:
+        self.kvm = kvm
+        self.stream_bytes = 0
+
+    def move(self, guest: BaseGuest) -> BaseGuest:
+        """Return the guest's successor; ``guest`` is closed unless it is the same."""
+        raise NotImplementedError
+
+
+class _InPlace(_Hop):
+    """L0: every part is written back to the same vCPU and read again."""
+
+    def move(self, guest: BaseGuest) -> BaseGuest:
+        guest.complete()
+        state = capture(guest, memory=False)
+        for step in steps():
+            part = state.vcpus[0].parts.get(step.name)
+            # What is chosen once cannot be chosen again: the vCPU has run.
+            if part is not None and step.name not in ("INIT", "VLS", "FINALIZE"):
+                step.restore(guest.vcpu, part, Policy())
+        verify_vcpu(guest.vcpu, state.vcpus[0])
+        return guest
+
+
+class _NewVm(_Hop):
+    """L1: through a stream in memory into a new VM of this process."""
+
+    def move(self, guest: BaseGuest) -> BaseGuest:
+        data = to_stream(capture(guest))
+        self.stream_bytes = len(data)
+        twin = restore(self.kvm, from_stream(data))
+        guest.close()
+        return twin
+
+
+class _NewProcess(_Hop):
+    """L2: through another process, which inherits no permission and no file descriptor, and runs the guest on."""
+
+    TICKS = 1
+
+    def move(self, guest: BaseGuest) -> BaseGuest:
+        data = to_stream(capture(guest))
+        self.stream_bytes = len(data)
+        command = [sys.executable, "-m", "vmm", "restore", "-", "--ticks", str(self.TICKS), "--save", "-"]
+        done = subprocess.run(command, input=data, capture_output=True, timeout=600, check=False)
+        if done.returncode:
+            raise StateRefused(f"the other process: {done.stderr.decode(errors='replace').strip()[-400:]}")
+        twin = restore(self.kvm, from_stream(done.stdout))
+        guest.close()
+        return twin
+
+
+HOPS: dict[str, type[_Hop]] = {"in-place": _InPlace, "vm": _NewVm, "process": _NewProcess}
+
+
+# --- the check ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _wandering() -> Iterator[Callable[[], None]]:
+    """L5: yields what pins this thread to the next CPU of its set; the set is restored at the end."""
+    allowed = os.sched_getaffinity(0)
+    order, at = sorted(allowed), 0
+
+    def move() -> None:
+        nonlocal at
+        at += 1
+        os.sched_setaffinity(0, {order[at % len(order)]})
+
+    try:
+        yield move
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _unmoved(kvm: Kvm, chain: Any, report: Report, timeout: float) -> str:
+    with chain.make_guest(kvm, report.level, report.steps, report.seed) as guest:
+        guest.finish(guest.resume(timeout=timeout))
+        return bytes(chain.digest(guest)).hex()
+
+
+def roundtrip(
+    kvm: Kvm, level: str, *, rounds: int, steps: int, seed: int, hop: str = "vm", timeout: float = 60.0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:  # fmt: skip
+    """Migrate a guest of the chain payload ``rounds`` times, ``steps`` ticks in all, and compare digests.
+
+    ``hop`` is one of HOPS. Raises RoundTripFailed if a migration is refused or changes the state, and
+    ValueError for a number of rounds that does not fit into the steps.
+    """
+    own = steps - rounds * HOPS[hop].TICKS
+    if not 1 <= rounds <= own:
+        raise ValueError(
+            f"{rounds} rounds need more than {steps} steps: a migration takes place at a tick of its own"
+        )
+    chain = module("chain")
+    report = Report(level, hop, rounds, steps, seed)
+    report.expected = bytes(chain.reference(level, steps, seed)).hex()
+    report.unmoved = _unmoved(kvm, chain, report, timeout)
+    way = HOPS[hop](kvm)
+    started, times = time.perf_counter(), []
+    guest = chain.make_guest(kvm, level, steps, seed)
+    with _wandering() as wander:
+        try:
+            for number in range(rounds):
+                wander()
+                ticks = _at(number + 1, rounds, own) - _at(number, rounds, own)
+                exit = guest.resume(timeout, ticks=ticks)
+                if not isinstance(exit, Budget):
+                    raise RoundTripFailed(f"round {number + 1}: the guest left with {exit} before its next tick")
+                before = time.perf_counter()
+                guest = _move(way, guest, number)
+                times.append(time.perf_counter() - before)
+                progress(number + 1)
+            guest.finish(guest.resume(timeout), "the migrated guest")
+            report.digest = bytes(chain.digest(guest)).hex()
+        finally:
+            guest.close()
+    report.stream_bytes = way.stream_bytes
+    report.seconds = time.perf_counter() - started
+    report.median_ms = _MILLISECONDS * statistics.median(times)
+    return report
+
+
+def _at(number: int, rounds: int, steps: int) -> int:
+    """Return the tick of migration ``number``, counted from 1: spread evenly, each later than the one before."""
+    return -(-number * steps // (rounds + 1))
+
+
+def _move(way: _Hop, guest: BaseGuest, number: int) -> BaseGuest:
+    try:
+        return way.move(guest)
+    except StateRefused as error:
+        raise RoundTripFailed(f"round {number + 1}: {error}") from error
