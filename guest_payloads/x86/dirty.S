@@ -10,7 +10,7 @@
  *		VALUE(1) how many of its pages are written.
  *	idle	PARAM(1) ticks (0: no end) with PARAM(0) times PAUSE before each (0: none comes): dirties nothing
  *
- * vmm/guest/dirty.py has the same words.
+ * tests/guest/dirty_passes.py has the same words.
  */
 #include "mailbox.h"
 

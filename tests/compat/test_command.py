@@ -19,9 +19,10 @@ from tests.data.probes import NAMES, document, offer, path
 from tests.patience import LIMIT
 from vmm import cli
 from vmm.compat.fleet import compare_all
-from vmm.compat.offer import ProbeError, Verdict
+from vmm.compat.offer import Verdict
 from vmm.compat.report import compare, load, parse
 from vmm.kvm.ioctl import Call, interpose
+from vmm.probe.document import ProbeError
 
 Command = Callable[..., tuple[int, str, str]]
 _ROOT = Path(__file__).resolve().parents[2]

@@ -21,8 +21,9 @@ from vmm.arm64.system_registers import FIELDS
 from vmm.compat.arm64 import dimensions as arm64
 from vmm.compat.offer import Offer, Verdict
 from vmm.compat.report import Report, compare
-from vmm.compat.x86 import cpuid_rules, msr_rules
+from vmm.compat.x86 import cpuid_rules
 from vmm.compat.x86 import dimensions as x86
+from vmm.x86 import cpuid_names, msr_names
 
 OFFERS = {name: offer(name) for name in NAMES}
 PAIRS = [*itertools.permutations(X86, 2), *itertools.permutations(ARM64, 2)]
@@ -200,12 +201,12 @@ def test_a_safe_value_is_not_safe_with_both(first: int, second: int) -> None:
 
 
 def test_two_cpuid_features_or_msrs_share_a_name() -> None:
-    spelled = [name for bits in cpuid_rules.BITS.values() for name in bits.values()]
-    assert len(spelled) == len(set(spelled)) == len(cpuid_rules.PLACES)
-    by_name = [msr_rules.name(index) for index in sorted(msr_rules.KNOWN)]
+    spelled = [name for bits in cpuid_names.BITS.values() for name in bits.values()]
+    assert len(spelled) == len(set(spelled)) == len(cpuid_names.PLACES)
+    by_name = [msr_names.name(index) for index in sorted(msr_names.KNOWN)]
     assert len(by_name) == len(set(by_name))
-    ours = {"ARCH_PERFMON", "TSX_CTRL", "SMM", msr_rules.NOBODY}
-    assert {feature for index in msr_rules.KNOWN for feature in msr_rules.gate(index)} <= {*spelled, *ours}
+    ours = {"ARCH_PERFMON", "TSX_CTRL", "SMM", msr_names.NOBODY}
+    assert {feature for index in msr_names.KNOWN for feature in msr_names.gate(index)} <= {*spelled, *ours}
     assert {feature for needing in cpuid_rules.BY_XFEATURE.values() for feature in needing} <= set(spelled)
     assert {*cpuid_rules.REQUIRED, *cpuid_rules.BY_CAPABILITY, *cpuid_rules.AS_A_WHOLE.values()} <= set(spelled)
 

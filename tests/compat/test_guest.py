@@ -16,7 +16,7 @@ from vmm import cli
 from vmm.compat.offer import Offer, Verdict
 from vmm.compat.report import Report, compare
 from vmm.compat.saved import load_guest
-from vmm.state.stream.container import StreamError
+from vmm.state.errors import StreamError
 
 _STREAMS = Path(__file__).parents[1] / "data" / "streams"
 Command = Callable[..., tuple[int, str, str]]

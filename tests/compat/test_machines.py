@@ -15,7 +15,7 @@ from tests.machines.machines import EVERY_KERNEL, NEWEST, Running, lab, probe_te
 from vmm.compat.offer import Offer, Verdict
 from vmm.compat.report import Report, compare
 from vmm.compat.x86.msr_rules import FEATURE_MSRS
-from vmm.compat.x86.msr_rules import name as msr_name
+from vmm.x86.msr_names import name as msr_name
 
 pytestmark = pytest.mark.machine
 _KERNELS = ["6.1", "6.12", "7.2"] if EVERY_KERNEL else [NEWEST]

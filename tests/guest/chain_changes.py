@@ -35,7 +35,8 @@ def _flip(value: int, legal: int, source: random.Random) -> int:
 if ARCHITECTURE == "x86":
     from vmm._kvm import lib
     from vmm.x86.fields import TileConfig
-    from vmm.x86.msr import Msr, get_msr, set_msr
+    from vmm.x86.msr import get_msr, set_msr
+    from vmm.x86.msr_names import Msr
     from vmm.x86.registers import get_regs, set_regs
     from vmm.x86.xfeature import XFeature
     from vmm.x86.xsave import get_xsave, host_layout, set_xsave

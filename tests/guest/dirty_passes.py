@@ -11,7 +11,6 @@ import json
 from typing import Any
 
 from vmm.arch import ARCHITECTURE, module
-from vmm.guest import dirty
 from vmm.kvm.exits import Budget
 from vmm.kvm.memory import PAGE_SIZE
 from vmm.kvm.system import Kvm
@@ -19,6 +18,25 @@ from vmm.kvm.system import Kvm
 chain = module("chain")
 
 _START, _PAGES, _STRIDE, _PASSES, _EVERY, _TIMEOUT = 2 << 20, 24, 3, 3, 5, 60
+
+
+PAYLOAD = "dirty"
+# The payload's pages, on every host.
+PAGE = 4096
+_MULTIPLIER = 0x9E3779B97F4A7C15
+
+
+def word(gpa: int, number: int) -> int:
+    """Return the 64-bit word that pass ``number`` (1 is the first) writes all over the page at ``gpa``.
+
+    No two of them are equal below 2 ** 40 bytes of memory and 2 ** 24 passes.
+    """
+    return (number << 40 ^ gpa) * _MULTIPLIER & (1 << 64) - 1
+
+
+def page(gpa: int, number: int, size: int = PAGE) -> bytes:
+    """Return the first ``size`` bytes of the page at ``gpa`` after pass ``number``; zeros for pass 0, before any."""
+    return (word(gpa, number) if number else 0).to_bytes(8, "little") * (size // 8)
 
 
 def entries(kvm: Kvm) -> dict[str, tuple[str, int, int]]:
@@ -39,15 +57,15 @@ def _wrong(guest: Any, written: int, size: int) -> list[str]:
         found.append(f"the mailbox after {written} pages says {guest.mailbox.values[:2]}")
     for index in range(_PAGES * _STRIDE):
         passes = (number if index // _STRIDE < into else number - 1) if index % _STRIDE == 0 else 0
-        gpa = _START + index * dirty.PAGE
-        if guest.memory.read(gpa, dirty.PAGE) != dirty.page(gpa, passes, size).ljust(dirty.PAGE, b"\0"):
+        gpa = _START + index * PAGE
+        if guest.memory.read(gpa, PAGE) != page(gpa, passes, size).ljust(PAGE, b"\0"):
             found.append(f"page {index} after {written} pages is not what pass {passes} leaves")
     return found
 
 
 def _wrongly_logged(guest: Any) -> list[str]:
     logged = set(guest.memory.dirty_pages())
-    window = {(_START + index * _STRIDE * dirty.PAGE) // PAGE_SIZE for index in range(_PAGES)}
+    window = {(_START + index * _STRIDE * PAGE) // PAGE_SIZE for index in range(_PAGES)}
     # Its stack, its mailbox.
     own = set(range(guest.payload.end // PAGE_SIZE + 1))
     found = [f"page {page:#x} was written and is not in the dirty log" for page in sorted(window - logged)]
@@ -58,7 +76,7 @@ def check(kvm: Kvm, entry: str) -> dict[str, Any]:
     """Run all passes of an entry, tick by tick, and return what was wrong, in words."""
     level, privilege, size = entries(kvm)[entry]
     result: dict[str, Any] = {"entry": entry, "ticks": 0, "wrong": []}
-    with chain.configured(kvm, level, dirty.PAYLOAD) as guest:
+    with chain.configured(kvm, level, PAYLOAD) as guest:
         guest.memory.register(log_dirty=True)
         guest.prepare(entry, _START, _PAGES, _STRIDE, _PASSES, _EVERY, size, privilege=privilege)
         guest.memory.dirty_pages()

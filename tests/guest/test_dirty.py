@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tests.guest import dirty_passes
 from tests.machines.machines import run_lab
 from vmm.arch import ARCHITECTURE, module
-from vmm.guest import dirty
 from vmm.kvm.exits import Budget, Deadline
 from vmm.kvm.memory import PAGE_SIZE
 from vmm.kvm.system import Kvm
@@ -22,17 +21,19 @@ chain = module("chain")
 _HERE = Path(__file__).resolve().parent
 _WINDOW = 2 << 20
 _CPL = 3 if ARCHITECTURE == "x86" else 0
-_PLACES = st.tuples(st.integers(0, (1 << 28) - 1).map(lambda page: page * dirty.PAGE), st.integers(1, (1 << 24) - 1))
+_PLACES = st.tuples(
+    st.integers(0, (1 << 28) - 1).map(lambda page: page * dirty_passes.PAGE), st.integers(1, (1 << 24) - 1)
+)
 
 
 @given(_PLACES, _PLACES)
 def test_two_pages_or_passes_have_one_word(first: tuple[int, int], second: tuple[int, int]) -> None:
-    assert (dirty.word(*first) == dirty.word(*second)) == (first == second)
+    assert (dirty_passes.word(*first) == dirty_passes.word(*second)) == (first == second)
 
 
 def test_a_page_before_the_first_pass_is_not_zero() -> None:
-    assert dirty.page(_WINDOW, 0) == bytes(4096)
-    assert dirty.page(_WINDOW, 1) == dirty.word(_WINDOW, 1).to_bytes(8, "little") * 512
+    assert dirty_passes.page(_WINDOW, 0) == bytes(4096)
+    assert dirty_passes.page(_WINDOW, 1) == dirty_passes.word(_WINDOW, 1).to_bytes(8, "little") * 512
 
 
 def test_a_pass_leaves_something_else(kvm: Kvm) -> None:
@@ -47,16 +48,18 @@ def _judge(result: dict[str, object]) -> None:
 
 
 def test_an_endless_guest_ends(kvm: Kvm) -> None:
-    with chain.configured(kvm, chain.LEVELS[0], dirty.PAYLOAD) as guest:
-        guest.prepare("dirty", _WINDOW, 4, 1, 0, 4, dirty.PAGE, privilege=_CPL)
+    with chain.configured(kvm, chain.LEVELS[0], dirty_passes.PAYLOAD) as guest:
+        guest.prepare("dirty", _WINDOW, 4, 1, 0, 4, dirty_passes.PAGE, privilege=_CPL)
         for number in (1, 2, 3, 50):
             guest.resume(ticks=number - guest.mailbox.read("values"))
             assert guest.mailbox.read("values") == number
-            assert guest.memory.read(_WINDOW + 3 * dirty.PAGE, dirty.PAGE) == dirty.page(_WINDOW + 12288, number)
+            assert guest.memory.read(_WINDOW + 3 * dirty_passes.PAGE, dirty_passes.PAGE) == dirty_passes.page(
+                _WINDOW + 12288, number
+            )
 
 
 def test_an_idle_guest_dirties_memory_or_does_not_end(kvm: Kvm) -> None:
-    with chain.configured(kvm, chain.LEVELS[0], dirty.PAYLOAD) as guest:
+    with chain.configured(kvm, chain.LEVELS[0], dirty_passes.PAYLOAD) as guest:
         guest.prepare("idle", 100, 3, privilege=_CPL)
         assert guest.resume(ticks=2) == Budget(2)
         guest.complete()

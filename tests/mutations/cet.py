@@ -21,7 +21,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 CET = 1 << 23
 SET_SREGS, GET_SREGS, GET_LIST, SET_MSRS = (

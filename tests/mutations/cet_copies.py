@@ -30,7 +30,7 @@ from tests.mutations.lies import (
 from tests.mutations.registry import mutation
 from tests.mutations.tiles import GP, before_run, faults
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 GET, SET, GET_REG, SET_REG = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_ONE_REG", "KVM_SET_ONE_REG"
 EVENTS, GET_CPUID, SET_XSAVE = "KVM_SET_VCPU_EVENTS", "KVM_GET_CPUID2", "KVM_SET_XSAVE"

@@ -27,7 +27,7 @@ from tests.mutations.tiles import GP, UD, faults
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86 import boot
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 SET_SREGS, GET_SREGS, INIT = "KVM_SET_SREGS", "KVM_GET_SREGS", "KVM_SIGNAL_MSI"
 CET, WP, WRITES, TRACKING = 1 << 23, 1 << 16, 2, 4

@@ -14,7 +14,7 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.clauses.x86.cet_state import UNKNOWN_ID
 from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 __all__ = ["get_ssp_now", "host_reads", "of_ssp", "set_ssp_now", "ssp_reads"]
 

@@ -23,7 +23,7 @@ from tests.mutations.registry import mutation
 from vmm.conformance.x86.caching import page
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import PAT_AT_RESET, MemoryType
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 GET, SET, SREGS = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_SET_SREGS"
 PAYLOAD = "memtype"

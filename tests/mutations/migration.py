@@ -44,7 +44,7 @@ from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.probe.x86.modules import UNKNOWN_MSR
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
 SET_XSAVE, SET_SREGS, SET_REGS, SET_XCRS = "KVM_SET_XSAVE", "KVM_SET_SREGS", "KVM_SET_REGS", "KVM_SET_XCRS"

@@ -22,7 +22,8 @@ from tests.mutations.registry import mutation
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.probe.x86.modules import UNKNOWN_MSR
-from vmm.x86.msr import Msr, msr_id
+from vmm.x86.msr import msr_id
+from vmm.x86.msr_names import Msr
 
 GET, SET, CHECK = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_CHECK_EXTENSION"
 

@@ -17,7 +17,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 INIT = "KVM_SIGNAL_MSI"
 GET_MSRS, SET_MSRS, GET_XCRS, SET_XCRS = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_XCRS", "KVM_SET_XCRS"

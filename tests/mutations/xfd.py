@@ -17,7 +17,7 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import mutation
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"
 GP, UD = 13, 6

@@ -20,7 +20,7 @@ from tests.mutations.tiles import GP, NM, UD, before_run, faults, in_tile_guest,
 from vmm._kvm import lib
 from vmm.conformance.x86.tiles import FULL
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"
 ARMED, TS = 1 << 18, 1 << 3

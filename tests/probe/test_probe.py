@@ -19,10 +19,11 @@ from tests.machines.machines import EVERY_KERNEL, NEWEST, Running, probe_text
 from tests.patience import LIMIT
 from vmm import cli
 from vmm.arch import ARCHITECTURE
-from vmm.compat.offer import SCHEMA, VERSION, Offer, Verdict
+from vmm.compat.offer import Offer, Verdict
 from vmm.compat.report import compare, parse
 from vmm.kvm.ioctl import Call, interpose
 from vmm.kvm.system import Kvm
+from vmm.probe.document import SCHEMA, VERSION
 from vmm.probe.host import Host, measure
 from vmm.x86.xfeature import XFeature
 

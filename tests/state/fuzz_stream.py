@@ -24,8 +24,9 @@ from pathlib import Path
 from tests.state.state_samples import SAMPLES
 from tests.state.stream_mutations import mutate
 from vmm.cli.inspect import describe
+from vmm.state.errors import StreamError
 from vmm.state.explain import explain
-from vmm.state.stream.container import Limits, StreamError
+from vmm.state.stream.container import Limits
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.validate import validate

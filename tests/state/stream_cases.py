@@ -10,7 +10,7 @@ import pytest
 
 from tests.state.sealed import Sealed
 from tests.state.state_samples import tiny_state
-from vmm.state.stream.container import StreamError
+from vmm.state.errors import StreamError
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.value import VmState

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,10 +17,22 @@ from vmm.kvm.system import Kvm
 from vmm.state import trials, volatile
 from vmm.state.capture import capture, capture_vcpu, prepare, restore, restore_vcpu, steps
 from vmm.state.compare import architecture, compare, differences, vcpu_differences
-from vmm.state.step import Policy, StateRefused, check_order
+from vmm.state.errors import StateRefused
+from vmm.state.step import Policy, Step
 from vmm.state.value import PAGE, Extent, MemoryState, VcpuState, VmState
 
 kvm_test = pytest.mark.kvm
+
+
+def check_order(steps: Iterable[Step], order: Iterable[str]) -> list[str]:
+    """Return the constraints that an order of step names breaks, a sentence each."""
+    position = {name: index for index, name in enumerate(order)}
+    broken = []
+    for step in steps:
+        for follows in step.after:
+            if step.name in position and position.get(follows.step, -1) > position[step.name]:
+                broken.append(f"{step.name} comes before {follows.step}: {follows.reason}")
+    return broken
 
 
 @pytest.fixture

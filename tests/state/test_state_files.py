@@ -19,7 +19,8 @@ from tests.state.state_samples import SAMPLES, explain, x86_state
 from tests.state.stream_cases import TINY, read, refused, written
 from vmm import cli
 from vmm.arch import ARCHITECTURE
-from vmm.state.stream.container import Limits, StreamError
+from vmm.state.errors import StreamError
+from vmm.state.stream.container import Limits
 from vmm.state.stream.files import load, save
 from vmm.state.value import PayloadIdentity, VcpuState, VmState
 

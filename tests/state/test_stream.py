@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.state.sealed import Piece, Sealed
 from tests.state.state_samples import explain, tiny_state
 from tests.state.stream_cases import TINY, read, refused, sealed, written
+from vmm.state.errors import StreamError
 from vmm.state.parts import MACHINE, VCPU
-from vmm.state.stream.container import Reader, StreamError, Writer
+from vmm.state.stream.container import Reader, Writer
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.stream.memory import CHUNK

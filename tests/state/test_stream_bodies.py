@@ -19,8 +19,8 @@ from tests.state.sealed import Piece, Sealed
 from tests.state.state_samples import SAMPLES, explain, leaf_d, tiny_state
 from tests.state.stream_cases import TINY, read, refused, sealed, written
 from vmm.arch import ARCHITECTURE
+from vmm.state.errors import StreamError
 from vmm.state.explain import explain as real
-from vmm.state.stream.container import StreamError
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.memory import CHUNK, MemoryEncoder
 from vmm.state.value import Extent, MemoryState, Part, VcpuState, VmState

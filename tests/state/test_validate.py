@@ -14,13 +14,13 @@ from vmm.arch import ARCHITECTURE
 from vmm.arm64 import registers as arm64
 from vmm.arm64.vls import VectorLengths
 from vmm.state.compare import architecture
+from vmm.state.errors import StreamError
 from vmm.state.parts import CAPABILITIES, MACHINE, VCPU
-from vmm.state.stream.container import StreamError
 from vmm.state.validate import normalise, validate
 from vmm.state.value import Extent, MemoryState, Part, VcpuState, VmState
 from vmm.state.x86.check import allowed_msrs
 from vmm.x86 import msr
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 X86 = x86_state()
 

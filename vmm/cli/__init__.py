@@ -127,14 +127,13 @@ def _sentence(error: Exception) -> str | None:
         return f"this process cannot open or start what it needs ({error.strerror}): raise ulimit -n or ulimit -u"
     if isinstance(error, OSError) and error.filename is not None and error.filename != "/dev/kvm":
         return f"{error.filename or 'an empty file name'}: {error.strerror}"
-    from vmm.compat.offer import ProbeError
     from vmm.guest.payload import PayloadError
     from vmm.kvm.ioctl import HostError, KvmError
     from vmm.kvm.memory import MemoryUnavailable
     from vmm.kvm.system import KvmUnavailable
     from vmm.migration.errors import MigrationError
-    from vmm.state.step import StateRefused
-    from vmm.state.stream.container import StreamError
+    from vmm.probe.document import ProbeError
+    from vmm.state.errors import StateRefused, StreamError
 
     known = (
         KvmUnavailable | PayloadError | MemoryUnavailable | KvmError | HostError | StreamError | StateRefused

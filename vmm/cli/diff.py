@@ -10,8 +10,9 @@ import click
 
 from vmm.cli.options import Size
 from vmm.state.compare import differences
+from vmm.state.errors import printable
 from vmm.state.parts import check_parts
-from vmm.state.stream.container import Limits, printable
+from vmm.state.stream.container import Limits
 from vmm.state.stream.decode import read_state
 
 __all__ = ["command"]

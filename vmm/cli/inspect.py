@@ -9,9 +9,10 @@ from typing import Any, BinaryIO
 
 import click
 
+from vmm.state.errors import StreamError, printable
 from vmm.state.explain import explain
 from vmm.state.parts import check_known
-from vmm.state.stream.container import FORMAT, Limits, Reader, Section, StreamError, printable
+from vmm.state.stream.container import FORMAT, Limits, Reader, Section
 from vmm.state.stream.decode import Header, StatePart, read_config, read_header, read_part
 from vmm.state.stream.encode import CONFIG
 from vmm.state.stream.memory import MEMORY, MemoryDecoder

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmm.cli.probe import document
-from vmm.compat.offer import ProbeError, Verdict
+from vmm.compat.offer import Verdict
 from vmm.compat.report import compare, parse
 from vmm.guest.base import BaseGuest
 from vmm.kvm.system import Kvm
 from vmm.migration.errors import MigrationError
 from vmm.migration.runner import Outcome
+from vmm.probe.document import ProbeError, document
 from vmm.probe.host import measure
 from vmm.state.stream.files import check_place
 

@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
 from vmm.arch import module
-from vmm.compat.offer import SCHEMA, VERSION
 from vmm.kvm.system import Kvm
-from vmm.probe.host import Host, measure
+from vmm.probe.document import document
+from vmm.probe.host import measure
 
-__all__ = ["command", "document"]
-
-
-def document(kvm: Kvm, host: Host) -> dict[str, Any]:
-    """Return what ``vmm probe --json`` prints about a measured host."""
-    survey = module("survey", "probe").survey(kvm, host.facts)
-    return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **survey}
+__all__ = ["command"]
 
 
 @click.command("probe")

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vmm.compat.offer import SCHEMA, VERSION, Dimension, Finding, Mask, Offer, ProbeError, Section, Verdict
+from vmm.compat.offer import Dimension, Finding, Mask, Offer, Verdict
+from vmm.probe.document import SCHEMA, VERSION, ProbeError, Section
 
 __all__ = ["ARCHITECTURES", "Judged", "Report", "compare", "load", "parse"]
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import importlib
 
 from vmm.compat.offer import Offer
+from vmm.state.errors import StreamError, printable
 from vmm.state.parts import check_vcpu
-from vmm.state.stream.container import Limits, Reader, StreamError, printable
+from vmm.state.stream.container import Limits, Reader
 from vmm.state.stream.decode import read_header, read_part
 from vmm.state.value import Part
 

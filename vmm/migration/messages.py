@@ -16,8 +16,9 @@ from typing import Any
 from vmm.migration.errors import ProtocolError
 from vmm.migration.incarnation import Incarnation
 from vmm.migration.pages import KEY_SIZE, PAGE
+from vmm.state.errors import StreamError, printable
 from vmm.state.stream.canonical import NotCanonical, decode, encode
-from vmm.state.stream.container import Limits, StreamError, printable
+from vmm.state.stream.container import Limits
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.validate import validate

@@ -14,7 +14,7 @@ from vmm.migration.line import ChildLine
 from vmm.migration.messages import Resolve
 from vmm.migration.transport import Connector
 from vmm.migration.wire import Channel, Kind
-from vmm.state.stream.container import printable
+from vmm.state.errors import printable
 
 __all__ = ["DIED", "NEVER_RAN", "Doubt"]
 

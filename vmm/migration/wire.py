@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from vmm.migration.errors import LineLost, MigrationError, PeerAborted, ProtocolError
 from vmm.migration.line import Line
-from vmm.state.stream.container import printable
+from vmm.state.errors import printable
 
 __all__ = ["LIMITS", "NEWEST", "OLDEST", "Channel", "Kind", "Message"]
 

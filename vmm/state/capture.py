@@ -23,8 +23,8 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.state.compare import Difference, architecture, memory_differences, vcpu_differences
-from vmm.state.step import Policy, StateRefused, Step
-from vmm.state.stream.container import printable
+from vmm.state.errors import StateRefused, printable
+from vmm.state.step import Policy, Step
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
 
 __all__ = [

@@ -17,9 +17,9 @@ from vmm.arch import ARCHITECTURE
 from vmm.kvm.system import Kvm
 from vmm.state.capture import capture_vcpu, prepare, restore, restore_vcpu
 from vmm.state.compare import vcpu_differences
+from vmm.state.errors import StateRefused, StreamError
 from vmm.state.roundtrip import from_stream, to_stream
-from vmm.state.step import StateRefused
-from vmm.state.stream.container import Reader, StreamError
+from vmm.state.stream.container import Reader
 from vmm.state.value import Part, VcpuState, VmState
 
 __all__ = ["Outcome", "run"]

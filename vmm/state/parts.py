@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmm.state.stream.container import StreamError
+from vmm.state.errors import StreamError
 from vmm.state.value import Part, VmState
 
 __all__ = ["CAPABILITIES", "MACHINE", "VCPU", "Shape", "check_known", "check_parts", "check_vcpu"]

@@ -23,7 +23,8 @@ from vmm.guest.base import BaseGuest
 from vmm.kvm.exits import Budget
 from vmm.kvm.system import Kvm
 from vmm.state.capture import capture, restore, steps, verify_vcpu
-from vmm.state.step import Policy, StateRefused
+from vmm.state.errors import StateRefused
+from vmm.state.step import Policy
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.validate import validate

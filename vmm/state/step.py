@@ -8,20 +8,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vmm.kvm.vcpu import Vcpu
+from vmm.state.errors import StateRefused
 from vmm.state.value import Part
 
-__all__ = ["Follows", "Policy", "StateRefused", "Step", "check_order"]
-
-
-class StateRefused(Exception):
-    """This KVM does not take, or does not keep, a piece of the state; the message names it.
-
-    ``refusals`` has each refused register with its reason, where the message has room for a few only.
-    """
-
-    def __init__(self, message: str, refusals: Iterable[tuple[str, str]] = ()) -> None:
-        super().__init__(message)
-        self.refusals = tuple(refusals)
+__all__ = ["Follows", "Policy", "Step"]
 
 
 _SHOWN = 6
@@ -101,14 +91,3 @@ class Step:
     capture: Callable[[Vcpu], Part | None]
     restore: Callable[[Vcpu, Part, Policy], None]
     after: tuple[Follows, ...] = ()
-
-
-def check_order(steps: Iterable[Step], order: Iterable[str]) -> list[str]:
-    """Return the constraints that an order of step names breaks, a sentence each."""
-    position = {name: index for index, name in enumerate(order)}
-    broken = []
-    for step in steps:
-        for follows in step.after:
-            if step.name in position and position.get(follows.step, -1) > position[step.name]:
-                broken.append(f"{step.name} comes before {follows.step}: {follows.reason}")
-    return broken

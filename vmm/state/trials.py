@@ -11,8 +11,8 @@ from vmm.guest.base import BaseGuest
 from vmm.kvm.system import Kvm
 from vmm.state import capture
 from vmm.state.compare import vcpu_differences
+from vmm.state.errors import StateRefused
 from vmm.state.order import Matrix, Trial, discover
-from vmm.state.step import StateRefused
 from vmm.state.value import VmState
 
 __all__ = ["attempt", "measure", "unsettled"]

@@ -9,8 +9,9 @@ StreamError that names part and register.
 from __future__ import annotations
 
 from vmm.state.arm64 import check as validate_arm64
+from vmm.state.errors import StreamError
 from vmm.state.parts import check_parts
-from vmm.state.stream.container import ARCHITECTURES, StreamError
+from vmm.state.stream.container import ARCHITECTURES
 from vmm.state.stream.memory import check_region
 from vmm.state.value import PAGE, MemoryState, VcpuState, VmState
 from vmm.state.x86 import check as validate_x86

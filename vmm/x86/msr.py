@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from enum import IntEnum
 from typing import Any
 
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
+from vmm.x86.msr_names import Msr
 
 __all__ = [
     "MAX_BATCH",
-    "Msr",
     "get_msr",
     "get_msrs",
     "get_readable",
@@ -28,66 +27,6 @@ __all__ = [
 
 # MAX_IO_MSRS, arch/x86/kvm/x86.c: this many and more are refused with E2BIG.
 MAX_BATCH = 256
-
-
-class Msr(IntEnum):
-    """The MSRs this package names.
-
-    Source: Intel SDM volume 4; Hyper-V TLFS for HV_*; Documentation/virt/kvm/x86/msr.rst for KVM_*.
-    """
-
-    TSC = 0x10
-    KVM_WALL_CLOCK = 0x11
-    KVM_SYSTEM_TIME = 0x12
-    APIC_BASE = 0x1B
-    SMI_COUNT = 0x34
-    FEATURE_CONTROL = 0x3A
-    TSC_ADJUST = 0x3B
-    SPEC_CTRL = 0x48
-    UCODE_REV = 0x8B
-    SMBASE = 0x9E
-    PLATFORM_INFO = 0xCE
-    UMWAIT_CONTROL = 0xE1
-    MTRRCAP = 0xFE
-    ARCH_CAPABILITIES = 0x10A
-    MISC_FEATURES_ENABLES = 0x140
-    SYSENTER_CS = 0x174
-    SYSENTER_ESP = 0x175
-    SYSENTER_EIP = 0x176
-    MCG_STATUS = 0x17A
-    MCG_CTL = 0x17B
-    MISC_ENABLE = 0x1A0
-    XFD = 0x1C4
-    XFD_ERR = 0x1C5
-    PAT = 0x277
-    MTRR_DEF_TYPE = 0x2FF
-    U_CET = 0x6A0
-    S_CET = 0x6A2
-    PL0_SSP = 0x6A4
-    PL1_SSP = 0x6A5
-    PL2_SSP = 0x6A6
-    PL3_SSP = 0x6A7
-    INT_SSP_TAB = 0x6A8
-    TSC_DEADLINE = 0x6E0
-    XSS = 0xDA0
-    HV_VP_RUNTIME = 0x40000010
-    HV_TIME_REF_COUNT = 0x40000020
-    KVM_WALL_CLOCK_NEW = 0x4B564D00
-    KVM_SYSTEM_TIME_NEW = 0x4B564D01
-    KVM_ASYNC_PF_EN = 0x4B564D02
-    KVM_STEAL_TIME = 0x4B564D03
-    KVM_PV_EOI_EN = 0x4B564D04
-    KVM_POLL_CONTROL = 0x4B564D05
-    KVM_ASYNC_PF_INT = 0x4B564D06
-    EFER = 0xC0000080
-    STAR = 0xC0000081
-    LSTAR = 0xC0000082
-    CSTAR = 0xC0000083
-    SYSCALL_MASK = 0xC0000084
-    FS_BASE = 0xC0000100
-    GS_BASE = 0xC0000101
-    KERNEL_GS_BASE = 0xC0000102
-    TSC_AUX = 0xC0000103
 
 
 def name(index: int) -> str:

@@ -17,7 +17,8 @@ import re
 from vmm.arm64.vls import MAX, VectorLengths
 from vmm.compat.arm64.id_registers import FEATURES, feature_mask, id_registers, missing_features
 from vmm.compat.arm64.registers import caches, firmware, registers
-from vmm.compat.offer import Capabilities, Dimension, Finding, Mask, Offer, ProbeError, Section, Verdict
+from vmm.compat.offer import Capabilities, Dimension, Finding, Mask, Offer, Verdict
+from vmm.probe.document import ProbeError, Section
 
 __all__ = ["CAPABILITIES", "DIMENSIONS", "IMPLEMENTATION", "values"]
 

@@ -8,17 +8,8 @@ every guest would appear under a guest that was told otherwise: see ``cpuid_forc
 from __future__ import annotations
 
 from vmm.compat.offer import Finding, Mask, Offer, Verdict
-from vmm.compat.x86.cpuid_rules import (
-    AS_A_WHOLE,
-    BITS,
-    BY_CAPABILITY,
-    NUMBERS,
-    PLACES,
-    REQUIRED,
-    RUNTIME,
-    SILENT,
-    Place,
-)
+from vmm.compat.x86.cpuid_rules import AS_A_WHOLE, BY_CAPABILITY, NUMBERS, REQUIRED, SILENT
+from vmm.x86.cpuid_names import BITS, PLACES, RUNTIME, Place
 from vmm.x86.xfeature import bits
 
 __all__ = ["cpuid_key", "features", "forced_key", "has", "mask_features", "numbers", "others", "place_name"]
@@ -43,7 +34,7 @@ def place_name(place: Place, high: int, low: int | None = None) -> str:
 
 
 def has(guest: Offer, feature: str) -> bool:
-    """Has the guest a feature, by its name in cpuid_rules? Three names are ours: ARCH_PERFMON, TSX_CTRL and SMM."""
+    """Has the guest a feature, by its name in cpuid_names? Three names are ours: ARCH_PERFMON, TSX_CTRL and SMM."""
     if feature == "SMM":
         return guest.get("cap.KVM_CAP_X86_SMM") > 0
     if feature == "ARCH_PERFMON":

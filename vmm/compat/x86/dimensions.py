@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import re
 
-from vmm.compat.offer import Capabilities, Dimension, Finding, Offer, ProbeError, Section, Verdict
+from vmm.compat.offer import Capabilities, Dimension, Finding, Offer, Verdict
 from vmm.compat.x86.cpuid import features, numbers, others
 from vmm.compat.x86.msr import feature_msrs, msrs
 from vmm.compat.x86.xstate import amx, layout, permission, xfeatures
+from vmm.probe.document import ProbeError, Section
 
 __all__ = ["CAPABILITIES", "DIMENSIONS", "values"]
 

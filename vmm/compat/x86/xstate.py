@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from vmm.compat.offer import Finding, Mask, Offer, Verdict
 from vmm.compat.x86.cpuid import cpuid_key, forced_key, mask_features
-from vmm.compat.x86.cpuid_rules import BY_XFEATURE, GROUPS, Place
+from vmm.compat.x86.cpuid_rules import BY_XFEATURE, GROUPS
+from vmm.x86.cpuid_names import Place
 from vmm.x86.fields import TileInfo, TmulInfo
 from vmm.x86.xfeature import AVX512, DYNAMIC, XTILE, XFeature, bits, name
 

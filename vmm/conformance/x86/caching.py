@@ -22,7 +22,7 @@ from vmm.x86 import msr
 from vmm.x86.boot import TYPED_PAGES, write_pat_entries
 from vmm.x86.guest import Guest
 from vmm.x86.memory_types import MemoryType, pat
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, set_sregs
 
 __all__ = [

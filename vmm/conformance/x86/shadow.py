@@ -13,7 +13,8 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
 from vmm.x86 import boot, xfeature
 from vmm.x86.guest import Guest
-from vmm.x86.msr import Msr, name, set_msr
+from vmm.x86.msr import name, set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 

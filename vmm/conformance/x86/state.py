@@ -13,7 +13,7 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr, registers
 from vmm.x86.fields import describe_msr
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 __all__ = ["NEEDS_APIC", "PIECES", "VOLATILE_MSRS", "State", "capture", "compare", "restore", "saved_msrs"]

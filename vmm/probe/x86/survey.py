@@ -34,16 +34,16 @@ from dataclasses import replace
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.compat.x86.cpuid_rules import BITS, RUNTIME
-from vmm.compat.x86.msr_rules import KNOWN
-from vmm.compat.x86.msr_rules import name as msr_name
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.x86.facts import Facts
 from vmm.x86 import cpuid, msr, permission, xfeature
 from vmm.x86.cpuid import REGISTERS, Cpuid, Entry
+from vmm.x86.cpuid_names import BITS, RUNTIME
 from vmm.x86.fields import TileInfo, TmulInfo
+from vmm.x86.msr_names import KNOWN
+from vmm.x86.msr_names import name as msr_name
 
 __all__ = ["CAPABILITIES", "lines", "survey"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from vmm.arm64.registers import Register
 from vmm.arm64.vls import ARCHITECTURAL_MAX, VectorLengths
-from vmm.state.stream.container import StreamError
+from vmm.state.errors import StreamError
 from vmm.state.value import Part
 
 __all__ = ["check_contents"]

@@ -16,7 +16,8 @@ from vmm.arm64.vls import VectorLengths
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
-from vmm.state.step import Follows, Policy, StateRefused, Step
+from vmm.state.errors import StateRefused
+from vmm.state.step import Follows, Policy, Step
 from vmm.state.value import Part, Registers, VcpuState
 
 __all__ = [

@@ -23,6 +23,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from vmm.state.errors import StreamError
+
 __all__ = [
     "ARCHITECTURES",
     "END",
@@ -33,11 +35,9 @@ __all__ = [
     "Readable",
     "Reader",
     "Section",
-    "StreamError",
     "Writable",
     "Writer",
     "is_kind",
-    "printable",
 ]
 
 # As in PNG: not text, damaged by whatever changes line ends or strips the eighth bit.
@@ -54,18 +54,6 @@ _CRITICAL = 1
 _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 # The most that is asked of a file at once, so that a length that lies costs no memory.
 _PIECE = 2 << 20
-
-
-def printable(text: str) -> str:
-    """Return a stranger's text fit for a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-
-class StreamError(Exception):
-    """A stream that is not taken; the message is one sentence that says where and why."""
-
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(printable(f"{where}: {what}"))
 
 
 class Readable(Protocol):

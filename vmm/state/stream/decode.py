@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vmm.state.errors import StreamError
 from vmm.state.parts import check_known
 from vmm.state.stream.canonical import NotCanonical, decode
-from vmm.state.stream.container import LIMITS, Limits, Readable, Reader, Section, StreamError, is_kind
+from vmm.state.stream.container import LIMITS, Limits, Readable, Reader, Section, is_kind
 from vmm.state.stream.encode import CONFIG, RESERVED, Explain
 from vmm.state.stream.memory import MEMORY, MemoryDecoder
 from vmm.state.value import PAGE, Extent, MemoryState, Part, PayloadIdentity, VcpuState, VmState

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import zstandard
 
-from vmm.state.stream.container import Section, StreamError
+from vmm.state.errors import StreamError
+from vmm.state.stream.container import Section
 from vmm.state.value import PAGE, MemoryState
 
 __all__ = ["CHUNK", "LEVEL", "MEMORY", "MemoryDecoder", "MemoryEncoder", "check_region"]

@@ -9,11 +9,12 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from vmm.state.stream.container import StreamError
+from vmm.state.errors import StreamError
 from vmm.state.value import Part, VcpuState
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.msr import Msr, name
+from vmm.x86.msr import name
+from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import Layout, XsaveArea
 
 __all__ = ["allowed_msrs", "check_contents", "check_layout", "without_disabled"]

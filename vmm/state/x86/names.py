@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.state.step import StateRefused
+from vmm.state.errors import StateRefused
 from vmm.state.value import Part
 from vmm.x86 import msr
 from vmm.x86.cpuid import Cpuid

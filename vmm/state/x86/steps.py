@@ -12,13 +12,14 @@ from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
-from vmm.state.step import Follows, Policy, StateRefused, Step
+from vmm.state.errors import StateRefused
+from vmm.state.step import Follows, Policy, Step
 from vmm.state.value import Packed, Part, Registers, VcpuState
 from vmm.state.x86.names import STRUCTURES, describe, different, explain, msr_name, one_reg_name, raw, requests
 from vmm.x86 import msr, permission, xfeature
 from vmm.x86.cpuid import Cpuid, get_cpuid, set_cpuid
 from vmm.x86.fields import describe_msr
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 __all__ = [

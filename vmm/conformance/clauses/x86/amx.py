@@ -43,7 +43,7 @@ from vmm.kvm.exits import Budget, Exit
 from vmm.kvm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.guest import DIFFERENT, Guest
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, host_layout, set_xsave

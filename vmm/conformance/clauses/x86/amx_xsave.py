@@ -10,7 +10,7 @@ from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offer
 from vmm.conformance.x86.tiles import AREA_SIZE, guest_area, loaded, verify
 from vmm.x86 import xfeature
 from vmm.x86.guest import Guest
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
 

@@ -17,7 +17,8 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import permission
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest
-from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr
+from vmm.x86.msr import get_msr, index_list, name, set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xfeature import XFeature
 

@@ -30,7 +30,8 @@ from vmm.kvm.ioctl import KvmError
 from vmm.x86 import boot, cpuid
 from vmm.x86.cpuid import get_cpuid
 from vmm.x86.guest import DONE, Fault, Guest, GuestError
-from vmm.x86.msr import Msr, get_msr, name, set_msr
+from vmm.x86.msr import get_msr, name, set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, get_xcr0, set_sregs, set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout

@@ -13,7 +13,8 @@ from vmm.conformance.x86.shadow import SH_STK_EN, SHSTK, XSAVES, set_up_msr, sha
 from vmm.kvm.exits import Budget, Deadline, Exit, InternalError, Shutdown
 from vmm.x86 import boot
 from vmm.x86.guest import DONE, Fault, Guest, GuestError
-from vmm.x86.msr import Msr, get_msr, name
+from vmm.x86.msr import get_msr, name
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, get_xsave, set_xsave

@@ -13,7 +13,8 @@ from vmm.conformance.x86.common import STRICT_MSRS, configured
 from vmm.conformance.x86.shadow import IBT, SHSTK, SSP_ID, XSAVES, set_ssp, ssp
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr
+from vmm.x86.msr import get_msr, index_list, name, set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
 _CET_U, _CET_S = 1 << XFeature.CET_U, 1 << XFeature.CET_S

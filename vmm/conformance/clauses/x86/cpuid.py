@@ -22,7 +22,8 @@ from vmm.conformance.x86.common import (
 from vmm.probe.host import Host
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.msr import Msr, set_msr
+from vmm.x86.msr import set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout

@@ -25,7 +25,8 @@ from vmm.conformance.x86.tiles import TileImage, tile_guest
 from vmm.probe.host import Host
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import set_cpuid
-from vmm.x86.msr import Msr, set_msr
+from vmm.x86.msr import set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, largest_size, set_xsave
 

@@ -29,7 +29,7 @@ from vmm.probe.host import Host
 from vmm.x86 import msr
 from vmm.x86.guest import Guest
 from vmm.x86.memory_types import PAT_AT_RESET, GuestPat, MemoryType, Quirk
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 _GP = 13
 _VALID = tuple(MemoryType)

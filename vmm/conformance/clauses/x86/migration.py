@@ -33,7 +33,7 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.guest import EXCEPTION, Guest
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import (
     get_debugregs,
     get_events,

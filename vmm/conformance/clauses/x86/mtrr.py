@@ -13,7 +13,7 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr
 from vmm.x86.guest import Guest
 from vmm.x86.memory_types import MemoryType, Quirk
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 
 _GP = 13
 _CD = 1 << 30

@@ -16,7 +16,7 @@ from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.x86 import cpuid, msr, xfeature
-from vmm.x86.msr import Msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_regs, get_sregs, get_xcr0, set_regs, set_sregs, set_xcr0
 from vmm.x86.xsave import get_xsave, set_xsave
 

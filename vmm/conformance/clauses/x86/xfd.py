@@ -9,7 +9,8 @@ from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import SYSTEM_ATTRIBUTES, configured, judged_call
 from vmm.x86 import xfeature
 from vmm.x86.guest import Guest
-from vmm.x86.msr import Msr, get_msr, index_list, name, set_msr
+from vmm.x86.msr import get_msr, index_list, name, set_msr
+from vmm.x86.msr_names import Msr
 
 _BOTH = (Msr.XFD, Msr.XFD_ERR)
 # A KVM that knows of dynamic xfeatures knows these MSRs: the attribute came along with them. To an older one they are

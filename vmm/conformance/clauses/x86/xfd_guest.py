@@ -16,7 +16,8 @@ from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offer
 from vmm.conformance.x86.tiles import FULL, TileImage, data_entries, explain, tile_guest, verify
 from vmm.x86 import boot, permission, xfeature
 from vmm.x86.guest import Guest
-from vmm.x86.msr import Msr, get_msr, name, set_msr
+from vmm.x86.msr import get_msr, name, set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
 _TILES = TILE_GUESTS
