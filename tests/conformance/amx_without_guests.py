@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from tests.mutations.buffers import offers
 from tests.mutations.lies import Proceed, Shared, after_entry, both
 from tests.mutations.registry import all_mutations, make
+from tests.mutations.x86.buffers import offers
 from vmm._kvm import ffi
 from vmm.conformance import expectations
 from vmm.conformance.context import Options

@@ -43,11 +43,9 @@ def mutation(*clauses: str) -> Callable[[Factory], Factory]:
 
 
 def modules(arch: str = ARCHITECTURE) -> list[str]:
-    """Return the names of the modules that hold an architecture's mutations: ``arm64_*``, or all others for x86."""
-    package = importlib.import_module("tests.mutations")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    chosen = [name for name in names if name.startswith("arm64_") == (arch == "arm64")]
-    return [f"tests.mutations.{name}" for name in chosen if name not in ("__main__", "check", "registry")]
+    """Return the names of the modules that hold an architecture's mutations: one a module of its clauses."""
+    package = importlib.import_module(f"tests.mutations.{arch}")
+    return [f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
 
 
 def all_mutations(arch: str = ARCHITECTURE) -> list[Mutation]:

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about a guest's vector state: registers lost between two runs, at an exit, on another CPU or by the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.mutations.arm64.lies import (
+    GET,
+    before_entry,
+    change_now,
+    flip,
+    forget,
+    get_now,
+    guest_left,
+    has_sve,
+    number,
+    of,
+    reading,
+    set_now,
+    values,
+    writing,
+)
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, answer, called, nth, once
+from tests.mutations.registry import mutation
+from vmm._kvm import ffi, lib
+from vmm.arm64.registers import FFR, FPCR, FPSR, PC, Register, p, v, x, z
+from vmm.arm64.vector import name
+from vmm.kvm.ioctl import Call, Interposer
+
+__all__ = ["NAMED"]
+
+
+_RDVL, _MOVI_V0 = 0x04BF5020, 0x4F00E6A0
+_NEVER = 0x7FFF_FFFF
+Change = Callable[[int], object]
+
+
+def _first_byte(register: Register, bits: int = 1) -> Change:
+    """Change the first byte of a register of the vCPU."""
+    return change_now(register, bits)
+
+
+def _above_128_bits(register: Register) -> Change:
+    """Lose all of a register above its first 128 bits."""
+
+    def change(fd: int) -> None:
+        set_now(fd, register, int.from_bytes(get_now(fd, register)[:16], "little"))
+
+    return change
+
+
+def _clear(*registers: Register) -> Change:
+    def change(fd: int) -> None:
+        for register in registers:
+            set_now(fd, register, 0)
+
+    return change
+
+
+def _before(entry: str, change: Change, payload: str = "sve") -> Interposer:
+    """The vCPU's registers are other ones when it runs from the entry point."""
+    return before_entry(entry, lambda guest, fd: change(fd), payload=payload)
+
+
+# --- undefined, or trapped by the guest itself ----------------------------------------------------
+
+
+def _executed(instruction: int, change: Callable[[Shared], object]) -> Interposer:
+    return guest_left("execute", change, when=lambda guest: bool(guest.get("params") == instruction))
+
+
+@mutation("guest.sve-undef-without")
+def rdvl_works_without_sve() -> Interposer:
+    return _executed(_RDVL, values(15, lambda old: 0))
+
+
+@mutation("guest.sve-undef-without")
+def sve_traps_as_such_without_it() -> Interposer:
+    return _executed(_RDVL, lambda guest: guest.set("esr", 0x19 << 26))
+
+
+@mutation("guest.sve-undef-without")
+def an_undefined_instruction_is_skipped() -> Interposer:
+    return _executed(_RDVL, lambda guest: guest.set("elr", guest.get("elr") + 4))
+
+
+@mutation("guest.sve-undef-without")
+def advsimd_is_undefined_without_sve() -> Interposer:
+    return _executed(_MOVI_V0, values(15, lambda old: 1))
+
+
+@mutation("guest.sve-own-trap")
+def the_guests_own_trap_does_not_come() -> Interposer:
+    return _executed(_RDVL, values(15, lambda old: 0))
+
+
+@mutation("guest.sve-own-trap")
+def the_guests_own_trap_is_another_exception() -> Interposer:
+    return _executed(_RDVL, lambda guest: guest.set("esr", 0))
+
+
+@mutation("guest.sve-own-trap")
+def the_guests_own_trap_leaves_the_guest() -> Interposer:
+    def to_the_vmm(call: Call) -> None:
+        call.argument.run.exit_reason = lib.KVM_EXIT_DEBUG
+
+    return after(RUN, to_the_vmm, nth(1))
+
+
+# --- loaded and saved -----------------------------------------------------------------------------
+
+
+@mutation("guest.load-user-state")
+def the_guest_finds_another_z0() -> Interposer:
+    return writing(flip(0), z(0))
+
+
+@mutation("guest.load-user-state")
+def the_guest_finds_z31_without_its_upper_part() -> Interposer:
+    return _before("verify", _above_128_bits(z(31)))
+
+
+@mutation("guest.load-user-state", "guest.ffr-preserved", "mig.sve-idempotent", "mig.sve-guest-goes-on")
+def ffr_is_not_restored() -> Interposer:
+    return forget(FFR if has_sve() else FPSR)
+
+
+@mutation("guest.load-user-state")
+def the_guest_finds_no_predicates() -> Interposer:
+    return _before("verify", _clear(*(p(n) for n in range(16))))
+
+
+@mutation("guest.load-user-state")
+def the_guest_finds_the_fpsr_of_another() -> Interposer:
+    return _before("verify", _first_byte(FPSR))
+
+
+@mutation("guest.load-user-state")
+def the_second_state_does_not_reach_the_guest() -> Interposer:
+    return once(RUN, forget(*(z(n) for n in range(32))))
+
+
+@mutation("guest.save-guest-state")
+def z31_is_saved_without_its_last_byte() -> Interposer:
+    return reading(flip(15), z(31))
+
+
+@mutation("guest.save-guest-state")
+def ffr_is_not_saved() -> Interposer:
+    return reading(number(0), FFR)
+
+
+@mutation("guest.save-guest-state")
+def fpcr_is_not_saved() -> Interposer:
+    return reading(number(_NEVER), FPCR)
+
+
+@mutation("guest.save-guest-state")
+def reading_z7_changes_it() -> Interposer:
+    return after(GET, lambda call: _first_byte(z(7))(call.fd), of(z(7)))
+
+
+@mutation("guest.kept-over-exits")
+def an_exit_loses_z9_above_128_bits() -> Interposer:
+    # With vectors of 128 bits there is nothing to lose.
+    return after_run(_above_128_bits(z(9)))
+
+
+@mutation("guest.kept-over-exits")
+def an_exit_changes_one_bit_of_p3() -> Interposer:
+    return after_run(_first_byte(p(3), 4))
+
+
+@mutation("guest.kept-over-exits")
+def an_exit_loses_ffr() -> Interposer:
+    return after_run(_clear(FFR))
+
+
+@mutation("guest.kept-over-exits")
+def an_exit_rounds_differently() -> Interposer:
+    return after_run(change_now(FPCR, 1 << 22))
+
+
+@mutation("guest.untouched-fp")
+def a_guest_without_vectors_changes_z7() -> Interposer:
+    return once(RUN, reading(flip(7), z(7)))
+
+
+@mutation("guest.untouched-fp")
+def a_guest_without_vectors_loses_p0() -> Interposer:
+    return once(RUN, reading(number(0), p(0)))
+
+
+@mutation("guest.ffr-preserved")
+def ffr_is_saved_as_0() -> Interposer:
+    return reading(number(0), FFR)
+
+
+@mutation("guest.ffr-preserved")
+def ffr_is_saved_with_a_gap() -> Interposer:
+    return reading(lambda view: number(int.from_bytes(view, "little") << 1)(view), FFR)
+
+
+@mutation("guest.ffr-preserved")
+def a_byte_of_a_first_fault_load_is_another() -> Interposer:
+    return reading(flip(0), z(0))
+
+
+@mutation("guest.ffr-preserved")
+def ffr_is_lost_when_the_guest_looks() -> Interposer:
+    return _before("verify", _clear(FFR))
+
+
+@mutation("guest.zcr-shrink-full-width")
+def a_shorter_length_leaves_rubbish_in_z3() -> Interposer:
+    return reading(flip(16), z(3))
+
+
+@mutation("guest.zcr-shrink-full-width")
+def a_shorter_length_changes_the_low_part_of_z3() -> Interposer:
+    return reading(flip(0), z(3))
+
+
+@mutation("guest.zcr-shrink-full-width")
+def a_shorter_length_leaves_rubbish_in_p3() -> Interposer:
+    return reading(flip(2), p(3))
+
+
+@mutation("guest.zcr-shrink-full-width")
+def the_guest_finds_something_else_at_the_full_length() -> Interposer:
+    return _before("verify", change_now(z(11), 1 << 130))
+
+
+# --- an access without a syndrome -----------------------------------------------------------------
+
+
+@mutation("guest.mmio-vector-nisv")
+def a_vector_store_is_an_ordinary_exit() -> Interposer:
+    return answer(RUN, 0)
+
+
+@mutation("guest.mmio-vector-nisv")
+def a_refused_vector_store_is_skipped() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if called(call) == RUN and result < 0:
+            set_now(call.fd, PC, int.from_bytes(get_now(call.fd, PC), "little") + 4)
+        return result
+
+    return interposer
+
+
+@mutation("guest.mmio-vector-nisv")
+def the_exit_without_a_syndrome_has_another_reason() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.exit_reason = lib.KVM_EXIT_FAIL_ENTRY
+
+    return after(RUN, change)
+
+
+@mutation("guest.mmio-vector-nisv")
+def the_exit_without_a_syndrome_has_no_address() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.arm_nisv.fault_ipa = 0
+
+    return after(RUN, change)
+
+
+# --- who else runs --------------------------------------------------------------------------------
+
+
+def _after_run_number(turn: int, change: Change) -> Interposer:
+    """After so many runs the vCPU's registers are spoiled."""
+    return after(RUN, lambda call: change(call.fd), nth(turn))
+
+
+@mutation("guest.two-vms-same-cpu")
+def a_guest_gets_z9_of_its_predecessor() -> Interposer:
+    last: list[int] = []
+
+    def leak(call: Call) -> None:
+        last.append(call.fd)
+        if len(last) == 42:  # the second of four takes over from the first
+            set_now(call.fd, z(9), int.from_bytes(get_now(last[-2], z(9))[:16], "little"))
+
+    return after(RUN, leak)
+
+
+@mutation("guest.two-vms-same-cpu")
+def a_guest_without_sve_loses_v31() -> Interposer:
+    return _after_run_number(44, change_now(v(31), 1 << 127))
+
+
+@mutation("guest.two-vms-same-cpu", "guest.other-thread", "guest.cross-cpu")
+def a_turn_costs_one_bit_of_ffr() -> Interposer:
+    return _after_run_number(9, change_now(FFR))
+
+
+@mutation("guest.two-vms-same-cpu", "guest.other-thread", "guest.cross-cpu")
+def a_turn_costs_one_byte_of_z30() -> Interposer:
+    return _after_run_number(13, change_now(z(30), 0xFF << 8))
+
+
+@mutation("guest.cross-cpu")
+def a_register_is_read_from_the_wrong_cpu() -> Interposer:
+    return reading(flip(3), z(1))
+
+
+@mutation("guest.other-thread")
+def another_thread_runs_on_from_another_place() -> Interposer:
+    return _after_run_number(5, change_now(x(2), 0x10))
+
+
+_FREE = 0x8000  # below the payload: nobody uses it
+_MOV_V7 = 0x4EA71CE7  # MOV V7.16B, V7.16B: an AdvSIMD write, which zeroes the rest of Z7
+_SETFFR = 0x252C9000
+_LDRB, _STRB, _EOR_BIT_5 = 0x39400085, 0x39000085, 0x521B00A5  # LDRB W5, [X4]; STRB W5, [X4]; EOR W5, W5, #0x20
+
+
+def _branch(source: int, target: int, link: bool = False) -> int:
+    return 0x14000000 | link << 31 | (target - source) >> 2 & 0x3FFFFFF
+
+
+def _load_address(address: int) -> list[int]:
+    """MOVZ X4 and MOVK X4."""
+    return [0xD2800004 | (address & 0xFFFF) << 5, 0xF2A00004 | (address >> 16) << 5]
+
+
+def broken_payload(before: Callable[[Shared], list[int]], behind: Callable[[Shared], list[int]]) -> Interposer:
+    """The payload ``sve`` as if it had been built with other instructions around its loading of the registers."""
+
+    def patch(guest: Shared, fd: int) -> None:
+        entry = guest.payload.symbol("load")
+        offset = (int(_words(guest, entry)[0]) & 0x3FFFFFF ^ 0x2000000) - 0x2000000
+        loader = entry + 4 * offset  # the target of the BL that is there
+        words = before(guest)
+        words.append(_branch(_FREE + 4 * len(words), loader, link=True))
+        words += behind(guest)
+        words.append(_branch(_FREE + 4 * len(words), entry + 4))
+        _write(guest, _FREE, words)
+        _write(guest, entry, [_branch(entry, _FREE)])
+
+    return before_entry("load", patch)
+
+
+def _words(guest: Shared, address: int) -> Any:
+    """The guest's code at an address, an instruction each."""
+    return ffi.cast("uint32_t *", guest.at(address))
+
+
+def _write(guest: Shared, address: int, words: list[int]) -> None:
+    for index, word in enumerate(words):
+        _words(guest, address)[index] = word
+
+
+def _nothing(guest: Shared) -> list[int]:
+    return []
+
+
+@mutation("guest.save-guest-state")
+def the_payload_loses_the_top_of_z7() -> Interposer:
+    return broken_payload(_nothing, lambda guest: [_MOV_V7])
+
+
+@mutation("guest.save-guest-state")
+def the_payload_loses_ffr() -> Interposer:
+    return broken_payload(_nothing, lambda guest: [_SETFFR])
+
+
+@mutation("guest.save-guest-state")
+def the_payload_loses_bit_5_of_p3() -> Interposer:
+    def toggle(guest: Shared) -> list[int]:
+        place = guest.payload.symbol("image") + 8192 + 3 * 32
+        return [*_load_address(place), _LDRB, _EOR_BIT_5, _STRB]
+
+    return broken_payload(toggle, toggle)
+
+
+# What the evidence of these three has to name.
+NAMED = {
+    "the_payload_loses_the_top_of_z7": name(7 * 256 + 16),
+    "the_payload_loses_ffr": "FFR byte",
+    "the_payload_loses_bit_5_of_p3": name(8192 + 3 * 32),
+}

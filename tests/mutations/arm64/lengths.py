@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about the set of vector lengths."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.mutations.arm64.lies import (
+    FINALIZE,
+    GET,
+    INIT,
+    ONLY_1,
+    SET,
+    at_bad_address,
+    behind,
+    flip,
+    forget,
+    get_now,
+    guest_left,
+    leave_out,
+    number,
+    of,
+    on_refusal,
+    reading,
+    set_now,
+    value,
+    values,
+)
+from tests.mutations.lies import COMPLETE, Condition, Proceed, accept, after, both, called, once, refuse, succeed_with
+from tests.mutations.registry import mutation
+from vmm.arm64.registers import VLS, Register
+from vmm.kvm.ioctl import Call, Interposer
+
+# --- the set of vector lengths --------------------------------------------------------------------
+
+
+@mutation("sve.vls.encoding")
+def the_last_word_of_the_lengths_is_not_written() -> Interposer:
+    return leave_out(56, VLS)
+
+
+@mutation("sve.vls.encoding")
+def more_than_64_bytes_of_lengths_are_written() -> Interposer:
+    return behind(64, VLS)
+
+
+@mutation("sve.vls.encoding")
+def the_shortest_vectors_are_missing() -> Interposer:
+    return reading(flip(0), VLS)
+
+
+@mutation("sve.vls.encoding")
+def there_are_vectors_of_4096_bits() -> Interposer:
+    return reading(flip(3, 0x80), VLS)
+
+
+@mutation("sve.vls.initial-equals-host-probe", "sve.finalize.vls-readable-always")
+def a_fresh_vcpu_has_other_lengths_than_the_host() -> Interposer:
+    return reading(flip(0, 2), VLS)
+
+
+@mutation("sve.vls.initial-equals-host-probe")
+def the_host_has_128_bits_alone() -> Interposer:
+    return succeed_with("PR_SVE_SET_VL", lambda call, result: 16)
+
+
+@mutation("sve.vls.prefix-ok", "sve.vls.rewrite", "sve.vls.failed-write-no-effect", "sve.vls.per-vcpu")
+def lengths_cannot_be_chosen() -> Interposer:
+    return refuse(SET, errno.EINVAL, of(VLS))
+
+
+@mutation("sve.vls.prefix-ok", "sve.vls.rewrite", "sve.vls.guest-agrees", "sve.vls.superset-host-hole")
+def chosen_lengths_are_forgotten() -> Interposer:
+    return forget(VLS)
+
+
+@mutation(
+    "sve.vls.empty-einval", "sve.vls.gap-einval", "sve.vls.unsupported-vq-einval", "sve.vls.above-max-einval",
+    "sve.vls.bigger-than-host-rejected-cleanly", "sve.vls.superset-host-hole", "sve.vls.failed-write-no-effect",
+)  # fmt: skip
+def every_set_of_lengths_is_accepted() -> Interposer:
+    return accept(SET, lambda call: of(VLS)(call) and not at_bad_address(call))
+
+
+@mutation("sve.vls.empty-einval")
+def no_lengths_at_all_means_all() -> Interposer:
+    def empty(call: Call) -> bool:
+        return of(VLS)(call) and not any(value(call))
+
+    return accept(SET, empty)
+
+
+@mutation("sve.vls.above-max-einval")
+def the_last_bit_of_the_lengths_is_ignored() -> Interposer:
+    return accept(SET, lambda call: of(VLS)(call) and value(call)[63] == 0x80)
+
+
+@mutation("sve.vls.gap-einval", "sve.vls.failed-write-no-effect", "sve.vls.empty-einval")
+def a_refused_set_takes_effect() -> Interposer:
+    return once(SET, reading(flip(0, 2), VLS), refused=True)
+
+
+@mutation("sve.vls.failed-write-no-effect")
+def lengths_from_a_bad_address_are_accepted() -> Interposer:
+    return accept(SET, at_bad_address)
+
+
+@mutation("sve.vls.rewrite")
+def finalize_takes_all_lengths() -> Interposer:
+    widest = bytearray()
+
+    def remember(call: Call) -> None:
+        if not widest:
+            widest[:] = get_now(call.fd, VLS)
+
+    def widen(call: Call, proceed: Proceed) -> int:
+        if called(call) == FINALIZE:
+            set_now(call.fd, VLS, int.from_bytes(widest, "little"))
+        return proceed()
+
+    return both(after(INIT, remember), widen)
+
+
+@mutation("sve.vls.nonsve-enoent")
+def lengths_can_be_read_without_sve() -> Interposer:
+    return accept(GET, of(VLS))
+
+
+@mutation("sve.vls.nonsve-enoent")
+def lengths_can_be_written_without_sve() -> Interposer:
+    return accept(SET, of(VLS))
+
+
+def _sized(size: int) -> Condition:
+    """Met by the lengths' number with another size."""
+    return of(Register(VLS & ~(0xF << 52) | size << 52))
+
+
+@mutation("sve.vls.wrong-size-einval")
+def lengths_can_be_read_in_64_bits() -> Interposer:
+    return accept(GET, _sized(3))
+
+
+@mutation("sve.vls.wrong-size-einval")
+def lengths_can_be_written_in_2048_bits() -> Interposer:
+    return accept(SET, _sized(8))
+
+
+@mutation("sve.vls.wrong-size-einval")
+def a_write_of_another_size_takes_effect() -> Interposer:
+    return on_refusal(SET, lambda call: set_now(call.fd, VLS, ONLY_1))
+
+
+@mutation("sve.vls.guest-agrees")
+def the_guest_gets_one_length_too_much() -> Interposer:
+    return guest_left("lengths", values(0, lambda old: old + 16), payload="sve")
+
+
+@mutation("sve.vls.guest-agrees")
+def the_guest_is_capped_at_128_bits() -> Interposer:
+    return guest_left("lengths", values(15, lambda old: 8), payload="sve")
+
+
+@mutation("sve.vls.bigger-than-host-rejected-cleanly")
+def a_refused_set_leaves_a_vcpu_that_cannot_be_finalized() -> Interposer:
+    return refuse(FINALIZE, errno.EPERM)
+
+
+@mutation("sve.vls.bigger-than-host-rejected-cleanly")
+def a_refused_set_leaves_a_vcpu_that_cannot_run() -> Interposer:
+    return refuse(COMPLETE, errno.EPERM)
+
+
+@mutation("sve.vls.superset-host-hole")
+def a_set_of_the_first_length_alone_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, lambda call: of(VLS)(call) and value(call)[0] == ONLY_1)
+
+
+@mutation("sve.vls.per-vcpu")
+def all_vcpus_of_a_vm_have_the_lengths_of_the_last() -> Interposer:
+    return reading(number(ONLY_1), VLS)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about exits, firmware registers, events and MP states of an arm64 VM."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from tests.mutations.arm64.lies import (
+    COUNTER,
+    EVENTS,
+    GET,
+    SET,
+    forget,
+    get_now,
+    group,
+    guest_left,
+    number,
+    reading,
+    set_now,
+    spoiled_exit,
+    value,
+    values,
+)
+from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, answer, before, nth, once, refuse
+from tests.mutations.registry import mutation
+from vmm._kvm import lib
+from vmm.arm64.registers import PC, SYSTEM, firmware
+from vmm.kvm.ioctl import Call, Interposer
+
+_BITMAPS = 0x16
+SET_EVENTS = "KVM_SET_VCPU_EVENTS"
+
+
+# --- whether anything runs -----------------------------------------------------------------------
+
+
+@mutation("guest.runs")
+def a_guest_never_leaves() -> Interposer:
+    return answer(RUN, lib.VMM_RUN_DEADLINE)
+
+
+@mutation("guest.runs")
+def a_guest_cannot_be_run() -> Interposer:
+    return refuse(RUN, errno.EFAULT)
+
+
+@mutation("guest.runs")
+def a_guest_leaves_before_its_first_instruction() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.exit_reason = lib.KVM_EXIT_FAIL_ENTRY
+
+    return spoiled_exit(change)
+
+
+# --- exits ----------------------------------------------------------------------------------------
+
+
+@mutation("vm.mmio-exit")
+def a_store_leaves_with_another_address() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.mmio.phys_addr ^= 8
+
+    return spoiled_exit(change)
+
+
+@mutation("vm.mmio-exit")
+def a_store_leaves_with_another_value() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.mmio.data[7] ^= 1
+
+    return spoiled_exit(change)
+
+
+@mutation("vm.mmio-exit")
+def completing_a_store_does_not_move_pc() -> Interposer:
+    return answer(COMPLETE, -errno.EINTR)
+
+
+@mutation("vm.mmio-exit")
+def the_guest_reads_something_else_than_the_answer() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.run.mmio.data[0] ^= 1
+
+    return before(RUN, change, nth(3))
+
+
+@mutation("vm.mmio-read-signext")
+def a_signed_byte_is_not_extended() -> Interposer:
+    return guest_left("load", values(0, lambda old: old & 0xFFFFFFFF))
+
+
+@mutation("vm.mmio-read-signext")
+def a_load_without_sign_is_extended() -> Interposer:
+    return guest_left("load", values(0, lambda old: old | 0xFF << 56), when=lambda guest: guest.get("params", 1) == 1)
+
+
+@mutation("vm.immediate-exit")
+def immediate_exit_is_ignored() -> Interposer:
+    return answer(COMPLETE, 0)
+
+
+@mutation("vm.immediate-exit")
+def immediate_exit_comes_one_instruction_late() -> Interposer:
+    def interposer(call: Call, proceed: Callable[[], int]) -> int:
+        result = proceed()
+        if call.name == "KVM_RUN" and call.kind != "run":
+            set_now(call.fd, PC, int.from_bytes(get_now(call.fd, PC), "little") + 4)
+        return result
+
+    return interposer
+
+
+@mutation("vm.ipa-size")
+def an_address_space_of_40_bits_is_refused() -> Interposer:
+    return refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 40)
+
+
+@mutation("vm.ipa-size")
+def an_address_space_of_31_bits_is_granted() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        granted = call.name == "KVM_CREATE_VM" and call.argument == 31
+        return os.open(os.devnull, os.O_RDONLY) if granted else proceed()
+
+    return interposer
+
+
+@mutation("vm.ipa-size")
+def there_is_no_default_size() -> Interposer:
+    return refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 0)
+
+
+@mutation("vm.ipa-size")
+def more_than_the_limit_is_refused_with_another_errno() -> Interposer:
+    return refuse("KVM_CREATE_VM", errno.E2BIG, lambda call: call.argument == 64)
+
+
+# --- firmware registers ---------------------------------------------------------------------------
+
+
+@mutation("vm.fw-bitmaps")
+def a_hypercall_that_is_not_offered_is_accepted() -> Interposer:
+    return accept(SET, group(_BITMAPS))
+
+
+@mutation("vm.fw-bitmaps")
+def hypercalls_cannot_be_reduced() -> Interposer:
+    return answer(SET, 0, lambda call: group(_BITMAPS)(call) and not any(value(call)))
+
+
+@mutation("vm.fw-bitmaps")
+def no_hypercalls_are_offered() -> Interposer:
+    return reading(number(0), firmware(2, bitmap=True))
+
+
+@mutation("vm.fw-bitmaps")
+def the_same_hypercalls_are_refused_after_a_run() -> Interposer:
+    return once(COMPLETE, refuse(SET, errno.EBUSY, group(_BITMAPS)), refused=True)
+
+
+# --- MP state and events --------------------------------------------------------------------------
+
+
+@mutation("vm.events")
+def reserved_fields_of_events_are_ignored() -> Interposer:
+    return accept(SET_EVENTS)
+
+
+@mutation("vm.events")
+def a_pending_serror_is_lost() -> Interposer:
+    return answer(SET_EVENTS, 0, lambda call: call.argument.exception.serror_pending == 1)
+
+
+@mutation("vm.events")
+def a_pending_serror_loses_its_syndrome() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.exception.serror_esr = 0
+
+    return after(EVENTS, change)
+
+
+@mutation("vm.events")
+def an_external_abort_is_pending() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.exception.ext_dabt_pending = 1
+
+    return after(EVENTS, change)
+
+
+# --- identities, keys, mitigations, timers --------------------------------------------------------
+
+
+@mutation("vm.timer-swapped-ids")
+def the_comparator_has_the_counters_id() -> Interposer:
+    other = {int(COUNTER): SYSTEM["CNTV_CVAL_EL0"], int(SYSTEM["CNTV_CVAL_EL0"]): COUNTER}
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if call.name in (GET, SET) and int(call.argument.id) in other:
+            call.argument.id = int(other[int(call.argument.id)])
+        return proceed()
+
+    return interposer
+
+
+@mutation("vm.timer-swapped-ids")
+def the_guests_counter_does_not_begin_where_it_was_set() -> Interposer:
+    return forget(COUNTER)
+
+
+@mutation("vm.timer-swapped-ids")
+def the_counter_stands_still() -> Interposer:
+    return reading(number(1 << 40), COUNTER)

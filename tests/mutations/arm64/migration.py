@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about registers in restoring."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.mutations.arm64.lies import (
+    EVENTS,
+    SET,
+    VBAR,
+    flip,
+    forget,
+    get_now,
+    list_without,
+    of,
+    reading,
+    set_now,
+    widest,
+)
+from tests.mutations.lies import RUN, accept, after, nth, once, refuse
+from tests.mutations.registry import mutation
+from vmm.arm64.registers import SYSTEM, VLS, x, z
+from vmm.kvm.ioctl import Call, Interposer
+
+ZCR = SYSTEM["ZCR_EL1"]
+
+
+# --- a restore ------------------------------------------------------------------------------------
+
+
+@mutation("mig.sve-idempotent", "mig.order-free", "mig.sve-guest-goes-on")
+def z3_is_not_restored() -> Interposer:
+    return forget(widest(3))
+
+
+@mutation("mig.sve-idempotent", "mig.order-free")
+def a_system_register_is_restored_wrong() -> Interposer:
+    return once(RUN, reading(flip(1, 8), SYSTEM["MAIR_EL1"]))
+
+
+@mutation("mig.sve-idempotent")
+def the_restored_vcpu_lists_one_register_less() -> Interposer:
+    return list_without(VBAR, 2)
+
+
+@mutation("mig.sve-idempotent")
+def the_restored_vcpu_has_an_event_pending() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.exception.serror_pending = 1
+
+    return after(EVENTS, change, nth(2))
+
+
+@mutation("mig.sve-idempotent", "mig.order-free")
+def the_restored_vcpu_is_stopped() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.mp_state = 5
+
+    return after("KVM_GET_MP_STATE", change, nth(2))
+
+
+@mutation("mig.sve-guest-goes-on")
+def the_moved_guest_leaves_once_more() -> Interposer:
+    def one_more(call: Call) -> None:
+        set_now(call.fd, x(2), int.from_bytes(get_now(call.fd, x(2)), "little") + 1)
+
+    return after(SET, one_more, of(x(2)))
+
+
+@mutation("mig.list-order-fails")
+def z0_can_be_written_before_finalize() -> Interposer:
+    return accept(SET, of(z(0)))
+
+
+@mutation("mig.list-order-fails")
+def the_lengths_can_be_written_again() -> Interposer:
+    return accept(SET, of(VLS))
+
+
+@mutation("mig.list-order-fails")
+def a_core_register_cannot_be_written_before_finalize() -> Interposer:
+    return refuse(SET, errno.EPERM, of(x(0)))
+
+
+@mutation("mig.order-free")
+def writing_zcr_el1_cuts_z_off() -> Interposer:
+    def cut(call: Call) -> None:
+        set_now(call.fd, z(5), int.from_bytes(get_now(call.fd, z(5))[:16], "little"))
+
+    return after(SET, cut, of(ZCR))

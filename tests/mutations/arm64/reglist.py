@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about KVM_GET_REG_LIST, and about what a restore by it stands on."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.mutations.arm64.lies import (
+    GET,
+    LIST,
+    SET,
+    VBAR,
+    change_list,
+    flip,
+    list_without,
+    of,
+    on_refusal,
+    reading,
+    set_now,
+    widest,
+)
+from tests.mutations.lies import accept, after, drift, once, refuse
+from tests.mutations.registry import mutation
+from vmm.arm64.registers import FFR, SYSTEM, VLS, Register, p, v, x, z
+from vmm.kvm.ioctl import Call, Interposer
+
+_AFSR = SYSTEM["AFSR0_EL1"]
+
+
+def _instead(register: Register, other: Register) -> Interposer:
+    """The list has ``other`` in the place of ``register``."""
+    return change_list(lambda found: [int(other) if identifier == register else identifier for identifier in found])
+
+
+# --- the call -------------------------------------------------------------------------------------
+
+
+@mutation("reglist.e2big")
+def a_list_that_is_too_short_is_einval() -> Interposer:
+    return drift(LIST, errno.EINVAL)
+
+
+@mutation("reglist.e2big")
+def a_short_list_does_not_learn_its_length() -> Interposer:
+    def keep(call: Call) -> None:
+        call.argument.n = 0
+
+    return on_refusal(LIST, keep)
+
+
+@mutation("reglist.e2big")
+def a_list_that_is_one_short_is_written() -> Interposer:
+    return accept(LIST, lambda call: call.argument.n > 100)
+
+
+@mutation("reglist.e2big")
+def the_list_is_written_beyond_its_end() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.reg[call.argument.n] = 0
+
+    return after(LIST, change)
+
+
+@mutation("reglist.e2big")
+def the_list_does_not_say_how_long_it_is() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.n += 1
+
+    return after(LIST, change)
+
+
+# --- what is listed -------------------------------------------------------------------------------
+
+
+@mutation("reglist.sve-contents", "reglist.no-surplus", "reglist.order")
+def ffr_is_not_listed() -> Interposer:
+    return list_without(FFR)
+
+
+@mutation("reglist.sve-contents", "reglist.no-surplus", "reglist.order")
+def z0_is_listed_by_its_second_slice() -> Interposer:
+    return _instead(z(0), z(0, 1))
+
+
+@mutation("reglist.sve-contents")
+def the_lengths_are_not_listed() -> Interposer:
+    return list_without(VLS)
+
+
+@mutation("reglist.sve-contents")
+def a_v_register_is_listed_with_sve() -> Interposer:
+    return _instead(p(7), v(7))
+
+
+@mutation("reglist.unique")
+def x3_is_listed_twice() -> Interposer:
+    return _instead(x(4), x(3))
+
+
+@mutation("reglist.unique")
+def an_id_of_another_architecture_is_listed() -> Interposer:
+    return _instead(x(4), Register(x(4) ^ 0x2 << 60))
+
+
+@mutation("reglist.order")
+def z_registers_come_before_the_lengths() -> Interposer:
+    exchanged = {int(VLS): int(z(0)), int(z(0)): int(VLS)}
+    return change_list(lambda found: [exchanged.get(identifier, identifier) for identifier in found])
+
+
+@mutation("reglist.order")
+def the_lengths_come_last() -> Interposer:
+    return change_list(lambda found: [*(identifier for identifier in found if identifier != VLS), int(VLS)])
+
+
+@mutation("reglist.get-set-all")
+def a_listed_register_cannot_be_read() -> Interposer:
+    return refuse(GET, errno.ENOENT, of(_AFSR))
+
+
+@mutation("reglist.get-set-all")
+def a_listed_register_cannot_be_written() -> Interposer:
+    return refuse(SET, errno.EINVAL, of(widest(31)))
+
+
+@mutation("reglist.get-set-all")
+def a_write_does_more_than_it_was_told() -> Interposer:
+    return after(SET, lambda call: set_now(call.fd, x(3), 7), of(x(5)))
+
+
+@mutation("reglist.get-set-all")
+def writing_x3_changes_it() -> Interposer:
+    return once(SET, reading(flip(0), x(3)), when=of(x(3)))
+
+
+@mutation("reglist.depends-on-idregs")
+def registers_of_a_hidden_feature_are_still_there() -> Interposer:
+    return accept(GET, of(*(SYSTEM[name] for name in ("TCR2_EL1", "PIR_EL1", "PIRE0_EL1", "SCTLR2_EL1"))))
+
+
+@mutation("reglist.same-for-all-vcpus")
+def the_second_vcpu_has_one_register_less() -> Interposer:
+    return list_without(VBAR, 2)
+
+
+@mutation("reglist.same-for-all-vcpus")
+def a_run_takes_a_register_from_the_list() -> Interposer:
+    return list_without(VBAR, 3)
+
+
+@mutation("reglist.no-sme")
+def smcr_el1_is_listed() -> Interposer:
+    return _instead(_AFSR, SYSTEM["SMCR_EL1"])
+
+
+@mutation("reglist.no-sme")
+def svcr_can_be_read() -> Interposer:
+    return accept(GET, of(SYSTEM["SVCR"]))
+
+
+@mutation("reglist.no-sme")
+def smfr0_is_hidden() -> Interposer:
+    return list_without(SYSTEM["ID_AA64SMFR0_EL1"])

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about shadow stacks and indirect branch tracking at work in the guest, and over exits and INIT."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, before, called, kvm_table, nth, once, toggle
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import entry, set_msr_now
+from tests.mutations.x86.lies import (
+    GP,
+    UD,
+    before_entry,
+    faults,
+    get_ssp_now,
+    host_reads,
+    in_cet_guest,
+    set_in_guest,
+    set_ssp_now,
+    ssp_reads,
+)
+from vmm._kvm import lib
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86 import boot
+from vmm.x86.msr_names import Msr
+
+SET_SREGS, GET_SREGS, INIT = "KVM_SET_SREGS", "KVM_GET_SREGS", "KVM_SIGNAL_MSI"
+CET, WP, WRITES, TRACKING = 1 << 23, 1 << 16, 2, 4
+
+
+def _first(value: int) -> Callable[[Shared], bool]:
+    return lambda guest: guest.get("params") == value
+
+
+@mutation("cet.shadow-stack-calls", "cet.shadow-stack-cp")
+def user_shadow_stacks_are_not_in_effect() -> Interposer:
+    return before(RUN, lambda call: set_msr_now(call.fd, Msr.U_CET, 0))
+
+
+@mutation("cet.shadow-stack-calls")
+def an_exit_turns_the_user_shadow_stack_off() -> Interposer:
+    return after(RUN, lambda call: set_msr_now(call.fd, Msr.U_CET, 0), nth(2))
+
+
+@mutation("cet.shadow-stack-calls")
+def an_exit_moves_ssp_by_an_entry() -> Interposer:
+    return after(RUN, lambda call: set_ssp_now(call.fd, get_ssp_now(call.fd) - 8), nth(2))
+
+
+@mutation("cet.shadow-stack-calls")
+def the_host_reads_ssp_as_the_guest_began() -> Interposer:
+    return ssp_reads(lambda value: boot.USER_SHADOW_STACK_TOP)
+
+
+@mutation("cet.shadow-stack-calls")
+def an_entry_of_the_shadow_stack_is_no_return_address() -> Interposer:
+    def change(guest: Shared) -> None:
+        guest.at(boot.USER_SHADOW_STACK_TOP - 16)[0] = 0x1000
+
+    return in_cet_guest("descend", change)
+
+
+@mutation("cet.shadow-stack-calls")
+def a_return_is_missing() -> Interposer:
+    return in_cet_guest("descend", lambda guest: guest.set("values", 11))
+
+
+@mutation("cet.shadow-stack-cp")
+def a_changed_return_address_is_gp() -> Interposer:
+    return in_cet_guest("smash", lambda guest: guest.set("vector", GP))
+
+
+@mutation("cet.shadow-stack-cp")
+def a_near_return_has_the_error_code_of_a_far_one() -> Interposer:
+    return in_cet_guest("smash", lambda guest: guest.set("error", 2))
+
+
+@mutation("cet.shadow-stack-cp")
+def the_fault_is_at_the_wrong_return_address() -> Interposer:
+    return in_cet_guest("smash", lambda guest: guest.set("rip", guest.get("rip") + 1))
+
+
+@mutation("cet.shadow-stack-cp")
+def shadow_stacks_are_always_in_effect() -> Interposer:
+    return before_entry("smash", set_in_guest(Msr.U_CET, 1))
+
+
+@mutation("cet.branch-tracking-cp")
+def branches_are_not_tracked() -> Interposer:
+    return before_entry("branch", set_in_guest(Msr.U_CET, 0))
+
+
+@mutation("cet.branch-tracking-cp")
+def branches_are_always_tracked() -> Interposer:
+    return before_entry("branch", set_in_guest(Msr.U_CET, TRACKING))
+
+
+@mutation("cet.branch-tracking-cp")
+def endbr64_is_not_recognised() -> Interposer:
+    # ENDBR32 is none in 64-bit mode.
+    return before_entry("branch", lambda guest: guest.poke("with_endbr", 3))
+
+
+@mutation("cet.branch-tracking-cp")
+def a_missing_endbr64_has_the_error_code_of_a_return() -> Interposer:
+    return in_cet_guest("branch", lambda guest: guest.set("error", 1))
+
+
+@mutation("cet.branch-tracking-cp")
+def the_fault_is_behind_the_target() -> Interposer:
+    return in_cet_guest("branch", lambda guest: guest.set("rip", guest.get("rip") + 5))
+
+
+@mutation("cet.survives-exits")
+def an_exit_loses_pl1_ssp() -> Interposer:
+    return after_run(lambda fd: set_msr_now(fd, Msr.PL1_SSP, 0), ticks=1)
+
+
+@mutation("cet.survives-exits")
+def an_exit_loses_the_interrupt_table() -> Interposer:
+    return after_run(lambda fd: set_msr_now(fd, Msr.INT_SSP_TAB, 0), ticks=1)
+
+
+@mutation("cet.survives-exits")
+def an_exit_loses_the_enable_bit_of_shadow_stack_writes() -> Interposer:
+    return after_run(lambda fd: set_msr_now(fd, Msr.U_CET, 1), ticks=1)
+
+
+@mutation("cet.survives-exits")
+def an_exit_replaces_s_cet_by_u_cet() -> Interposer:
+    return after_run(lambda fd: set_msr_now(fd, Msr.S_CET, 1 | WRITES), ticks=1)
+
+
+@mutation("cet.survives-exits")
+def the_guests_last_exit_replaces_pl0_ssp() -> Interposer:
+    return in_cet_guest("descend", set_in_guest(Msr.PL0_SSP, 0x1000))
+
+
+def _writes(index: int, value: int, number: int, vector: int = GP) -> Interposer:
+    """Let one WRMSR of the guest fault, or not."""
+
+    def matches(guest: Shared) -> bool:
+        return (guest.get("params"), guest.get("params", 1)) == (index, value)
+
+    return in_cet_guest("wrmsr", faults(number, vector), matches)
+
+
+@mutation("cet.guest-host-agree")
+def the_guest_cannot_write_u_cet() -> Interposer:
+    return _writes(Msr.U_CET, 0x3D if kvm_table().has("IBT") else 3, 1)
+
+
+@mutation("cet.guest-host-agree")
+def the_host_does_not_see_what_the_guest_wrote_to_pl3_ssp() -> Interposer:
+    return host_reads(Msr.PL3_SSP, lambda value: 0)
+
+
+@mutation("cet.guest-host-agree")
+def the_guest_does_not_see_what_the_host_wrote_to_the_interrupt_table() -> Interposer:
+    return in_cet_guest("rdmsr", lambda guest: guest.set("values", 0x7890), _first(Msr.INT_SSP_TAB))
+
+
+@mutation("cet.guest-host-agree")
+def the_guest_can_set_a_reserved_bit_of_s_cet() -> Interposer:
+    return _writes(Msr.S_CET, 1 << 9, 0)
+
+
+@mutation("cet.guest-host-agree")
+def the_guest_can_set_an_odd_pl3_ssp() -> Interposer:
+    return _writes(Msr.PL3_SSP, 1, 0)
+
+
+@mutation("cet.guest-host-agree")
+def a_non_canonical_pl0_ssp_is_ud() -> Interposer:
+    return _writes(Msr.PL0_SSP, 1 << 63, 1, UD)
+
+
+@mutation("cet.ssp-not-a-guest-msr")
+def the_guest_can_read_kvms_own_number_for_ssp() -> Interposer:
+    return in_cet_guest("rdmsr", faults(0))
+
+
+@mutation("cet.ssp-not-a-guest-msr")
+def the_guest_can_write_kvms_own_number_for_ssp() -> Interposer:
+    return in_cet_guest("wrmsr", faults(0))
+
+
+@mutation("cet.cr4-wp")
+def write_protection_can_be_turned_off_under_cr4_cet() -> Interposer:
+    return in_cet_guest("write_cr0", faults(0))
+
+
+@mutation("cet.cr4-wp")
+def cr4_cet_needs_no_write_protection() -> Interposer:
+    return in_cet_guest("write_cr4", faults(0))
+
+
+@mutation("cet.cr4-wp")
+def a_refused_cr4_cet_is_set() -> Interposer:
+    return once(SET_SREGS, once(RUN, after(GET_SREGS, toggle("cr4", CET))), when=_hole_closed)
+
+
+def _hole_closed(call: Call) -> bool:
+    """Met by control registers without write protection and without CET."""
+    return not call.argument.cr4 & CET and not call.argument.cr0 & WP
+
+
+def _hole(call: Call) -> bool:
+    """Met by control registers that contradict each other."""
+    return bool(call.argument.cr4 & CET) and not call.argument.cr0 & WP
+
+
+@mutation("cet.sregs-wp-hole")
+def the_contradiction_has_the_other_result() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        matches = call.name == SET_SREGS and _hole(call)
+        result = proceed()
+        if matches:
+            return 0 if result < 0 else -errno.EINVAL
+        return result
+
+    return interposer
+
+
+@mutation("cet.sregs-wp-hole")
+def the_contradiction_ends_in_another_way() -> Interposer:
+    contradicted = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal contradicted
+        if call.name == SET_SREGS and _hole(call):
+            contradicted = True
+            result = proceed()
+            return -errno.EPERM if result < 0 else result
+        result = proceed()
+        if contradicted and called(call) == RUN:
+            call.argument.run.exit_reason = lib.KVM_EXIT_SHUTDOWN
+        return result
+
+    return interposer
+
+
+def _after_init(lie: Interposer) -> Interposer:
+    return once(INIT, lie)
+
+
+@mutation("cet.init")
+def init_leaves_u_cet() -> Interposer:
+    return _after_init(host_reads(Msr.U_CET, lambda value: 1))
+
+
+@mutation("cet.init")
+def init_leaves_s_cet() -> Interposer:
+    return _after_init(host_reads(Msr.S_CET, lambda value: 1))
+
+
+@mutation("cet.init")
+def init_leaves_pl2_ssp() -> Interposer:
+    return _after_init(host_reads(Msr.PL2_SSP, lambda value: 0x3000))
+
+
+@mutation("cet.init")
+def init_leaves_the_interrupt_table() -> Interposer:
+    return _after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000))
+
+
+@mutation("cet.init")
+def init_leaves_ssp() -> Interposer:
+    return _after_init(ssp_reads(lambda value: 0x6000))
+
+
+@mutation("cet.init")
+def init_resets_ia32_xss() -> Interposer:
+    return _after_init(host_reads(Msr.XSS, lambda value: 0))
+
+
+@mutation("cet.init")
+def init_resets_xcr0_but_for_x87() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.xcrs[0].value = 1
+
+    return _after_init(after("KVM_GET_XCRS", change))
+
+
+GET_CPUID = "KVM_GET_CPUID2"
+
+
+@mutation("setcpuid.runtime-size-0xd1")
+def the_compacted_size_does_not_follow_ia32_xss() -> Interposer:
+    sizes: list[int] = []
+
+    def change(call: Call) -> None:
+        found = entry(call, 0xD, 1)
+        sizes.append(found.ebx)
+        found.ebx = sizes[0]
+
+    return after(GET_CPUID, change)
+
+
+@mutation("setcpuid.runtime-size-0xd1")
+def the_compacted_size_never_shrinks() -> Interposer:
+    sizes: list[int] = []
+
+    def change(call: Call) -> None:
+        found = entry(call, 0xD, 1)
+        sizes.append(found.ebx)
+        found.ebx = max(sizes)
+
+    return after(GET_CPUID, change)
+
+
+@mutation("setcpuid.runtime-size-0xd1")
+def the_compacted_size_is_8_bytes_short_with_supervisor_cet() -> Interposer:
+    sizes: list[int] = []
+
+    def change(call: Call) -> None:
+        found = entry(call, 0xD, 1)
+        sizes.append(found.ebx)
+        found.ebx -= 8 if found.ebx > sorted(set(sizes))[:2][-1] else 0
+
+    return after(GET_CPUID, change)
+
+
+@mutation("setcpuid.runtime-size-0xd1")
+def the_guest_cannot_set_ia32_xss() -> Interposer:
+    def matches(guest: Shared) -> bool:
+        return guest.get("params", 1) == 1 << 11
+
+    return in_cet_guest("wrmsr", faults(1, GP), matches)
+
+
+GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about CET state in copies of a guest: registers that are lost, or not needed."""
+
+from __future__ import annotations
+
+from tests.mutations.lies import RUN, Proceed, Shared, after, answer, before, nth, once
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import (
+    XSTATE_BV,
+    area,
+    change_msr,
+    flip,
+    get_msr_now,
+    lengthen,
+    msr_values,
+    set_msr_now,
+    xsave_lie,
+)
+from tests.mutations.x86.lies import (
+    GP,
+    before_entry,
+    before_run,
+    faults,
+    get_ssp_now,
+    host_reads,
+    in_cet_guest,
+    of_ssp,
+    set_in_guest,
+    set_ssp_now,
+)
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
+
+GET, SET, GET_REG, SET_REG = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_ONE_REG", "KVM_SET_ONE_REG"
+EVENTS, SET_XSAVE = "KVM_SET_VCPU_EVENTS", "KVM_SET_XSAVE"
+
+
+def _not_brought(index: int) -> Interposer:
+    """An MSR is lost in restoring what was saved."""
+    return once(GET, before(SET, change_msr(index, lambda value: 0)))
+
+
+@mutation("cet.state-live")
+def u_cet_is_not_saved() -> Interposer:
+    return host_reads(Msr.U_CET, lambda value: 0)
+
+
+@mutation("cet.state-live")
+def s_cet_does_not_come_over() -> Interposer:
+    return _not_brought(Msr.S_CET)
+
+
+@mutation("cet.state-live")
+def s_cet_cannot_be_restored() -> Interposer:
+    return once(GET, answer(SET, 0, lambda call: len(msr_values(call)) > 1 and Msr.S_CET in dict(msr_values(call))))
+
+
+@mutation("cet.state-live")
+def pl0_ssp_does_not_come_over() -> Interposer:
+    return _not_brought(Msr.PL0_SSP)
+
+
+@mutation("cet.state-live")
+def ssp_does_not_come_over() -> Interposer:
+    return once(GET_REG, answer(SET_REG, 0, of_ssp))
+
+
+@mutation("cet.state-live")
+def the_copy_runs_with_ssp_an_entry_off() -> Interposer:
+    return before_run(4, lambda fd: set_ssp_now(fd, get_ssp_now(fd) + 8))
+
+
+@mutation("cet.state-live")
+def the_copy_runs_without_pl3_ssp() -> Interposer:
+    return before_run(4, lambda fd: set_msr_now(fd, Msr.PL3_SSP, 0))
+
+
+@mutation("cet.state-live")
+def the_copy_runs_without_u_cet() -> Interposer:
+    return before_run(4, lambda fd: set_msr_now(fd, Msr.U_CET, 0))
+
+
+def _brings_itself(index: int) -> Interposer:
+    """An MSR that was saved once is there after every restore."""
+    kept = 0
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal kept
+        result = proceed()
+        if call.name == GET and result > 0:
+            kept = dict(msr_values(call)[:result]).get(index) or kept
+        elif call.name == EVENTS and kept:
+            set_msr_now(call.fd, index, kept)
+        return result
+
+    return interposer
+
+
+@mutation("cet.state-each-needed")
+def u_cet_need_not_be_restored() -> Interposer:
+    return _brings_itself(Msr.U_CET)
+
+
+@mutation("cet.state-each-needed")
+def s_cet_need_not_be_restored() -> Interposer:
+    return _brings_itself(Msr.S_CET)
+
+
+@mutation("cet.state-each-needed")
+def pl3_ssp_need_not_be_restored() -> Interposer:
+    return _brings_itself(Msr.PL3_SSP)
+
+
+@mutation("cet.state-each-needed", "mig.xss-roundtrip")
+def ia32_xss_need_not_be_restored() -> Interposer:
+    return _brings_itself(Msr.XSS)
+
+
+@mutation("cet.state-each-needed")
+def ssp_need_not_be_restored() -> Interposer:
+    kept = 0
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal kept
+        result = proceed()
+        if call.name == GET_REG:
+            kept = get_ssp_now(call.fd)
+        elif call.name == EVENTS:
+            set_ssp_now(call.fd, kept)
+        return result
+
+    return interposer
+
+
+@mutation("cet.state-each-needed")
+def the_state_does_not_fit_the_guest_itself_any_more() -> Interposer:
+    # Runs: the preparation and the guest, then preparation and run of each of the five copies, then the guest.
+    return before_run(13, lambda fd: set_ssp_now(fd, 0))
+
+
+@mutation("mig.xss-roundtrip")
+def ia32_xss_is_not_saved() -> Interposer:
+    return host_reads(Msr.XSS, lambda value: 0)
+
+
+@mutation("mig.xss-roundtrip")
+def ia32_xss_does_not_come_over() -> Interposer:
+    return _not_brought(Msr.XSS)
+
+
+@mutation("mig.xss-roundtrip")
+def xrstors_works_without_ia32_xss() -> Interposer:
+    return in_cet_guest("xrstors", faults(0))
+
+
+@mutation("mig.xss-roundtrip")
+def xrstors_faults_in_the_copy() -> Interposer:
+    return in_cet_guest("xrstors", faults(1, GP))
+
+
+@mutation("xsave.no-supervisor")
+def the_area_names_user_cet() -> Interposer:
+    return xsave_lie(flip(XSTATE_BV + 1, 1 << 3))
+
+
+@mutation("xsave.no-supervisor")
+def the_area_names_supervisor_cet() -> Interposer:
+    return xsave_lie(flip(XSTATE_BV + 1, 1 << 4))
+
+
+@mutation("xsave.no-supervisor")
+def the_area_has_a_shadow_stack_pointer() -> Interposer:
+    def change(call: Call) -> None:
+        pointer = get_msr_now(call.fd, Msr.PL3_SSP)
+        area(call)[3000:3008] = pointer.to_bytes(8, "little")
+
+    return xsave_lie(change)
+
+
+@mutation("xsave.no-supervisor")
+def the_area_is_larger_with_supervisor_state() -> Interposer:
+    return xsave_lie(lengthen(64))
+
+
+@mutation("xsave.set-preserves-supervisor")
+def an_area_without_components_resets_u_cet() -> Interposer:
+    return after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.U_CET, 0))
+
+
+@mutation("xsave.set-preserves-supervisor")
+def an_area_without_components_resets_pl3_ssp() -> Interposer:
+    return after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0))
+
+
+@mutation("xsave.set-preserves-supervisor")
+def an_area_without_components_changes_pl1_ssp() -> Interposer:
+    return after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL1_SSP, 0x1000))
+
+
+@mutation("xsave.set-preserves-supervisor")
+def the_guest_runs_without_user_state_behind_an_area_without_components() -> Interposer:
+    return once(SET_XSAVE, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1)))
+
+
+@mutation("cet.xsaves-carries-user-state")
+def xsaves_stores_no_u_cet() -> Interposer:
+    return in_cet_guest("xsaves", lambda guest: guest.poke("area", 576, 3))
+
+
+@mutation("cet.xsaves-carries-user-state")
+def xsaves_stores_another_pl3_ssp() -> Interposer:
+    return before_entry("xsaves", set_in_guest(Msr.PL3_SSP, 0x123458))
+
+
+@mutation("cet.xsaves-carries-user-state")
+def xrstors_of_user_state_faults() -> Interposer:
+    return in_cet_guest("xrstors", faults(1, GP))
+
+
+@mutation("cet.xsaves-carries-user-state")
+def xrstors_does_not_load_u_cet() -> Interposer:
+    return in_cet_guest("xrstors", set_in_guest(Msr.U_CET, 0))
+
+
+@mutation("cet.xsaves-carries-user-state")
+def the_host_reads_pl3_ssp_from_before_xrstors() -> Interposer:
+    return host_reads(Msr.PL3_SSP, lambda value: 0)
+
+
+@mutation("cet.s-cet-not-xstate")
+def xrstors_resets_s_cet() -> Interposer:
+    return in_cet_guest("xrstors", set_in_guest(Msr.S_CET, 0))
+
+
+@mutation("cet.s-cet-not-xstate")
+def xrstors_resets_the_interrupt_table() -> Interposer:
+    return in_cet_guest("xrstors", set_in_guest(Msr.INT_SSP_TAB, 0))
+
+
+@mutation("cet.s-cet-not-xstate")
+def xrstors_leaves_pl1_ssp() -> Interposer:
+    return in_cet_guest("xrstors", set_in_guest(Msr.PL1_SSP, 0x2000))
+
+
+@mutation("cet.s-cet-not-xstate")
+def xrstors_of_supervisor_state_faults() -> Interposer:
+    return in_cet_guest("xrstors", faults(1, GP))
+
+
+@mutation("cet.xsaves-intercept")
+def xsaves_faults_where_it_works_or_works_where_it_faults() -> Interposer:
+    return in_cet_guest("xsaves", lambda guest: guest.set("values", 1 - guest.get("values", 15), 15))
+
+
+@mutation("cet.xsaves-intercept")
+def xsaves_is_gp_or_stores_other_components() -> Interposer:
+    def change(guest: Shared) -> None:
+        guest.set("vector", GP)
+        guest.poke("area", 520, 3)
+
+    return in_cet_guest("xsaves", change)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about the CET registers as the host sees them: what they take, what they refuse, where they are saved."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, once, refuse
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import change_msr, msr_values, of_msr
+from tests.mutations.x86.lies import host_reads, of_ssp, one_reg_number, ssp_reads
+from vmm.conformance.clauses.x86.cet_state import UNKNOWN_ID
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
+
+GET, SET, GET_REG, SET_REG = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_ONE_REG", "KVM_SET_ONE_REG"
+GET_LIST = "KVM_GET_REG_LIST"
+
+
+def _is(index: int, value: int) -> Condition:
+    """Met by a batch that sets this MSR alone, to this value."""
+    return lambda call: msr_values(call) == [(index, value)]
+
+
+def _takes(index: int, value: int) -> Interposer:
+    """The MSR takes a value that it has to refuse."""
+    return answer(SET, 1, _is(index, value))
+
+
+def _refuses(index: int, value: int) -> Interposer:
+    """The MSR refuses a value that it has to take."""
+    return answer(SET, 0, _is(index, value))
+
+
+@mutation("cet.xss-bits")
+def ia32_xss_refuses_supervisor_cet_alone() -> Interposer:
+    return _refuses(Msr.XSS, 1 << 12)
+
+
+@mutation("cet.xss-bits")
+def ia32_xss_takes_bit_63() -> Interposer:
+    return _takes(Msr.XSS, 1 << 63)
+
+
+@mutation("cet.xss-bits")
+def ia32_xss_takes_a_user_component() -> Interposer:
+    return _takes(Msr.XSS, 1 << 2)
+
+
+@mutation("cet.xss-bits")
+def ia32_xss_reads_without_the_user_component() -> Interposer:
+    return host_reads(Msr.XSS, lambda value: value & ~(1 << 11))
+
+
+def _after_refused(index: int, value: int, instead: int) -> Interposer:
+    """What was refused changes the MSR all the same."""
+    begun = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal begun
+        result = proceed()
+        if call.name == SET:
+            begun = result == 0 and _is(index, value)(call)
+        elif begun and call.name == GET:
+            change_msr(index, lambda _: instead)(call)
+        return result
+
+    return interposer
+
+
+@mutation("cet.xss-bits")
+def a_refused_ia32_xss_clears_it() -> Interposer:
+    return _after_refused(Msr.XSS, 1 << 9, 0)
+
+
+@mutation("cet.ucet-scet-bits")
+def u_cet_takes_reserved_bit_7() -> Interposer:
+    return _takes(Msr.U_CET, 1 << 7)
+
+
+@mutation("cet.ucet-scet-bits")
+def s_cet_takes_suppress_together_with_tracker() -> Interposer:
+    return _takes(Msr.S_CET, 3 << 10)
+
+
+@mutation("cet.ucet-scet-bits")
+def u_cet_refuses_suppress() -> Interposer:
+    return _refuses(Msr.U_CET, 1 << 10)
+
+
+@mutation("cet.ucet-scet-bits")
+def s_cet_loses_the_tracker_bit() -> Interposer:
+    return host_reads(Msr.S_CET, lambda value: value & ~(1 << 11))
+
+
+@mutation("cet.ucet-scet-bits")
+def u_cet_loses_the_legacy_bitmap() -> Interposer:
+    return host_reads(Msr.U_CET, lambda value: value & 0xFFF)
+
+
+@mutation("cet.ucet-scet-bits")
+def a_refused_bit_of_s_cet_stays() -> Interposer:
+    return _after_refused(Msr.S_CET, 1 << 9, 1 << 9)
+
+
+@mutation("cet.ucet-scet-need-features")
+def u_cet_takes_tracking_without_ibt() -> Interposer:
+    return _takes(Msr.U_CET, 1 << 2)
+
+
+@mutation("cet.ucet-scet-need-features")
+def s_cet_takes_the_legacy_bitmap_without_ibt() -> Interposer:
+    return _takes(Msr.S_CET, 1 << 12)
+
+
+@mutation("cet.ucet-scet-need-features")
+def s_cet_takes_shadow_stack_writes_without_shstk() -> Interposer:
+    return once(SET, _takes(Msr.S_CET, 2), when=_is(Msr.S_CET, 1 << 5))
+
+
+@mutation("cet.ucet-scet-need-features")
+def u_cet_is_refused_unless_there_are_both_features() -> Interposer:
+    return answer(SET, 0, of_msr(Msr.U_CET))
+
+
+@mutation("cet.ssp-alignment")
+def pl2_ssp_takes_an_even_address() -> Interposer:
+    return _takes(Msr.PL2_SSP, 2)
+
+
+@mutation("cet.ssp-alignment")
+def pl0_ssp_takes_a_non_canonical_address() -> Interposer:
+    return _takes(Msr.PL0_SSP, 1 << 60)
+
+
+@mutation("cet.ssp-alignment")
+def pl3_ssp_refuses_multiples_of_4_that_are_none_of_8() -> Interposer:
+    return _refuses(Msr.PL3_SSP, 4)
+
+
+@mutation("cet.ssp-alignment")
+def pl1_ssp_is_32_bits_wide() -> Interposer:
+    return host_reads(Msr.PL1_SSP, lambda value: value & 0xFFFFFFFF)
+
+
+@mutation("cet.ssp-alignment")
+def the_interrupt_table_has_to_be_aligned() -> Interposer:
+    return _refuses(Msr.INT_SSP_TAB, 0x1003)
+
+
+@mutation("cet.ssp-alignment")
+def ssp_takes_an_even_address() -> Interposer:
+    return accept(SET_REG, lambda call: bool(one_reg_number(call)[0] == 2))
+
+
+@mutation("cet.ssp-alignment")
+def a_refused_ssp_stays() -> Interposer:
+    return once(SET_REG, ssp_reads(lambda _: 1), refused=True)
+
+
+@mutation("cet.pointers-need-shstk")
+def pl1_ssp_needs_no_shstk() -> Interposer:
+    return _takes(Msr.PL1_SSP, 0x1000)
+
+
+@mutation("cet.pointers-need-shstk")
+def the_interrupt_table_needs_no_shstk() -> Interposer:
+    return _takes(Msr.INT_SSP_TAB, 0x1000)
+
+
+@mutation("cet.pointers-need-shstk")
+def ssp_needs_no_shstk() -> Interposer:
+    return accept(SET_REG)
+
+
+@mutation("cet.guest-ssp-onereg")
+def ssp_is_32_bits_wide() -> Interposer:
+    return ssp_reads(lambda value: value & 0xFFFFFFFF)
+
+
+@mutation("cet.guest-ssp-onereg")
+def ssp_is_not_written() -> Interposer:
+    return answer(SET_REG, 0)
+
+
+@mutation("cet.guest-ssp-onereg")
+def ssp_can_be_read_in_half() -> Interposer:
+    return accept(GET_REG, lambda call: not of_ssp(call) and call.argument.id & 1 == 0)
+
+
+@mutation("cet.guest-ssp-onereg")
+def there_is_any_kvm_register() -> Interposer:
+    return accept(GET_REG, lambda call: bool(call.argument.id == UNKNOWN_ID))
+
+
+@mutation("cet.reg-list-shstk")
+def room_for_none_is_enough() -> Interposer:
+    return answer(GET_LIST, 0, lambda call: call.argument.n == 0)
+
+
+@mutation("cet.reg-list-shstk")
+def room_for_none_is_einval() -> Interposer:
+    return drift(GET_LIST, errno.EINVAL)
+
+
+@mutation("cet.reg-list-shstk")
+def e2big_does_not_say_how_many_there_are() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == GET_LIST and result < 0:
+            call.argument.n = 0
+        return result
+
+    return interposer
+
+
+@mutation("cet.reg-list-shstk")
+def the_list_has_another_register() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.reg[0] += 1
+
+    return after(GET_LIST, change)
+
+
+@mutation("cet.reg-list-shstk")
+def the_list_cannot_be_read() -> Interposer:
+    return refuse(GET_LIST, errno.E2BIG)
+
+
+@mutation("cet.reset")
+def s_cet_is_enabled_after_reset() -> Interposer:
+    return host_reads(Msr.S_CET, lambda _: 1)
+
+
+@mutation("cet.reset")
+def pl2_ssp_is_not_0_after_reset() -> Interposer:
+    return host_reads(Msr.PL2_SSP, lambda _: 0x1000)
+
+
+@mutation("cet.reset")
+def the_interrupt_table_is_not_0_after_reset() -> Interposer:
+    return host_reads(Msr.INT_SSP_TAB, lambda _: 0x1000)
+
+
+@mutation("cet.reset")
+def ia32_xss_is_not_0_after_reset() -> Interposer:
+    return host_reads(Msr.XSS, lambda _: 1 << 11)
+
+
+@mutation("cet.reset")
+def ssp_is_not_0_after_reset() -> Interposer:
+    return ssp_reads(lambda _: 8)
+
+
+@mutation("cet.msrs-in-list")
+def pl1_ssp_and_pl2_ssp_are_one_register() -> Interposer:
+    return host_reads(Msr.PL1_SSP, lambda _: 0x30000)
+
+
+@mutation("cet.msrs-in-list")
+def the_interrupt_table_cannot_be_written() -> Interposer:
+    return answer(SET, 0, of_msr(Msr.INT_SSP_TAB))
+
+
+@mutation("cet.msrs-in-list")
+def ia32_xss_reads_as_0() -> Interposer:
+    return host_reads(Msr.XSS, lambda _: 0)
+
+
+@mutation("cet.msrs-in-list")
+def s_cet_reads_as_u_cet() -> Interposer:
+    return host_reads(Msr.S_CET, lambda _: 1)

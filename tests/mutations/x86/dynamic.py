@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about what changes with the guest permission for tile data."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.lies import RUN, Proceed, accept, after, answer, drift, once, refuse, succeed_with
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import XSTATE_BV, bits_of, entry, flip, lengthen, offers, shorten, xsave_lie
+from tests.mutations.x86.lies import CONFIGURATION, TILES, tile_byte
+from vmm._kvm import lib
+from vmm.kvm.ioctl import Call, Interposer
+
+ASK, REQUEST, SET, SET_CPUID = (
+    "KVM_GET_SUPPORTED_CPUID",
+    "ARCH_REQ_XCOMP_GUEST_PERM",
+    "KVM_SET_XSAVE",
+    "KVM_SET_CPUID2",
+)
+
+
+def _leaf(function: int, index: int, **changes: Callable[[int], int]) -> Interposer:
+    """Change registers of one entry of what KVM supports."""
+
+    def change(call: Call) -> None:
+        found = entry(call, function, index)
+        for register, value in changes.items():
+            setattr(found, register, value(getattr(found, register)))
+
+    return after(ASK, change)
+
+
+@mutation("cpuid.hidden-without-perm")
+def the_subleaf_of_tile_data_is_there_without_permission() -> Interposer:
+    return _leaf(0xD, TILES, eax=lambda value: 8192, ebx=lambda value: 2816)
+
+
+@mutation("cpuid.hidden-without-perm")
+def tile_data_stays_hidden_with_permission() -> Interposer:
+    return once(REQUEST, _leaf(0xD, 0, eax=lambda value: value & ~(1 << TILES)))
+
+
+@mutation("cpuid.hidden-without-perm")
+def the_subleaf_of_tile_data_lacks_the_xfd_bit() -> Interposer:
+    return once(REQUEST, _leaf(0xD, TILES, ecx=lambda value: value & ~4))
+
+
+@mutation("cpuid.amx-isa-bits-not-hidden")
+def amx_tile_is_hidden_without_permission() -> Interposer:
+    return _leaf(7, 0, edx=lambda value: value & ~(1 << 24))
+
+
+@mutation("cpuid.amx-isa-bits-not-hidden")
+def permission_changes_the_palette() -> Interposer:
+    return once(REQUEST, _leaf(0x1D, 1, ecx=lambda value: value + 1))
+
+
+@mutation("cpuid.0x1e")
+def the_multiplier_has_one_more_row() -> Interposer:
+    return _leaf(0x1E, 0, ebx=lambda value: value + 1)
+
+
+@mutation("cpuid.0x1e")
+def a_reserved_register_of_the_multiplier_is_not_0() -> Interposer:
+    return _leaf(0x1E, 0, ecx=lambda value: 1)
+
+
+@mutation("cpuid.0x1e", "cpuid.0x1e-alias-consistent")
+def every_feature_of_the_multiplier_is_there() -> Interposer:
+    return _leaf(0x1E, 1, eax=lambda value: ~value & 0xFFFFFFFF)
+
+
+def _tiles(call: Call) -> bool:
+    return bool(bits_of(call) >> TILES & 1)
+
+
+def _configuration_alone(call: Call) -> bool:
+    return bits_of(call) == 1 << CONFIGURATION
+
+
+@mutation("xsave.set-tile-needs-cpuid-first", "xsave.set-without-perm-einval")
+def tile_data_is_dropped_where_it_cannot_be() -> Interposer:
+    return accept(SET, _tiles)
+
+
+@mutation("xsave.set-tile-needs-cpuid-first", "xsave.set-without-perm-einval")
+def tile_data_where_it_cannot_be_is_eperm() -> Interposer:
+    return drift(SET, errno.EPERM, _tiles)
+
+
+@mutation("xsave.set-tile-needs-cpuid-first")
+def the_tile_configuration_needs_cpuid_too() -> Interposer:
+    return refuse(SET, errno.EINVAL, _configuration_alone)
+
+
+@mutation("xsave.set-tile-needs-cpuid-first")
+def tile_data_is_refused_after_cpuid() -> Interposer:
+    return once(SET_CPUID, refuse(SET, errno.EINVAL, _tiles))
+
+
+def _armed(lie: Interposer) -> Interposer:
+    """``lie`` begins with the guest's second run, which arms XFD."""
+    return once(RUN, once(RUN, lie))
+
+
+@mutation("xsave.xfd-hides-tiledata")
+def armed_tile_data_stays_in_xstate_bv() -> Interposer:
+    return _armed(xsave_lie(flip(XSTATE_BV + 2, 4)))
+
+
+@mutation("xsave.xfd-hides-tiledata")
+def armed_tile_data_leaves_a_byte() -> Interposer:
+    return _armed(xsave_lie(flip(tile_byte(7, 15, 63))))
+
+
+@mutation("xsave.set-xfd-filter")
+def an_area_with_tile_data_is_refused_while_armed() -> Interposer:
+    return refuse(SET, errno.EINVAL, _tiles)
+
+
+@mutation("xsave.set-xfd-filter", "xsave.xfd-after-xsave")
+def tile_data_comes_back_while_armed() -> Interposer:
+    return xsave_lie(flip(XSTATE_BV + 2, 4))
+
+
+@mutation("xsave.set-xfd-filter")
+def a_byte_of_a_tile_comes_back_while_armed() -> Interposer:
+    return xsave_lie(flip(tile_byte(1)))
+
+
+@mutation("xsave.set-xfd-filter")
+def the_tile_configuration_is_filtered_as_well() -> Interposer:
+    return xsave_lie(flip(XSTATE_BV + 2, 2))
+
+
+@mutation("xsave.set-xfd-filter")
+def ia32_xfd_cannot_be_armed() -> Interposer:
+    return answer("KVM_SET_MSRS", 0)
+
+
+@mutation("xsave.size.sticky-permission")
+def the_area_of_a_vcpu_without_tiles_grows_along() -> Interposer:
+    small: set[int] = set()
+    grown = xsave_lie(lengthen(64), lambda call: call.fd in small)
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if call.name == SET_CPUID and not offers(call) >> TILES & 1:
+            small.add(call.fd)
+        return grown(call, proceed)
+
+    return interposer
+
+
+@mutation("xsave.size.sticky-permission")
+def the_area_of_a_vcpu_with_tiles_is_64_bytes_short() -> Interposer:
+    return once("KVM_GET_XSAVE2", xsave_lie(shorten(64)))
+
+
+@mutation("xsave.size.sticky-permission")
+def the_capability_is_64_bytes_short() -> Interposer:
+    return succeed_with(
+        "KVM_CHECK_EXTENSION",
+        lambda call, size: size - 64,
+        lambda call: bool(call.argument == lib.KVM_CAP_XSAVE2),
+    )

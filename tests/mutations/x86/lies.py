@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the lies about x86 guests share: tiles, shadow stacks and memory types in a guest, and SSP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, before, called, nth
+from tests.mutations.x86.buffers import change_msr, msr_values, place, set_msr_now, spoil
+from vmm._kvm import ffi, lib
+from vmm.conformance.x86.caching import page
+from vmm.conformance.x86.shadow import SSP_ID
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.memory_types import MemoryType
+from vmm.x86.msr_names import Msr
+from vmm.x86.xfeature import XFeature
+
+__all__ = [
+    "CONFIGURATION",
+    "GET",
+    "GET_REG",
+    "GP",
+    "MEMTYPE",
+    "NM",
+    "SLOW",
+    "TILES",
+    "UD",
+    "after_msr_entry",
+    "batch_value",
+    "before_entry",
+    "before_run",
+    "faults",
+    "get_ssp_now",
+    "guest_did_not_fault",
+    "guest_faulted",
+    "host_reads",
+    "in_cet_guest",
+    "in_tile_guest",
+    "lose",
+    "of_ssp",
+    "one_reg_number",
+    "set_in_guest",
+    "set_ssp_now",
+    "ssp_reads",
+    "tile_byte",
+    "timed",
+]
+
+
+GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"
+MEMTYPE = "memtype"
+SLOW = 40
+CONFIGURATION, TILES = int(XFeature.XTILECFG), int(XFeature.XTILEDATA)
+GP, UD, NM = 13, 6, 7
+
+
+def in_cet_guest(
+    name: str, change: Callable[[Shared], object], when: Callable[[Shared], bool] | None = None
+) -> Interposer:
+    """After each run from an entry point of the cet payload, spoil what it left in memory."""
+    return after_entry(name, change, payload="cet", when=when)
+
+
+def before_entry(name: str, change: Callable[[Shared], object]) -> Interposer:
+    """Before each run from an entry point of the cet payload, change something."""
+    shared = Shared("cet")
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        shared.watch(call)
+        if called(call) == RUN and shared.entry == shared.payload.symbol(name):
+            change(shared)
+        return proceed()
+
+    return interposer
+
+
+def set_in_guest(index: int, value: int) -> Callable[[Shared], None]:
+    return lambda guest: set_msr_now(guest.vcpu, index, value)
+
+
+def host_reads(index: int, value: Callable[[int], int]) -> Interposer:
+    """Let the host read another value of an MSR."""
+    return after(GET, change_msr(index, value))
+
+
+def of_ssp(call: Call) -> bool:
+    """Met by a call about SSP."""
+    return bool(call.argument.id == SSP_ID)
+
+
+def one_reg_number(call: Call) -> Any:
+    return ffi.cast("uint64_t *", call.argument.addr)
+
+
+def ssp_reads(value: Callable[[int], int]) -> Interposer:
+    """Let the host read another SSP."""
+
+    def change(call: Call) -> None:
+        one_reg_number(call)[0] = value(int(one_reg_number(call)[0]))
+
+    return after(GET_REG, change, of_ssp)
+
+
+def _ssp_now(fd: int, request: int, value: int) -> int:
+    data = ffi.new("uint64_t *", value)
+    register = ffi.new("struct kvm_one_reg *", {"id": SSP_ID, "addr": int(ffi.cast("uintptr_t", data))})
+    lib.vmm_ioctl(fd, request, register)
+    return int(data[0])
+
+
+def get_ssp_now(fd: int) -> int:
+    """Return SSP, read behind the clause's back."""
+    return _ssp_now(fd, lib.KVM_GET_ONE_REG, 0)
+
+
+def set_ssp_now(fd: int, value: int) -> None:
+    """Set SSP behind the clause's back."""
+    _ssp_now(fd, lib.KVM_SET_ONE_REG, value)
+
+
+def batch_value(call: Call, index: int) -> int | None:
+    """What a batch has for an MSR."""
+    return dict(msr_values(call)).get(index)
+
+
+def after_msr_entry(entry: str, change: Callable[[Shared], object], index: int = Msr.PAT) -> Interposer:
+    """Lie about what RDMSR or WRMSR of one MSR in the hello payload left."""
+    return after_entry(entry, change, when=lambda shared: shared.get("params") == index)
+
+
+def guest_faulted(shared: Shared) -> None:
+    shared.set("values", 1, 15)
+
+
+def guest_did_not_fault(shared: Shared) -> None:
+    shared.set("values", 0, 15)
+
+
+def timed(entry: str, factor: float, *kinds: MemoryType) -> Interposer:
+    """Loads or stores of some types take ``factor`` times as long as they did."""
+    pages = [page(kind) for kind in kinds]
+    return after_entry(
+        entry,
+        lambda shared: shared.set("values", int(shared.get("values") * factor)),
+        payload=MEMTYPE,
+        when=lambda shared: shared.get("params") in pages,
+    )
+
+
+def tile_byte(tile: int, row: int = 0, byte: int = 0) -> int:
+    """Return the offset of a byte of a tile in the XSAVE area."""
+    return place(TILES, 1024 * tile + 64 * row + byte)
+
+
+def lose(*where: int) -> Callable[[int], None]:
+    """Really change one byte of a vCPU's area."""
+    offset = tile_byte(*where)
+
+    def change(view: memoryview) -> None:
+        view[offset] ^= 0x10
+
+    return lambda fd: spoil(fd, change)
+
+
+def before_run(number: int, change: Callable[[int], object]) -> Interposer:
+    """Spoil the vCPU's state before the ``number``-th run of the clause."""
+    return before(RUN, lambda call: change(call.fd), nth(number))
+
+
+def in_tile_guest(
+    name: str, change: Callable[[Shared], object], when: Callable[[Shared], bool] | None = None
+) -> Interposer:
+    """After each run from an entry point of the amx payload, spoil what it left in memory."""
+    return after_entry(name, change, payload="amx", when=when)
+
+
+def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
+    """Let the guest have counted this many faults, of this vector."""
+
+    def change(guest: Shared) -> None:
+        guest.set("values", count, 15)
+        guest.set("vector", vector)
+
+    return change

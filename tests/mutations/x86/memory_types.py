@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about IA32_PAT and CR0.CD: as registers, and in how long loads and stores take."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.lies import Proceed, Shared, after, answer, called, nth, once, refuse, succeed_with
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import change_msr, of_msr
+from tests.mutations.x86.lies import (
+    MEMTYPE,
+    SLOW,
+    after_msr_entry,
+    batch_value,
+    guest_did_not_fault,
+    guest_faulted,
+    timed,
+)
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.memory_types import PAT_AT_RESET, MemoryType
+from vmm.x86.msr_names import Msr
+
+GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"
+
+
+def _with_type(kind: int) -> Callable[[Call], bool]:
+    """Met by a batch whose IA32_PAT has a type in one of its entries."""
+    return lambda call: kind in (batch_value(call, Msr.PAT) or 0).to_bytes(8, "little")
+
+
+@mutation("pat.reset")
+def ia32_pat_is_another_before_cpuid() -> Interposer:
+    return after(GET, change_msr(Msr.PAT, lambda value: value ^ 1 << 8), nth(1))
+
+
+@mutation("pat.reset")
+def ia32_pat_is_another_after_cpuid() -> Interposer:
+    return once("KVM_SET_CPUID2", after(GET, change_msr(Msr.PAT, lambda value: 0x0006060606060606)))
+
+
+@mutation("pat.reset")
+def the_guest_reads_another_ia32_pat() -> Interposer:
+    return after_msr_entry("rdmsr", lambda shared: shared.set("values", PAT_AT_RESET ^ 1 << 40))
+
+
+@mutation("pat.reset")
+def the_guest_cannot_read_ia32_pat() -> Interposer:
+    return after_msr_entry("rdmsr", guest_faulted)
+
+
+@mutation("pat.valid-types")
+def write_protected_is_no_type() -> Interposer:
+    return answer(SET, 0, _with_type(MemoryType.WP))
+
+
+@mutation("pat.valid-types")
+def the_last_entry_is_not_kept() -> Interposer:
+    return after(GET, change_msr(Msr.PAT, lambda value: value & ~(0xFF << 56)))
+
+
+@mutation("pat.valid-types")
+def the_guest_may_not_write_ia32_pat() -> Interposer:
+    return after_msr_entry("wrmsr", guest_faulted)
+
+
+@mutation("pat.valid-types")
+def the_guest_reads_what_it_did_not_write() -> Interposer:
+    return after_msr_entry("rdmsr", lambda shared: shared.set("values", shared.get("values") ^ 1))
+
+
+@mutation("pat.valid-types")
+def the_host_does_not_see_what_the_guest_wrote() -> Interposer:
+    # The clause's first 48 reads are of what the host wrote.
+    reads = 0
+
+    def stale(call: Call, proceed: Proceed) -> int:
+        nonlocal reads
+        result = proceed()
+        if call.name == GET and result >= 0:
+            reads += 1
+            if reads > 48:
+                change_msr(Msr.PAT, lambda value: PAT_AT_RESET)(call)
+        return result
+
+    return stale
+
+
+@mutation("pat.invalid-type")
+def type_2_is_accepted() -> Interposer:
+    return succeed_with(SET, lambda call, result: 1, _with_type(2))
+
+
+@mutation("pat.invalid-type")
+def a_reserved_bit_in_the_last_entry_is_accepted() -> Interposer:
+    return succeed_with(SET, lambda call, result: 1, lambda call: bool((batch_value(call, Msr.PAT) or 0) >> 63))
+
+
+@mutation("pat.invalid-type")
+def what_is_refused_is_kept() -> Interposer:
+    return once(SET, after(GET, change_msr(Msr.PAT, lambda value: value ^ 1 << 1)))
+
+
+@mutation("pat.invalid-type")
+def the_guest_may_write_a_reserved_type() -> Interposer:
+    return after_msr_entry("wrmsr", guest_did_not_fault)
+
+
+@mutation("pat.invalid-type")
+def a_reserved_type_is_an_invalid_opcode() -> Interposer:
+    return after_msr_entry("wrmsr", lambda shared: shared.set("vector", 6))
+
+
+@mutation("pat.quirk-default-wb")
+def uncached_pages_are_uncached() -> Interposer:
+    return timed("loads", SLOW, MemoryType.UC)
+
+
+@mutation("pat.quirk-default-wb")
+def uncached_minus_pages_are_uncached() -> Interposer:
+    return timed("loads", SLOW, MemoryType.UC_MINUS)
+
+
+@mutation("pat.quirk-default-wb")
+def write_combining_pages_are_uncached() -> Interposer:
+    return timed("loads", SLOW, MemoryType.WC)
+
+
+@mutation("pat.quirk-default-wb")
+def write_through_pages_are_uncached() -> Interposer:
+    return timed("loads", SLOW, MemoryType.WT)
+
+
+@mutation("pat.quirk-default-wb", "pat.quirk-disabled-honoured", "pat.amd-honoured")
+def ia32_pat_cannot_be_set() -> Interposer:
+    return answer(SET, 0, of_msr(Msr.PAT))
+
+
+@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
+def uncached_pages_are_cached() -> Interposer:
+    return timed("loads", 1 / SLOW, MemoryType.UC)
+
+
+@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
+def write_combining_pages_are_cached() -> Interposer:
+    return timed("loads", 1 / SLOW, MemoryType.WC)
+
+
+@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
+def write_through_pages_are_not_cached() -> Interposer:
+    return timed("loads", SLOW, MemoryType.WT)
+
+
+@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
+def write_combining_combines_nothing() -> Interposer:
+    return timed("stores", SLOW, MemoryType.WC)
+
+
+@mutation("pat.quirk-disabled-honoured")
+def the_quirk_cannot_be_disabled() -> Interposer:
+    return refuse("KVM_ENABLE_CAP", errno.EINVAL)
+
+
+@mutation("pat.quirk-late")
+def pages_in_use_change_their_type_at_once() -> Interposer:
+    return once("KVM_ENABLE_CAP", timed("loads", SLOW, MemoryType.UC))
+
+
+@mutation("noncoh.wbinvd")
+def wbinvd_empties_the_caches() -> Interposer:
+    shared = Shared(MEMTYPE)
+    last = ""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal last
+        shared.watch(call)
+        entry = next((n for n in ("once", "wbinvd") if shared.entry == shared.payload.symbol(n)), "")
+        result = proceed()
+        if called(call) == "run" and result >= 0:
+            if entry == "once" and last == "wbinvd":
+                shared.set("values", shared.get("values") * SLOW)
+            # The loads that warm the lines come before it, the timed pass after it.
+            last = entry
+        return result
+
+    return interposer

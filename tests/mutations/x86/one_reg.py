@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about KVM_GET_ONE_REG and KVM_SET_ONE_REG."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, once, refuse, succeed_with
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import change_msr, set_msr_now
+from vmm._kvm import ffi, lib
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.probe.x86.modules import UNKNOWN_MSR
+from vmm.x86.msr import msr_id
+from vmm.x86.msr_names import Msr
+
+GET, SET, CHECK = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_CHECK_EXTENSION"
+
+
+def _value(call: Call) -> Any:
+    return ffi.cast("uint64_t *", call.argument.addr)
+
+
+def _of(index: int) -> Condition:
+    return lambda call: bool(call.argument.id == msr_id(index))
+
+
+def _flip(call: Call) -> None:
+    _value(call)[0] ^= 1 << 8
+
+
+@mutation("onereg.cap")
+def the_capability_says_the_opposite() -> Interposer:
+    return succeed_with(CHECK, lambda call, has: not has, lambda call: call.argument == lib.KVM_CAP_ONE_REG)
+
+
+@mutation("onereg.cap")
+def ia32_pat_is_another_or_the_missing_call_succeeds() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == GET:
+            _flip(call)
+            return 0
+        return result
+
+    return interposer
+
+
+@mutation("onereg.cap")
+def the_call_is_enoent() -> Interposer:
+    return refuse(GET, errno.ENOENT)
+
+
+# (name of the id's fault) -> bits of the id that tell it from the right one
+_SIZE_U32 = lib.KVM_REG_SIZE_U32
+
+
+def _architecture(call: Call) -> bool:
+    return bool(call.argument.id & lib.KVM_REG_ARCH_MASK != lib.KVM_REG_X86)
+
+
+def _size(call: Call) -> bool:
+    return bool(call.argument.id & lib.KVM_REG_SIZE_MASK == _SIZE_U32)
+
+
+def _kind(number: int) -> Condition:
+    return lambda call: bool(call.argument.id >> 32 & 0xFF == number)
+
+
+@mutation("onereg.id-validation")
+def another_architectures_register_can_be_read() -> Interposer:
+    return accept(GET, _architecture)
+
+
+@mutation("onereg.id-validation")
+def a_register_can_be_read_in_half() -> Interposer:
+    return accept(GET, _size)
+
+
+@mutation("onereg.id-validation")
+def a_register_can_be_written_in_half() -> Interposer:
+    return accept(SET, _size)
+
+
+@mutation("onereg.id-validation")
+def a_reserved_bit_is_ignored() -> Interposer:
+    return accept(GET, lambda call: bool(call.argument.id >> 40 & 1))
+
+
+@mutation("onereg.id-validation")
+def type_0_can_be_read() -> Interposer:
+    return accept(GET, _kind(0))
+
+
+@mutation("onereg.id-validation")
+def type_255_can_be_written() -> Interposer:
+    return accept(SET, _kind(255))
+
+
+@mutation("onereg.id-validation")
+def an_unknown_register_of_kvm_can_be_written() -> Interposer:
+    return accept(SET, _kind(lib.KVM_X86_REG_TYPE_KVM))
+
+
+@mutation("onereg.id-validation")
+def an_unknown_msr_reads_as_0() -> Interposer:
+    return accept(GET, _of(UNKNOWN_MSR))
+
+
+@mutation("onereg.id-validation")
+def the_right_register_is_refused() -> Interposer:
+    return refuse(GET, errno.EINVAL, _of(Msr.PAT))
+
+
+@mutation("onereg.id-validation")
+def a_bad_address_of_a_register_is_ignored() -> Interposer:
+    return accept(SET, lambda call: bool(call.argument.addr == 0x10))
+
+
+@mutation("onereg.id-validation")
+def a_bad_address_of_a_register_is_einval() -> Interposer:
+    return drift(GET, errno.EINVAL, lambda call: bool(call.argument.addr == 0x10))
+
+
+@mutation("onereg.equals-msrs")
+def one_register_of_the_list_differs_in_a_bit() -> Interposer:
+    return after(GET, _flip, _of(Msr.LSTAR))
+
+
+@mutation("onereg.equals-msrs")
+def one_register_of_the_list_cannot_be_read() -> Interposer:
+    return refuse(GET, errno.EINVAL, _of(Msr.KERNEL_GS_BASE))
+
+
+@mutation("onereg.equals-msrs")
+def a_register_that_is_set_stays_as_it_was() -> Interposer:
+    return answer(SET, 0)
+
+
+@mutation("onereg.equals-msrs")
+def what_kvm_set_msrs_writes_is_not_read() -> Interposer:
+    return once("KVM_SET_MSRS", after(GET, _flip, _of(Msr.PAT)))
+
+
+@mutation("onereg.equals-msrs")
+def what_kvm_set_one_reg_writes_is_half_of_the_register() -> Interposer:
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == SET and result >= 0:
+            set_msr_now(call.fd, Msr.PAT, 0x00070406 << 32 | int(_value(call)[0]) & 0xFFFFFFFF)
+        return result
+
+    return interposer
+
+
+@mutation("onereg.equals-msrs")
+def kvm_get_msrs_reads_a_stale_value() -> Interposer:
+    return once(SET, after("KVM_GET_MSRS", change_msr(Msr.PAT, lambda value: 0x0007040600070406)))

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about protection keys."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, once, refuse
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import XSTATE_BV, area, bits_of, entry, flip, place, put, spoil, xsave_lie
+from vmm._kvm import lib
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.xfeature import XFeature
+
+PKRU = int(XFeature.PKRU)
+SET, GET_CPUID, OSPKE = "KVM_SET_XSAVE", "KVM_GET_CPUID2", 1 << 4
+
+
+def _in_guest(name: str, change: Callable[[Shared], object], first: int | None = None) -> Interposer:
+    """Spoil what an entry point left, if its first parameter is this one."""
+    when = None if first is None else lambda guest: bool(guest.get("params") == first)
+    return after_entry(name, change, payload="pku", when=when)
+
+
+def _set_pkru(value: int) -> Callable[[memoryview], None]:
+    def change(view: memoryview) -> None:
+        offset = place(PKRU)
+        view[offset : offset + 4] = value.to_bytes(4, "little")
+        view[XSTATE_BV + 1] |= 2
+
+    return change
+
+
+@mutation("pku.xsave-slot", "pku.host-pkru-zero")
+def pkru_is_missing_from_xstate_bv() -> Interposer:
+    return xsave_lie(flip(XSTATE_BV + 1, 2))
+
+
+@mutation("pku.xsave-slot", "pku.host-pkru-zero")
+def the_area_has_the_hosts_pkru() -> Interposer:
+    return xsave_lie(lambda call: put(place(PKRU), lib.vmm_rdpkru(), 4)(call))
+
+
+@mutation("pku.xsave-slot", "pku.new-vm")
+def pkru_is_not_taken_from_the_area() -> Interposer:
+    return before(SET, lambda call: _set_pkru(0)(area(call)))
+
+
+@mutation("pku.survives-exits", "pku.cr4-pke-without-xcr0")
+def the_guest_reads_another_pkru_after_its_exits() -> Interposer:
+    return _in_guest("churn", lambda guest: guest.set("values", 0x55555554))
+
+
+@mutation("pku.survives-exits")
+def an_exit_replaces_the_guests_pkru() -> Interposer:
+    return after_run(lambda fd: spoil(fd, _set_pkru(0)))
+
+
+@mutation("pku.set-clear-bit-keeps")
+def a_clear_bit_resets_pkru() -> Interposer:
+    return before(SET, lambda call: _set_pkru(0)(area(call)), lambda call: not bits_of(call) >> PKRU & 1)
+
+
+@mutation("pku.set-clear-bit-keeps")
+def an_area_without_pkru_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, lambda call: not bits_of(call) >> PKRU & 1)
+
+
+@mutation("pku.xsave-slot", "pku.new-vm")
+def an_area_with_pkru_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL)
+
+
+@mutation("pku.survives-exits")
+def the_guest_loses_access_to_its_pages() -> Interposer:
+    return once(RUN, after_run(lambda fd: spoil(fd, _set_pkru(0xFFFFFFFF))))
+
+
+@mutation("pku.cr4-pke-without-xcr0", "pku.host-unchanged")
+def a_run_changes_the_threads_own_pkru() -> Interposer:
+    return after(RUN, lambda call: lib.vmm_wrpkru(lib.vmm_rdpkru() ^ 0x30000000))
+
+
+@mutation("pku.enforced")
+def a_denied_access_goes_through() -> Interposer:
+    return _in_guest("denied", lambda guest: guest.set("values", 0, 15), 4)
+
+
+@mutation("pku.enforced")
+def the_fault_lacks_the_protection_key_bit() -> Interposer:
+    return _in_guest("denied", lambda guest: guest.set("values", 5))
+
+
+@mutation("pku.enforced")
+def a_write_protected_page_cannot_be_read() -> Interposer:
+    return _in_guest("denied", lambda guest: guest.set("values", 1, 15), 8)
+
+
+@mutation("pku.enforced")
+def the_denied_access_is_gp() -> Interposer:
+    return _in_guest("denied", lambda guest: guest.set("vector", 13))
+
+
+@mutation("pku.enforced")
+def the_fault_has_another_address() -> Interposer:
+    return _in_guest("denied", lambda guest: guest.set("cr2", 0))
+
+
+@mutation("pku.ospke-mirror")
+def ospke_is_never_shown() -> Interposer:
+    def change(call: Call) -> None:
+        entry(call, 7).ecx &= ~OSPKE
+
+    return after(GET_CPUID, change)
+
+
+@mutation("pku.ospke-mirror")
+def ospke_follows_cr4_one_step_late() -> Interposer:
+    seen = [0]
+
+    def change(call: Call) -> None:
+        seen.append(entry(call, 7).ecx & OSPKE)
+        entry(call, 7).ecx = entry(call, 7).ecx & ~OSPKE | seen[-2]
+
+    return once("KVM_SET_REGS", after(GET_CPUID, change))

@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about KVM_SET_CPUID2: what is taken, what is refused, what KVM keeps up to date."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.lies import (
+    RUN,
+    Condition,
+    Proceed,
+    Shared,
+    accept,
+    after,
+    after_entry,
+    answer,
+    before,
+    drift,
+    offered,
+    once,
+    refuse,
+    top_component,
+)
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import (
+    MXCSR,
+    XMM3,
+    area,
+    entry,
+    flip,
+    leaf,
+    lengthen,
+    offers,
+    place,
+    put,
+    rows,
+    shorten,
+    spoil,
+    top_byte,
+    without_bits,
+    xsave_lie,
+)
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import LEGACY_SIZE
+
+SET, GET = "KVM_SET_CPUID2", "KVM_GET_CPUID2"
+TILE_CONFIGURATION, TILES = 1 << 17, 1 << 18
+
+
+def with_tiles(call: Call) -> bool:
+    """Met by a table that offers tile data."""
+    return bool(offers(call) & TILES)
+
+
+@mutation("setcpuid.perm-eperm")
+def tile_data_needs_no_permission() -> Interposer:
+    return answer(SET, 0, with_tiles)
+
+
+@mutation("setcpuid.perm-eperm")
+def tile_data_without_permission_is_einval() -> Interposer:
+    return drift(SET, errno.EINVAL)
+
+
+@mutation("setcpuid.only-0xd0-matters")
+def amx_tile_needs_permission() -> Interposer:
+    return refuse(SET, errno.EPERM, lambda call: bool(leaf(call, 7)[3] >> 24 & 1))
+
+
+@mutation("setcpuid.only-0xd0-matters")
+def xfd_needs_permission() -> Interposer:
+    return refuse(SET, errno.EPERM, lambda call: bool(leaf(call, 0xD, 1)[0] >> 4 & 1))
+
+
+@mutation("setcpuid.only-0xd0-matters")
+def the_tile_configuration_needs_permission() -> Interposer:
+    return refuse(SET, errno.EPERM, lambda call: bool(offers(call) & TILE_CONFIGURATION))
+
+
+@mutation("setcpuid.failure-keeps-old")
+def an_address_width_of_52_bits_is_accepted() -> Interposer:
+    return accept(SET)
+
+
+@mutation("setcpuid.failure-keeps-old")
+def a_refused_table_is_taken_in_part() -> Interposer:
+    def change(call: Call) -> None:
+        entry(call, 1).eax = 0
+
+    return once(SET, after(GET, change), refused=True)
+
+
+def _rotate(call: Call) -> None:
+    """Put the first entry behind the last one."""
+    table = rows(call)
+    for number, row in enumerate([*table[1:], table[0]]):
+        found = call.argument.entries[number]
+        found.function, found.index, found.flags, found.eax, found.ebx, found.ecx, found.edx = row
+
+
+@mutation("setcpuid.failure-keeps-old")
+def a_refused_table_reorders_the_old_one() -> Interposer:
+    return once(SET, after(GET, _rotate), refused=True)
+
+
+@mutation("setcpuid.failure-keeps-old")
+def a_refused_table_leaves_none() -> Interposer:
+    def change(call: Call) -> None:
+        call.argument.nent = 0
+
+    return once(SET, after(GET, change), refused=True)
+
+
+@mutation("setcpuid.expands-buffer", "xsave.size.cap-equals-written")
+def the_area_is_64_bytes_too_short() -> Interposer:
+    return xsave_lie(shorten(64))
+
+
+@mutation("setcpuid.expands-buffer", "xsave.size.cap-equals-written")
+def the_area_is_one_byte_too_long() -> Interposer:
+    return xsave_lie(lengthen(1))
+
+
+def cut(call: Call) -> None:
+    view = area(call)
+    view[LEGACY_SIZE:] = bytes(view[-1:]) * (len(view) - LEGACY_SIZE)
+
+
+@mutation("setcpuid.expands-buffer")
+def the_area_stays_4096_bytes() -> Interposer:
+    return xsave_lie(cut)
+
+
+@mutation("setcpuid.buffer-not-expanded-without-tile")
+def permission_alone_enlarges_the_area() -> Interposer:
+    return xsave_lie(lengthen(6912))
+
+
+@mutation("setcpuid.buffer-not-expanded-without-tile")
+def permission_alone_ends_kvm_get_xsave() -> Interposer:
+    return refuse("KVM_GET_XSAVE", errno.EINVAL)
+
+
+def _late(kind: Callable[[list[tuple[int, ...]], list[tuple[int, ...]]], bool], verdict: int) -> Interposer:
+    """Answer KVM_SET_CPUID2 with ``verdict`` after a run if ``kind(table that is set, new table)``."""
+    known: list[tuple[int, ...]] = []
+    ran = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal ran
+        if call.name == SET and ran and kind(known, rows(call)):
+            return verdict
+        result = proceed()
+        ran = ran or call.kind == RUN
+        if call.name == GET and result >= 0:
+            known[:] = rows(call)
+        return result
+
+    return interposer
+
+
+@mutation("setcpuid.after-run")
+def the_identical_table_is_refused_after_a_run() -> Interposer:
+    return _late(lambda old, new: old == new, -errno.EINVAL)
+
+
+@mutation("setcpuid.after-run")
+def another_value_is_accepted_after_a_run() -> Interposer:
+    return _late(lambda old, new: old != new and len(old) == len(new) and sorted(old) != sorted(new), 0)
+
+
+@mutation("setcpuid.after-run")
+def another_order_is_accepted_after_a_run() -> Interposer:
+    return _late(lambda old, new: old != new and sorted(old) == sorted(new), 0)
+
+
+@mutation("setcpuid.after-run")
+def a_shorter_table_is_accepted_after_a_run() -> Interposer:
+    return _late(lambda old, new: len(new) < len(old), 0)
+
+
+@mutation("setcpuid.after-run")
+def a_longer_table_is_accepted_after_a_run() -> Interposer:
+    return _late(lambda old, new: len(new) > len(old), 0)
+
+
+@mutation("setcpuid.after-run")
+def another_table_after_a_run_is_ebusy() -> Interposer:
+    return drift(SET, errno.EBUSY)
+
+
+@mutation("setcpuid.after-run")
+def a_table_refused_after_a_run_is_taken() -> Interposer:
+    def change(call: Call) -> None:
+        entry(call, 0xD).eax ^= 4
+
+    return once(SET, after(GET, change), refused=True)
+
+
+@mutation("setcpuid.after-run")
+def a_table_refused_after_a_run_reorders_the_old_one() -> Interposer:
+    return once(SET, after(GET, _rotate), refused=True)
+
+
+def _length(number: int) -> Condition:
+    return lambda call: bool(call.argument.nent == number)
+
+
+@mutation("setcpuid.e2big")
+def entries_beyond_256_are_dropped() -> Interposer:
+    return accept(SET, _length(257))
+
+
+@mutation("setcpuid.e2big")
+def entries_beyond_256_are_einval() -> Interposer:
+    return drift(SET, errno.EINVAL, _length(257))
+
+
+@mutation("setcpuid.e2big")
+def entry_256_is_one_too_many() -> Interposer:
+    return refuse(SET, errno.E2BIG, _length(256))
+
+
+@mutation("setcpuid.e2big")
+def a_table_of_256_entries_is_not_kept() -> Interposer:
+    return answer(SET, 0, _length(256))
+
+
+@mutation("setcpuid.e2big")
+def an_empty_table_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, _length(0))
+
+
+@mutation("setcpuid.e2big")
+def an_empty_table_changes_nothing() -> Interposer:
+    return answer(SET, 0, _length(0))
+
+
+def _width(bits: int) -> Condition:
+    return lambda call: leaf(call, 0x80000008)[0] >> 8 & 0xFF == bits
+
+
+@mutation("setcpuid.vaddr-bits")
+def virtual_addresses_may_have_52_bits() -> Interposer:
+    return accept(SET, _width(52))
+
+
+@mutation("setcpuid.vaddr-bits")
+def virtual_addresses_may_have_255_bits() -> Interposer:
+    return accept(SET, _width(255))
+
+
+@mutation("setcpuid.vaddr-bits")
+def virtual_addresses_of_57_bits_are_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, _width(57))
+
+
+@mutation("setcpuid.vaddr-bits")
+def an_address_width_of_57_bits_is_not_kept() -> Interposer:
+    return answer(SET, 0, _width(57))
+
+
+@mutation("setcpuid.vaddr-bits")
+def an_address_width_of_0_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, _width(0))
+
+
+@mutation("setcpuid.vaddr-bits")
+def a_wrong_address_width_is_e2big() -> Interposer:
+    return drift(SET, errno.E2BIG)
+
+
+@mutation("setcpuid.dup-entry-first-wins")
+def the_last_duplicate_wins() -> Interposer:
+    def change(call: Call) -> None:
+        table = [call.argument.entries[number] for number in range(call.argument.nent)]
+        first, last = (found for found in table if (found.function, found.index) == (0xD, 0))
+        first.eax, last.eax = last.eax, first.eax
+
+    return before(SET, change)
+
+
+@mutation("setcpuid.dup-entry-first-wins", "setcpuid.mask-honoured")
+def hidden_components_can_be_enabled() -> Interposer:
+    return accept("KVM_SET_XCRS")
+
+
+@mutation("setcpuid.dup-entry-first-wins", "setcpuid.mask-honoured")
+def xcr0_beyond_the_table_is_eperm() -> Interposer:
+    return drift("KVM_SET_XCRS", errno.EPERM)
+
+
+@mutation("setcpuid.mask-honoured")
+def the_table_offers_everything_again() -> Interposer:
+    full = offered()
+
+    def change(call: Call) -> None:
+        entry(call, 0xD).eax |= full
+
+    return after(GET, change)
+
+
+@mutation("setcpuid.mask-honoured")
+def nothing_of_a_masked_table_can_be_enabled() -> Interposer:
+    return refuse("KVM_SET_XCRS", errno.EINVAL)
+
+
+@mutation("setcpuid.runtime-size-0xd0")
+def the_size_in_use_is_always_the_maximal_one() -> Interposer:
+    def change(call: Call) -> None:
+        entry(call, 0xD).ebx = entry(call, 0xD).ecx
+
+    return after(GET, change)
+
+
+@mutation("setcpuid.runtime-size-0xd0")
+def the_size_in_use_follows_one_xcr0_late() -> Interposer:
+    sizes = [576]
+
+    def change(call: Call) -> None:
+        sizes.append(entry(call, 0xD).ebx)
+        entry(call, 0xD).ebx = sizes[-2]
+
+    return after(GET, change)
+
+
+@mutation("setcpuid.runtime-size-0xd0")
+def the_maximal_size_follows_xcr0() -> Interposer:
+    def change(call: Call) -> None:
+        entry(call, 0xD).ecx = entry(call, 0xD).ebx
+
+    return after(GET, change)
+
+
+@mutation("setcpuid.runtime-size-0xd0")
+def the_guest_sees_a_stale_size_in_use() -> Interposer:
+    return after_entry("cpuid", lambda guest: guest.set("values", 0x240 + 64, 1))
+
+
+@mutation("setcpuid.runtime-size-0xd0")
+def the_guest_sees_another_maximal_size() -> Interposer:
+    return after_entry("cpuid", lambda guest: guest.set("values", 4096, 2))
+
+
+@mutation("setcpuid.osxsave-ospke-mirror")
+def osxsave_is_what_userspace_wrote() -> Interposer:
+    written = 0
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal written
+        if call.name == SET:
+            written = leaf(call, 1)[2] & 1 << 27
+        result = proceed()
+        if call.name == GET and result >= 0:
+            entry(call, 1).ecx = entry(call, 1).ecx & ~(1 << 27) | written
+        return result
+
+    return interposer
+
+
+@mutation("setcpuid.osxsave-ospke-mirror")
+def osxsave_is_never_shown() -> Interposer:
+    def change(call: Call) -> None:
+        entry(call, 1).ecx &= ~(1 << 27)
+
+    return after(GET, change)
+
+
+@mutation("setcpuid.osxsave-ospke-mirror")
+def the_guest_does_not_see_osxsave() -> Interposer:
+    def change(guest: Shared) -> None:
+        guest.set("values", guest.get("values", 2) & ~(1 << 27), 2)
+
+    return after_entry("cpuid", change)
+
+
+@mutation("setcpuid.buffer-sticky")
+def the_area_shrinks_with_the_table() -> Interposer:
+    return once(SET, once(SET, xsave_lie(cut)))
+
+
+@mutation("setcpuid.buffer-sticky")
+def hidden_tile_data_stays_in_xstate_bv() -> Interposer:
+    return once(SET, once(SET, xsave_lie(put(514, 0x04, 1))))
+
+
+@mutation("setcpuid.buffer-sticky")
+def the_hidden_tile_configuration_stays_in_xstate_bv() -> Interposer:
+    return once(SET, once(SET, xsave_lie(put(514, 0x02, 1))))
+
+
+@mutation("setcpuid.buffer-sticky")
+def kvm_get_xsave_cuts_the_area_off() -> Interposer:
+    return answer("KVM_GET_XSAVE", 0)
+
+
+@mutation("setcpuid.buffer-sticky")
+def a_byte_of_hidden_tile_data_stays_in_the_area() -> Interposer:
+    return once(SET, once(SET, xsave_lie(flip(place(XFeature.XTILEDATA, 8191)))))
+
+
+@mutation("setcpuid.buffer-sticky")
+def the_hidden_tile_configuration_stays_in_the_area() -> Interposer:
+    return once(SET, once(SET, xsave_lie(flip(place(XFeature.XTILECFG)))))
+
+
+def _at_each_table(change: Callable[[memoryview], object]) -> Interposer:
+    """Spoil the vCPU's real state at each table."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == SET and result >= 0:
+            spoil(call.fd, change)
+        return result
+
+    return interposer
+
+
+@mutation("setcpuid.keeps-xsave")
+def a_narrower_table_drops_what_it_hides() -> Interposer:
+    def change(view: memoryview) -> None:
+        view[512] &= 3
+
+    return once("KVM_SET_XSAVE", _at_each_table(change))
+
+
+@mutation("setcpuid.keeps-xsave")
+def a_table_changes_one_byte_of_a_vector_register() -> Interposer:
+    offset = top_byte()
+
+    def change(view: memoryview) -> None:
+        view[offset] ^= 0x80
+
+    return once("KVM_SET_XSAVE", once(SET, _at_each_table(change)))
+
+
+@mutation("setcpuid.keeps-xsave")
+def a_component_is_missing_from_xstate_bv_after_two_tables() -> Interposer:
+    bit = 1 << top_component()
+    return once(SET, once(SET, xsave_lie(lambda call: without_bits(call, bit))))
+
+
+@mutation("setcpuid.keeps-xsave")
+def a_table_changes_one_byte_of_xmm3() -> Interposer:
+    return once(SET, once(SET, xsave_lie(flip(XMM3))))
+
+
+@mutation("setcpuid.keeps-xsave")
+def tables_reset_mxcsr() -> Interposer:
+    return once(SET, once(SET, xsave_lie(put(MXCSR, 0x1F80, 4))))

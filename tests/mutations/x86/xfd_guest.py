@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about IA32_XFD and IA32_XFD_ERR in use: what the guest's #NM handler sees, and what outlives an exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+from tests.mutations.lies import RUN, Shared, after, after_run, answer, before
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, set_msr_now
+from tests.mutations.x86.lies import GP, NM, UD, before_run, faults, in_tile_guest, lose
+from vmm._kvm import lib
+from vmm.conformance.x86.tiles import FULL
+from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
+
+GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"
+ARMED, TS = 1 << 18, 1 << 3
+
+
+def _host_reads(index: int, value: Callable[[int], int]) -> Interposer:
+    """Let the host read another value of an MSR."""
+    return after(GET, change_msr(index, value))
+
+
+def _guest_reads(index: int, value: int) -> Interposer:
+    """Let the guest read another value of an MSR."""
+    return in_tile_guest(
+        "rdmsr", lambda guest: guest.set("values", value), lambda guest: guest.get("params") == index
+    )
+
+
+def _guest_writes(index: int, value: int, number: int, vector: int = GP) -> Interposer:
+    """Let one WRMSR of the guest fault, or not."""
+
+    def matches(guest: Shared) -> bool:
+        return (guest.get("params"), guest.get("params", 1)) == (index, value)
+
+    return in_tile_guest("wrmsr", faults(number, vector), matches)
+
+
+@mutation("xfd.reset")
+def a_fresh_vcpu_has_the_hosts_armed_xfd() -> Interposer:
+    return _host_reads(Msr.XFD, lambda value: ARMED)
+
+
+@mutation("xfd.reset")
+def a_fresh_guest_reads_an_error() -> Interposer:
+    return _guest_reads(Msr.XFD_ERR, ARMED)
+
+
+@mutation("xfd.set-rules-with-tiles")
+def ia32_xfd_takes_the_tile_configurations_bit() -> Interposer:
+    return answer(SET, 1, lambda call: msr_values(call) == [(Msr.XFD, 1 << 17)])
+
+
+@mutation("xfd.set-rules-with-tiles")
+def ia32_xfd_err_takes_bit_63_with_tiles() -> Interposer:
+    return answer(SET, 1, lambda call: msr_values(call) == [(Msr.XFD_ERR, 1 << 63)])
+
+
+@mutation("xfd.set-rules-with-tiles", "xfd.guest-write-rules", "xfd.passthrough-coherent")
+def the_host_always_reads_0_from_ia32_xfd() -> Interposer:
+    return _host_reads(Msr.XFD, lambda value: 0)
+
+
+@mutation("xfd.set-rules-with-tiles")
+def the_host_cannot_set_ia32_xfd_err() -> Interposer:
+    return answer(SET, 0, of_msr(Msr.XFD_ERR))
+
+
+@mutation("xfd.guest-write-rules")
+def a_reserved_bit_of_ia32_xfd_is_ignored() -> Interposer:
+    return _guest_writes(Msr.XFD, 1 << 63, 0)
+
+
+@mutation("xfd.guest-write-rules")
+def a_reserved_bit_of_ia32_xfd_err_is_ud() -> Interposer:
+    return _guest_writes(Msr.XFD_ERR, 1 << 17, 1, UD)
+
+
+@mutation("xfd.guest-write-rules")
+def arming_ia32_xfd_faults() -> Interposer:
+    return _guest_writes(Msr.XFD, ARMED, 1)
+
+
+@mutation("xfd.guest-write-rules", "xfd.err-guest-write", "xfd.nm-each-instruction", "xfd.err-sticky-or")
+def the_guest_always_reads_0_from_ia32_xfd_err() -> Interposer:
+    return _guest_reads(Msr.XFD_ERR, 0)
+
+
+@mutation("xfd.needs-tiledata-in-cpuid")
+def arming_works_without_tile_data_in_cpuid() -> Interposer:
+    return _guest_writes(Msr.XFD, ARMED, 0)
+
+
+@mutation("xfd.needs-tiledata-in-cpuid")
+def the_second_attempt_to_arm_works() -> Interposer:
+    turns = count(1)
+    return in_tile_guest("wrmsr", faults(0), lambda guest: next(turns) == 2)
+
+
+@mutation("xfd.needs-tiledata-in-cpuid")
+def disarming_needs_tile_data_in_cpuid() -> Interposer:
+    return _guest_writes(Msr.XFD, 0, 1)
+
+
+def _handler(index: int, value: int) -> Interposer:
+    """Let the guest's #NM handler have seen another value."""
+    return in_tile_guest("demand", lambda guest: guest.set("values", value, index))
+
+
+_DEMAND = ("xfd.nm-delivery", "xfd.err-survives-exit", "xfd.err-survives-preemption", "xfd.host-isolation")
+
+
+@mutation(*_DEMAND)
+def the_handler_reads_no_error() -> Interposer:
+    return _handler(0, 0)
+
+
+@mutation("xfd.nm-delivery")
+def the_handler_sees_cr0_ts_set() -> Interposer:
+    return _handler(2, TS)
+
+
+@mutation("xfd.nm-delivery")
+def the_fault_of_an_armed_tile_is_ud() -> Interposer:
+    return _handler(3, UD)
+
+
+@mutation("xfd.nm-delivery")
+def the_error_cannot_be_cleared() -> Interposer:
+    return _handler(1, ARMED)
+
+
+@mutation("xfd.nm-delivery")
+def the_retry_faults_again() -> Interposer:
+    return _handler(15, 2)
+
+
+@mutation("xfd.nm-delivery")
+def nm_arrives_behind_the_instruction() -> Interposer:
+    return in_tile_guest("demand", lambda guest: guest.set("rip", guest.get("rip") + 5))
+
+
+@mutation("xfd.nm-delivery")
+def the_retried_tile_is_not_in_use() -> Interposer:
+    return in_tile_guest("xinuse", lambda guest: guest.set("values", 0x20000))
+
+
+@mutation("xfd.nm-each-instruction", "xfd.err-sticky-or", "xfd.migrates")
+def tilezero_works_while_armed() -> Interposer:
+    return in_tile_guest("tilezero_once", faults(0))
+
+
+@mutation("xfd.nm-each-instruction")
+def tdpbssd_faults_whether_armed_or_not() -> Interposer:
+    return in_tile_guest("tdpbssd_once", faults(1, NM))
+
+
+@mutation("xfd.nm-each-instruction")
+def tileload_is_gp_while_armed() -> Interposer:
+    return in_tile_guest("tileload_once", lambda guest: guest.set("vector", GP))
+
+
+@mutation("xfd.err-survives-exit", "xfd.err-survives-preemption", "xfd.err-guest-write")
+def an_exit_clears_the_error() -> Interposer:
+    return after_run(lambda fd: set_msr_now(fd, Msr.XFD_ERR, 0))
+
+
+@mutation("xfd.err-guest-write")
+def the_host_reads_no_error_that_the_guest_wrote() -> Interposer:
+    return _host_reads(Msr.XFD_ERR, lambda value: 0)
+
+
+@mutation("xfd.err-ts-untouched", "xfd.ldtilecfg-not-nm")
+def there_is_an_error_without_a_tile() -> Interposer:
+    return _guest_reads(Msr.XFD_ERR, ARMED)
+
+
+@mutation("xfd.err-ts-untouched")
+def the_task_switched_fault_is_ud() -> Interposer:
+    return in_tile_guest("sse_once", lambda guest: guest.set("vector", UD))
+
+
+@mutation("xfd.err-ts-untouched")
+def the_task_switched_fault_clears_cr0_ts() -> Interposer:
+    return in_tile_guest("sse_once", lambda guest: guest.set("cr0", guest.get("cr0") & ~TS))
+
+
+@mutation("xfd.err-sticky-or")
+def disarming_clears_the_error() -> Interposer:
+    def change(guest: Shared) -> None:
+        set_msr_now(guest.vcpu, Msr.XFD_ERR, 0)
+
+    return in_tile_guest("wrmsr", change, lambda guest: guest.get("params", 1) == 0)
+
+
+@mutation("xfd.ldtilecfg-not-nm")
+def the_tile_configuration_is_subject_to_xfd() -> Interposer:
+    return in_tile_guest("ldtilecfg_once", faults(1, NM))
+
+
+@mutation("xfd.passthrough-coherent")
+def toggling_costs_a_byte_of_a_tile() -> Interposer:
+    return before_run(7, lose(3, 3, 3))
+
+
+@mutation("xfd.passthrough-coherent")
+def toggling_leaves_xfd_armed() -> Interposer:
+    return in_tile_guest("toggle_xfd", lambda guest: set_msr_now(guest.vcpu, Msr.XFD, ARMED))
+
+
+@mutation("xfd.host-isolation")
+def a_run_replaces_the_threads_own_tiles() -> Interposer:
+    def change(call: Call) -> None:
+        lib.vmm_host_tiles_load(FULL.data, bytes(8192))
+
+    return after(RUN, change)
+
+
+@mutation("xfd.host-isolation")
+def the_threads_tiles_cost_the_guest_a_byte() -> Interposer:
+    return before_run(3, lose(0, 15))
+
+
+@mutation("xfd.err-not-leaked-to-host")
+def the_guests_error_ends_with_the_exit() -> Interposer:
+    return _host_reads(Msr.XFD_ERR, lambda value: 0)
+
+
+@mutation("xfd.err-not-leaked-to-host")
+def the_hosts_first_tile_takes_the_guests_error() -> Interposer:
+    return _guest_reads(Msr.XFD_ERR, 0)
+
+
+@mutation("xfd.migrates")
+def ia32_xfd_is_not_saved() -> Interposer:
+    return _host_reads(Msr.XFD, lambda value: 0)
+
+
+@mutation("xfd.migrates")
+def ia32_xfd_does_not_come_over() -> Interposer:
+    return before(SET, change_msr(Msr.XFD, lambda value: 0))
+
+
+@mutation("xfd.migrates")
+def the_error_does_not_come_over() -> Interposer:
+    return before(SET, change_msr(Msr.XFD_ERR, lambda value: 0))
+
+
+@mutation("xfd.irq-kernel-fpu")
+def a_tight_loop_costs_a_byte_of_a_tile() -> Interposer:
+    return before_run(23, lose(5, 5, 5))

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about KVM_SET_XSAVE: what is accepted, and what the vCPU holds afterwards."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from tests.mutations.lies import (
+    RUN,
+    Condition,
+    Proceed,
+    accept,
+    answer,
+    before,
+    called,
+    drift,
+    nth,
+    offered,
+    once,
+    refuse,
+    top_component,
+)
+from tests.mutations.registry import mutation
+from tests.mutations.x86.buffers import (
+    FCW,
+    MXCSR,
+    RESERVED,
+    ST7,
+    XCOMP_BV,
+    XMM3,
+    XSTATE_BV,
+    area,
+    bits_of,
+    flip,
+    leaf,
+    offers,
+    put,
+    spoil,
+    top_byte,
+    without_bits,
+    xsave_lie,
+)
+from vmm._kvm import ffi, lib
+from vmm.kvm.ioctl import Call, Interposer
+
+SET, SET_CPUID = "KVM_SET_XSAVE", "KVM_SET_CPUID2"
+BAD_MXCSR = 0x80
+
+
+def _names(*bits: int) -> Condition:
+    """Met by an area whose XSTATE_BV is one of these."""
+    return lambda call: bits_of(call) in bits
+
+
+@mutation("xsave.set-unsupported-bit")
+def processor_trace_state_is_accepted() -> Interposer:
+    return accept(SET, _names(1 << 8))
+
+
+@mutation("xsave.set-unsupported-bit")
+def the_compaction_bit_is_accepted_in_xstate_bv() -> Interposer:
+    return accept(SET, _names(1 << 63))
+
+
+@mutation("xsave.set-unsupported-bit")
+def tile_data_is_accepted_without_permission() -> Interposer:
+    return accept(SET, _names(1 << 18))
+
+
+@mutation("xsave.set-unsupported-bit")
+def sse_alone_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, _names(2))
+
+
+@mutation("xsave.set-unsupported-bit")
+def a_component_that_kvm_lacks_is_eperm() -> Interposer:
+    return drift(SET, errno.EPERM, _names(1 << 62))
+
+
+@mutation("xsave.set-cpuid-independent")
+def components_are_refused_before_cpuid() -> Interposer:
+    seen: set[int] = set()
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if call.name == SET_CPUID:
+            seen.add(call.fd)
+        if call.name == SET and call.fd not in seen:
+            return -errno.EINVAL
+        return proceed()
+
+    return interposer
+
+
+def _refused_by_table(condition: Condition) -> Interposer:
+    """Refuse areas after a table that meets the condition."""
+    hit = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal hit
+        if call.name == SET_CPUID:
+            hit = condition(call)
+        return -errno.EINVAL if call.name == SET and hit else proceed()
+
+    return interposer
+
+
+@mutation("xsave.set-cpuid-independent")
+def components_are_refused_after_an_empty_cpuid() -> Interposer:
+    return _refused_by_table(lambda call: leaf(call, 0xD) == (0, 0, 0, 0))
+
+
+@mutation("xsave.set-cpuid-independent", "mig.fewer-xfeatures")
+def components_are_refused_after_a_masked_cpuid() -> Interposer:
+    full = offered()
+    return _refused_by_table(lambda call: 0 < offers(call) & full < full)
+
+
+@mutation("xsave.set-cpuid-independent")
+def what_is_set_before_cpuid_is_dropped() -> Interposer:
+    return answer(SET, 0, nth(1))
+
+
+@mutation("xsave.set-cpuid-independent")
+def what_is_set_after_an_empty_cpuid_is_dropped() -> Interposer:
+    return answer(SET, 0, nth(2))
+
+
+@mutation("xsave.set-cpuid-independent")
+def what_a_masked_cpuid_hides_is_dropped() -> Interposer:
+    bit = 1 << top_component()
+    return before(SET, lambda call: without_bits(call, bit), nth(3))
+
+
+@mutation("xsave.set-header-checks")
+def the_compaction_bit_is_accepted_in_xcomp_bv() -> Interposer:
+    return accept(SET, lambda call: bits_of(call, XCOMP_BV) == 1 << 63)
+
+
+@mutation("xsave.set-header-checks")
+def x87_in_xcomp_bv_is_accepted() -> Interposer:
+    return accept(SET, lambda call: bits_of(call, XCOMP_BV) == 1)
+
+
+@mutation("xsave.set-header-checks")
+def the_last_reserved_header_byte_is_not_looked_at() -> Interposer:
+    return accept(SET, lambda call: area(call)[RESERVED + 47] != 0)
+
+
+@mutation("xsave.set-header-checks")
+def the_first_reserved_header_byte_is_not_looked_at() -> Interposer:
+    return accept(SET, lambda call: area(call)[RESERVED] != 0)
+
+
+@mutation("xsave.set-header-checks", "xsave.set-mxcsr", "xsave.set-atomic")
+def a_malformed_area_is_efault() -> Interposer:
+    return drift(SET, errno.EFAULT)
+
+
+@mutation("xsave.set-header-checks")
+def a_clean_header_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, lambda call: not any(area(call)[XCOMP_BV : RESERVED + 48]))
+
+
+def _bad_mxcsr(*bits: int) -> Condition:
+    """Met by an area with a reserved MXCSR bit and one of these XSTATE_BV (any, if none is given)."""
+    return lambda call: area(call)[MXCSR + 3] == BAD_MXCSR and (not bits or bits_of(call) in bits)
+
+
+@mutation("xsave.set-mxcsr")
+def a_reserved_mxcsr_bit_is_accepted_with_x87() -> Interposer:
+    return accept(SET, _bad_mxcsr(1))
+
+
+@mutation("xsave.set-mxcsr")
+def a_reserved_mxcsr_bit_is_accepted_with_sse() -> Interposer:
+    return accept(SET, _bad_mxcsr(2))
+
+
+@mutation("xsave.set-mxcsr")
+def a_reserved_mxcsr_bit_is_accepted_with_all_of_avx() -> Interposer:
+    return accept(SET, _bad_mxcsr(offered() & 7))
+
+
+@mutation("xsave.set-mxcsr")
+def mxcsr_is_checked_although_nothing_comes_along() -> Interposer:
+    return refuse(SET, errno.EINVAL, _bad_mxcsr(0))
+
+
+@mutation("xsave.set-mxcsr")
+def an_ignored_mxcsr_is_kept() -> Interposer:
+    return once(SET, xsave_lie(flip(MXCSR + 3, BAD_MXCSR)), when=_bad_mxcsr(0))
+
+
+def _malformed(call: Call) -> bool:
+    return bool(bits_of(call) >> 63 or any(area(call)[XCOMP_BV : RESERVED + 48]) or _bad_mxcsr()(call))
+
+
+@mutation("xsave.set-atomic")
+def a_malformed_area_is_accepted() -> Interposer:
+    return accept(SET, _malformed)
+
+
+def _take_in_part(start: int, stop: int) -> Interposer:
+    """Take some bytes of a refused area all the same."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if call.name == SET and result < 0:
+            wanted = bytes(area(call)[start:stop])
+            spoil(call.fd, lambda view: view.__setitem__(slice(start, stop), wanted))
+        return result
+
+    return interposer
+
+
+@mutation("xsave.set-atomic")
+def the_legacy_region_of_a_refused_area_is_taken() -> Interposer:
+    return _take_in_part(32, 416)
+
+
+@mutation("xsave.set-atomic")
+def a_refused_area_is_taken_without_its_xmm_registers() -> Interposer:
+    return _take_in_part(576, 4096)
+
+
+@mutation("xsave.set-atomic")
+def a_refusal_clears_the_state() -> Interposer:
+    return once(SET, xsave_lie(put(XSTATE_BV, 0)), refused=True)
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def components_whose_bit_is_clear_are_taken_all_the_same() -> Interposer:
+    full = offered()
+    return before(SET, lambda call: put(XSTATE_BV, bits_of(call) | full)(call))
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def components_whose_bit_is_clear_keep_their_state() -> Interposer:
+    full = offered()
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        old = ffi.new("uint8_t[]", 65536)
+        if call.name == SET and full & ~bits_of(call):
+            lib.vmm_ioctl(call.fd, lib.KVM_GET_XSAVE2, old)
+        result = proceed()
+        if call.name == SET and result >= 0 and full & ~bits_of(call):
+            lib.vmm_ioctl(call.fd, lib.KVM_SET_XSAVE, old)
+        return result
+
+    return interposer
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def the_x87_control_word_outlives_its_bit() -> Interposer:
+    return once(SET, xsave_lie(put(FCW, 0x27F, 2)))
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def a_byte_of_the_highest_component_outlives_its_bit() -> Interposer:
+    return once(SET, xsave_lie(flip(top_byte())))
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def a_clear_bit_costs_another_component_a_byte() -> Interposer:
+    return xsave_lie(lambda call: flip(XMM3)(call) if bits_of(call) & 2 else None)
+
+
+@mutation("xsave.set-bit-clear-means-init")
+def mxcsr_is_not_that_of_the_area_without_sse() -> Interposer:
+    return xsave_lie(lambda call: None if bits_of(call) & 2 else flip(MXCSR, 0x20)(call))
+
+
+def _before_runs(change: Callable[[memoryview], object]) -> Interposer:
+    """Change the vCPU's real state when it is about to run."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if called(call) == RUN:
+            spoil(call.fd, change)
+        return proceed()
+
+    return interposer
+
+
+def _flipped(offset: int, bits: int = 1) -> Interposer:
+    def change(view: memoryview) -> None:
+        view[offset] ^= bits
+
+    return _before_runs(change)
+
+
+@mutation("xsave.set-then-run")
+def the_guest_runs_with_one_byte_of_xmm3_changed() -> Interposer:
+    return _flipped(XMM3 + 15)
+
+
+@mutation("xsave.set-then-run")
+def the_guest_runs_with_one_byte_of_the_highest_component_changed() -> Interposer:
+    return _flipped(top_byte())
+
+
+@mutation("xsave.set-then-run")
+def the_guest_runs_with_one_byte_of_st7_changed() -> Interposer:
+    return _flipped(ST7 + 5)
+
+
+@mutation("xsave.set-then-run")
+def the_guest_runs_with_another_mxcsr() -> Interposer:
+    return _flipped(MXCSR, 0x20)
+
+
+@mutation("xsave.set-then-run")
+def the_guest_runs_with_initial_registers() -> Interposer:
+    return _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0))
+
+
+@mutation("xsave.legacy-zero-header")
+def an_area_of_zeros_is_refused() -> Interposer:
+    return refuse(SET, errno.EINVAL, lambda call: not any(area(call)))
+
+
+@mutation("xsave.legacy-zero-header")
+def an_area_of_zeros_changes_nothing() -> Interposer:
+    return answer(SET, 0, lambda call: not any(area(call)))
+
+
+@mutation("xsave.legacy-zero-header")
+def an_area_of_zeros_is_taken_literally() -> Interposer:
+    return before(SET, put(XSTATE_BV, 3), lambda call: not any(area(call)))
+
+
+@mutation("xsave.set-get-identity")
+def a_component_that_was_not_set_is_in_xstate_bv() -> Interposer:
+    return xsave_lie(lambda call: put(XSTATE_BV, bits_of(call) | 1 << 62)(call))
+
+
+@mutation("xsave.set-get-identity")
+def the_last_component_that_is_set_stays_away() -> Interposer:
+    full = offered()
+    return answer(SET, 0, lambda call: bits_of(call) == full)
+
+
+@mutation("xsave.set-get-identity")
+def mxcsr_is_not_taken() -> Interposer:
+    return before(SET, put(MXCSR, 0x1F80, 4))
+
+
+@mutation("xsave.set-get-identity")
+def the_x87_control_word_has_another_precision_mask() -> Interposer:
+    return xsave_lie(flip(FCW, 0x40))
