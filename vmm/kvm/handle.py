@@ -33,6 +33,13 @@ class Handle:
         self.ioctl(request, value)
         return value
 
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION: 0 if unsupported, else positive with a meaning of its own.
+
+        For /dev/kvm and for a VM, whose answer may be narrower.
+        """
+        return self.ioctl_value(lib.KVM_CHECK_EXTENSION, capability)
+
     def set_attribute(self, group: int, attribute: int, address: Any = ffi.NULL) -> None:
         """KVM_SET_DEVICE_ATTR; the value is at ``address``."""
         self._attribute(lib.KVM_SET_DEVICE_ATTR, group, attribute, address)

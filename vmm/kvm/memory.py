@@ -11,15 +11,13 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vmm._kvm import ffi, lib
 from vmm.kvm import coherence as caches
 from vmm.kvm.coherence import Coherence
+from vmm.kvm.handle import Handle
 from vmm.kvm.ioctl import ioctl
-
-if TYPE_CHECKING:
-    from vmm.kvm.vm import VirtualMachine
 
 __all__ = ["BACKINGS", "PAGE_SIZE", "GuestMemory", "MemoryUnavailable"]
 
@@ -47,7 +45,7 @@ class GuestMemory:
 
     def __init__(
         self,
-        vm: VirtualMachine,
+        vm: Handle,
         slot: int,
         gpa: int,
         size: int,
@@ -77,7 +75,7 @@ class GuestMemory:
         self._buffer = ffi.from_buffer("uint8_t[]", self._map)
         self.address = int(ffi.cast("uintptr_t", self._buffer))  # where the memory lies in this process
 
-    def _allocate(self, vm: VirtualMachine) -> mmap.mmap:
+    def _allocate(self, vm: Handle) -> mmap.mmap:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         if self.backing == "anonymous":
             area = mmap.mmap(-1, self.size, private)
@@ -99,7 +97,7 @@ class GuestMemory:
                 f"{self.size >> 21} huge pages could not be mapped ({error.strerror}): raise vm.nr_hugepages"
             ) from error
 
-    def _allocate_guest_memfd(self, vm: VirtualMachine) -> mmap.mmap:
+    def _allocate_guest_memfd(self, vm: Handle) -> mmap.mmap:
         wanted = lib.GUEST_MEMFD_FLAG_MMAP | lib.GUEST_MEMFD_FLAG_INIT_SHARED
         offered = vm.check_extension(lib.KVM_CAP_GUEST_MEMFD_FLAGS)
         if offered & wanted != wanted:

@@ -106,10 +106,6 @@ class Kvm(Handle):
         """KVM_GET_VCPU_MMAP_SIZE: bytes to map of each vCPU fd."""
         return self.ioctl_value(lib.KVM_GET_VCPU_MMAP_SIZE)
 
-    def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION: 0 if unsupported, else positive with a meaning of its own."""
-        return self.ioctl_value(lib.KVM_CHECK_EXTENSION, capability)
-
     def create_vm(self, kind: int | None = None) -> VirtualMachine:
         """KVM_CREATE_VM; ``kind`` is the machine type, by default the one that is there on this host.
 

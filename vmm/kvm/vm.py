@@ -24,10 +24,6 @@ class VirtualMachine(Handle):
         # What was enabled, with its arguments: no call tells, and a state has to say.
         self.capabilities: dict[int, tuple[int, ...]] = {}
 
-    def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION on the VM, where its answer may be narrower than on /dev/kvm."""
-        return self.ioctl_value(lib.KVM_CHECK_EXTENSION, capability)
-
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> None:
         """KVM_ENABLE_CAP with up to four arguments."""
         value = ffi.new("struct kvm_enable_cap *", {"cap": capability, "flags": flags, "args": list(arguments)})
