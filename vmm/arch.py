@@ -12,9 +12,10 @@ __all__ = ["ARCHITECTURE", "module"]
 ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
-def module(name: str, area: str = "") -> ModuleType:
+def module(name: str, area: str = "", arch: str = ARCHITECTURE) -> ModuleType:
     """Return ``vmm.<architecture>.<name>``, such as ``guest``, or ``vmm.<area>.<architecture>.<name>``.
 
-    Without a name it is the area's one module for the architecture.
+    Without a name it is the area's one module for the architecture. ``arch`` is for what is known of the other
+    architecture too, such as the checks of a state.
     """
-    return importlib.import_module(".".join(filter(None, ("vmm", area, ARCHITECTURE, name))))
+    return importlib.import_module(".".join(filter(None, ("vmm", area, arch, name))))

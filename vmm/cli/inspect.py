@@ -16,8 +16,8 @@ from vmm.state.stream.container import FORMAT, Limits, Reader, Section
 from vmm.state.stream.decode import Header, StatePart, read_config, read_header, read_part
 from vmm.state.stream.encode import CONFIG
 from vmm.state.stream.memory import MEMORY, MemoryDecoder
+from vmm.state.validate import check_readable
 from vmm.state.value import PAGE, Part
-from vmm.state.x86.check import check_layout
 
 __all__ = ["command", "describe"]
 
@@ -38,8 +38,7 @@ class _Parts:
         try:
             if check_known(self._arch, name, part.part, name):
                 self._known[name] = part.part
-            if self._arch == "x86" and name == "XSAVE" and "CPUID" in self._known:
-                check_layout(name, self._known)
+                check_readable(self._arch, name, name, self._known)
         except StreamError:  # bytes from a stranger; the raw ones are still shown
             self._known.pop(name, None)
         if part.fields or name not in self._known:

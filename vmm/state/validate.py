@@ -8,20 +8,20 @@ StreamError that names part and register.
 
 from __future__ import annotations
 
-from vmm.state.arm64 import check as validate_arm64
+from collections.abc import Mapping
+
+from vmm.arch import module
 from vmm.state.errors import StreamError
 from vmm.state.parts import check_parts
 from vmm.state.stream.container import ARCHITECTURES
 from vmm.state.stream.memory import check_region
-from vmm.state.value import PAGE, MemoryState, VcpuState, VmState
-from vmm.state.x86 import check as validate_x86
+from vmm.state.value import PAGE, MemoryState, Part, VcpuState, VmState
 
-__all__ = ["normalise", "validate"]
+__all__ = ["check_readable", "normalise", "validate"]
 
 # Guest physical addresses have at most 52 bits on both architectures.
 _ADDRESS_END = 1 << 52
 _MAX_VCPUS, _MAX_REGIONS = 4096, 512
-_CONTENTS = {"x86": validate_x86.check_contents, "arm64": validate_arm64.check_contents}
 
 
 def validate(state: VmState) -> None:
@@ -35,7 +35,12 @@ def validate(state: VmState) -> None:
         raise StreamError("the state", "two vCPUs have the same identifier")
     check_parts(state)
     for vcpu in state.vcpus:
-        _CONTENTS[state.arch](f"vCPU {vcpu.identifier}", vcpu.parts)
+        module("check", "state", state.arch).check_contents(f"vCPU {vcpu.identifier}", vcpu.parts)
+
+
+def check_readable(arch: str, where: str, name: str, parts: Mapping[str, Part]) -> None:
+    """Raise StreamError for a part that cannot be described beside the others in ``parts``; all have their shapes."""
+    module("check", "state", arch).check_readable(where, name, parts)
 
 
 def _check_memory(memory: tuple[MemoryState, ...]) -> None:
@@ -58,18 +63,14 @@ def _check_memory(memory: tuple[MemoryState, ...]) -> None:
 
 
 def normalise(state: VmState) -> tuple[VmState, list[str]]:
-    """Return a state without what its own IA32_XFD disables, and a sentence about each component cleared.
+    """Return a state without what its own registers disable, and a sentence about each component cleared.
 
-    Only x86 has such a thing: XSTATE_BV that names a component whose bit is set in IA32_XFD. A KVM with the fix
-    of CVE-2026-23005 drops that component's contents by itself; without it such a state must never get there.
-    Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave.
+    Only x86 has such a thing: see vmm.state.x86.check.without_disabled.
     """
-    if state.arch != "x86":
-        return state, []
     vcpus: list[VcpuState] = []
     notes: list[str] = []
     for vcpu in state.vcpus:
-        cleaned, found = validate_x86.without_disabled(vcpu)
+        cleaned, found = module("check", "state", state.arch).without_disabled(vcpu)
         vcpus.append(cleaned)
         notes += found
     if not notes:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from vmm.arm64.registers import Register
 from vmm.arm64.vls import ARCHITECTURAL_MAX, VectorLengths
 from vmm.state.errors import StreamError
-from vmm.state.value import Part
+from vmm.state.value import Part, VcpuState
 
-__all__ = ["check_contents"]
+__all__ = ["check_contents", "check_readable", "without_disabled"]
 
 _ARM64 = 0x60
 _CORE, _DEMUX, _SYSREG, _FW, _SVE, _BITMAP = 0x10, 0x11, 0x13, 0x14, 0x15, 0x16
@@ -34,6 +34,15 @@ def check_contents(where: str, parts: Mapping[str, Part]) -> None:
         for identifier, value in part.items():
             _check_register(f"{where}, {name}", Register(identifier), value, groups)
             _check_vector(f"{where}, {name}", Register(identifier), value, lengths)
+
+
+def check_readable(where: str, name: str, parts: Mapping[str, Part]) -> None:
+    """Raise nothing: every part of an arm64 state is read by itself."""
+
+
+def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
+    """Return the vCPU as it is: no register of an arm64 vCPU disables what another one holds."""
+    return vcpu, []
 
 
 def _lengths(where: str, parts: Mapping[str, Part]) -> VectorLengths | None:

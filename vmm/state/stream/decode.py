@@ -16,8 +16,8 @@ from vmm.state.stream.canonical import NotCanonical, decode
 from vmm.state.stream.container import LIMITS, Limits, Readable, Reader, Section, is_kind
 from vmm.state.stream.encode import CONFIG, RESERVED, Explain
 from vmm.state.stream.memory import MEMORY, MemoryDecoder
+from vmm.state.validate import check_readable
 from vmm.state.value import PAGE, Extent, MemoryState, Part, PayloadIdentity, VcpuState, VmState
-from vmm.state.x86.check import check_layout
 
 __all__ = ["Fields", "Header", "StatePart", "check_fields", "read_config", "read_header", "read_part", "read_state"]
 
@@ -205,8 +205,8 @@ def check_fields(arch: str, found: Mapping[str, StatePart], wheres: Mapping[str,
     """
     parts = {name: part.part for name, part in found.items()}
     known = [name for name in parts if check_known(arch, name, parts[name], wheres[name])]
-    if arch == "x86" and {"CPUID", "XSAVE"} <= set(known):
-        check_layout(wheres["XSAVE"], parts)
+    for name in known:
+        check_readable(arch, wheres[name], name, {other: parts[other] for other in known})
     for name in known:
         if found[name].fields:
             _compare(wheres[name], found[name].fields, explain(arch, name, parts))

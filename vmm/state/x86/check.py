@@ -17,7 +17,7 @@ from vmm.x86.msr import name
 from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import Layout, XsaveArea
 
-__all__ = ["allowed_msrs", "check_contents", "check_layout", "without_disabled"]
+__all__ = ["allowed_msrs", "check_contents", "check_layout", "check_readable", "without_disabled"]
 
 _MAX_XCRS = 16
 _LEGACY = xfeature.mask(xfeature.XFeature.FP, xfeature.XFeature.SSE)
@@ -93,6 +93,12 @@ def check_layout(where: str, parts: Mapping[str, Part]) -> Layout:
     return layout
 
 
+def check_readable(where: str, name: str, parts: Mapping[str, Part]) -> None:
+    """Raise StreamError for an XSAVE area that cannot have the layout that CPUID gives it."""
+    if name == "XSAVE" and "CPUID" in parts:
+        check_layout(where, parts)
+
+
 def _check_xsave(where: str, parts: Mapping[str, Part], offered: int) -> None:
     area = XsaveArea(_bytes(parts, "XSAVE"), check_layout(where, parts))
     if stray := area.xstate_bv & ~(offered | _LEGACY):
@@ -114,7 +120,11 @@ def _disabled(parts: Mapping[str, Part]) -> int:
 
 
 def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
-    """Return the vCPU without the XSTATE_BV bits that its IA32_XFD disables, and a sentence about each."""
+    """Return the vCPU without the XSTATE_BV bits that its IA32_XFD disables, and a sentence about each.
+
+    A KVM with the fix of CVE-2026-23005 drops such a component's contents by itself; without it such a state must
+    never get there. Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave.
+    """
     shaped = isinstance(vcpu.parts.get("XSAVE"), bytes) and not isinstance(vcpu.parts.get("XFD", b""), bytes)
     if not shaped or len(_bytes(vcpu.parts, "XSAVE")) < 520 or not (clash := _disabled(vcpu.parts)):
         return vcpu, []
