@@ -11,12 +11,12 @@ blocks it, with both values), or unknown (a probe lacks what is needed to tell).
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vmm.arch import module
 from vmm.compat.offer import Dimension, Finding, Mask, Offer, Verdict
 from vmm.probe.document import SCHEMA, VERSION, ProbeError, Section
 
@@ -106,7 +106,7 @@ def _too_late(finding: Finding) -> Finding:
 
 
 def _dimensions(architecture: str) -> tuple[Dimension, ...]:
-    found: tuple[Dimension, ...] = importlib.import_module(f"vmm.compat.{architecture}.dimensions").DIMENSIONS
+    found: tuple[Dimension, ...] = module("dimensions", "compat", architecture).DIMENSIONS
     return found
 
 
@@ -149,7 +149,7 @@ def parse(data: bytes, label: str) -> Offer:
         **{key: document.text(key) for key in ("kernel", "backend")},
         **{key: cpu.text(key) for key in ("vendor", "model")},
     }
-    return Offer(about, importlib.import_module(f"vmm.compat.{architecture}.dimensions").values(document))
+    return Offer(about, module("dimensions", "compat", architecture).values(document))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

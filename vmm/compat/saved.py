@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import importlib
-
+from vmm.arch import module
 from vmm.compat.offer import Offer
 from vmm.state.errors import StreamError, printable
 from vmm.state.parts import check_vcpu
@@ -34,11 +33,11 @@ def load_guest(path: str) -> Offer:
         raise StreamError("the header", "it names no vCPU: there is no guest in it")
     for (identifier, _), parts in zip(header.vcpus, vcpus, strict=True):
         check_vcpu(header.arch, identifier, parts)
-    module = importlib.import_module(f"vmm.compat.{header.arch}.saved")
+    architecture = module("saved", "compat", header.arch)
     memory_end = max((gpa + size for gpa, size in header.memory), default=0)
     values: dict[str, int] = {}
     for parts in vcpus:
-        values = module.values(parts, header.about, memory_end) | values
+        values = architecture.values(parts, header.about, memory_end) | values
     kernel = printable(header.about.get("kernel", "unknown"))
     about = {"label": path, "architecture": header.arch, "kernel": kernel, "backend": "a saved guest"}
-    return Offer(about | module.about(vcpus[0]), values)
+    return Offer(about | architecture.about(vcpus[0]), values)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -84,7 +83,7 @@ def capture_vcpu(vcpu: Vcpu) -> VcpuState:
 @cache
 def _short_cut() -> Any:
     """Return what makes all calls of a capture or restore in one go; None where there is no such thing."""
-    return importlib.import_module("vmm.state.x86.batch") if ARCHITECTURE == "x86" else None
+    return module("batch", "state") if ARCHITECTURE == "x86" else None
 
 
 @cache

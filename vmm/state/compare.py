@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from vmm.arch import ARCHITECTURE
+from vmm.arch import ARCHITECTURE, module
 from vmm.state import volatile
 from vmm.state.value import PAGE, MemoryState, Part, VcpuState, VmState
 
@@ -39,7 +38,7 @@ class Difference:
 
 def architecture(name: str = ARCHITECTURE) -> ModuleType | None:
     """Return the module that knows the parts of an architecture; None for another one than the running."""
-    return importlib.import_module(f"vmm.state.{name}.steps") if name == ARCHITECTURE else None
+    return module("steps", "state", name) if name == ARCHITECTURE else None
 
 
 def compare(first: VmState, second: VmState) -> list[str]:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 
-from vmm.arch import ARCHITECTURE, module
+from vmm.arch import module
 from vmm.guest.base import BaseGuest
 from vmm.kvm.system import Kvm
 from vmm.state import capture
@@ -25,7 +24,7 @@ def unsettled(kvm: Kvm, seed: int) -> BaseGuest:
 
     On x86 the guest permission for dynamic components is requested where KVM offers one.
     """
-    architecture = importlib.import_module(f"vmm.state.{ARCHITECTURE}.unsettled")
+    architecture = module("unsettled", "state")
     architecture.before(kvm)
     guest: BaseGuest = module("guest").Guest(kvm, "hello", **architecture.ARGUMENTS)
     try:
