@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clause registry, the preconditions, and the layers of the package."""
+"""The clause registry and the preconditions."""
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-import vmm
 from vmm._kvm import lib
 from vmm.arch import ARCHITECTURE
 from vmm.conformance import registry
@@ -198,145 +195,3 @@ def test_a_need_names_a_capability_that_nobody_measures() -> None:
         for need in clause.needs:
             if need.name.startswith("KVM_CAP_"):
                 assert need.name in CAPABILITIES, clause.id
-
-
-def test_a_module_of_clauses_is_used_by_nobody() -> None:
-    folder = f"vmm.conformance.clauses.{ARCHITECTURE}"
-    modules = {name for name in SOURCES if name.startswith(folder + ".")}
-    helpers = modules - {clause.function.__module__ for clause in CLAUSES}
-    assert helpers <= {target for name in modules for target in GRAPH[name]}
-
-
-# Layers
-
-ROOT = Path(vmm.__file__).parent
-# The longest prefix counts; a module may import what is lower, and its own package.
-LAYERS = [
-    ("vmm._kvm", "vmm.arch"),
-    ("vmm.kvm",),
-    ("vmm.guest",),
-    ("vmm.x86", "vmm.arm64"),
-    ("vmm.probe", "vmm.state"),
-    ("vmm.compat", "vmm.migration", "vmm.conformance"),
-    ("vmm.report", "vmm.bench"),
-    ("vmm.cli",),
-    ("vmm.__main__",),
-]
-LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
-
-
-def module_name(path: Path) -> str:
-    """The dotted name of a source file of the package."""
-    parts = path.relative_to(ROOT.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def layer(name: str) -> str:
-    """The entry of LAYERS that a module belongs to."""
-    parts = name.split(".")
-    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((prefix for prefix in prefixes if prefix in LEVELS), "")
-
-
-SOURCES = {module_name(path): path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
-
-
-def imports(tree: ast.Module) -> set[str]:
-    """The modules of this package that a source imports, anywhere but under ``if TYPE_CHECKING``."""
-    found: set[str] = set()
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            waiting += node.orelse
-            continue
-        waiting += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, "relative import"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in SOURCES or whole == "vmm._kvm" else node.module)
-    return {name for name in found if name.split(".")[0] == "vmm" and name != "vmm"}
-
-
-GRAPH = {name: imports(ast.parse(path.read_text())) for name, path in SOURCES.items()}
-
-
-def test_a_module_belongs_to_no_layer() -> None:
-    assert [name for name in SOURCES if not layer(name)] == []
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_an_import_goes_up(name: str) -> None:
-    own = layer(name)
-    up = {
-        target for target in GRAPH[name]
-        if layer(target) != own and LEVELS[layer(target)] >= LEVELS[own]
-    }  # fmt: skip
-    assert not up
-
-
-def test_imports_run_in_a_circle() -> None:
-    finished: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join((*path, name))
-        if name in finished:
-            return
-        for target in GRAPH.get(name, ()):
-            visit(target, (*path, name))
-        finished.add(name)
-
-    for name in GRAPH:
-        visit(name, ())
-
-
-def test_something_above_imports_an_architecture_by_name() -> None:
-    # Only the clauses of an architecture and the rooms of a state that are named after one know it; everything else
-    # asks vmm.arch.
-    wrong = {
-        (name, target)
-        for name, targets in GRAPH.items()
-        for target in targets
-        if layer(target) in ("vmm.x86", "vmm.arm64")
-        and layer(name) != layer(target)
-        and not {"x86", "arm64"} & set(name.split("."))
-    }
-    assert not wrong
-
-
-def test_only_the_door_calls_the_kernel() -> None:
-    # vmm_ioctl and its like, called elsewhere, would pass trace and interposers by.
-    calls = re.compile(r"\blib\.vmm_(ioctl|ioctl_value|run|arch_prctl|arch_prctl_value)\b")
-    assert {name for name, path in SOURCES.items() if calls.search(path.read_text())} == {"vmm.kvm.ioctl"}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_source_lacks_its_licence_or_its_purpose(name: str) -> None:
-    text = SOURCES[name].read_text()
-    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
-    assert ast.get_docstring(ast.parse(text))
-
-
-@pytest.mark.parametrize("name", [name for name in SOURCES if not name.startswith("vmm.conformance.clauses")])
-def test_a_module_exports_what_it_has_not_or_in_disorder(name: str) -> None:
-    tree = ast.parse(SOURCES[name].read_text())
-    assigned = [
-        node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    ]
-    if not assigned:
-        assert SOURCES[name].name in ("__init__.py", "__main__.py"), "no __all__"
-        return
-    exported = ast.literal_eval(assigned[0].value)
-    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            defined |= {part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            defined.add(node.target.id)
-        elif isinstance(node, ast.ImportFrom):
-            defined |= {alias.asname or alias.name for alias in node.names}
-    assert len(exported) == len(set(exported))
-    assert set(exported) <= defined
