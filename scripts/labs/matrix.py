@@ -176,11 +176,13 @@ def _hosts(options: argparse.Namespace) -> int:
         width = max(len(profile.name) for profile in profiles)
         sys.stdout.write("".join(f"{profile.name:{width}}  {profile.why}\n" for profile in profiles))
         return 0
-    outcomes = run_profiles(profiles, options.clauses, options.jobs)
+
+    def keep(outcome: Outcome) -> None:
+        if options.record and outcome.state not in ("no results", "not served"):
+            record(options.hosts_file, {outcome.profile.name: (outcome.release, outcome.totals)})
+
+    outcomes = run_profiles(profiles, options.clauses, options.jobs, keep)
     sys.stdout.write(as_json(outcomes) if options.json else as_text(outcomes))
-    if options.record:
-        whole = [outcome for outcome in outcomes if outcome.state not in ("no results", "not served")]
-        record(options.hosts_file, {each.profile.name: (each.release, each.totals) for each in whole})
     return int(failed(outcomes))
 
 

@@ -155,6 +155,10 @@ class Archive:
     def candidate(self, name: str) -> Package:
         """Return the version of one package that this suite offers."""
         fields = self.fields(name)
+        if "Version" not in fields:
+            raise LabError(
+                f"Debian {self.suite} has no package {name}, which another one names; run scripts/lab --clean."
+            )
         return Package(name, fields["Version"], fields["Architecture"])
 
     def fields(self, name: str) -> dict[str, str]:
@@ -225,6 +229,8 @@ class Archive:
         memory = self._folder / "answers" / (hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16] + ".txt")
         if not memory.exists():
             answer = run_tool(command, f"Asking the indices of {self.suite}", env=self._environment)
+            if not answer:
+                return ""  # nothing is known of it now, which is not worth remembering
             memory.parent.mkdir(exist_ok=True)
             with self.cache.scratch("answer-") as folder:
                 (folder / "answer").write_bytes(answer)

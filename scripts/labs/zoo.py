@@ -17,9 +17,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,11 +76,15 @@ class Outcome:
         }
 
 
-def run_profiles(profiles: Sequence[Profile], clauses: Sequence[str], jobs: int) -> list[Outcome]:
+def run_profiles(
+    profiles: Sequence[Profile], clauses: Sequence[str], jobs: int, ended: Callable[[Outcome], None] | None = None
+) -> list[Outcome]:
     """Run profiles, some at the same time, and return the outcomes in the order of the profiles.
 
-    With `clauses`, globs, only those are checked, and totals mean nothing.
+    With `clauses`, globs, only those are checked, and totals mean nothing. `ended` is told each outcome as soon as
+    there is one, never two at once: what a long run has found is not lost if it is interrupted.
     """
+    lock = threading.Lock()
     cache = Cache()
     # More than the pool holds would only push one another out of it.
     kept = sum(MACHINES[profile.machine].keeps_state for profile in profiles) <= POOL_SIZE
@@ -90,7 +95,10 @@ def run_profiles(profiles: Sequence[Profile], clauses: Sequence[str], jobs: int)
         nonlocal done
         note(f"{profile.name}: started")
         outcome = _run(cache, profile, where, clauses)
-        done += 1
+        with lock:
+            done += 1
+            if ended is not None:
+                ended(outcome)
         note(f"[{done}/{len(profiles)}] {_headline(outcome)}")
         return outcome
 
