@@ -22,7 +22,7 @@ from .errors import LabError
 from .hosts import load_profiles, matching, sample
 from .progress import note
 from .recording import record
-from .zoo import as_json, as_text, failed, run_profiles
+from .zoo import Outcome, as_json, as_text, failed, run_profiles
 
 __all__ = ["Column", "main", "parse_results", "render"]
 
