@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import pytest
 
+from tests.mutations import registry
 from tests.mutations.check import Outcome, check_all
-from tests.mutations.registry import all_mutations
+from tests.mutations.lies import once, refuse
+from tests.mutations.registry import Mutation, all_mutations, lies, make, mutation
 from tests.patience import TIME_SCALE
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.registry import all_clauses
+from vmm.kvm.ioctl import Interposer
 from vmm.kvm.system import Kvm
 
 # So many lies any machine has to be able to judge. A kvm_pvm host and an AMD one without AMX judge about 370 each,
@@ -29,6 +32,39 @@ def test_no_mutation_is_of_an_unknown_clause(arch: str) -> None:
     known = {clause.id for clause in all_clauses(arch)}
     unknown = [f"{m.name} of {m.clause}" for m in all_mutations(arch) if m.clause not in known]
     assert not unknown, f"mutations of clauses that do not exist: {', '.join(unknown)}"
+
+
+@pytest.fixture
+def mutations(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Mutation]:
+    """The registry, to which a test may add."""
+    all_mutations()  # whose modules are imported once, and have to register where that lasts
+    copy = dict(registry._mutations)
+    monkeypatch.setattr(registry, "_mutations", copy)
+    return copy
+
+
+def test_a_line_of_lies_is_a_mutation_of_each_clause(mutations: dict[tuple[str, str], Mutation]) -> None:
+    before = set(mutations)
+    lies("area.one", "area.two", first=lambda: refuse("KVM_RUN", 1), second=lambda: refuse("KVM_RUN", 2))
+    added = {(clause, name) for clause in ("area.one", "area.two") for name in ("first", "second")}
+    assert set(mutations) - before == added
+    assert all((mutations[key].clause, mutations[key].name) == key for key in added)
+
+
+def test_a_line_of_lies_makes_an_interposer_of_its_own_for_each_use(
+    mutations: dict[tuple[str, str], Mutation],
+) -> None:
+    lies("area.one", it_runs_once=lambda: once("KVM_RUN", refuse("KVM_RUN", 1)))
+    assert make("area.one", "it_runs_once") is not make("area.one", "it_runs_once")
+
+
+def test_two_lies_about_a_clause_have_two_names(mutations: dict[tuple[str, str], Mutation]) -> None:
+    @mutation("area.one")
+    def it_does_not_run() -> Interposer:
+        return refuse("KVM_RUN", 1)
+
+    with pytest.raises(ValueError, match=r"area\.one has two mutations called it_does_not_run"):
+        lies("area.one", it_does_not_run=lambda: refuse("KVM_RUN", 2))
 
 
 def _line(outcome: Outcome) -> str:

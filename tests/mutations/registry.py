@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.ioctl import Interposer
 
-__all__ = ["Mutation", "all_mutations", "make", "modules", "mutation"]
+__all__ = ["Mutation", "all_mutations", "lies", "make", "modules", "mutation"]
 
 Factory = Callable[[], Interposer]
 
@@ -32,14 +32,26 @@ def mutation(*clauses: str) -> Callable[[Factory], Factory]:
     """Register a factory as a mutation of each clause; its function's name says what the kernel does wrong."""
 
     def register(factory: Factory) -> Factory:
-        for clause in clauses:
-            key = clause, factory.__name__
-            if key in _mutations:
-                raise ValueError(f"{clause} has two mutations called {factory.__name__}")
-            _mutations[key] = Mutation(clause, factory.__name__, factory)
+        _register(clauses, factory.__name__, factory)
         return factory
 
     return register
+
+
+def lies(clause: str, /, *more: str, **factories: Factory) -> None:
+    """Register mutations of each clause that are one expression: ``what_the_kernel_does_wrong=lambda: interposer``.
+
+    The lambda makes an interposer of its own for each use, which may keep state.
+    """
+    for name, factory in factories.items():
+        _register((clause, *more), name, factory)
+
+
+def _register(clauses: tuple[str, ...], name: str, factory: Factory) -> None:
+    for clause in clauses:
+        if (clause, name) in _mutations:
+            raise ValueError(f"{clause} has two mutations called {name}")
+        _mutations[clause, name] = Mutation(clause, name, factory)
 
 
 def modules(arch: str = ARCHITECTURE) -> list[str]:

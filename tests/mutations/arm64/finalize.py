@@ -34,7 +34,7 @@ from tests.mutations.lies import (
     once,
     refuse,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FFR, FPCR, PC, SYSTEM, VLS, firmware, p, x, z
 from vmm.kvm.ioctl import Call, Interposer
@@ -54,51 +54,39 @@ def _to_null(call: Call) -> bool:
 # --- before FINALIZE ------------------------------------------------------------------------------
 
 
-@mutation(
-    "sve.finalize.run-before-eperm", "sve.finalize.unknown-einval", "sve.finalize.efault", "sve.finalize.per-vcpu"
+lies(
+    "sve.finalize.run-before-eperm",
+    "sve.finalize.unknown-einval",
+    "sve.finalize.efault",
+    "sve.finalize.per-vcpu",
+    a_vcpu_runs_without_finalize=lambda: answer(RUN, 0),
 )
-def a_vcpu_runs_without_finalize() -> Interposer:
-    return answer(RUN, 0)
 
+lies(
+    "sve.finalize.run-before-eperm",
+    another_thread_may_run_it=lambda: answer(RUN, 0, nth(3)),
+    the_refused_run_moves_pc=lambda: on_refusal(RUN, lambda call: set_now(call.fd, PC, 0x1004)),
+)
 
-@mutation("sve.finalize.run-before-eperm")
-def another_thread_may_run_it() -> Interposer:
-    return answer(RUN, 0, nth(3))
+lies(
+    "sve.finalize.run-before-eperm",
+    "sve.finalize.twice-eperm",
+    "sve.finalize.nonsve-einval",
+    a_finalized_vcpu_cannot_run=lambda: refuse(COMPLETE, errno.EPERM),
+)
 
+lies(
+    "sve.finalize.reglist-before-eperm",
+    registers_are_listed_before_finalize=lambda: answer(LIST, 0),
+    the_list_is_looked_at_first=lambda: drift(LIST, errno.EFAULT, _to_null),
+)
 
-@mutation("sve.finalize.run-before-eperm")
-def the_refused_run_moves_pc() -> Interposer:
-    return on_refusal(RUN, lambda call: set_now(call.fd, PC, 0x1004))
-
-
-@mutation("sve.finalize.run-before-eperm", "sve.finalize.twice-eperm", "sve.finalize.nonsve-einval")
-def a_finalized_vcpu_cannot_run() -> Interposer:
-    return refuse(COMPLETE, errno.EPERM)
-
-
-@mutation("sve.finalize.reglist-before-eperm")
-def registers_are_listed_before_finalize() -> Interposer:
-    return answer(LIST, 0)
-
-
-@mutation("sve.finalize.reglist-before-eperm")
-def the_list_is_looked_at_first() -> Interposer:
-    return drift(LIST, errno.EFAULT, _to_null)
-
-
-@mutation("sve.finalize.zpf-before-eperm")
-def z4_can_be_read_before_finalize() -> Interposer:
-    return accept(GET, of(z(4)))
-
-
-@mutation("sve.finalize.zpf-before-eperm")
-def p15_can_be_written_before_finalize() -> Interposer:
-    return accept(SET, of(p(15)))
-
-
-@mutation("sve.finalize.zpf-before-eperm")
-def ffr_is_not_0_after_finalize() -> Interposer:
-    return reading(flip(0), FFR)
+lies(
+    "sve.finalize.zpf-before-eperm",
+    z4_can_be_read_before_finalize=lambda: accept(GET, of(z(4))),
+    p15_can_be_written_before_finalize=lambda: accept(SET, of(p(15))),
+    ffr_is_not_0_after_finalize=lambda: reading(flip(0), FFR),
+)
 
 
 @mutation("sve.finalize.core-sysreg-before-ok")
@@ -116,67 +104,49 @@ def every_register_is_refused_before_finalize() -> Interposer:
     return interposer
 
 
-@mutation("sve.finalize.core-sysreg-before-ok")
-def fpcr_cannot_be_written_before_finalize() -> Interposer:
-    return refuse(SET, errno.EPERM, of(FPCR))
+lies(
+    "sve.finalize.core-sysreg-before-ok",
+    fpcr_cannot_be_written_before_finalize=lambda: refuse(SET, errno.EPERM, of(FPCR)),
+    zcr_el1_cannot_be_read_before_finalize=lambda: refuse(GET, errno.EPERM, of(SYSTEM["ZCR_EL1"])),
+    a_firmware_register_cannot_be_written_before_finalize=lambda: refuse(SET, errno.EPERM, of(firmware(1))),
+    finalize_resets_x30=lambda: after(FINALIZE, lambda call: set_now(call.fd, x(30), 0)),
+)
 
+lies(
+    "sve.finalize.vls-readable-always",
+    the_lengths_cannot_be_read_before_finalize=lambda: refuse(GET, errno.EPERM, nth(1)),
+)
 
-@mutation("sve.finalize.core-sysreg-before-ok")
-def zcr_el1_cannot_be_read_before_finalize() -> Interposer:
-    return refuse(GET, errno.EPERM, of(SYSTEM["ZCR_EL1"]))
-
-
-@mutation("sve.finalize.core-sysreg-before-ok")
-def a_firmware_register_cannot_be_written_before_finalize() -> Interposer:
-    return refuse(SET, errno.EPERM, of(firmware(1)))
-
-
-@mutation("sve.finalize.core-sysreg-before-ok")
-def finalize_resets_x30() -> Interposer:
-    return after(FINALIZE, lambda call: set_now(call.fd, x(30), 0))
-
-
-@mutation("sve.finalize.vls-readable-always")
-def the_lengths_cannot_be_read_before_finalize() -> Interposer:
-    return refuse(GET, errno.EPERM, nth(1))
-
-
-@mutation("sve.finalize.vls-readable-always", "sve.vls.prefix-ok")
-def finalize_changes_the_lengths() -> Interposer:
-    return once(FINALIZE, reading(flip(0, 2), VLS))
+lies(
+    "sve.finalize.vls-readable-always",
+    "sve.vls.prefix-ok",
+    finalize_changes_the_lengths=lambda: once(FINALIZE, reading(flip(0, 2), VLS)),
+)
 
 
 # --- FINALIZE itself ------------------------------------------------------------------------------
 
 
-@mutation("sve.finalize.twice-eperm", "sve.finalize.nonsve-einval", "init.reinit-zeroes-sve")
-def finalize_is_always_accepted() -> Interposer:
-    return accept(FINALIZE)
+lies(
+    "sve.finalize.twice-eperm",
+    "sve.finalize.nonsve-einval",
+    "init.reinit-zeroes-sve",
+    finalize_is_always_accepted=lambda: accept(FINALIZE),
+)
 
+lies(
+    "sve.finalize.twice-eperm",
+    a_second_finalize_clears_z3=lambda: on_refusal(FINALIZE, lambda call: set_now(call.fd, z(3), 0)),
+)
 
-@mutation("sve.finalize.twice-eperm")
-def a_second_finalize_clears_z3() -> Interposer:
-    return on_refusal(FINALIZE, lambda call: set_now(call.fd, z(3), 0))
+lies(
+    "sve.finalize.unknown-einval",
+    pointer_authentication_can_be_finalized=lambda: accept(FINALIZE, _about(5)),
+    finalize_takes_a_mask=lambda: accept(FINALIZE, _about(1 << 4)),
+    an_unknown_feature_is_eperm=lambda: drift(FINALIZE, errno.EPERM),
+)
 
-
-@mutation("sve.finalize.unknown-einval")
-def pointer_authentication_can_be_finalized() -> Interposer:
-    return accept(FINALIZE, _about(5))
-
-
-@mutation("sve.finalize.unknown-einval")
-def finalize_takes_a_mask() -> Interposer:
-    return accept(FINALIZE, _about(1 << 4))
-
-
-@mutation("sve.finalize.unknown-einval")
-def an_unknown_feature_is_eperm() -> Interposer:
-    return drift(FINALIZE, errno.EPERM)
-
-
-@mutation("sve.finalize.efault")
-def finalize_without_a_number_succeeds() -> Interposer:
-    return accept(FINALIZE, _to_null)
+lies("sve.finalize.efault", finalize_without_a_number_succeeds=lambda: accept(FINALIZE, _to_null))
 
 
 @mutation("sve.finalize.efault")
@@ -188,31 +158,22 @@ def a_failed_finalize_finalizes() -> Interposer:
     return on_refusal(FINALIZE, finalize)
 
 
-@mutation("sve.finalize.vls-immutable")
-def the_same_lengths_can_be_written_after_finalize() -> Interposer:
-    return accept(SET, lambda call: of(VLS)(call) and not at_bad_address(call))
+lies(
+    "sve.finalize.vls-immutable",
+    the_same_lengths_can_be_written_after_finalize=lambda: accept(
+        SET, lambda call: of(VLS)(call) and not at_bad_address(call)
+    ),
+    a_bad_address_of_lengths_is_accepted=lambda: accept(SET, at_bad_address),
+    a_refused_write_changes_the_lengths=lambda: once(SET, reading(flip(0, 2), VLS), refused=True),
+)
 
+lies(
+    "sve.finalize.reinit-before-finalize-resets-vls",
+    init_keeps_the_chosen_lengths=lambda: after(INIT, lambda call: set_now(call.fd, VLS, ONLY_1), nth(2)),
+)
 
-@mutation("sve.finalize.vls-immutable")
-def a_bad_address_of_lengths_is_accepted() -> Interposer:
-    return accept(SET, at_bad_address)
-
-
-@mutation("sve.finalize.vls-immutable")
-def a_refused_write_changes_the_lengths() -> Interposer:
-    return once(SET, reading(flip(0, 2), VLS), refused=True)
-
-
-@mutation("sve.finalize.reinit-before-finalize-resets-vls")
-def init_keeps_the_chosen_lengths() -> Interposer:
-    return after(INIT, lambda call: set_now(call.fd, VLS, ONLY_1), nth(2))
-
-
-@mutation("sve.finalize.per-vcpu")
-def one_vcpus_finalize_is_all_vcpus() -> Interposer:
-    return accept(GET, group(_SVE_GROUP))
-
-
-@mutation("sve.finalize.per-vcpu")
-def only_all_vcpus_together_are_finalized() -> Interposer:
-    return refuse(COMPLETE, errno.EPERM, nth(1))
+lies(
+    "sve.finalize.per-vcpu",
+    one_vcpus_finalize_is_all_vcpus=lambda: accept(GET, group(_SVE_GROUP)),
+    only_all_vcpus_together_are_finalized=lambda: refuse(COMPLETE, errno.EPERM, nth(1)),
+)

@@ -23,7 +23,7 @@ from tests.mutations.arm64.lies import (
     writing,
 )
 from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, answer, called, nth, once
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FFR, FPCR, FPSR, PC, Register, p, v, x, z
 from vmm.arm64.vector import name
@@ -71,34 +71,21 @@ def _executed(instruction: int, change: Callable[[Shared], object]) -> Interpose
     return guest_left("execute", change, when=lambda guest: bool(guest.get("params") == instruction))
 
 
-@mutation("guest.sve-undef-without")
-def rdvl_works_without_sve() -> Interposer:
-    return _executed(_RDVL, values(15, lambda old: 0))
+lies(
+    "guest.sve-undef-without",
+    rdvl_works_without_sve=lambda: _executed(_RDVL, values(15, lambda old: 0)),
+    sve_traps_as_such_without_it=lambda: _executed(_RDVL, lambda guest: guest.set("esr", 0x19 << 26)),
+    an_undefined_instruction_is_skipped=lambda: _executed(
+        _RDVL, lambda guest: guest.set("elr", guest.get("elr") + 4)
+    ),
+    advsimd_is_undefined_without_sve=lambda: _executed(_MOVI_V0, values(15, lambda old: 1)),
+)
 
-
-@mutation("guest.sve-undef-without")
-def sve_traps_as_such_without_it() -> Interposer:
-    return _executed(_RDVL, lambda guest: guest.set("esr", 0x19 << 26))
-
-
-@mutation("guest.sve-undef-without")
-def an_undefined_instruction_is_skipped() -> Interposer:
-    return _executed(_RDVL, lambda guest: guest.set("elr", guest.get("elr") + 4))
-
-
-@mutation("guest.sve-undef-without")
-def advsimd_is_undefined_without_sve() -> Interposer:
-    return _executed(_MOVI_V0, values(15, lambda old: 1))
-
-
-@mutation("guest.sve-own-trap")
-def the_guests_own_trap_does_not_come() -> Interposer:
-    return _executed(_RDVL, values(15, lambda old: 0))
-
-
-@mutation("guest.sve-own-trap")
-def the_guests_own_trap_is_another_exception() -> Interposer:
-    return _executed(_RDVL, lambda guest: guest.set("esr", 0))
+lies(
+    "guest.sve-own-trap",
+    the_guests_own_trap_does_not_come=lambda: _executed(_RDVL, values(15, lambda old: 0)),
+    the_guests_own_trap_is_another_exception=lambda: _executed(_RDVL, lambda guest: guest.set("esr", 0)),
+)
 
 
 @mutation("guest.sve-own-trap")
@@ -112,133 +99,71 @@ def the_guests_own_trap_leaves_the_guest() -> Interposer:
 # --- loaded and saved -----------------------------------------------------------------------------
 
 
-@mutation("guest.load-user-state")
-def the_guest_finds_another_z0() -> Interposer:
-    return writing(flip(0), z(0))
+lies(
+    "guest.load-user-state",
+    the_guest_finds_another_z0=lambda: writing(flip(0), z(0)),
+    the_guest_finds_z31_without_its_upper_part=lambda: _before("verify", _above_128_bits(z(31))),
+)
 
+lies(
+    "guest.load-user-state",
+    "guest.ffr-preserved",
+    "mig.sve-idempotent",
+    "mig.sve-guest-goes-on",
+    ffr_is_not_restored=lambda: forget(FFR if has_sve() else FPSR),
+)
 
-@mutation("guest.load-user-state")
-def the_guest_finds_z31_without_its_upper_part() -> Interposer:
-    return _before("verify", _above_128_bits(z(31)))
+lies(
+    "guest.load-user-state",
+    the_guest_finds_no_predicates=lambda: _before("verify", _clear(*(p(n) for n in range(16)))),
+    the_guest_finds_the_fpsr_of_another=lambda: _before("verify", _first_byte(FPSR)),
+    the_second_state_does_not_reach_the_guest=lambda: once(RUN, forget(*(z(n) for n in range(32)))),
+)
 
+lies(
+    "guest.save-guest-state",
+    z31_is_saved_without_its_last_byte=lambda: reading(flip(15), z(31)),
+    ffr_is_not_saved=lambda: reading(number(0), FFR),
+    fpcr_is_not_saved=lambda: reading(number(_NEVER), FPCR),
+    reading_z7_changes_it=lambda: after(GET, lambda call: _first_byte(z(7))(call.fd), of(z(7))),
+)
 
-@mutation("guest.load-user-state", "guest.ffr-preserved", "mig.sve-idempotent", "mig.sve-guest-goes-on")
-def ffr_is_not_restored() -> Interposer:
-    return forget(FFR if has_sve() else FPSR)
-
-
-@mutation("guest.load-user-state")
-def the_guest_finds_no_predicates() -> Interposer:
-    return _before("verify", _clear(*(p(n) for n in range(16))))
-
-
-@mutation("guest.load-user-state")
-def the_guest_finds_the_fpsr_of_another() -> Interposer:
-    return _before("verify", _first_byte(FPSR))
-
-
-@mutation("guest.load-user-state")
-def the_second_state_does_not_reach_the_guest() -> Interposer:
-    return once(RUN, forget(*(z(n) for n in range(32))))
-
-
-@mutation("guest.save-guest-state")
-def z31_is_saved_without_its_last_byte() -> Interposer:
-    return reading(flip(15), z(31))
-
-
-@mutation("guest.save-guest-state")
-def ffr_is_not_saved() -> Interposer:
-    return reading(number(0), FFR)
-
-
-@mutation("guest.save-guest-state")
-def fpcr_is_not_saved() -> Interposer:
-    return reading(number(_NEVER), FPCR)
-
-
-@mutation("guest.save-guest-state")
-def reading_z7_changes_it() -> Interposer:
-    return after(GET, lambda call: _first_byte(z(7))(call.fd), of(z(7)))
-
-
-@mutation("guest.kept-over-exits")
-def an_exit_loses_z9_above_128_bits() -> Interposer:
+lies(
+    "guest.kept-over-exits",
     # With vectors of 128 bits there is nothing to lose.
-    return after_run(_above_128_bits(z(9)))
+    an_exit_loses_z9_above_128_bits=lambda: after_run(_above_128_bits(z(9))),
+    an_exit_changes_one_bit_of_p3=lambda: after_run(_first_byte(p(3), 4)),
+    an_exit_loses_ffr=lambda: after_run(_clear(FFR)),
+    an_exit_rounds_differently=lambda: after_run(change_now(FPCR, 1 << 22)),
+)
 
+lies(
+    "guest.untouched-fp",
+    a_guest_without_vectors_changes_z7=lambda: once(RUN, reading(flip(7), z(7))),
+    a_guest_without_vectors_loses_p0=lambda: once(RUN, reading(number(0), p(0))),
+)
 
-@mutation("guest.kept-over-exits")
-def an_exit_changes_one_bit_of_p3() -> Interposer:
-    return after_run(_first_byte(p(3), 4))
+lies(
+    "guest.ffr-preserved",
+    ffr_is_saved_as_0=lambda: reading(number(0), FFR),
+    ffr_is_saved_with_a_gap=lambda: reading(lambda view: number(int.from_bytes(view, "little") << 1)(view), FFR),
+    a_byte_of_a_first_fault_load_is_another=lambda: reading(flip(0), z(0)),
+    ffr_is_lost_when_the_guest_looks=lambda: _before("verify", _clear(FFR)),
+)
 
-
-@mutation("guest.kept-over-exits")
-def an_exit_loses_ffr() -> Interposer:
-    return after_run(_clear(FFR))
-
-
-@mutation("guest.kept-over-exits")
-def an_exit_rounds_differently() -> Interposer:
-    return after_run(change_now(FPCR, 1 << 22))
-
-
-@mutation("guest.untouched-fp")
-def a_guest_without_vectors_changes_z7() -> Interposer:
-    return once(RUN, reading(flip(7), z(7)))
-
-
-@mutation("guest.untouched-fp")
-def a_guest_without_vectors_loses_p0() -> Interposer:
-    return once(RUN, reading(number(0), p(0)))
-
-
-@mutation("guest.ffr-preserved")
-def ffr_is_saved_as_0() -> Interposer:
-    return reading(number(0), FFR)
-
-
-@mutation("guest.ffr-preserved")
-def ffr_is_saved_with_a_gap() -> Interposer:
-    return reading(lambda view: number(int.from_bytes(view, "little") << 1)(view), FFR)
-
-
-@mutation("guest.ffr-preserved")
-def a_byte_of_a_first_fault_load_is_another() -> Interposer:
-    return reading(flip(0), z(0))
-
-
-@mutation("guest.ffr-preserved")
-def ffr_is_lost_when_the_guest_looks() -> Interposer:
-    return _before("verify", _clear(FFR))
-
-
-@mutation("guest.zcr-shrink-full-width")
-def a_shorter_length_leaves_rubbish_in_z3() -> Interposer:
-    return reading(flip(16), z(3))
-
-
-@mutation("guest.zcr-shrink-full-width")
-def a_shorter_length_changes_the_low_part_of_z3() -> Interposer:
-    return reading(flip(0), z(3))
-
-
-@mutation("guest.zcr-shrink-full-width")
-def a_shorter_length_leaves_rubbish_in_p3() -> Interposer:
-    return reading(flip(2), p(3))
-
-
-@mutation("guest.zcr-shrink-full-width")
-def the_guest_finds_something_else_at_the_full_length() -> Interposer:
-    return _before("verify", change_now(z(11), 1 << 130))
+lies(
+    "guest.zcr-shrink-full-width",
+    a_shorter_length_leaves_rubbish_in_z3=lambda: reading(flip(16), z(3)),
+    a_shorter_length_changes_the_low_part_of_z3=lambda: reading(flip(0), z(3)),
+    a_shorter_length_leaves_rubbish_in_p3=lambda: reading(flip(2), p(3)),
+    the_guest_finds_something_else_at_the_full_length=lambda: _before("verify", change_now(z(11), 1 << 130)),
+)
 
 
 # --- an access without a syndrome -----------------------------------------------------------------
 
 
-@mutation("guest.mmio-vector-nisv")
-def a_vector_store_is_an_ordinary_exit() -> Interposer:
-    return answer(RUN, 0)
+lies("guest.mmio-vector-nisv", a_vector_store_is_an_ordinary_exit=lambda: answer(RUN, 0))
 
 
 @mutation("guest.mmio-vector-nisv")
@@ -288,29 +213,25 @@ def a_guest_gets_z9_of_its_predecessor() -> Interposer:
     return after(RUN, leak)
 
 
-@mutation("guest.two-vms-same-cpu")
-def a_guest_without_sve_loses_v31() -> Interposer:
-    return _after_run_number(44, change_now(v(31), 1 << 127))
+lies(
+    "guest.two-vms-same-cpu",
+    a_guest_without_sve_loses_v31=lambda: _after_run_number(44, change_now(v(31), 1 << 127)),
+)
 
+lies(
+    "guest.two-vms-same-cpu",
+    "guest.other-thread",
+    "guest.cross-cpu",
+    a_turn_costs_one_bit_of_ffr=lambda: _after_run_number(9, change_now(FFR)),
+    a_turn_costs_one_byte_of_z30=lambda: _after_run_number(13, change_now(z(30), 0xFF << 8)),
+)
 
-@mutation("guest.two-vms-same-cpu", "guest.other-thread", "guest.cross-cpu")
-def a_turn_costs_one_bit_of_ffr() -> Interposer:
-    return _after_run_number(9, change_now(FFR))
+lies("guest.cross-cpu", a_register_is_read_from_the_wrong_cpu=lambda: reading(flip(3), z(1)))
 
-
-@mutation("guest.two-vms-same-cpu", "guest.other-thread", "guest.cross-cpu")
-def a_turn_costs_one_byte_of_z30() -> Interposer:
-    return _after_run_number(13, change_now(z(30), 0xFF << 8))
-
-
-@mutation("guest.cross-cpu")
-def a_register_is_read_from_the_wrong_cpu() -> Interposer:
-    return reading(flip(3), z(1))
-
-
-@mutation("guest.other-thread")
-def another_thread_runs_on_from_another_place() -> Interposer:
-    return _after_run_number(5, change_now(x(2), 0x10))
+lies(
+    "guest.other-thread",
+    another_thread_runs_on_from_another_place=lambda: _after_run_number(5, change_now(x(2), 0x10)),
+)
 
 
 _FREE = 0x8000  # below the payload: nobody uses it
@@ -359,14 +280,11 @@ def _nothing(guest: Shared) -> list[int]:
     return []
 
 
-@mutation("guest.save-guest-state")
-def the_payload_loses_the_top_of_z7() -> Interposer:
-    return broken_payload(_nothing, lambda guest: [_MOV_V7])
-
-
-@mutation("guest.save-guest-state")
-def the_payload_loses_ffr() -> Interposer:
-    return broken_payload(_nothing, lambda guest: [_SETFFR])
+lies(
+    "guest.save-guest-state",
+    the_payload_loses_the_top_of_z7=lambda: broken_payload(_nothing, lambda guest: [_MOV_V7]),
+    the_payload_loses_ffr=lambda: broken_payload(_nothing, lambda guest: [_SETFFR]),
+)
 
 
 @mutation("guest.save-guest-state")

@@ -8,7 +8,7 @@ import signal
 
 from tests.mutations.arm64.lies import guest_left, values
 from tests.mutations.lies import RUN, after, succeed_with
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.own import PR_SVE_SET_VL
 from vmm.arm64.vector import AREA_SIZE
@@ -33,44 +33,28 @@ def _own(offset: int, new: bytes | None = None) -> Interposer:
     return after(RUN, change)
 
 
-@mutation("host.v-regs-preserved", "host.sve-after-run-signal", "host.sve-after-run-kernel-neon")
-def a_run_changes_the_vmms_v31() -> Interposer:
-    return _own(31 * 256 + 15)
+lies(
+    "host.v-regs-preserved",
+    "host.sve-after-run-signal",
+    "host.sve-after-run-kernel-neon",
+    a_run_changes_the_vmms_v31=lambda: _own(31 * 256 + 15),
+    a_run_changes_the_vmms_fpsr=lambda: _own(_FPSR),
+    a_run_changes_the_vmms_rounding=lambda: _own(_FPCR + 2, b"\xff"),
+)
 
+lies(
+    "host.no-guest-leak",
+    the_guests_z3_shows_above_128_bits=lambda: _own(3 * 256 + 16, bytes(range(16))),
+    the_guests_p15_shows=lambda: _own(_P + 15 * 32, b"\x5a\xa5"),
+    the_guests_ffr_shows=lambda: _own(_FFR, b"\x08"),
+)
 
-@mutation("host.v-regs-preserved", "host.sve-after-run-signal", "host.sve-after-run-kernel-neon")
-def a_run_changes_the_vmms_fpsr() -> Interposer:
-    return _own(_FPSR)
-
-
-@mutation("host.v-regs-preserved", "host.sve-after-run-signal", "host.sve-after-run-kernel-neon")
-def a_run_changes_the_vmms_rounding() -> Interposer:
-    return _own(_FPCR + 2, b"\xff")
-
-
-@mutation("host.no-guest-leak")
-def the_guests_z3_shows_above_128_bits() -> Interposer:
-    return _own(3 * 256 + 16, bytes(range(16)))
-
-
-@mutation("host.no-guest-leak")
-def the_guests_p15_shows() -> Interposer:
-    return _own(_P + 15 * 32, b"\x5a\xa5")
-
-
-@mutation("host.no-guest-leak")
-def the_guests_ffr_shows() -> Interposer:
-    return _own(_FFR, b"\x08")
-
-
-@mutation("host.sve-after-run-signal", "host.sve-after-run-kernel-neon")
-def a_signal_after_a_run_clears_the_predicates() -> Interposer:
-    return _own(_P, bytes(_FPSR - _P))
-
-
-@mutation("host.sve-after-run-signal", "host.sve-after-run-kernel-neon")
-def a_signal_after_a_run_clears_z_above_128_bits() -> Interposer:
-    return _own(16, bytes(240))
+lies(
+    "host.sve-after-run-signal",
+    "host.sve-after-run-kernel-neon",
+    a_signal_after_a_run_clears_the_predicates=lambda: _own(_P, bytes(_FPSR - _P)),
+    a_signal_after_a_run_clears_z_above_128_bits=lambda: _own(16, bytes(240)),
+)
 
 
 @mutation("host.sve-after-run-kernel-neon", "host.v-regs-preserved")
@@ -86,19 +70,21 @@ def _shorten(call: Call) -> None:
     lib.vmm_prctl(PR_SVE_SET_VL, _SHORTEST)
 
 
-@mutation("host.vl-unchanged", "host.no-sigkill-kernel-neon")
-def a_run_leaves_the_vmm_with_short_vectors() -> Interposer:
-    return after(RUN, _shorten)
+lies(
+    "host.vl-unchanged",
+    "host.no-sigkill-kernel-neon",
+    a_run_leaves_the_vmm_with_short_vectors=lambda: after(RUN, _shorten),
+)
 
-
-@mutation("host.vl-unchanged")
-def the_kernel_says_another_length_than_the_cpu() -> Interposer:
-    return succeed_with("PR_SVE_GET_VL", lambda call, result: result ^ 0x30)
-
-
-@mutation("host.vl-unchanged")
-def the_guests_length_is_the_vmms() -> Interposer:
-    return guest_left("lengths", values(15, lambda old: _SHORTEST // 2), payload="sve")
+lies(
+    "host.vl-unchanged",
+    the_kernel_says_another_length_than_the_cpu=lambda: succeed_with(
+        "PR_SVE_GET_VL", lambda call, result: result ^ 0x30
+    ),
+    the_guests_length_is_the_vmms=lambda: guest_left(
+        "lengths", values(15, lambda old: _SHORTEST // 2), payload="sve"
+    ),
+)
 
 
 @mutation("host.no-sigkill-kernel-neon")
@@ -112,6 +98,9 @@ def a_run_kills_the_vmm() -> Interposer:
     return after(RUN, kill)
 
 
-@mutation("host.no-sigkill-kernel-neon")
-def the_guest_loses_z9_beside_a_user_of_advsimd() -> Interposer:
-    return guest_left("store", lambda guest: guest.poke("observed", 9 * 256 + 3), payload="sve")
+lies(
+    "host.no-sigkill-kernel-neon",
+    the_guest_loses_z9_beside_a_user_of_advsimd=lambda: guest_left(
+        "store", lambda guest: guest.poke("observed", 9 * 256 + 3), payload="sve"
+    ),
+)

@@ -19,7 +19,7 @@ from tests.mutations.lies import (
     refuse,
     succeed_with,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FFR, PC, PSTATE, SYSTEM, VLS, Register, core, v, x, z
 from vmm.arm64.vcpu import Feature
@@ -44,14 +44,11 @@ def _sve_capability(when: Condition) -> Interposer:
     return succeed_with("KVM_CHECK_EXTENSION", lambda call, result: 1 - result, asked)
 
 
-@mutation("cap.sve-matches-host")
-def dev_kvm_says_the_opposite_about_sve() -> Interposer:
-    return _sve_capability(nth(1))
-
-
-@mutation("cap.sve-matches-host")
-def a_vm_says_the_opposite_about_sve() -> Interposer:
-    return _sve_capability(nth(2))
+lies(
+    "cap.sve-matches-host",
+    dev_kvm_says_the_opposite_about_sve=lambda: _sve_capability(nth(1)),
+    a_vm_says_the_opposite_about_sve=lambda: _sve_capability(nth(2)),
+)
 
 
 @mutation("init.preferred-target")
@@ -78,109 +75,74 @@ def the_preferred_target_does_not_exist() -> Interposer:
     return after("KVM_ARM_PREFERRED_TARGET", prefer)
 
 
-@mutation("init.preferred-target", "init.reinit-same-ok", "init.poweroff-ephemeral", "init.pauth-pair")
-def init_is_refused() -> Interposer:
-    return refuse(INIT, errno.EINVAL)
+lies(
+    "init.preferred-target",
+    "init.reinit-same-ok",
+    "init.poweroff-ephemeral",
+    "init.pauth-pair",
+    init_is_refused=lambda: refuse(INIT, errno.EINVAL),
+)
 
+lies(
+    "init.target-einval",
+    "init.sve-unsupported-einval",
+    "init.unknown-feature-enoent",
+    every_init_is_accepted=lambda: accept(INIT),
+)
 
-@mutation("init.target-einval", "init.sve-unsupported-einval", "init.unknown-feature-enoent")
-def every_init_is_accepted() -> Interposer:
-    return accept(INIT)
+lies(
+    "init.target-einval",
+    a_wrong_target_initialises=lambda: accept(GET),
+    a_wrong_target_is_enoent=lambda: drift(INIT, errno.ENOENT),
+)
 
+lies(
+    "init.unknown-feature-enoent",
+    the_last_feature_word_is_ignored=lambda: accept(INIT, lambda call: call.argument.features[6] != 0),
+    an_unknown_feature_is_einval=lambda: drift(INIT, errno.EINVAL),
+)
 
-@mutation("init.target-einval")
-def a_wrong_target_initialises() -> Interposer:
-    return accept(GET)
+lies(
+    "init.pauth-pair",
+    one_half_of_pointer_authentication_is_enough=lambda: accept(INIT, _with(Feature.PTRAUTH_GENERIC)),
+    pointer_authentication_needs_finalize=lambda: refuse(COMPLETE, errno.EPERM),
+)
 
+lies(
+    "init.before-init-enoexec",
+    a_register_can_be_read_before_init=lambda: accept(GET),
+    the_pointer_of_a_list_is_looked_at_first=lambda: drift(
+        LIST, errno.EFAULT, lambda call: call.argument == ffi.NULL
+    ),
+    finalize_before_init_is_einval=lambda: drift(FINALIZE, errno.EINVAL),
+    a_vcpu_runs_before_init=lambda: answer(RUN, 0),
+)
 
-@mutation("init.target-einval")
-def a_wrong_target_is_enoent() -> Interposer:
-    return drift(INIT, errno.ENOENT)
+lies(
+    "init.events-before-init-enoexec",
+    events_can_be_read_before_init=lambda: accept(EVENTS),
+    events_can_be_written_before_init=lambda: accept("KVM_SET_VCPU_EVENTS"),
+    events_cannot_be_read_after_init=lambda: refuse(EVENTS, errno.ENOEXEC),
+)
 
+lies(
+    "init.vm-wide-features",
+    a_second_vcpu_may_have_other_features=lambda: accept(INIT, nth(2)),
+    a_second_vcpu_cannot_be_initialised=lambda: refuse(INIT, errno.EINVAL, nth(3)),
+    other_features_are_no_such_entry=lambda: refuse(INIT, errno.ENOENT, nth(2)),
+)
 
-@mutation("init.unknown-feature-enoent")
-def the_last_feature_word_is_ignored() -> Interposer:
-    return accept(INIT, lambda call: call.argument.features[6] != 0)
+lies(
+    "init.reinit-same-ok",
+    init_with_other_features_is_accepted=lambda: accept(INIT, _with()),
+    a_vcpu_cannot_be_initialised_after_a_run=lambda: once(COMPLETE, refuse(INIT, errno.EBUSY), refused=True),
+)
 
-
-@mutation("init.unknown-feature-enoent")
-def an_unknown_feature_is_einval() -> Interposer:
-    return drift(INIT, errno.EINVAL)
-
-
-@mutation("init.pauth-pair")
-def one_half_of_pointer_authentication_is_enough() -> Interposer:
-    return accept(INIT, _with(Feature.PTRAUTH_GENERIC))
-
-
-@mutation("init.pauth-pair")
-def pointer_authentication_needs_finalize() -> Interposer:
-    return refuse(COMPLETE, errno.EPERM)
-
-
-@mutation("init.before-init-enoexec")
-def a_register_can_be_read_before_init() -> Interposer:
-    return accept(GET)
-
-
-@mutation("init.before-init-enoexec")
-def the_pointer_of_a_list_is_looked_at_first() -> Interposer:
-    return drift(LIST, errno.EFAULT, lambda call: call.argument == ffi.NULL)
-
-
-@mutation("init.before-init-enoexec")
-def finalize_before_init_is_einval() -> Interposer:
-    return drift(FINALIZE, errno.EINVAL)
-
-
-@mutation("init.before-init-enoexec")
-def a_vcpu_runs_before_init() -> Interposer:
-    return answer(RUN, 0)
-
-
-@mutation("init.events-before-init-enoexec")
-def events_can_be_read_before_init() -> Interposer:
-    return accept(EVENTS)
-
-
-@mutation("init.events-before-init-enoexec")
-def events_can_be_written_before_init() -> Interposer:
-    return accept("KVM_SET_VCPU_EVENTS")
-
-
-@mutation("init.events-before-init-enoexec")
-def events_cannot_be_read_after_init() -> Interposer:
-    return refuse(EVENTS, errno.ENOEXEC)
-
-
-@mutation("init.vm-wide-features")
-def a_second_vcpu_may_have_other_features() -> Interposer:
-    return accept(INIT, nth(2))
-
-
-@mutation("init.vm-wide-features")
-def a_second_vcpu_cannot_be_initialised() -> Interposer:
-    return refuse(INIT, errno.EINVAL, nth(3))
-
-
-@mutation("init.vm-wide-features")
-def other_features_are_no_such_entry() -> Interposer:
-    return refuse(INIT, errno.ENOENT, nth(2))
-
-
-@mutation("init.reinit-same-ok")
-def init_with_other_features_is_accepted() -> Interposer:
-    return accept(INIT, _with())
-
-
-@mutation("init.reinit-same-ok")
-def a_vcpu_cannot_be_initialised_after_a_run() -> Interposer:
-    return once(COMPLETE, refuse(INIT, errno.EBUSY), refused=True)
-
-
-@mutation("init.reinit-same-ok", "init.reinit-zeroes-sve")
-def a_vcpu_has_to_be_finalized_again() -> Interposer:
-    return refuse(COMPLETE, errno.EPERM)
+lies(
+    "init.reinit-same-ok",
+    "init.reinit-zeroes-sve",
+    a_vcpu_has_to_be_finalized_again=lambda: refuse(COMPLETE, errno.EPERM),
+)
 
 
 def _mp_state(state: int, when: Condition) -> Interposer:
@@ -190,75 +152,37 @@ def _mp_state(state: int, when: Condition) -> Interposer:
     return after(_MP, change, when)
 
 
-@mutation("init.poweroff-ephemeral")
-def power_off_has_no_effect() -> Interposer:
-    return _mp_state(_RUNNABLE, nth(1))
+lies(
+    "init.poweroff-ephemeral",
+    power_off_has_no_effect=lambda: _mp_state(_RUNNABLE, nth(1)),
+    power_off_has_to_be_repeated=lambda: refuse(INIT, errno.EINVAL, nth(2)),
+)
 
-
-@mutation("init.poweroff-ephemeral")
-def power_off_has_to_be_repeated() -> Interposer:
-    return refuse(INIT, errno.EINVAL, nth(2))
-
-
-@mutation("init.reset-values")
-def x7_is_not_0_after_init() -> Interposer:
-    return reading(flip(0), x(7))
-
-
-@mutation("init.reset-values")
-def v31_is_not_0_after_init() -> Interposer:
-    return after(INIT, lambda call: change_now(v(31), 1 << 127)(call.fd))
-
-
-@mutation("init.reset-values")
-def a_fresh_vcpu_is_at_el0() -> Interposer:
-    return reading(number(0x3C0), PSTATE)
-
-
-@mutation("init.reset-values")
-def a_fresh_vcpu_has_its_mmu_on() -> Interposer:
-    return reading(flip(0), SYSTEM["SCTLR_EL1"])
-
-
-@mutation("init.reset-values")
-def a_fresh_vcpu_may_use_sve() -> Interposer:
-    return reading(number(3 << 16), SYSTEM["CPACR_EL1"])
+lies(
+    "init.reset-values",
+    x7_is_not_0_after_init=lambda: reading(flip(0), x(7)),
+    v31_is_not_0_after_init=lambda: after(INIT, lambda call: change_now(v(31), 1 << 127)(call.fd)),
+    a_fresh_vcpu_is_at_el0=lambda: reading(number(0x3C0), PSTATE),
+    a_fresh_vcpu_has_its_mmu_on=lambda: reading(flip(0), SYSTEM["SCTLR_EL1"]),
+    a_fresh_vcpu_may_use_sve=lambda: reading(number(3 << 16), SYSTEM["CPACR_EL1"]),
+)
 
 
 def _after_second_init(register: Register, bits: int) -> Interposer:
     return after(INIT, lambda call: set_now(call.fd, register, bits), nth(2))
 
 
-@mutation("init.reinit-zeroes-sve")
-def init_leaves_z5() -> Interposer:
-    return _after_second_init(z(5), 0xA5)
+lies(
+    "init.reinit-zeroes-sve",
+    init_leaves_z5=lambda: _after_second_init(z(5), 0xA5),
+    init_leaves_ffr=lambda: _after_second_init(FFR, 1),
+    init_leaves_fpsr=lambda: _after_second_init(core("FPSR"), 1),
+    init_leaves_pc=lambda: _after_second_init(PC, 4),
+    init_changes_the_lengths_of_a_finalized_vcpu=lambda: once(INIT, reading(flip(0, 2), VLS), when=nth(2)),
+)
 
-
-@mutation("init.reinit-zeroes-sve")
-def init_leaves_ffr() -> Interposer:
-    return _after_second_init(FFR, 1)
-
-
-@mutation("init.reinit-zeroes-sve")
-def init_leaves_fpsr() -> Interposer:
-    return _after_second_init(core("FPSR"), 1)
-
-
-@mutation("init.reinit-zeroes-sve")
-def init_leaves_pc() -> Interposer:
-    return _after_second_init(PC, 4)
-
-
-@mutation("init.reinit-zeroes-sve")
-def init_changes_the_lengths_of_a_finalized_vcpu() -> Interposer:
-    return once(INIT, reading(flip(0, 2), VLS), when=nth(2))
-
-
-@mutation("init.no-regs-ioctls")
-def kvm_get_fpu_succeeds() -> Interposer:
-    return accept("KVM_GET_FPU")
-
-
-@mutation("init.no-regs-ioctls")
-def kvm_set_sregs_looks_at_its_argument() -> Interposer:
-    return drift("KVM_SET_SREGS", errno.EFAULT)
+lies(
+    "init.no-regs-ioctls",
+    kvm_get_fpu_succeeds=lambda: accept("KVM_GET_FPU"),
+    kvm_set_sregs_looks_at_its_argument=lambda: drift("KVM_SET_SREGS", errno.EFAULT),
+)

@@ -24,7 +24,7 @@ from tests.mutations.arm64.lies import (
     values,
 )
 from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, answer, before, nth, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm._kvm import lib
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.kvm.ioctl import Call, Interposer
@@ -36,14 +36,11 @@ SET_EVENTS = "KVM_SET_VCPU_EVENTS"
 # --- whether anything runs -----------------------------------------------------------------------
 
 
-@mutation("guest.runs")
-def a_guest_never_leaves() -> Interposer:
-    return answer(RUN, lib.VMM_RUN_DEADLINE)
-
-
-@mutation("guest.runs")
-def a_guest_cannot_be_run() -> Interposer:
-    return refuse(RUN, errno.EFAULT)
+lies(
+    "guest.runs",
+    a_guest_never_leaves=lambda: answer(RUN, lib.VMM_RUN_DEADLINE),
+    a_guest_cannot_be_run=lambda: refuse(RUN, errno.EFAULT),
+)
 
 
 @mutation("guest.runs")
@@ -73,9 +70,7 @@ def a_store_leaves_with_another_value() -> Interposer:
     return spoiled_exit(change)
 
 
-@mutation("vm.mmio-exit")
-def completing_a_store_does_not_move_pc() -> Interposer:
-    return answer(COMPLETE, -errno.EINTR)
+lies("vm.mmio-exit", completing_a_store_does_not_move_pc=lambda: answer(COMPLETE, -errno.EINTR))
 
 
 @mutation("vm.mmio-exit")
@@ -86,19 +81,15 @@ def the_guest_reads_something_else_than_the_answer() -> Interposer:
     return before(RUN, change, nth(3))
 
 
-@mutation("vm.mmio-read-signext")
-def a_signed_byte_is_not_extended() -> Interposer:
-    return guest_left("load", values(0, lambda old: old & 0xFFFFFFFF))
+lies(
+    "vm.mmio-read-signext",
+    a_signed_byte_is_not_extended=lambda: guest_left("load", values(0, lambda old: old & 0xFFFFFFFF)),
+    a_load_without_sign_is_extended=lambda: guest_left(
+        "load", values(0, lambda old: old | 0xFF << 56), when=lambda guest: guest.get("params", 1) == 1
+    ),
+)
 
-
-@mutation("vm.mmio-read-signext")
-def a_load_without_sign_is_extended() -> Interposer:
-    return guest_left("load", values(0, lambda old: old | 0xFF << 56), when=lambda guest: guest.get("params", 1) == 1)
-
-
-@mutation("vm.immediate-exit")
-def immediate_exit_is_ignored() -> Interposer:
-    return answer(COMPLETE, 0)
+lies("vm.immediate-exit", immediate_exit_is_ignored=lambda: answer(COMPLETE, 0))
 
 
 @mutation("vm.immediate-exit")
@@ -112,9 +103,12 @@ def immediate_exit_comes_one_instruction_late() -> Interposer:
     return interposer
 
 
-@mutation("vm.ipa-size")
-def an_address_space_of_40_bits_is_refused() -> Interposer:
-    return refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 40)
+lies(
+    "vm.ipa-size",
+    an_address_space_of_40_bits_is_refused=lambda: refuse(
+        "KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 40
+    ),
+)
 
 
 @mutation("vm.ipa-size")
@@ -126,50 +120,37 @@ def an_address_space_of_31_bits_is_granted() -> Interposer:
     return interposer
 
 
-@mutation("vm.ipa-size")
-def there_is_no_default_size() -> Interposer:
-    return refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 0)
-
-
-@mutation("vm.ipa-size")
-def more_than_the_limit_is_refused_with_another_errno() -> Interposer:
-    return refuse("KVM_CREATE_VM", errno.E2BIG, lambda call: call.argument == 64)
+lies(
+    "vm.ipa-size",
+    there_is_no_default_size=lambda: refuse("KVM_CREATE_VM", errno.EINVAL, lambda call: call.argument == 0),
+    more_than_the_limit_is_refused_with_another_errno=lambda: refuse(
+        "KVM_CREATE_VM", errno.E2BIG, lambda call: call.argument == 64
+    ),
+)
 
 
 # --- firmware registers ---------------------------------------------------------------------------
 
 
-@mutation("vm.fw-bitmaps")
-def a_hypercall_that_is_not_offered_is_accepted() -> Interposer:
-    return accept(SET, group(_BITMAPS))
-
-
-@mutation("vm.fw-bitmaps")
-def hypercalls_cannot_be_reduced() -> Interposer:
-    return answer(SET, 0, lambda call: group(_BITMAPS)(call) and not any(value(call)))
-
-
-@mutation("vm.fw-bitmaps")
-def no_hypercalls_are_offered() -> Interposer:
-    return reading(number(0), firmware(2, bitmap=True))
-
-
-@mutation("vm.fw-bitmaps")
-def the_same_hypercalls_are_refused_after_a_run() -> Interposer:
-    return once(COMPLETE, refuse(SET, errno.EBUSY, group(_BITMAPS)), refused=True)
+lies(
+    "vm.fw-bitmaps",
+    a_hypercall_that_is_not_offered_is_accepted=lambda: accept(SET, group(_BITMAPS)),
+    hypercalls_cannot_be_reduced=lambda: answer(SET, 0, lambda call: group(_BITMAPS)(call) and not any(value(call))),
+    no_hypercalls_are_offered=lambda: reading(number(0), firmware(2, bitmap=True)),
+    the_same_hypercalls_are_refused_after_a_run=lambda: once(
+        COMPLETE, refuse(SET, errno.EBUSY, group(_BITMAPS)), refused=True
+    ),
+)
 
 
 # --- MP state and events --------------------------------------------------------------------------
 
 
-@mutation("vm.events")
-def reserved_fields_of_events_are_ignored() -> Interposer:
-    return accept(SET_EVENTS)
-
-
-@mutation("vm.events")
-def a_pending_serror_is_lost() -> Interposer:
-    return answer(SET_EVENTS, 0, lambda call: call.argument.exception.serror_pending == 1)
+lies(
+    "vm.events",
+    reserved_fields_of_events_are_ignored=lambda: accept(SET_EVENTS),
+    a_pending_serror_is_lost=lambda: answer(SET_EVENTS, 0, lambda call: call.argument.exception.serror_pending == 1),
+)
 
 
 @mutation("vm.events")
@@ -203,11 +184,8 @@ def the_comparator_has_the_counters_id() -> Interposer:
     return interposer
 
 
-@mutation("vm.timer-swapped-ids")
-def the_guests_counter_does_not_begin_where_it_was_set() -> Interposer:
-    return forget(COUNTER)
-
-
-@mutation("vm.timer-swapped-ids")
-def the_counter_stands_still() -> Interposer:
-    return reading(number(1 << 40), COUNTER)
+lies(
+    "vm.timer-swapped-ids",
+    the_guests_counter_does_not_begin_where_it_was_set=lambda: forget(COUNTER),
+    the_counter_stands_still=lambda: reading(number(1 << 40), COUNTER),
+)

@@ -19,7 +19,7 @@ from tests.mutations.arm64.lies import (
     widest,
 )
 from tests.mutations.lies import RUN, accept, after, nth, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import SYSTEM, VLS, x, z
 from vmm.kvm.ioctl import Call, Interposer
 
@@ -29,19 +29,15 @@ ZCR = SYSTEM["ZCR_EL1"]
 # --- a restore ------------------------------------------------------------------------------------
 
 
-@mutation("mig.sve-idempotent", "mig.order-free", "mig.sve-guest-goes-on")
-def z3_is_not_restored() -> Interposer:
-    return forget(widest(3))
+lies("mig.sve-idempotent", "mig.order-free", "mig.sve-guest-goes-on", z3_is_not_restored=lambda: forget(widest(3)))
 
+lies(
+    "mig.sve-idempotent",
+    "mig.order-free",
+    a_system_register_is_restored_wrong=lambda: once(RUN, reading(flip(1, 8), SYSTEM["MAIR_EL1"])),
+)
 
-@mutation("mig.sve-idempotent", "mig.order-free")
-def a_system_register_is_restored_wrong() -> Interposer:
-    return once(RUN, reading(flip(1, 8), SYSTEM["MAIR_EL1"]))
-
-
-@mutation("mig.sve-idempotent")
-def the_restored_vcpu_lists_one_register_less() -> Interposer:
-    return list_without(VBAR, 2)
+lies("mig.sve-idempotent", the_restored_vcpu_lists_one_register_less=lambda: list_without(VBAR, 2))
 
 
 @mutation("mig.sve-idempotent")
@@ -68,19 +64,12 @@ def the_moved_guest_leaves_once_more() -> Interposer:
     return after(SET, one_more, of(x(2)))
 
 
-@mutation("mig.list-order-fails")
-def z0_can_be_written_before_finalize() -> Interposer:
-    return accept(SET, of(z(0)))
-
-
-@mutation("mig.list-order-fails")
-def the_lengths_can_be_written_again() -> Interposer:
-    return accept(SET, of(VLS))
-
-
-@mutation("mig.list-order-fails")
-def a_core_register_cannot_be_written_before_finalize() -> Interposer:
-    return refuse(SET, errno.EPERM, of(x(0)))
+lies(
+    "mig.list-order-fails",
+    z0_can_be_written_before_finalize=lambda: accept(SET, of(z(0))),
+    the_lengths_can_be_written_again=lambda: accept(SET, of(VLS)),
+    a_core_register_cannot_be_written_before_finalize=lambda: refuse(SET, errno.EPERM, of(x(0))),
+)
 
 
 @mutation("mig.order-free")

@@ -18,7 +18,7 @@ from tests.mutations.arm64.lies import (
     values,
 )
 from tests.mutations.lies import RUN, Proceed, accept, after, answer, called, nth, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import FFR, PC, SYSTEM, firmware, x, z
 from vmm.kvm.ioctl import Call, Interposer
 
@@ -29,29 +29,20 @@ _STOPPED, _RUNNABLE = 5, 0
 # --- firmware registers ---------------------------------------------------------------------------
 
 
-@mutation("vm.psci-version")
-def psci_0_1_is_accepted() -> Interposer:
-    return accept(SET, lambda call: of(firmware(0))(call) and value(call)[0] == 1)
+lies(
+    "vm.psci-version",
+    psci_0_1_is_accepted=lambda: accept(SET, lambda call: of(firmware(0))(call) and value(call)[0] == 1),
+    psci_has_no_older_versions=lambda: refuse(
+        SET, errno.EINVAL, lambda call: of(firmware(0))(call) and value(call)[0] == 2
+    ),
+    the_guest_is_told_another_version=lambda: guest_left("hvc", values(0, lambda old: old ^ 1)),
+)
 
-
-@mutation("vm.psci-version")
-def psci_has_no_older_versions() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: of(firmware(0))(call) and value(call)[0] == 2)
-
-
-@mutation("vm.psci-version")
-def the_guest_is_told_another_version() -> Interposer:
-    return guest_left("hvc", values(0, lambda old: old ^ 1))
-
-
-@mutation("vm.psci-unknown")
-def an_unknown_call_succeeds() -> Interposer:
-    return guest_left("hvc", values(0, lambda old: 0))
-
-
-@mutation("vm.psci-unknown")
-def an_unknown_call_answers_in_32_bits() -> Interposer:
-    return guest_left("hvc", values(0, lambda old: old & 0xFFFFFFFF))
+lies(
+    "vm.psci-unknown",
+    an_unknown_call_succeeds=lambda: guest_left("hvc", values(0, lambda old: 0)),
+    an_unknown_call_answers_in_32_bits=lambda: guest_left("hvc", values(0, lambda old: old & 0xFFFFFFFF)),
+)
 
 
 @mutation("vm.psci-off")
@@ -81,47 +72,25 @@ def cpu_on_leaves_the_vcpu_stopped() -> Interposer:
 # --- MP state and events --------------------------------------------------------------------------
 
 
-@mutation("vm.mpstate")
-def an_mp_state_of_x86_is_accepted() -> Interposer:
-    return accept(SET_MP, lambda call: call.argument.mp_state == 3)
-
-
-@mutation("vm.mpstate")
-def a_vcpu_cannot_be_suspended() -> Interposer:
-    return refuse(SET_MP, errno.EINVAL, lambda call: call.argument.mp_state == 10)
-
-
-@mutation("vm.mpstate")
-def a_vcpu_cannot_be_stopped() -> Interposer:
-    return answer(SET_MP, 0, lambda call: call.argument.mp_state == _STOPPED)
+lies(
+    "vm.mpstate",
+    an_mp_state_of_x86_is_accepted=lambda: accept(SET_MP, lambda call: call.argument.mp_state == 3),
+    a_vcpu_cannot_be_suspended=lambda: refuse(SET_MP, errno.EINVAL, lambda call: call.argument.mp_state == 10),
+    a_vcpu_cannot_be_stopped=lambda: answer(SET_MP, 0, lambda call: call.argument.mp_state == _STOPPED),
+)
 
 
 # --- CPU_ON ---------------------------------------------------------------------------------------
 
 
-@mutation("guest.psci-cpu-on-resets-sve")
-def cpu_on_leaves_z9() -> Interposer:
-    return once(RUN, reading(number(0xA5), z(9)))
-
-
-@mutation("guest.psci-cpu-on-resets-sve")
-def cpu_on_leaves_ffr() -> Interposer:
-    return once(RUN, reading(number(1), FFR))
-
-
-@mutation("guest.psci-cpu-on-resets-sve")
-def cpu_on_leaves_zcr_el1() -> Interposer:
-    return once(RUN, reading(number(1), SYSTEM["ZCR_EL1"]))
-
-
-@mutation("guest.psci-cpu-on-resets-sve")
-def cpu_on_loses_the_context() -> Interposer:
-    return once(RUN, reading(number(0), x(0)))
-
-
-@mutation("guest.psci-cpu-on-resets-sve")
-def cpu_on_begins_elsewhere() -> Interposer:
-    return once(RUN, reading(flip(0, 4), PC))
+lies(
+    "guest.psci-cpu-on-resets-sve",
+    cpu_on_leaves_z9=lambda: once(RUN, reading(number(0xA5), z(9))),
+    cpu_on_leaves_ffr=lambda: once(RUN, reading(number(1), FFR)),
+    cpu_on_leaves_zcr_el1=lambda: once(RUN, reading(number(1), SYSTEM["ZCR_EL1"])),
+    cpu_on_loses_the_context=lambda: once(RUN, reading(number(0), x(0))),
+    cpu_on_begins_elsewhere=lambda: once(RUN, reading(flip(0, 4), PC)),
+)
 
 
 @mutation("guest.psci-cpu-on-resets-sve")
@@ -137,11 +106,10 @@ def the_switched_on_vcpu_finds_another_x0() -> Interposer:
 # --- FINALIZE itself ------------------------------------------------------------------------------
 
 
-@mutation("sve.finalize.psci-cpu-on")
-def a_vcpu_that_is_not_finalized_is_switched_on_and_runs() -> Interposer:
-    return answer(RUN, 0, nth(2))
+lies("sve.finalize.psci-cpu-on", a_vcpu_that_is_not_finalized_is_switched_on_and_runs=lambda: answer(RUN, 0, nth(2)))
 
-
-@mutation("sve.finalize.psci-cpu-on", "guest.psci-cpu-on-resets-sve")
-def cpu_on_is_denied() -> Interposer:
-    return guest_left("hvc", values(0, lambda old: (1 << 64) - 3))
+lies(
+    "sve.finalize.psci-cpu-on",
+    "guest.psci-cpu-on-resets-sve",
+    cpu_on_is_denied=lambda: guest_left("hvc", values(0, lambda old: (1 << 64) - 3)),
+)

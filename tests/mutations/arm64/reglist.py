@@ -20,7 +20,7 @@ from tests.mutations.arm64.lies import (
     widest,
 )
 from tests.mutations.lies import accept, after, drift, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import FFR, SYSTEM, VLS, Register, p, v, x, z
 from vmm.kvm.ioctl import Call, Interposer
 
@@ -35,9 +35,7 @@ def _instead(register: Register, other: Register) -> Interposer:
 # --- the call -------------------------------------------------------------------------------------
 
 
-@mutation("reglist.e2big")
-def a_list_that_is_too_short_is_einval() -> Interposer:
-    return drift(LIST, errno.EINVAL)
+lies("reglist.e2big", a_list_that_is_too_short_is_einval=lambda: drift(LIST, errno.EINVAL))
 
 
 @mutation("reglist.e2big")
@@ -48,9 +46,7 @@ def a_short_list_does_not_learn_its_length() -> Interposer:
     return on_refusal(LIST, keep)
 
 
-@mutation("reglist.e2big")
-def a_list_that_is_one_short_is_written() -> Interposer:
-    return accept(LIST, lambda call: call.argument.n > 100)
+lies("reglist.e2big", a_list_that_is_one_short_is_written=lambda: accept(LIST, lambda call: call.argument.n > 100))
 
 
 @mutation("reglist.e2big")
@@ -72,34 +68,25 @@ def the_list_does_not_say_how_long_it_is() -> Interposer:
 # --- what is listed -------------------------------------------------------------------------------
 
 
-@mutation("reglist.sve-contents", "reglist.no-surplus", "reglist.order")
-def ffr_is_not_listed() -> Interposer:
-    return list_without(FFR)
+lies(
+    "reglist.sve-contents",
+    "reglist.no-surplus",
+    "reglist.order",
+    ffr_is_not_listed=lambda: list_without(FFR),
+    z0_is_listed_by_its_second_slice=lambda: _instead(z(0), z(0, 1)),
+)
 
+lies(
+    "reglist.sve-contents",
+    the_lengths_are_not_listed=lambda: list_without(VLS),
+    a_v_register_is_listed_with_sve=lambda: _instead(p(7), v(7)),
+)
 
-@mutation("reglist.sve-contents", "reglist.no-surplus", "reglist.order")
-def z0_is_listed_by_its_second_slice() -> Interposer:
-    return _instead(z(0), z(0, 1))
-
-
-@mutation("reglist.sve-contents")
-def the_lengths_are_not_listed() -> Interposer:
-    return list_without(VLS)
-
-
-@mutation("reglist.sve-contents")
-def a_v_register_is_listed_with_sve() -> Interposer:
-    return _instead(p(7), v(7))
-
-
-@mutation("reglist.unique")
-def x3_is_listed_twice() -> Interposer:
-    return _instead(x(4), x(3))
-
-
-@mutation("reglist.unique")
-def an_id_of_another_architecture_is_listed() -> Interposer:
-    return _instead(x(4), Register(x(4) ^ 0x2 << 60))
+lies(
+    "reglist.unique",
+    x3_is_listed_twice=lambda: _instead(x(4), x(3)),
+    an_id_of_another_architecture_is_listed=lambda: _instead(x(4), Register(x(4) ^ 0x2 << 60)),
+)
 
 
 @mutation("reglist.order")
@@ -108,56 +95,37 @@ def z_registers_come_before_the_lengths() -> Interposer:
     return change_list(lambda found: [exchanged.get(identifier, identifier) for identifier in found])
 
 
-@mutation("reglist.order")
-def the_lengths_come_last() -> Interposer:
-    return change_list(lambda found: [*(identifier for identifier in found if identifier != VLS), int(VLS)])
+lies(
+    "reglist.order",
+    the_lengths_come_last=lambda: change_list(
+        lambda found: [*(identifier for identifier in found if identifier != VLS), int(VLS)]
+    ),
+)
 
+lies(
+    "reglist.get-set-all",
+    a_listed_register_cannot_be_read=lambda: refuse(GET, errno.ENOENT, of(_AFSR)),
+    a_listed_register_cannot_be_written=lambda: refuse(SET, errno.EINVAL, of(widest(31))),
+    a_write_does_more_than_it_was_told=lambda: after(SET, lambda call: set_now(call.fd, x(3), 7), of(x(5))),
+    writing_x3_changes_it=lambda: once(SET, reading(flip(0), x(3)), when=of(x(3))),
+)
 
-@mutation("reglist.get-set-all")
-def a_listed_register_cannot_be_read() -> Interposer:
-    return refuse(GET, errno.ENOENT, of(_AFSR))
+lies(
+    "reglist.depends-on-idregs",
+    registers_of_a_hidden_feature_are_still_there=lambda: accept(
+        GET, of(*(SYSTEM[name] for name in ("TCR2_EL1", "PIR_EL1", "PIRE0_EL1", "SCTLR2_EL1")))
+    ),
+)
 
+lies(
+    "reglist.same-for-all-vcpus",
+    the_second_vcpu_has_one_register_less=lambda: list_without(VBAR, 2),
+    a_run_takes_a_register_from_the_list=lambda: list_without(VBAR, 3),
+)
 
-@mutation("reglist.get-set-all")
-def a_listed_register_cannot_be_written() -> Interposer:
-    return refuse(SET, errno.EINVAL, of(widest(31)))
-
-
-@mutation("reglist.get-set-all")
-def a_write_does_more_than_it_was_told() -> Interposer:
-    return after(SET, lambda call: set_now(call.fd, x(3), 7), of(x(5)))
-
-
-@mutation("reglist.get-set-all")
-def writing_x3_changes_it() -> Interposer:
-    return once(SET, reading(flip(0), x(3)), when=of(x(3)))
-
-
-@mutation("reglist.depends-on-idregs")
-def registers_of_a_hidden_feature_are_still_there() -> Interposer:
-    return accept(GET, of(*(SYSTEM[name] for name in ("TCR2_EL1", "PIR_EL1", "PIRE0_EL1", "SCTLR2_EL1"))))
-
-
-@mutation("reglist.same-for-all-vcpus")
-def the_second_vcpu_has_one_register_less() -> Interposer:
-    return list_without(VBAR, 2)
-
-
-@mutation("reglist.same-for-all-vcpus")
-def a_run_takes_a_register_from_the_list() -> Interposer:
-    return list_without(VBAR, 3)
-
-
-@mutation("reglist.no-sme")
-def smcr_el1_is_listed() -> Interposer:
-    return _instead(_AFSR, SYSTEM["SMCR_EL1"])
-
-
-@mutation("reglist.no-sme")
-def svcr_can_be_read() -> Interposer:
-    return accept(GET, of(SYSTEM["SVCR"]))
-
-
-@mutation("reglist.no-sme")
-def smfr0_is_hidden() -> Interposer:
-    return list_without(SYSTEM["ID_AA64SMFR0_EL1"])
+lies(
+    "reglist.no-sme",
+    smcr_el1_is_listed=lambda: _instead(_AFSR, SYSTEM["SMCR_EL1"]),
+    svcr_can_be_read=lambda: accept(GET, of(SYSTEM["SVCR"])),
+    smfr0_is_hidden=lambda: list_without(SYSTEM["ID_AA64SMFR0_EL1"]),
+)

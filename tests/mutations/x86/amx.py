@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Change, Proceed, Shared, after, after_run, answer, before, both, called
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     XMM3,
     XSTATE_BV,
@@ -42,19 +42,25 @@ SET = "KVM_SET_XSAVE"
 PRODUCTS = ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud", "tdpbf16ps")
 
 
-@mutation("amx.tiles-in-area", "xsave.set-tile-needs-cpuid-first")
-def one_byte_of_tmm5_is_lost_from_the_area() -> Interposer:
-    return xsave_lie(flip(tile_byte(5, 15, 63)))
+lies(
+    "amx.tiles-in-area",
+    "xsave.set-tile-needs-cpuid-first",
+    one_byte_of_tmm5_is_lost_from_the_area=lambda: xsave_lie(flip(tile_byte(5, 15, 63))),
+)
 
+lies(
+    "amx.tiles-in-area",
+    the_tile_configuration_is_missing_from_xstate_bv=lambda: xsave_lie(
+        lambda call: without_bits(call, 1 << CONFIGURATION)
+    ),
+)
 
-@mutation("amx.tiles-in-area")
-def the_tile_configuration_is_missing_from_xstate_bv() -> Interposer:
-    return xsave_lie(lambda call: without_bits(call, 1 << CONFIGURATION))
-
-
-@mutation("amx.tiles-in-area", "amx.tilecfg-roundtrip", "xsave.xfd-hides-tiledata")
-def the_tile_configuration_in_the_area_has_another_row_count() -> Interposer:
-    return xsave_lie(flip(place(CONFIGURATION, 48 + 3)))
+lies(
+    "amx.tiles-in-area",
+    "amx.tilecfg-roundtrip",
+    "xsave.xfd-hides-tiledata",
+    the_tile_configuration_in_the_area_has_another_row_count=lambda: xsave_lie(flip(place(CONFIGURATION, 48 + 3))),
+)
 
 
 @mutation("amx.tiles-in-area")
@@ -68,9 +74,11 @@ def two_tiles_are_swapped_in_the_area() -> Interposer:
     return xsave_lie(change)
 
 
-@mutation("amx.tile-roundtrip-all8", "amx.tilecfg-roundtrip")
-def one_byte_of_tmm0_is_lost_over_an_exit() -> Interposer:
-    return after_run(lose(0))
+lies(
+    "amx.tile-roundtrip-all8",
+    "amx.tilecfg-roundtrip",
+    one_byte_of_tmm0_is_lost_over_an_exit=lambda: after_run(lose(0)),
+)
 
 
 @mutation("amx.tile-roundtrip-all8")
@@ -92,49 +100,52 @@ def the_guest_with_tiles_leaves_less_often_than_it_ticks() -> Interposer:
     return interposer
 
 
-@mutation("amx.tiles-set-in-place", "amx.tiles-new-vm", "amx.tiles-json", "amx.set-then-run")
-def one_byte_of_tmm7_is_lost_in_restoring() -> Interposer:
-    return before(SET, flip(tile_byte(7, 15, 63)))
+lies(
+    "amx.tiles-set-in-place",
+    "amx.tiles-new-vm",
+    "amx.tiles-json",
+    "amx.set-then-run",
+    one_byte_of_tmm7_is_lost_in_restoring=lambda: before(SET, flip(tile_byte(7, 15, 63))),
+)
 
+lies(
+    "amx.tiles-set-in-place",
+    "amx.tiles-json",
+    "amx.set-then-run",
+    tiles_that_are_set_stay_away=lambda: answer(SET, 0),
+)
 
-@mutation("amx.tiles-set-in-place", "amx.tiles-json", "amx.set-then-run")
-def tiles_that_are_set_stay_away() -> Interposer:
-    return answer(SET, 0)
+lies(
+    "amx.tiles-set-in-place",
+    "amx.tiles-new-vm",
+    "amx.tiles-json",
+    "amx.tilecfg-roundtrip",
+    restoring_takes_the_tile_configuration_alone=lambda: before(SET, lambda call: without_bits(call, 1 << TILES)),
+)
 
+lies(
+    "amx.tilerelease-init",
+    released_tiles_stay_in_use=lambda: in_tile_guest("xinuse", lambda guest: guest.set("values", 0x60000)),
+    tiles_are_not_in_use_before_their_release=lambda: in_tile_guest(
+        "xinuse", lambda guest: guest.set("values", 0x20000)
+    ),
+    xsavec_names_released_tiles=lambda: in_tile_guest("xsavec", lambda guest: guest.poke("area", XSTATE_BV + 2, 4)),
+)
 
-@mutation("amx.tiles-set-in-place", "amx.tiles-new-vm", "amx.tiles-json", "amx.tilecfg-roundtrip")
-def restoring_takes_the_tile_configuration_alone() -> Interposer:
-    return before(SET, lambda call: without_bits(call, 1 << TILES))
+lies(
+    "amx.tilerelease-init",
+    "xsave.set-without-perm-einval",
+    tile_data_that_is_not_there_is_in_xstate_bv=lambda: xsave_lie(flip(XSTATE_BV + 2, 4)),
+)
 
+lies("amx.tilerelease-init", a_released_tile_leaves_a_byte_in_the_area=lambda: xsave_lie(flip(tile_byte(4, 4, 4))))
 
-@mutation("amx.tilerelease-init")
-def released_tiles_stay_in_use() -> Interposer:
-    return in_tile_guest("xinuse", lambda guest: guest.set("values", 0x60000))
-
-
-@mutation("amx.tilerelease-init")
-def tiles_are_not_in_use_before_their_release() -> Interposer:
-    return in_tile_guest("xinuse", lambda guest: guest.set("values", 0x20000))
-
-
-@mutation("amx.tilerelease-init")
-def xsavec_names_released_tiles() -> Interposer:
-    return in_tile_guest("xsavec", lambda guest: guest.poke("area", XSTATE_BV + 2, 4))
-
-
-@mutation("amx.tilerelease-init", "xsave.set-without-perm-einval")
-def tile_data_that_is_not_there_is_in_xstate_bv() -> Interposer:
-    return xsave_lie(flip(XSTATE_BV + 2, 4))
-
-
-@mutation("amx.tilerelease-init")
-def a_released_tile_leaves_a_byte_in_the_area() -> Interposer:
-    return xsave_lie(flip(tile_byte(4, 4, 4)))
-
-
-@mutation(*(f"amx.tmul-{name}" for name in PRODUCTS))
-def the_last_bit_of_a_product_is_wrong() -> Interposer:
-    return both(*(in_tile_guest(name, lambda guest: guest.poke("observed", 64)) for name in PRODUCTS))
+lies(
+    *(f"amx.tmul-{name}" for name in PRODUCTS),
+    the_last_bit_of_a_product_is_wrong=lambda: both(
+        *(in_tile_guest(name, lambda guest: guest.poke("observed", 64)) for name in PRODUCTS)
+    ),
+)
 
 
 @mutation(*(f"amx.tmul-{name}" for name in PRODUCTS))
@@ -146,54 +157,49 @@ def the_last_row_of_a_product_is_not_computed() -> Interposer:
     return both(*(in_tile_guest(name, change) for name in PRODUCTS))
 
 
-@mutation("amx.xcr0-off-ud", "amx.unconfigured-ud", "amx.two-vcpus-isolated", "amx.no-perm-vcpu-fully-usable")
-def tilezero_works_where_it_must_not() -> Interposer:
-    return in_tile_guest("tilezero_once", faults(0))
+lies(
+    "amx.xcr0-off-ud",
+    "amx.unconfigured-ud",
+    "amx.two-vcpus-isolated",
+    "amx.no-perm-vcpu-fully-usable",
+    tilezero_works_where_it_must_not=lambda: in_tile_guest("tilezero_once", faults(0)),
+)
 
+lies(
+    "amx.xcr0-off-ud",
+    "amx.unconfigured-ud",
+    tdpbssd_is_nm_where_it_must_be_ud=lambda: in_tile_guest("tdpbssd_once", faults(1, NM)),
+)
 
-@mutation("amx.xcr0-off-ud", "amx.unconfigured-ud")
-def tdpbssd_is_nm_where_it_must_be_ud() -> Interposer:
-    return in_tile_guest("tdpbssd_once", faults(1, NM))
+lies(
+    "amx.xcr0-off-ud",
+    "amx.no-perm-vcpu-fully-usable",
+    "amx.bad-tilecfg-gp",
+    ldtilecfg_works_where_it_must_not=lambda: in_tile_guest("ldtilecfg_once", faults(0)),
+)
 
+lies(
+    "amx.bad-tilecfg-gp",
+    a_reserved_byte_of_the_tile_configuration_is_not_looked_at=lambda: in_tile_guest(
+        "ldtilecfg_once", faults(0), lambda guest: guest.byte("expected", 2) == 1
+    ),
+    a_bad_tile_configuration_is_ud=lambda: in_tile_guest("ldtilecfg_once", lambda guest: guest.set("vector", UD)),
+)
 
-@mutation("amx.xcr0-off-ud", "amx.no-perm-vcpu-fully-usable", "amx.bad-tilecfg-gp")
-def ldtilecfg_works_where_it_must_not() -> Interposer:
-    return in_tile_guest("ldtilecfg_once", faults(0))
+lies(
+    "amx.bad-tilecfg-gp",
+    "xfd.ldtilecfg-not-nm",
+    the_right_tile_configurationfaults=lambda: in_tile_guest("ldtilecfg_once", faults(1, GP)),
+)
 
+lies("amx.cpu-migration", one_byte_of_a_tile_stays_on_the_old_thread=lambda: before_run(10, lose(6, 1)))
+lies("amx.signal-interrupt", a_signal_costs_one_byte_of_a_tile=lambda: before_run(5, lose(2, 9)))
 
-@mutation("amx.bad-tilecfg-gp")
-def a_reserved_byte_of_the_tile_configuration_is_not_looked_at() -> Interposer:
-    return in_tile_guest("ldtilecfg_once", faults(0), lambda guest: guest.byte("expected", 2) == 1)
-
-
-@mutation("amx.bad-tilecfg-gp")
-def a_bad_tile_configuration_is_ud() -> Interposer:
-    return in_tile_guest("ldtilecfg_once", lambda guest: guest.set("vector", UD))
-
-
-@mutation("amx.bad-tilecfg-gp", "xfd.ldtilecfg-not-nm")
-def the_right_tile_configurationfaults() -> Interposer:
-    return in_tile_guest("ldtilecfg_once", faults(1, GP))
-
-
-@mutation("amx.cpu-migration")
-def one_byte_of_a_tile_stays_on_the_old_thread() -> Interposer:
-    return before_run(10, lose(6, 1))
-
-
-@mutation("amx.signal-interrupt")
-def a_signal_costs_one_byte_of_a_tile() -> Interposer:
-    return before_run(5, lose(2, 9))
-
-
-@mutation("amx.two-vcpus-isolated")
-def a_guest_runs_with_one_byte_of_anothers_tiles() -> Interposer:
-    return before_run(7, lose(0))
-
-
-@mutation("amx.two-vcpus-isolated")
-def a_guest_without_amx_has_a_larger_area() -> Interposer:
-    return xsave_lie(lengthen(64))
+lies(
+    "amx.two-vcpus-isolated",
+    a_guest_runs_with_one_byte_of_anothers_tiles=lambda: before_run(7, lose(0)),
+    a_guest_without_amx_has_a_larger_area=lambda: xsave_lie(lengthen(64)),
+)
 
 
 @mutation("amx.no-perm-vcpu-fully-usable")
@@ -213,9 +219,13 @@ def _table(function: int, index: int, **changes: Callable[[int], int]) -> Change
     return change
 
 
-@mutation("amx.no-perm-vcpu-fully-usable", "cpuid.hidden-without-perm")
-def the_tile_configuration_is_offered_without_permission() -> Interposer:
-    return after("KVM_GET_SUPPORTED_CPUID", _table(0xD, 0, eax=lambda value: value | 1 << CONFIGURATION))
+lies(
+    "amx.no-perm-vcpu-fully-usable",
+    "cpuid.hidden-without-perm",
+    the_tile_configuration_is_offered_without_permission=lambda: after(
+        "KVM_GET_SUPPORTED_CPUID", _table(0xD, 0, eax=lambda value: value | 1 << CONFIGURATION)
+    ),
+)
 
 
 @mutation("amx.xcr0-off-ud")
@@ -245,6 +255,4 @@ def ptrace_shows_the_guests_tiles() -> Interposer:
     return lambda call, proceed: proceed()
 
 
-@mutation("amx.differences-are-named")
-def another_byte_changes_too() -> Interposer:
-    return xsave_lie(flip(tile_byte(7, 15, 63)))
+lies("amx.differences-are-named", another_byte_changes_too=lambda: xsave_lie(flip(tile_byte(7, 15, 63))))

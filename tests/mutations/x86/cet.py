@@ -18,7 +18,7 @@ from tests.mutations.lies import (
     succeed_with,
     toggle,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_list, msr_values, of_msr
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr_names import Msr
@@ -31,9 +31,10 @@ def _with_cet(call: Call) -> bool:
     return bool(call.argument.cr4 & CET)
 
 
-@mutation("cet.cr4-reserved")
-def the_guest_can_set_cr4_cet() -> Interposer:
-    return after_entry("write_cr4", lambda guest: guest.set("values", 0, 15))
+lies(
+    "cet.cr4-reserved",
+    the_guest_can_set_cr4_cet=lambda: after_entry("write_cr4", lambda guest: guest.set("values", 0, 15)),
+)
 
 
 @mutation("cet.cr4-reserved")
@@ -44,71 +45,42 @@ def cr4_cet_is_ud_in_the_guest() -> Interposer:
     return after_entry("write_cr4", change)
 
 
-@mutation("cet.cr4-reserved")
-def the_host_can_set_cr4_cet() -> Interposer:
-    return accept(SET_SREGS, _with_cet)
+lies(
+    "cet.cr4-reserved",
+    the_host_can_set_cr4_cet=lambda: accept(SET_SREGS, _with_cet),
+    cr4_cet_is_eperm_for_the_host=lambda: drift(SET_SREGS, errno.EPERM, _with_cet),
+    a_refused_cr4_cet_stays=lambda: once(SET_SREGS, after(GET_SREGS, toggle("cr4", CET)), refused=True),
+)
 
+lies(
+    "cet.msr-list",
+    one_shadow_stack_pointer_is_listed_against_cpuid=lambda: change_list(Msr.PL1_SSP),
+    the_user_cet_msr_is_listed_against_cpuid=lambda: change_list(Msr.U_CET),
+    ia32_xss_or_the_supervisor_cet_msr_is_listed_against_cpuid=lambda: change_list(
+        Msr.XSS if kvm_table().xss else Msr.S_CET
+    ),
+)
 
-@mutation("cet.cr4-reserved")
-def cr4_cet_is_eperm_for_the_host() -> Interposer:
-    return drift(SET_SREGS, errno.EPERM, _with_cet)
+lies(
+    "cet.reg-list",
+    a_shadow_stack_pointer_is_listed_without_shadow_stacks=lambda: after(GET_LIST, toggle("n", 1)),
+    an_empty_list_is_e2big=lambda: refuse(GET_LIST, errno.E2BIG),
+    a_bad_pointer_to_a_list_is_ignored=lambda: accept(GET_LIST),
+    a_bad_pointer_to_a_list_is_einval=lambda: drift(GET_LIST, errno.EINVAL),
+)
 
+lies(
+    "cet.xss-read-write-asymmetry",
+    writing_0_to_ia32_xss_has_the_other_result=lambda: succeed_with(
+        SET_MSRS, lambda call, done: 1 - done, lambda call: msr_values(call) == [(Msr.XSS, 0)]
+    ),
+    ia32_xss_takes_cet_without_xsaves=lambda: answer(
+        SET_MSRS, 1, lambda call: of_msr(Msr.XSS)(call) and msr_values(call)[0][1] > 0
+    ),
+)
 
-@mutation("cet.cr4-reserved")
-def a_refused_cr4_cet_stays() -> Interposer:
-    return once(SET_SREGS, after(GET_SREGS, toggle("cr4", CET)), refused=True)
-
-
-@mutation("cet.msr-list")
-def one_shadow_stack_pointer_is_listed_against_cpuid() -> Interposer:
-    return change_list(Msr.PL1_SSP)
-
-
-@mutation("cet.msr-list")
-def the_user_cet_msr_is_listed_against_cpuid() -> Interposer:
-    return change_list(Msr.U_CET)
-
-
-@mutation("cet.msr-list")
-def ia32_xss_or_the_supervisor_cet_msr_is_listed_against_cpuid() -> Interposer:
-    return change_list(Msr.XSS if kvm_table().xss else Msr.S_CET)
-
-
-@mutation("cet.reg-list")
-def a_shadow_stack_pointer_is_listed_without_shadow_stacks() -> Interposer:
-    return after(GET_LIST, toggle("n", 1))
-
-
-@mutation("cet.reg-list")
-def an_empty_list_is_e2big() -> Interposer:
-    return refuse(GET_LIST, errno.E2BIG)
-
-
-@mutation("cet.reg-list")
-def a_bad_pointer_to_a_list_is_ignored() -> Interposer:
-    return accept(GET_LIST)
-
-
-@mutation("cet.reg-list")
-def a_bad_pointer_to_a_list_is_einval() -> Interposer:
-    return drift(GET_LIST, errno.EINVAL)
-
-
-@mutation("cet.xss-read-write-asymmetry")
-def writing_0_to_ia32_xss_has_the_other_result() -> Interposer:
-    return succeed_with(SET_MSRS, lambda call, done: 1 - done, lambda call: msr_values(call) == [(Msr.XSS, 0)])
-
-
-@mutation("cet.xss-read-write-asymmetry")
-def ia32_xss_takes_cet_without_xsaves() -> Interposer:
-    return answer(SET_MSRS, 1, lambda call: of_msr(Msr.XSS)(call) and msr_values(call)[0][1] > 0)
-
-
-@mutation("cet.guest-only-xfeature")
-def supervisor_cet_is_among_the_hosts_own_components() -> Interposer:
-    return after("ARCH_GET_XCOMP_SUPP", toggle("", 1 << 12))
-
-
-@mutation("cet.guest-only-xfeature")
-def supervisor_cet_is_among_the_hosts_permissions() -> Interposer:
-    return after("ARCH_GET_XCOMP_PERM", toggle("", 1 << 12))
+lies(
+    "cet.guest-only-xfeature",
+    supervisor_cet_is_among_the_hosts_own_components=lambda: after("ARCH_GET_XCOMP_SUPP", toggle("", 1 << 12)),
+    supervisor_cet_is_among_the_hosts_permissions=lambda: after("ARCH_GET_XCOMP_PERM", toggle("", 1 << 12)),
+)

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, before, called, kvm_table, nth, once, toggle
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import entry, set_msr_now
 from tests.mutations.x86.lies import (
     GP,
@@ -34,24 +34,22 @@ def _first(value: int) -> Callable[[Shared], bool]:
     return lambda guest: guest.get("params") == value
 
 
-@mutation("cet.shadow-stack-calls", "cet.shadow-stack-cp")
-def user_shadow_stacks_are_not_in_effect() -> Interposer:
-    return before(RUN, lambda call: set_msr_now(call.fd, Msr.U_CET, 0))
+lies(
+    "cet.shadow-stack-calls",
+    "cet.shadow-stack-cp",
+    user_shadow_stacks_are_not_in_effect=lambda: before(RUN, lambda call: set_msr_now(call.fd, Msr.U_CET, 0)),
+)
 
-
-@mutation("cet.shadow-stack-calls")
-def an_exit_turns_the_user_shadow_stack_off() -> Interposer:
-    return after(RUN, lambda call: set_msr_now(call.fd, Msr.U_CET, 0), nth(2))
-
-
-@mutation("cet.shadow-stack-calls")
-def an_exit_moves_ssp_by_an_entry() -> Interposer:
-    return after(RUN, lambda call: set_ssp_now(call.fd, get_ssp_now(call.fd) - 8), nth(2))
-
-
-@mutation("cet.shadow-stack-calls")
-def the_host_reads_ssp_as_the_guest_began() -> Interposer:
-    return ssp_reads(lambda value: boot.USER_SHADOW_STACK_TOP)
+lies(
+    "cet.shadow-stack-calls",
+    an_exit_turns_the_user_shadow_stack_off=lambda: after(
+        RUN, lambda call: set_msr_now(call.fd, Msr.U_CET, 0), nth(2)
+    ),
+    an_exit_moves_ssp_by_an_entry=lambda: after(
+        RUN, lambda call: set_ssp_now(call.fd, get_ssp_now(call.fd) - 8), nth(2)
+    ),
+    the_host_reads_ssp_as_the_guest_began=lambda: ssp_reads(lambda value: boot.USER_SHADOW_STACK_TOP),
+)
 
 
 @mutation("cet.shadow-stack-calls")
@@ -62,80 +60,45 @@ def an_entry_of_the_shadow_stack_is_no_return_address() -> Interposer:
     return in_cet_guest("descend", change)
 
 
-@mutation("cet.shadow-stack-calls")
-def a_return_is_missing() -> Interposer:
-    return in_cet_guest("descend", lambda guest: guest.set("values", 11))
+lies(
+    "cet.shadow-stack-calls",
+    a_return_is_missing=lambda: in_cet_guest("descend", lambda guest: guest.set("values", 11)),
+)
 
+lies(
+    "cet.shadow-stack-cp",
+    a_changed_return_address_is_gp=lambda: in_cet_guest("smash", lambda guest: guest.set("vector", GP)),
+    a_near_return_has_the_error_code_of_a_far_one=lambda: in_cet_guest("smash", lambda guest: guest.set("error", 2)),
+    the_fault_is_at_the_wrong_return_address=lambda: in_cet_guest(
+        "smash", lambda guest: guest.set("rip", guest.get("rip") + 1)
+    ),
+    shadow_stacks_are_always_in_effect=lambda: before_entry("smash", set_in_guest(Msr.U_CET, 1)),
+)
 
-@mutation("cet.shadow-stack-cp")
-def a_changed_return_address_is_gp() -> Interposer:
-    return in_cet_guest("smash", lambda guest: guest.set("vector", GP))
-
-
-@mutation("cet.shadow-stack-cp")
-def a_near_return_has_the_error_code_of_a_far_one() -> Interposer:
-    return in_cet_guest("smash", lambda guest: guest.set("error", 2))
-
-
-@mutation("cet.shadow-stack-cp")
-def the_fault_is_at_the_wrong_return_address() -> Interposer:
-    return in_cet_guest("smash", lambda guest: guest.set("rip", guest.get("rip") + 1))
-
-
-@mutation("cet.shadow-stack-cp")
-def shadow_stacks_are_always_in_effect() -> Interposer:
-    return before_entry("smash", set_in_guest(Msr.U_CET, 1))
-
-
-@mutation("cet.branch-tracking-cp")
-def branches_are_not_tracked() -> Interposer:
-    return before_entry("branch", set_in_guest(Msr.U_CET, 0))
-
-
-@mutation("cet.branch-tracking-cp")
-def branches_are_always_tracked() -> Interposer:
-    return before_entry("branch", set_in_guest(Msr.U_CET, TRACKING))
-
-
-@mutation("cet.branch-tracking-cp")
-def endbr64_is_not_recognised() -> Interposer:
+lies(
+    "cet.branch-tracking-cp",
+    branches_are_not_tracked=lambda: before_entry("branch", set_in_guest(Msr.U_CET, 0)),
+    branches_are_always_tracked=lambda: before_entry("branch", set_in_guest(Msr.U_CET, TRACKING)),
     # ENDBR32 is none in 64-bit mode.
-    return before_entry("branch", lambda guest: guest.poke("with_endbr", 3))
+    endbr64_is_not_recognised=lambda: before_entry("branch", lambda guest: guest.poke("with_endbr", 3)),
+    a_missing_endbr64_has_the_error_code_of_a_return=lambda: in_cet_guest(
+        "branch", lambda guest: guest.set("error", 1)
+    ),
+    the_fault_is_behind_the_target=lambda: in_cet_guest(
+        "branch", lambda guest: guest.set("rip", guest.get("rip") + 5)
+    ),
+)
 
-
-@mutation("cet.branch-tracking-cp")
-def a_missing_endbr64_has_the_error_code_of_a_return() -> Interposer:
-    return in_cet_guest("branch", lambda guest: guest.set("error", 1))
-
-
-@mutation("cet.branch-tracking-cp")
-def the_fault_is_behind_the_target() -> Interposer:
-    return in_cet_guest("branch", lambda guest: guest.set("rip", guest.get("rip") + 5))
-
-
-@mutation("cet.survives-exits")
-def an_exit_loses_pl1_ssp() -> Interposer:
-    return after_run(lambda fd: set_msr_now(fd, Msr.PL1_SSP, 0), ticks=1)
-
-
-@mutation("cet.survives-exits")
-def an_exit_loses_the_interrupt_table() -> Interposer:
-    return after_run(lambda fd: set_msr_now(fd, Msr.INT_SSP_TAB, 0), ticks=1)
-
-
-@mutation("cet.survives-exits")
-def an_exit_loses_the_enable_bit_of_shadow_stack_writes() -> Interposer:
-    return after_run(lambda fd: set_msr_now(fd, Msr.U_CET, 1), ticks=1)
-
-
-@mutation("cet.survives-exits")
-def an_exit_replaces_s_cet_by_u_cet() -> Interposer:
-    return after_run(lambda fd: set_msr_now(fd, Msr.S_CET, 1 | WRITES), ticks=1)
-
-
-@mutation("cet.survives-exits")
-def the_guests_last_exit_replaces_pl0_ssp() -> Interposer:
-    return in_cet_guest("descend", set_in_guest(Msr.PL0_SSP, 0x1000))
+lies(
+    "cet.survives-exits",
+    an_exit_loses_pl1_ssp=lambda: after_run(lambda fd: set_msr_now(fd, Msr.PL1_SSP, 0), ticks=1),
+    an_exit_loses_the_interrupt_table=lambda: after_run(lambda fd: set_msr_now(fd, Msr.INT_SSP_TAB, 0), ticks=1),
+    an_exit_loses_the_enable_bit_of_shadow_stack_writes=lambda: after_run(
+        lambda fd: set_msr_now(fd, Msr.U_CET, 1), ticks=1
+    ),
+    an_exit_replaces_s_cet_by_u_cet=lambda: after_run(lambda fd: set_msr_now(fd, Msr.S_CET, 1 | WRITES), ticks=1),
+    the_guests_last_exit_replaces_pl0_ssp=lambda: in_cet_guest("descend", set_in_guest(Msr.PL0_SSP, 0x1000)),
+)
 
 
 def _writes(index: int, value: int, number: int, vector: int = GP) -> Interposer:
@@ -147,59 +110,32 @@ def _writes(index: int, value: int, number: int, vector: int = GP) -> Interposer
     return in_cet_guest("wrmsr", faults(number, vector), matches)
 
 
-@mutation("cet.guest-host-agree")
-def the_guest_cannot_write_u_cet() -> Interposer:
-    return _writes(Msr.U_CET, 0x3D if kvm_table().has("IBT") else 3, 1)
+lies(
+    "cet.guest-host-agree",
+    the_guest_cannot_write_u_cet=lambda: _writes(Msr.U_CET, 0x3D if kvm_table().has("IBT") else 3, 1),
+    the_host_does_not_see_what_the_guest_wrote_to_pl3_ssp=lambda: host_reads(Msr.PL3_SSP, lambda value: 0),
+    the_guest_does_not_see_what_the_host_wrote_to_the_interrupt_table=lambda: in_cet_guest(
+        "rdmsr", lambda guest: guest.set("values", 0x7890), _first(Msr.INT_SSP_TAB)
+    ),
+    the_guest_can_set_a_reserved_bit_of_s_cet=lambda: _writes(Msr.S_CET, 1 << 9, 0),
+    the_guest_can_set_an_odd_pl3_ssp=lambda: _writes(Msr.PL3_SSP, 1, 0),
+    a_non_canonical_pl0_ssp_is_ud=lambda: _writes(Msr.PL0_SSP, 1 << 63, 1, UD),
+)
 
+lies(
+    "cet.ssp-not-a-guest-msr",
+    the_guest_can_read_kvms_own_number_for_ssp=lambda: in_cet_guest("rdmsr", faults(0)),
+    the_guest_can_write_kvms_own_number_for_ssp=lambda: in_cet_guest("wrmsr", faults(0)),
+)
 
-@mutation("cet.guest-host-agree")
-def the_host_does_not_see_what_the_guest_wrote_to_pl3_ssp() -> Interposer:
-    return host_reads(Msr.PL3_SSP, lambda value: 0)
-
-
-@mutation("cet.guest-host-agree")
-def the_guest_does_not_see_what_the_host_wrote_to_the_interrupt_table() -> Interposer:
-    return in_cet_guest("rdmsr", lambda guest: guest.set("values", 0x7890), _first(Msr.INT_SSP_TAB))
-
-
-@mutation("cet.guest-host-agree")
-def the_guest_can_set_a_reserved_bit_of_s_cet() -> Interposer:
-    return _writes(Msr.S_CET, 1 << 9, 0)
-
-
-@mutation("cet.guest-host-agree")
-def the_guest_can_set_an_odd_pl3_ssp() -> Interposer:
-    return _writes(Msr.PL3_SSP, 1, 0)
-
-
-@mutation("cet.guest-host-agree")
-def a_non_canonical_pl0_ssp_is_ud() -> Interposer:
-    return _writes(Msr.PL0_SSP, 1 << 63, 1, UD)
-
-
-@mutation("cet.ssp-not-a-guest-msr")
-def the_guest_can_read_kvms_own_number_for_ssp() -> Interposer:
-    return in_cet_guest("rdmsr", faults(0))
-
-
-@mutation("cet.ssp-not-a-guest-msr")
-def the_guest_can_write_kvms_own_number_for_ssp() -> Interposer:
-    return in_cet_guest("wrmsr", faults(0))
-
-
-@mutation("cet.cr4-wp")
-def write_protection_can_be_turned_off_under_cr4_cet() -> Interposer:
-    return in_cet_guest("write_cr0", faults(0))
-
-
-@mutation("cet.cr4-wp")
-def cr4_cet_needs_no_write_protection() -> Interposer:
-    return in_cet_guest("write_cr4", faults(0))
-
-
-@mutation("cet.cr4-wp")
-def a_refused_cr4_cet_is_set() -> Interposer:
-    return once(SET_SREGS, once(RUN, after(GET_SREGS, toggle("cr4", CET))), when=_hole_closed)
+lies(
+    "cet.cr4-wp",
+    write_protection_can_be_turned_off_under_cr4_cet=lambda: in_cet_guest("write_cr0", faults(0)),
+    cr4_cet_needs_no_write_protection=lambda: in_cet_guest("write_cr4", faults(0)),
+    a_refused_cr4_cet_is_set=lambda: once(
+        SET_SREGS, once(RUN, after(GET_SREGS, toggle("cr4", CET))), when=_hole_closed
+    ),
+)
 
 
 def _hole_closed(call: Call) -> bool:
@@ -246,34 +182,15 @@ def _after_init(lie: Interposer) -> Interposer:
     return once(INIT, lie)
 
 
-@mutation("cet.init")
-def init_leaves_u_cet() -> Interposer:
-    return _after_init(host_reads(Msr.U_CET, lambda value: 1))
-
-
-@mutation("cet.init")
-def init_leaves_s_cet() -> Interposer:
-    return _after_init(host_reads(Msr.S_CET, lambda value: 1))
-
-
-@mutation("cet.init")
-def init_leaves_pl2_ssp() -> Interposer:
-    return _after_init(host_reads(Msr.PL2_SSP, lambda value: 0x3000))
-
-
-@mutation("cet.init")
-def init_leaves_the_interrupt_table() -> Interposer:
-    return _after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000))
-
-
-@mutation("cet.init")
-def init_leaves_ssp() -> Interposer:
-    return _after_init(ssp_reads(lambda value: 0x6000))
-
-
-@mutation("cet.init")
-def init_resets_ia32_xss() -> Interposer:
-    return _after_init(host_reads(Msr.XSS, lambda value: 0))
+lies(
+    "cet.init",
+    init_leaves_u_cet=lambda: _after_init(host_reads(Msr.U_CET, lambda value: 1)),
+    init_leaves_s_cet=lambda: _after_init(host_reads(Msr.S_CET, lambda value: 1)),
+    init_leaves_pl2_ssp=lambda: _after_init(host_reads(Msr.PL2_SSP, lambda value: 0x3000)),
+    init_leaves_the_interrupt_table=lambda: _after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000)),
+    init_leaves_ssp=lambda: _after_init(ssp_reads(lambda value: 0x6000)),
+    init_resets_ia32_xss=lambda: _after_init(host_reads(Msr.XSS, lambda value: 0)),
+)
 
 
 @mutation("cet.init")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.mutations.lies import RUN, Proceed, Shared, after, answer, before, nth, once
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     XSTATE_BV,
     area,
@@ -40,44 +40,19 @@ def _not_brought(index: int) -> Interposer:
     return once(GET, before(SET, change_msr(index, lambda value: 0)))
 
 
-@mutation("cet.state-live")
-def u_cet_is_not_saved() -> Interposer:
-    return host_reads(Msr.U_CET, lambda value: 0)
-
-
-@mutation("cet.state-live")
-def s_cet_does_not_come_over() -> Interposer:
-    return _not_brought(Msr.S_CET)
-
-
-@mutation("cet.state-live")
-def s_cet_cannot_be_restored() -> Interposer:
-    return once(GET, answer(SET, 0, lambda call: len(msr_values(call)) > 1 and Msr.S_CET in dict(msr_values(call))))
-
-
-@mutation("cet.state-live")
-def pl0_ssp_does_not_come_over() -> Interposer:
-    return _not_brought(Msr.PL0_SSP)
-
-
-@mutation("cet.state-live")
-def ssp_does_not_come_over() -> Interposer:
-    return once(GET_REG, answer(SET_REG, 0, of_ssp))
-
-
-@mutation("cet.state-live")
-def the_copy_runs_with_ssp_an_entry_off() -> Interposer:
-    return before_run(4, lambda fd: set_ssp_now(fd, get_ssp_now(fd) + 8))
-
-
-@mutation("cet.state-live")
-def the_copy_runs_without_pl3_ssp() -> Interposer:
-    return before_run(4, lambda fd: set_msr_now(fd, Msr.PL3_SSP, 0))
-
-
-@mutation("cet.state-live")
-def the_copy_runs_without_u_cet() -> Interposer:
-    return before_run(4, lambda fd: set_msr_now(fd, Msr.U_CET, 0))
+lies(
+    "cet.state-live",
+    u_cet_is_not_saved=lambda: host_reads(Msr.U_CET, lambda value: 0),
+    s_cet_does_not_come_over=lambda: _not_brought(Msr.S_CET),
+    s_cet_cannot_be_restored=lambda: once(
+        GET, answer(SET, 0, lambda call: len(msr_values(call)) > 1 and Msr.S_CET in dict(msr_values(call)))
+    ),
+    pl0_ssp_does_not_come_over=lambda: _not_brought(Msr.PL0_SSP),
+    ssp_does_not_come_over=lambda: once(GET_REG, answer(SET_REG, 0, of_ssp)),
+    the_copy_runs_with_ssp_an_entry_off=lambda: before_run(4, lambda fd: set_ssp_now(fd, get_ssp_now(fd) + 8)),
+    the_copy_runs_without_pl3_ssp=lambda: before_run(4, lambda fd: set_msr_now(fd, Msr.PL3_SSP, 0)),
+    the_copy_runs_without_u_cet=lambda: before_run(4, lambda fd: set_msr_now(fd, Msr.U_CET, 0)),
+)
 
 
 def _brings_itself(index: int) -> Interposer:
@@ -96,24 +71,14 @@ def _brings_itself(index: int) -> Interposer:
     return interposer
 
 
-@mutation("cet.state-each-needed")
-def u_cet_need_not_be_restored() -> Interposer:
-    return _brings_itself(Msr.U_CET)
+lies(
+    "cet.state-each-needed",
+    u_cet_need_not_be_restored=lambda: _brings_itself(Msr.U_CET),
+    s_cet_need_not_be_restored=lambda: _brings_itself(Msr.S_CET),
+    pl3_ssp_need_not_be_restored=lambda: _brings_itself(Msr.PL3_SSP),
+)
 
-
-@mutation("cet.state-each-needed")
-def s_cet_need_not_be_restored() -> Interposer:
-    return _brings_itself(Msr.S_CET)
-
-
-@mutation("cet.state-each-needed")
-def pl3_ssp_need_not_be_restored() -> Interposer:
-    return _brings_itself(Msr.PL3_SSP)
-
-
-@mutation("cet.state-each-needed", "mig.xss-roundtrip")
-def ia32_xss_need_not_be_restored() -> Interposer:
-    return _brings_itself(Msr.XSS)
+lies("cet.state-each-needed", "mig.xss-roundtrip", ia32_xss_need_not_be_restored=lambda: _brings_itself(Msr.XSS))
 
 
 @mutation("cet.state-each-needed")
@@ -132,40 +97,25 @@ def ssp_need_not_be_restored() -> Interposer:
     return interposer
 
 
-@mutation("cet.state-each-needed")
-def the_state_does_not_fit_the_guest_itself_any_more() -> Interposer:
+lies(
+    "cet.state-each-needed",
     # Runs: the preparation and the guest, then preparation and run of each of the five copies, then the guest.
-    return before_run(13, lambda fd: set_ssp_now(fd, 0))
+    the_state_does_not_fit_the_guest_itself_any_more=lambda: before_run(13, lambda fd: set_ssp_now(fd, 0)),
+)
 
+lies(
+    "mig.xss-roundtrip",
+    ia32_xss_is_not_saved=lambda: host_reads(Msr.XSS, lambda value: 0),
+    ia32_xss_does_not_come_over=lambda: _not_brought(Msr.XSS),
+    xrstors_works_without_ia32_xss=lambda: in_cet_guest("xrstors", faults(0)),
+    xrstors_faults_in_the_copy=lambda: in_cet_guest("xrstors", faults(1, GP)),
+)
 
-@mutation("mig.xss-roundtrip")
-def ia32_xss_is_not_saved() -> Interposer:
-    return host_reads(Msr.XSS, lambda value: 0)
-
-
-@mutation("mig.xss-roundtrip")
-def ia32_xss_does_not_come_over() -> Interposer:
-    return _not_brought(Msr.XSS)
-
-
-@mutation("mig.xss-roundtrip")
-def xrstors_works_without_ia32_xss() -> Interposer:
-    return in_cet_guest("xrstors", faults(0))
-
-
-@mutation("mig.xss-roundtrip")
-def xrstors_faults_in_the_copy() -> Interposer:
-    return in_cet_guest("xrstors", faults(1, GP))
-
-
-@mutation("xsave.no-supervisor")
-def the_area_names_user_cet() -> Interposer:
-    return xsave_lie(flip(XSTATE_BV + 1, 1 << 3))
-
-
-@mutation("xsave.no-supervisor")
-def the_area_names_supervisor_cet() -> Interposer:
-    return xsave_lie(flip(XSTATE_BV + 1, 1 << 4))
+lies(
+    "xsave.no-supervisor",
+    the_area_names_user_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 3)),
+    the_area_names_supervisor_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 4)),
+)
 
 
 @mutation("xsave.no-supervisor")
@@ -177,79 +127,45 @@ def the_area_has_a_shadow_stack_pointer() -> Interposer:
     return xsave_lie(change)
 
 
-@mutation("xsave.no-supervisor")
-def the_area_is_larger_with_supervisor_state() -> Interposer:
-    return xsave_lie(lengthen(64))
+lies("xsave.no-supervisor", the_area_is_larger_with_supervisor_state=lambda: xsave_lie(lengthen(64)))
 
+lies(
+    "xsave.set-preserves-supervisor",
+    an_area_without_components_resets_u_cet=lambda: after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.U_CET, 0)),
+    an_area_without_components_resets_pl3_ssp=lambda: after(
+        SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0)
+    ),
+    an_area_without_components_changes_pl1_ssp=lambda: after(
+        SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL1_SSP, 0x1000)
+    ),
+    the_guest_runs_without_user_state_behind_an_area_without_components=lambda: once(
+        SET_XSAVE, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1))
+    ),
+)
 
-@mutation("xsave.set-preserves-supervisor")
-def an_area_without_components_resets_u_cet() -> Interposer:
-    return after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.U_CET, 0))
+lies(
+    "cet.xsaves-carries-user-state",
+    xsaves_stores_no_u_cet=lambda: in_cet_guest("xsaves", lambda guest: guest.poke("area", 576, 3)),
+    xsaves_stores_another_pl3_ssp=lambda: before_entry("xsaves", set_in_guest(Msr.PL3_SSP, 0x123458)),
+    xrstors_of_user_state_faults=lambda: in_cet_guest("xrstors", faults(1, GP)),
+    xrstors_does_not_load_u_cet=lambda: in_cet_guest("xrstors", set_in_guest(Msr.U_CET, 0)),
+    the_host_reads_pl3_ssp_from_before_xrstors=lambda: host_reads(Msr.PL3_SSP, lambda value: 0),
+)
 
+lies(
+    "cet.s-cet-not-xstate",
+    xrstors_resets_s_cet=lambda: in_cet_guest("xrstors", set_in_guest(Msr.S_CET, 0)),
+    xrstors_resets_the_interrupt_table=lambda: in_cet_guest("xrstors", set_in_guest(Msr.INT_SSP_TAB, 0)),
+    xrstors_leaves_pl1_ssp=lambda: in_cet_guest("xrstors", set_in_guest(Msr.PL1_SSP, 0x2000)),
+    xrstors_of_supervisor_state_faults=lambda: in_cet_guest("xrstors", faults(1, GP)),
+)
 
-@mutation("xsave.set-preserves-supervisor")
-def an_area_without_components_resets_pl3_ssp() -> Interposer:
-    return after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0))
-
-
-@mutation("xsave.set-preserves-supervisor")
-def an_area_without_components_changes_pl1_ssp() -> Interposer:
-    return after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL1_SSP, 0x1000))
-
-
-@mutation("xsave.set-preserves-supervisor")
-def the_guest_runs_without_user_state_behind_an_area_without_components() -> Interposer:
-    return once(SET_XSAVE, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1)))
-
-
-@mutation("cet.xsaves-carries-user-state")
-def xsaves_stores_no_u_cet() -> Interposer:
-    return in_cet_guest("xsaves", lambda guest: guest.poke("area", 576, 3))
-
-
-@mutation("cet.xsaves-carries-user-state")
-def xsaves_stores_another_pl3_ssp() -> Interposer:
-    return before_entry("xsaves", set_in_guest(Msr.PL3_SSP, 0x123458))
-
-
-@mutation("cet.xsaves-carries-user-state")
-def xrstors_of_user_state_faults() -> Interposer:
-    return in_cet_guest("xrstors", faults(1, GP))
-
-
-@mutation("cet.xsaves-carries-user-state")
-def xrstors_does_not_load_u_cet() -> Interposer:
-    return in_cet_guest("xrstors", set_in_guest(Msr.U_CET, 0))
-
-
-@mutation("cet.xsaves-carries-user-state")
-def the_host_reads_pl3_ssp_from_before_xrstors() -> Interposer:
-    return host_reads(Msr.PL3_SSP, lambda value: 0)
-
-
-@mutation("cet.s-cet-not-xstate")
-def xrstors_resets_s_cet() -> Interposer:
-    return in_cet_guest("xrstors", set_in_guest(Msr.S_CET, 0))
-
-
-@mutation("cet.s-cet-not-xstate")
-def xrstors_resets_the_interrupt_table() -> Interposer:
-    return in_cet_guest("xrstors", set_in_guest(Msr.INT_SSP_TAB, 0))
-
-
-@mutation("cet.s-cet-not-xstate")
-def xrstors_leaves_pl1_ssp() -> Interposer:
-    return in_cet_guest("xrstors", set_in_guest(Msr.PL1_SSP, 0x2000))
-
-
-@mutation("cet.s-cet-not-xstate")
-def xrstors_of_supervisor_state_faults() -> Interposer:
-    return in_cet_guest("xrstors", faults(1, GP))
-
-
-@mutation("cet.xsaves-intercept")
-def xsaves_faults_where_it_works_or_works_where_it_faults() -> Interposer:
-    return in_cet_guest("xsaves", lambda guest: guest.set("values", 1 - guest.get("values", 15), 15))
+lies(
+    "cet.xsaves-intercept",
+    xsaves_faults_where_it_works_or_works_where_it_faults=lambda: in_cet_guest(
+        "xsaves", lambda guest: guest.set("values", 1 - guest.get("values", 15), 15)
+    ),
+)
 
 
 @mutation("cet.xsaves-intercept")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, msr_values, of_msr
 from tests.mutations.x86.lies import host_reads, of_ssp, one_reg_number, ssp_reads
 from vmm.conformance.clauses.x86.cet_state import UNKNOWN_ID
@@ -32,24 +32,13 @@ def _refuses(index: int, value: int) -> Interposer:
     return answer(SET, 0, _is(index, value))
 
 
-@mutation("cet.xss-bits")
-def ia32_xss_refuses_supervisor_cet_alone() -> Interposer:
-    return _refuses(Msr.XSS, 1 << 12)
-
-
-@mutation("cet.xss-bits")
-def ia32_xss_takes_bit_63() -> Interposer:
-    return _takes(Msr.XSS, 1 << 63)
-
-
-@mutation("cet.xss-bits")
-def ia32_xss_takes_a_user_component() -> Interposer:
-    return _takes(Msr.XSS, 1 << 2)
-
-
-@mutation("cet.xss-bits")
-def ia32_xss_reads_without_the_user_component() -> Interposer:
-    return host_reads(Msr.XSS, lambda value: value & ~(1 << 11))
+lies(
+    "cet.xss-bits",
+    ia32_xss_refuses_supervisor_cet_alone=lambda: _refuses(Msr.XSS, 1 << 12),
+    ia32_xss_takes_bit_63=lambda: _takes(Msr.XSS, 1 << 63),
+    ia32_xss_takes_a_user_component=lambda: _takes(Msr.XSS, 1 << 2),
+    ia32_xss_reads_without_the_user_component=lambda: host_reads(Msr.XSS, lambda value: value & ~(1 << 11)),
+)
 
 
 def _after_refused(index: int, value: int, instead: int) -> Interposer:
@@ -68,139 +57,59 @@ def _after_refused(index: int, value: int, instead: int) -> Interposer:
     return interposer
 
 
-@mutation("cet.xss-bits")
-def a_refused_ia32_xss_clears_it() -> Interposer:
-    return _after_refused(Msr.XSS, 1 << 9, 0)
+lies("cet.xss-bits", a_refused_ia32_xss_clears_it=lambda: _after_refused(Msr.XSS, 1 << 9, 0))
 
+lies(
+    "cet.ucet-scet-bits",
+    u_cet_takes_reserved_bit_7=lambda: _takes(Msr.U_CET, 1 << 7),
+    s_cet_takes_suppress_together_with_tracker=lambda: _takes(Msr.S_CET, 3 << 10),
+    u_cet_refuses_suppress=lambda: _refuses(Msr.U_CET, 1 << 10),
+    s_cet_loses_the_tracker_bit=lambda: host_reads(Msr.S_CET, lambda value: value & ~(1 << 11)),
+    u_cet_loses_the_legacy_bitmap=lambda: host_reads(Msr.U_CET, lambda value: value & 0xFFF),
+    a_refused_bit_of_s_cet_stays=lambda: _after_refused(Msr.S_CET, 1 << 9, 1 << 9),
+)
 
-@mutation("cet.ucet-scet-bits")
-def u_cet_takes_reserved_bit_7() -> Interposer:
-    return _takes(Msr.U_CET, 1 << 7)
+lies(
+    "cet.ucet-scet-need-features",
+    u_cet_takes_tracking_without_ibt=lambda: _takes(Msr.U_CET, 1 << 2),
+    s_cet_takes_the_legacy_bitmap_without_ibt=lambda: _takes(Msr.S_CET, 1 << 12),
+    s_cet_takes_shadow_stack_writes_without_shstk=lambda: once(
+        SET, _takes(Msr.S_CET, 2), when=_is(Msr.S_CET, 1 << 5)
+    ),
+    u_cet_is_refused_unless_there_are_both_features=lambda: answer(SET, 0, of_msr(Msr.U_CET)),
+)
 
+lies(
+    "cet.ssp-alignment",
+    pl2_ssp_takes_an_even_address=lambda: _takes(Msr.PL2_SSP, 2),
+    pl0_ssp_takes_a_non_canonical_address=lambda: _takes(Msr.PL0_SSP, 1 << 60),
+    pl3_ssp_refuses_multiples_of_4_that_are_none_of_8=lambda: _refuses(Msr.PL3_SSP, 4),
+    pl1_ssp_is_32_bits_wide=lambda: host_reads(Msr.PL1_SSP, lambda value: value & 0xFFFFFFFF),
+    the_interrupt_table_has_to_be_aligned=lambda: _refuses(Msr.INT_SSP_TAB, 0x1003),
+    ssp_takes_an_even_address=lambda: accept(SET_REG, lambda call: bool(one_reg_number(call)[0] == 2)),
+    a_refused_ssp_stays=lambda: once(SET_REG, ssp_reads(lambda _: 1), refused=True),
+)
 
-@mutation("cet.ucet-scet-bits")
-def s_cet_takes_suppress_together_with_tracker() -> Interposer:
-    return _takes(Msr.S_CET, 3 << 10)
+lies(
+    "cet.pointers-need-shstk",
+    pl1_ssp_needs_no_shstk=lambda: _takes(Msr.PL1_SSP, 0x1000),
+    the_interrupt_table_needs_no_shstk=lambda: _takes(Msr.INT_SSP_TAB, 0x1000),
+    ssp_needs_no_shstk=lambda: accept(SET_REG),
+)
 
+lies(
+    "cet.guest-ssp-onereg",
+    ssp_is_32_bits_wide=lambda: ssp_reads(lambda value: value & 0xFFFFFFFF),
+    ssp_is_not_written=lambda: answer(SET_REG, 0),
+    ssp_can_be_read_in_half=lambda: accept(GET_REG, lambda call: not of_ssp(call) and call.argument.id & 1 == 0),
+    there_is_any_kvm_register=lambda: accept(GET_REG, lambda call: bool(call.argument.id == UNKNOWN_ID)),
+)
 
-@mutation("cet.ucet-scet-bits")
-def u_cet_refuses_suppress() -> Interposer:
-    return _refuses(Msr.U_CET, 1 << 10)
-
-
-@mutation("cet.ucet-scet-bits")
-def s_cet_loses_the_tracker_bit() -> Interposer:
-    return host_reads(Msr.S_CET, lambda value: value & ~(1 << 11))
-
-
-@mutation("cet.ucet-scet-bits")
-def u_cet_loses_the_legacy_bitmap() -> Interposer:
-    return host_reads(Msr.U_CET, lambda value: value & 0xFFF)
-
-
-@mutation("cet.ucet-scet-bits")
-def a_refused_bit_of_s_cet_stays() -> Interposer:
-    return _after_refused(Msr.S_CET, 1 << 9, 1 << 9)
-
-
-@mutation("cet.ucet-scet-need-features")
-def u_cet_takes_tracking_without_ibt() -> Interposer:
-    return _takes(Msr.U_CET, 1 << 2)
-
-
-@mutation("cet.ucet-scet-need-features")
-def s_cet_takes_the_legacy_bitmap_without_ibt() -> Interposer:
-    return _takes(Msr.S_CET, 1 << 12)
-
-
-@mutation("cet.ucet-scet-need-features")
-def s_cet_takes_shadow_stack_writes_without_shstk() -> Interposer:
-    return once(SET, _takes(Msr.S_CET, 2), when=_is(Msr.S_CET, 1 << 5))
-
-
-@mutation("cet.ucet-scet-need-features")
-def u_cet_is_refused_unless_there_are_both_features() -> Interposer:
-    return answer(SET, 0, of_msr(Msr.U_CET))
-
-
-@mutation("cet.ssp-alignment")
-def pl2_ssp_takes_an_even_address() -> Interposer:
-    return _takes(Msr.PL2_SSP, 2)
-
-
-@mutation("cet.ssp-alignment")
-def pl0_ssp_takes_a_non_canonical_address() -> Interposer:
-    return _takes(Msr.PL0_SSP, 1 << 60)
-
-
-@mutation("cet.ssp-alignment")
-def pl3_ssp_refuses_multiples_of_4_that_are_none_of_8() -> Interposer:
-    return _refuses(Msr.PL3_SSP, 4)
-
-
-@mutation("cet.ssp-alignment")
-def pl1_ssp_is_32_bits_wide() -> Interposer:
-    return host_reads(Msr.PL1_SSP, lambda value: value & 0xFFFFFFFF)
-
-
-@mutation("cet.ssp-alignment")
-def the_interrupt_table_has_to_be_aligned() -> Interposer:
-    return _refuses(Msr.INT_SSP_TAB, 0x1003)
-
-
-@mutation("cet.ssp-alignment")
-def ssp_takes_an_even_address() -> Interposer:
-    return accept(SET_REG, lambda call: bool(one_reg_number(call)[0] == 2))
-
-
-@mutation("cet.ssp-alignment")
-def a_refused_ssp_stays() -> Interposer:
-    return once(SET_REG, ssp_reads(lambda _: 1), refused=True)
-
-
-@mutation("cet.pointers-need-shstk")
-def pl1_ssp_needs_no_shstk() -> Interposer:
-    return _takes(Msr.PL1_SSP, 0x1000)
-
-
-@mutation("cet.pointers-need-shstk")
-def the_interrupt_table_needs_no_shstk() -> Interposer:
-    return _takes(Msr.INT_SSP_TAB, 0x1000)
-
-
-@mutation("cet.pointers-need-shstk")
-def ssp_needs_no_shstk() -> Interposer:
-    return accept(SET_REG)
-
-
-@mutation("cet.guest-ssp-onereg")
-def ssp_is_32_bits_wide() -> Interposer:
-    return ssp_reads(lambda value: value & 0xFFFFFFFF)
-
-
-@mutation("cet.guest-ssp-onereg")
-def ssp_is_not_written() -> Interposer:
-    return answer(SET_REG, 0)
-
-
-@mutation("cet.guest-ssp-onereg")
-def ssp_can_be_read_in_half() -> Interposer:
-    return accept(GET_REG, lambda call: not of_ssp(call) and call.argument.id & 1 == 0)
-
-
-@mutation("cet.guest-ssp-onereg")
-def there_is_any_kvm_register() -> Interposer:
-    return accept(GET_REG, lambda call: bool(call.argument.id == UNKNOWN_ID))
-
-
-@mutation("cet.reg-list-shstk")
-def room_for_none_is_enough() -> Interposer:
-    return answer(GET_LIST, 0, lambda call: call.argument.n == 0)
-
-
-@mutation("cet.reg-list-shstk")
-def room_for_none_is_einval() -> Interposer:
-    return drift(GET_LIST, errno.EINVAL)
+lies(
+    "cet.reg-list-shstk",
+    room_for_none_is_enough=lambda: answer(GET_LIST, 0, lambda call: call.argument.n == 0),
+    room_for_none_is_einval=lambda: drift(GET_LIST, errno.EINVAL),
+)
 
 
 @mutation("cet.reg-list-shstk")
@@ -222,51 +131,21 @@ def the_list_has_another_register() -> Interposer:
     return after(GET_LIST, change)
 
 
-@mutation("cet.reg-list-shstk")
-def the_list_cannot_be_read() -> Interposer:
-    return refuse(GET_LIST, errno.E2BIG)
+lies("cet.reg-list-shstk", the_list_cannot_be_read=lambda: refuse(GET_LIST, errno.E2BIG))
 
+lies(
+    "cet.reset",
+    s_cet_is_enabled_after_reset=lambda: host_reads(Msr.S_CET, lambda _: 1),
+    pl2_ssp_is_not_0_after_reset=lambda: host_reads(Msr.PL2_SSP, lambda _: 0x1000),
+    the_interrupt_table_is_not_0_after_reset=lambda: host_reads(Msr.INT_SSP_TAB, lambda _: 0x1000),
+    ia32_xss_is_not_0_after_reset=lambda: host_reads(Msr.XSS, lambda _: 1 << 11),
+    ssp_is_not_0_after_reset=lambda: ssp_reads(lambda _: 8),
+)
 
-@mutation("cet.reset")
-def s_cet_is_enabled_after_reset() -> Interposer:
-    return host_reads(Msr.S_CET, lambda _: 1)
-
-
-@mutation("cet.reset")
-def pl2_ssp_is_not_0_after_reset() -> Interposer:
-    return host_reads(Msr.PL2_SSP, lambda _: 0x1000)
-
-
-@mutation("cet.reset")
-def the_interrupt_table_is_not_0_after_reset() -> Interposer:
-    return host_reads(Msr.INT_SSP_TAB, lambda _: 0x1000)
-
-
-@mutation("cet.reset")
-def ia32_xss_is_not_0_after_reset() -> Interposer:
-    return host_reads(Msr.XSS, lambda _: 1 << 11)
-
-
-@mutation("cet.reset")
-def ssp_is_not_0_after_reset() -> Interposer:
-    return ssp_reads(lambda _: 8)
-
-
-@mutation("cet.msrs-in-list")
-def pl1_ssp_and_pl2_ssp_are_one_register() -> Interposer:
-    return host_reads(Msr.PL1_SSP, lambda _: 0x30000)
-
-
-@mutation("cet.msrs-in-list")
-def the_interrupt_table_cannot_be_written() -> Interposer:
-    return answer(SET, 0, of_msr(Msr.INT_SSP_TAB))
-
-
-@mutation("cet.msrs-in-list")
-def ia32_xss_reads_as_0() -> Interposer:
-    return host_reads(Msr.XSS, lambda _: 0)
-
-
-@mutation("cet.msrs-in-list")
-def s_cet_reads_as_u_cet() -> Interposer:
-    return host_reads(Msr.S_CET, lambda _: 1)
+lies(
+    "cet.msrs-in-list",
+    pl1_ssp_and_pl2_ssp_are_one_register=lambda: host_reads(Msr.PL1_SSP, lambda _: 0x30000),
+    the_interrupt_table_cannot_be_written=lambda: answer(SET, 0, of_msr(Msr.INT_SSP_TAB)),
+    ia32_xss_reads_as_0=lambda: host_reads(Msr.XSS, lambda _: 0),
+    s_cet_reads_as_u_cet=lambda: host_reads(Msr.S_CET, lambda _: 1),
+)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.mutations.lies import accept, after, drift, honest, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import entry, offers
 from vmm.conformance.clauses.x86 import cpuid as clauses
 from vmm.kvm.ioctl import Call, Interposer, KvmError
@@ -61,94 +61,57 @@ def _first_component(**changes: Callable[[int], int]) -> Interposer:
     return _leaf(0xD, 2, **changes)
 
 
-@mutation("cpuid.0xd0-size")
-def the_size_in_use_is_64_bytes_too_long() -> Interposer:
-    return _leaf(0xD, 0, ebx=lambda value: value + 64)
+lies(
+    "cpuid.0xd0-size",
+    the_size_in_use_is_64_bytes_too_long=lambda: _leaf(0xD, 0, ebx=lambda value: value + 64),
+    the_maximal_size_is_one_byte_too_short=lambda: _leaf(0xD, 0, ecx=lambda value: value - 1),
+)
 
+lies(
+    "cpuid.0xd0-size",
+    "cpuid.not-exposed",
+    a_component_is_offered_that_kvm_lacks=lambda: _leaf(0xD, 0, eax=lambda value: value | 1 << 19),
+)
 
-@mutation("cpuid.0xd0-size")
-def the_maximal_size_is_one_byte_too_short() -> Interposer:
-    return _leaf(0xD, 0, ecx=lambda value: value - 1)
+lies(
+    "cpuid.0xd0-size",
+    a_component_of_the_upper_half_is_offered=lambda: _leaf(0xD, 0, edx=lambda value: value | 1 << 30),
+)
 
+lies(
+    "cpuid.0xd1-size",
+    the_compacted_size_ignores_alignment=lambda: _leaf(0xD, 1, ebx=lambda value: value - 48),
+    ia32_xss_may_have_a_user_component=lambda: _leaf(0xD, 1, ecx=lambda value: value | 4),
+)
 
-@mutation("cpuid.0xd0-size", "cpuid.not-exposed")
-def a_component_is_offered_that_kvm_lacks() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: value | 1 << 19)
+lies(
+    "cpuid.0xd-subleaf-kind",
+    a_component_has_no_size=lambda: _first_component(eax=lambda value: 0),
+    a_user_component_is_said_to_be_a_supervisors=lambda: _first_component(ecx=lambda value: value | 1),
+    a_user_component_lies_at_0=lambda: _first_component(ebx=lambda value: 0),
+    a_reserved_register_of_a_component_is_not_0=lambda: _first_component(edx=lambda value: 1),
+    a_component_has_no_subleaf=lambda: after(
+        ASK, lambda call: _apply(entry(call, 0xD, 2), {"index": lambda value: 61})
+    ),
+    a_component_that_is_not_offered_has_a_subleaf=lambda: _leaf(
+        0xD, 62, eax=lambda value: 64, ebx=lambda value: 0x3000
+    ),
+)
 
+lies(
+    "cpuid.0xd-xfd-bit",
+    avx_is_said_to_be_subject_to_xfd=lambda: _first_component(ecx=lambda value: value ^ 4),
+    the_xfd_bit_belongs_to_a_component_without_a_register=lambda: _leaf(0xD, 62, ecx=lambda value: value | 4),
+)
 
-@mutation("cpuid.0xd0-size")
-def a_component_of_the_upper_half_is_offered() -> Interposer:
-    return _leaf(0xD, 0, edx=lambda value: value | 1 << 30)
+lies(
+    "cpuid.0x1d",
+    there_is_one_tile_palette_more=lambda: _leaf(0x1D, 0, eax=lambda value: value + 1),
+    the_palette_has_another_number_of_rows=lambda: _leaf(0x1D, 1, ecx=lambda value: value ^ 1),
+    the_palette_has_another_number_of_tiles=lambda: _leaf(0x1D, 1, ebx=lambda value: value ^ 0x10000),
+)
 
-
-@mutation("cpuid.0xd1-size")
-def the_compacted_size_ignores_alignment() -> Interposer:
-    return _leaf(0xD, 1, ebx=lambda value: value - 48)
-
-
-@mutation("cpuid.0xd1-size")
-def ia32_xss_may_have_a_user_component() -> Interposer:
-    return _leaf(0xD, 1, ecx=lambda value: value | 4)
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def a_component_has_no_size() -> Interposer:
-    return _first_component(eax=lambda value: 0)
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def a_user_component_is_said_to_be_a_supervisors() -> Interposer:
-    return _first_component(ecx=lambda value: value | 1)
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def a_user_component_lies_at_0() -> Interposer:
-    return _first_component(ebx=lambda value: 0)
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def a_reserved_register_of_a_component_is_not_0() -> Interposer:
-    return _first_component(edx=lambda value: 1)
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def a_component_has_no_subleaf() -> Interposer:
-    return after(ASK, lambda call: _apply(entry(call, 0xD, 2), {"index": lambda value: 61}))
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def a_component_that_is_not_offered_has_a_subleaf() -> Interposer:
-    return _leaf(0xD, 62, eax=lambda value: 64, ebx=lambda value: 0x3000)
-
-
-@mutation("cpuid.0xd-xfd-bit")
-def avx_is_said_to_be_subject_to_xfd() -> Interposer:
-    return _first_component(ecx=lambda value: value ^ 4)
-
-
-@mutation("cpuid.0xd-xfd-bit")
-def the_xfd_bit_belongs_to_a_component_without_a_register() -> Interposer:
-    return _leaf(0xD, 62, ecx=lambda value: value | 4)
-
-
-@mutation("cpuid.0x1d")
-def there_is_one_tile_palette_more() -> Interposer:
-    return _leaf(0x1D, 0, eax=lambda value: value + 1)
-
-
-@mutation("cpuid.0x1d")
-def the_palette_has_another_number_of_rows() -> Interposer:
-    return _leaf(0x1D, 1, ecx=lambda value: value ^ 1)
-
-
-@mutation("cpuid.0x1d")
-def the_palette_has_another_number_of_tiles() -> Interposer:
-    return _leaf(0x1D, 1, ebx=lambda value: value ^ 0x10000)
-
-
-@mutation("cpuid.0x24-avx10")
-def the_avx10_version_is_255() -> Interposer:
-    return _leaf(0x24, 0, ebx=lambda value: value | 0xFF)
+lies("cpuid.0x24-avx10", the_avx10_version_is_255=lambda: _leaf(0x24, 0, ebx=lambda value: value | 0xFF))
 
 
 @mutation("cpuid.0x24-avx10")
@@ -160,54 +123,24 @@ def avx10_is_offered_without_its_leaf() -> Interposer:
     return after(ASK, change)
 
 
-@mutation("cpuid.0x24-avx10")
-def a_reserved_register_of_avx10_is_not_0() -> Interposer:
-    return _leaf(0x24, 1, edx=lambda value: 1)
+lies("cpuid.0x24-avx10", a_reserved_register_of_avx10_is_not_0=lambda: _leaf(0x24, 1, edx=lambda value: 1))
 
+lies(
+    "cpuid.not-exposed",
+    processor_trace_state_is_offered=lambda: _leaf(0xD, 1, ecx=lambda value: value | 1 << 8),
+    not_all_that_is_offered_can_be_enabled=lambda: refuse("KVM_SET_XCRS", errno.EINVAL),
+    apx_is_offered_without_its_component=lambda: _leaf(7, 1, edx=lambda value: value | APX),
+)
 
-@mutation("cpuid.not-exposed")
-def processor_trace_state_is_offered() -> Interposer:
-    return _leaf(0xD, 1, ecx=lambda value: value | 1 << 8)
-
-
-@mutation("cpuid.not-exposed")
-def not_all_that_is_offered_can_be_enabled() -> Interposer:
-    return refuse("KVM_SET_XCRS", errno.EINVAL)
-
-
-@mutation("cpuid.not-exposed")
-def apx_is_offered_without_its_component() -> Interposer:
-    return _leaf(7, 1, edx=lambda value: value | APX)
-
-
-@mutation("cpuid.all-or-none")
-def a_part_of_avx512_is_offered() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: value ^ 1 << 5)
-
-
-@mutation("cpuid.all-or-none")
-def one_of_the_tile_components_is_offered() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: value ^ 1 << 17)
-
-
-@mutation("cpuid.all-or-none")
-def half_of_mpx_is_offered() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: value ^ 1 << 4)
-
-
-@mutation("cpuid.all-or-none")
-def avx512_is_offered_without_avx() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: (value | 0xE0) & ~4)
-
-
-@mutation("cpuid.all-or-none")
-def avx_is_offered_without_sse() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: (value | 4) & ~2)
-
-
-@mutation("cpuid.all-or-none")
-def sse_is_offered_without_x87() -> Interposer:
-    return _leaf(0xD, 0, eax=lambda value: value & ~1)
+lies(
+    "cpuid.all-or-none",
+    a_part_of_avx512_is_offered=lambda: _leaf(0xD, 0, eax=lambda value: value ^ 1 << 5),
+    one_of_the_tile_components_is_offered=lambda: _leaf(0xD, 0, eax=lambda value: value ^ 1 << 17),
+    half_of_mpx_is_offered=lambda: _leaf(0xD, 0, eax=lambda value: value ^ 1 << 4),
+    avx512_is_offered_without_avx=lambda: _leaf(0xD, 0, eax=lambda value: (value | 0xE0) & ~4),
+    avx_is_offered_without_sse=lambda: _leaf(0xD, 0, eax=lambda value: (value | 4) & ~2),
+    sse_is_offered_without_x87=lambda: _leaf(0xD, 0, eax=lambda value: value & ~1),
+)
 
 
 @mutation("cpuid.pku-needs-tdp")
@@ -229,9 +162,10 @@ def pku_is_offered_with_shadow_paging() -> Interposer:
     return honest
 
 
-@mutation("cpuid.cet-all-or-nothing")
-def one_of_the_cet_components_is_offered() -> Interposer:
-    return _leaf(0xD, 1, ecx=lambda value: value ^ 1 << 11)
+lies(
+    "cpuid.cet-all-or-nothing",
+    one_of_the_cet_components_is_offered=lambda: _leaf(0xD, 1, ecx=lambda value: value ^ 1 << 11),
+)
 
 
 @mutation("cpuid.cet-all-or-nothing")
@@ -253,29 +187,16 @@ def shadow_stacks_are_offered_without_xsaves() -> Interposer:
     return after(ASK, change)
 
 
-@mutation("cpuid.nent-protocol")
-def a_table_that_is_too_small_is_enomem() -> Interposer:
-    return drift(ASK, errno.ENOMEM)
-
-
-@mutation("cpuid.nent-protocol")
-def a_table_that_is_too_small_is_filled_as_far_as_it_goes() -> Interposer:
-    return accept(ASK)
-
-
-@mutation("cpuid.nent-protocol")
-def a_table_of_no_entry_is_accepted() -> Interposer:
-    return accept(ASK, lambda call: call.argument.nent == 0)
-
-
-@mutation("cpuid.nent-protocol")
-def more_room_than_256_entries_is_enomem() -> Interposer:
-    return refuse(ASK, errno.ENOMEM, lambda call: call.argument.nent > 256)
-
-
-@mutation("cpuid.nent-protocol")
-def a_table_of_the_exact_size_is_too_small() -> Interposer:
-    return refuse(ASK, errno.E2BIG, lambda call: 1 < call.argument.nent < 256)
+lies(
+    "cpuid.nent-protocol",
+    a_table_that_is_too_small_is_enomem=lambda: drift(ASK, errno.ENOMEM),
+    a_table_that_is_too_small_is_filled_as_far_as_it_goes=lambda: accept(ASK),
+    a_table_of_no_entry_is_accepted=lambda: accept(ASK, lambda call: call.argument.nent == 0),
+    more_room_than_256_entries_is_enomem=lambda: refuse(ASK, errno.ENOMEM, lambda call: call.argument.nent > 256),
+    a_table_of_the_exact_size_is_too_small=lambda: refuse(
+        ASK, errno.E2BIG, lambda call: 1 < call.argument.nent < 256
+    ),
+)
 
 
 @mutation("cpuid.nent-protocol")
@@ -297,29 +218,16 @@ def the_needed_size_is_left_in_nent() -> Interposer:
     return interposer
 
 
-@mutation("cpuid.leaf0-max")
-def the_highest_leaf_is_below_the_xstate_leaf() -> Interposer:
-    return _leaf(0, 0, eax=lambda value: 0xC)
-
-
-@mutation("cpuid.leaf0-max")
-def the_highest_leaf_is_one_too_many() -> Interposer:
-    return _leaf(0, 0, eax=lambda value: cpuid.host(0).eax + 1)
-
-
-@mutation("cpuid.leaf0-max")
-def a_leaf_is_listed_beyond_the_highest() -> Interposer:
-    return after(ASK, lambda call: _apply(entry(call, 0x77), {"eax": lambda value: 1}))
-
-
-@mutation("cpuid.leaf0-max")
-def leaf_7_lists_a_subleaf_beyond_its_last() -> Interposer:
-    return _leaf(7, 9, eax=lambda value: 1)
-
-
-@mutation("cpuid.leaf0-max")
-def leaf_7_has_one_subleaf_too_many() -> Interposer:
-    return _leaf(7, 0, eax=lambda value: cpuid.host(7).eax + 1)
+lies(
+    "cpuid.leaf0-max",
+    the_highest_leaf_is_below_the_xstate_leaf=lambda: _leaf(0, 0, eax=lambda value: 0xC),
+    the_highest_leaf_is_one_too_many=lambda: _leaf(0, 0, eax=lambda value: cpuid.host(0).eax + 1),
+    a_leaf_is_listed_beyond_the_highest=lambda: after(
+        ASK, lambda call: _apply(entry(call, 0x77), {"eax": lambda value: 1})
+    ),
+    leaf_7_lists_a_subleaf_beyond_its_last=lambda: _leaf(7, 9, eax=lambda value: 1),
+    leaf_7_has_one_subleaf_too_many=lambda: _leaf(7, 0, eax=lambda value: cpuid.host(7).eax + 1),
+)
 
 
 @mutation("cpuid.0xd0-size")
@@ -330,9 +238,12 @@ def the_maximal_size_leaves_out_the_last_component() -> Interposer:
     return _complete(change)
 
 
-@mutation("cpuid.0xd1-size")
-def the_compacted_size_leaves_out_the_last_component() -> Interposer:
-    return _complete(lambda call: _apply(entry(call, 0xD, 1), {"ebx": lambda value: value - 64}))
+lies(
+    "cpuid.0xd1-size",
+    the_compacted_size_leaves_out_the_last_component=lambda: _complete(
+        lambda call: _apply(entry(call, 0xD, 1), {"ebx": lambda value: value - 64})
+    ),
+)
 
 
 @mutation("cpuid.0xd-subleaf-kind")
@@ -343,14 +254,11 @@ def the_last_component_is_larger_than_the_cpus() -> Interposer:
     return _complete(change)
 
 
-@mutation("cpuid.0xd-subleaf-kind")
-def avx_state_is_64_bytes_larger_than_the_cpus() -> Interposer:
-    return _first_component(eax=lambda value: value + 64)
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def avx_state_lies_64_bytes_further_than_the_cpus() -> Interposer:
-    return _first_component(ebx=lambda value: value + 64)
+lies(
+    "cpuid.0xd-subleaf-kind",
+    avx_state_is_64_bytes_larger_than_the_cpus=lambda: _first_component(eax=lambda value: value + 64),
+    avx_state_lies_64_bytes_further_than_the_cpus=lambda: _first_component(ebx=lambda value: value + 64),
+)
 
 
 @mutation("cpuid.0xd-xfd-bit")

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Proceed, accept, after, answer, drift, once, refuse, succeed_with
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import XSTATE_BV, bits_of, entry, flip, lengthen, offers, shorten, xsave_lie
 from tests.mutations.x86.lies import CONFIGURATION, TILES, tile_byte
 from vmm._kvm import lib
@@ -32,44 +32,34 @@ def _leaf(function: int, index: int, **changes: Callable[[int], int]) -> Interpo
     return after(ASK, change)
 
 
-@mutation("cpuid.hidden-without-perm")
-def the_subleaf_of_tile_data_is_there_without_permission() -> Interposer:
-    return _leaf(0xD, TILES, eax=lambda value: 8192, ebx=lambda value: 2816)
+lies(
+    "cpuid.hidden-without-perm",
+    the_subleaf_of_tile_data_is_there_without_permission=lambda: _leaf(
+        0xD, TILES, eax=lambda value: 8192, ebx=lambda value: 2816
+    ),
+    tile_data_stays_hidden_with_permission=lambda: once(
+        REQUEST, _leaf(0xD, 0, eax=lambda value: value & ~(1 << TILES))
+    ),
+    the_subleaf_of_tile_data_lacks_the_xfd_bit=lambda: once(REQUEST, _leaf(0xD, TILES, ecx=lambda value: value & ~4)),
+)
 
+lies(
+    "cpuid.amx-isa-bits-not-hidden",
+    amx_tile_is_hidden_without_permission=lambda: _leaf(7, 0, edx=lambda value: value & ~(1 << 24)),
+    permission_changes_the_palette=lambda: once(REQUEST, _leaf(0x1D, 1, ecx=lambda value: value + 1)),
+)
 
-@mutation("cpuid.hidden-without-perm")
-def tile_data_stays_hidden_with_permission() -> Interposer:
-    return once(REQUEST, _leaf(0xD, 0, eax=lambda value: value & ~(1 << TILES)))
+lies(
+    "cpuid.0x1e",
+    the_multiplier_has_one_more_row=lambda: _leaf(0x1E, 0, ebx=lambda value: value + 1),
+    a_reserved_register_of_the_multiplier_is_not_0=lambda: _leaf(0x1E, 0, ecx=lambda value: 1),
+)
 
-
-@mutation("cpuid.hidden-without-perm")
-def the_subleaf_of_tile_data_lacks_the_xfd_bit() -> Interposer:
-    return once(REQUEST, _leaf(0xD, TILES, ecx=lambda value: value & ~4))
-
-
-@mutation("cpuid.amx-isa-bits-not-hidden")
-def amx_tile_is_hidden_without_permission() -> Interposer:
-    return _leaf(7, 0, edx=lambda value: value & ~(1 << 24))
-
-
-@mutation("cpuid.amx-isa-bits-not-hidden")
-def permission_changes_the_palette() -> Interposer:
-    return once(REQUEST, _leaf(0x1D, 1, ecx=lambda value: value + 1))
-
-
-@mutation("cpuid.0x1e")
-def the_multiplier_has_one_more_row() -> Interposer:
-    return _leaf(0x1E, 0, ebx=lambda value: value + 1)
-
-
-@mutation("cpuid.0x1e")
-def a_reserved_register_of_the_multiplier_is_not_0() -> Interposer:
-    return _leaf(0x1E, 0, ecx=lambda value: 1)
-
-
-@mutation("cpuid.0x1e", "cpuid.0x1e-alias-consistent")
-def every_feature_of_the_multiplier_is_there() -> Interposer:
-    return _leaf(0x1E, 1, eax=lambda value: ~value & 0xFFFFFFFF)
+lies(
+    "cpuid.0x1e",
+    "cpuid.0x1e-alias-consistent",
+    every_feature_of_the_multiplier_is_there=lambda: _leaf(0x1E, 1, eax=lambda value: ~value & 0xFFFFFFFF),
+)
 
 
 def _tiles(call: Call) -> bool:
@@ -80,24 +70,18 @@ def _configuration_alone(call: Call) -> bool:
     return bits_of(call) == 1 << CONFIGURATION
 
 
-@mutation("xsave.set-tile-needs-cpuid-first", "xsave.set-without-perm-einval")
-def tile_data_is_dropped_where_it_cannot_be() -> Interposer:
-    return accept(SET, _tiles)
+lies(
+    "xsave.set-tile-needs-cpuid-first",
+    "xsave.set-without-perm-einval",
+    tile_data_is_dropped_where_it_cannot_be=lambda: accept(SET, _tiles),
+    tile_data_where_it_cannot_be_is_eperm=lambda: drift(SET, errno.EPERM, _tiles),
+)
 
-
-@mutation("xsave.set-tile-needs-cpuid-first", "xsave.set-without-perm-einval")
-def tile_data_where_it_cannot_be_is_eperm() -> Interposer:
-    return drift(SET, errno.EPERM, _tiles)
-
-
-@mutation("xsave.set-tile-needs-cpuid-first")
-def the_tile_configuration_needs_cpuid_too() -> Interposer:
-    return refuse(SET, errno.EINVAL, _configuration_alone)
-
-
-@mutation("xsave.set-tile-needs-cpuid-first")
-def tile_data_is_refused_after_cpuid() -> Interposer:
-    return once(SET_CPUID, refuse(SET, errno.EINVAL, _tiles))
+lies(
+    "xsave.set-tile-needs-cpuid-first",
+    the_tile_configuration_needs_cpuid_too=lambda: refuse(SET, errno.EINVAL, _configuration_alone),
+    tile_data_is_refused_after_cpuid=lambda: once(SET_CPUID, refuse(SET, errno.EINVAL, _tiles)),
+)
 
 
 def _armed(lie: Interposer) -> Interposer:
@@ -105,39 +89,26 @@ def _armed(lie: Interposer) -> Interposer:
     return once(RUN, once(RUN, lie))
 
 
-@mutation("xsave.xfd-hides-tiledata")
-def armed_tile_data_stays_in_xstate_bv() -> Interposer:
-    return _armed(xsave_lie(flip(XSTATE_BV + 2, 4)))
+lies(
+    "xsave.xfd-hides-tiledata",
+    armed_tile_data_stays_in_xstate_bv=lambda: _armed(xsave_lie(flip(XSTATE_BV + 2, 4))),
+    armed_tile_data_leaves_a_byte=lambda: _armed(xsave_lie(flip(tile_byte(7, 15, 63)))),
+)
 
+lies("xsave.set-xfd-filter", an_area_with_tile_data_is_refused_while_armed=lambda: refuse(SET, errno.EINVAL, _tiles))
 
-@mutation("xsave.xfd-hides-tiledata")
-def armed_tile_data_leaves_a_byte() -> Interposer:
-    return _armed(xsave_lie(flip(tile_byte(7, 15, 63))))
+lies(
+    "xsave.set-xfd-filter",
+    "xsave.xfd-after-xsave",
+    tile_data_comes_back_while_armed=lambda: xsave_lie(flip(XSTATE_BV + 2, 4)),
+)
 
-
-@mutation("xsave.set-xfd-filter")
-def an_area_with_tile_data_is_refused_while_armed() -> Interposer:
-    return refuse(SET, errno.EINVAL, _tiles)
-
-
-@mutation("xsave.set-xfd-filter", "xsave.xfd-after-xsave")
-def tile_data_comes_back_while_armed() -> Interposer:
-    return xsave_lie(flip(XSTATE_BV + 2, 4))
-
-
-@mutation("xsave.set-xfd-filter")
-def a_byte_of_a_tile_comes_back_while_armed() -> Interposer:
-    return xsave_lie(flip(tile_byte(1)))
-
-
-@mutation("xsave.set-xfd-filter")
-def the_tile_configuration_is_filtered_as_well() -> Interposer:
-    return xsave_lie(flip(XSTATE_BV + 2, 2))
-
-
-@mutation("xsave.set-xfd-filter")
-def ia32_xfd_cannot_be_armed() -> Interposer:
-    return answer("KVM_SET_MSRS", 0)
+lies(
+    "xsave.set-xfd-filter",
+    a_byte_of_a_tile_comes_back_while_armed=lambda: xsave_lie(flip(tile_byte(1))),
+    the_tile_configuration_is_filtered_as_well=lambda: xsave_lie(flip(XSTATE_BV + 2, 2)),
+    ia32_xfd_cannot_be_armed=lambda: answer("KVM_SET_MSRS", 0),
+)
 
 
 @mutation("xsave.size.sticky-permission")
@@ -153,15 +124,12 @@ def the_area_of_a_vcpu_without_tiles_grows_along() -> Interposer:
     return interposer
 
 
-@mutation("xsave.size.sticky-permission")
-def the_area_of_a_vcpu_with_tiles_is_64_bytes_short() -> Interposer:
-    return once("KVM_GET_XSAVE2", xsave_lie(shorten(64)))
-
-
-@mutation("xsave.size.sticky-permission")
-def the_capability_is_64_bytes_short() -> Interposer:
-    return succeed_with(
+lies(
+    "xsave.size.sticky-permission",
+    the_area_of_a_vcpu_with_tiles_is_64_bytes_short=lambda: once("KVM_GET_XSAVE2", xsave_lie(shorten(64))),
+    the_capability_is_64_bytes_short=lambda: succeed_with(
         "KVM_CHECK_EXTENSION",
         lambda call, size: size - 64,
         lambda call: bool(call.argument == lib.KVM_CAP_XSAVE2),
-    )
+    ),
+)

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 
 from tests.mutations.lies import Proceed, Shared, after, answer, called, nth, once, refuse, succeed_with
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, of_msr
 from tests.mutations.x86.lies import (
     MEMTYPE,
@@ -30,44 +30,27 @@ def _with_type(kind: int) -> Callable[[Call], bool]:
     return lambda call: kind in (batch_value(call, Msr.PAT) or 0).to_bytes(8, "little")
 
 
-@mutation("pat.reset")
-def ia32_pat_is_another_before_cpuid() -> Interposer:
-    return after(GET, change_msr(Msr.PAT, lambda value: value ^ 1 << 8), nth(1))
+lies(
+    "pat.reset",
+    ia32_pat_is_another_before_cpuid=lambda: after(GET, change_msr(Msr.PAT, lambda value: value ^ 1 << 8), nth(1)),
+    ia32_pat_is_another_after_cpuid=lambda: once(
+        "KVM_SET_CPUID2", after(GET, change_msr(Msr.PAT, lambda value: 0x0006060606060606))
+    ),
+    the_guest_reads_another_ia32_pat=lambda: after_msr_entry(
+        "rdmsr", lambda shared: shared.set("values", PAT_AT_RESET ^ 1 << 40)
+    ),
+    the_guest_cannot_read_ia32_pat=lambda: after_msr_entry("rdmsr", guest_faulted),
+)
 
-
-@mutation("pat.reset")
-def ia32_pat_is_another_after_cpuid() -> Interposer:
-    return once("KVM_SET_CPUID2", after(GET, change_msr(Msr.PAT, lambda value: 0x0006060606060606)))
-
-
-@mutation("pat.reset")
-def the_guest_reads_another_ia32_pat() -> Interposer:
-    return after_msr_entry("rdmsr", lambda shared: shared.set("values", PAT_AT_RESET ^ 1 << 40))
-
-
-@mutation("pat.reset")
-def the_guest_cannot_read_ia32_pat() -> Interposer:
-    return after_msr_entry("rdmsr", guest_faulted)
-
-
-@mutation("pat.valid-types")
-def write_protected_is_no_type() -> Interposer:
-    return answer(SET, 0, _with_type(MemoryType.WP))
-
-
-@mutation("pat.valid-types")
-def the_last_entry_is_not_kept() -> Interposer:
-    return after(GET, change_msr(Msr.PAT, lambda value: value & ~(0xFF << 56)))
-
-
-@mutation("pat.valid-types")
-def the_guest_may_not_write_ia32_pat() -> Interposer:
-    return after_msr_entry("wrmsr", guest_faulted)
-
-
-@mutation("pat.valid-types")
-def the_guest_reads_what_it_did_not_write() -> Interposer:
-    return after_msr_entry("rdmsr", lambda shared: shared.set("values", shared.get("values") ^ 1))
+lies(
+    "pat.valid-types",
+    write_protected_is_no_type=lambda: answer(SET, 0, _with_type(MemoryType.WP)),
+    the_last_entry_is_not_kept=lambda: after(GET, change_msr(Msr.PAT, lambda value: value & ~(0xFF << 56))),
+    the_guest_may_not_write_ia32_pat=lambda: after_msr_entry("wrmsr", guest_faulted),
+    the_guest_reads_what_it_did_not_write=lambda: after_msr_entry(
+        "rdmsr", lambda shared: shared.set("values", shared.get("values") ^ 1)
+    ),
+)
 
 
 @mutation("pat.valid-types")
@@ -87,84 +70,47 @@ def the_host_does_not_see_what_the_guest_wrote() -> Interposer:
     return stale
 
 
-@mutation("pat.invalid-type")
-def type_2_is_accepted() -> Interposer:
-    return succeed_with(SET, lambda call, result: 1, _with_type(2))
+lies(
+    "pat.invalid-type",
+    type_2_is_accepted=lambda: succeed_with(SET, lambda call, result: 1, _with_type(2)),
+    a_reserved_bit_in_the_last_entry_is_accepted=lambda: succeed_with(
+        SET, lambda call, result: 1, lambda call: bool((batch_value(call, Msr.PAT) or 0) >> 63)
+    ),
+    what_is_refused_is_kept=lambda: once(SET, after(GET, change_msr(Msr.PAT, lambda value: value ^ 1 << 1))),
+    the_guest_may_write_a_reserved_type=lambda: after_msr_entry("wrmsr", guest_did_not_fault),
+    a_reserved_type_is_an_invalid_opcode=lambda: after_msr_entry("wrmsr", lambda shared: shared.set("vector", 6)),
+)
 
+lies(
+    "pat.quirk-default-wb",
+    uncached_pages_are_uncached=lambda: timed("loads", SLOW, MemoryType.UC),
+    uncached_minus_pages_are_uncached=lambda: timed("loads", SLOW, MemoryType.UC_MINUS),
+    write_combining_pages_are_uncached=lambda: timed("loads", SLOW, MemoryType.WC),
+    write_through_pages_are_uncached=lambda: timed("loads", SLOW, MemoryType.WT),
+)
 
-@mutation("pat.invalid-type")
-def a_reserved_bit_in_the_last_entry_is_accepted() -> Interposer:
-    return succeed_with(SET, lambda call, result: 1, lambda call: bool((batch_value(call, Msr.PAT) or 0) >> 63))
+lies(
+    "pat.quirk-default-wb",
+    "pat.quirk-disabled-honoured",
+    "pat.amd-honoured",
+    ia32_pat_cannot_be_set=lambda: answer(SET, 0, of_msr(Msr.PAT)),
+)
 
+lies(
+    "pat.quirk-disabled-honoured",
+    "pat.amd-honoured",
+    uncached_pages_are_cached=lambda: timed("loads", 1 / SLOW, MemoryType.UC),
+    write_combining_pages_are_cached=lambda: timed("loads", 1 / SLOW, MemoryType.WC),
+    write_through_pages_are_not_cached=lambda: timed("loads", SLOW, MemoryType.WT),
+    write_combining_combines_nothing=lambda: timed("stores", SLOW, MemoryType.WC),
+)
 
-@mutation("pat.invalid-type")
-def what_is_refused_is_kept() -> Interposer:
-    return once(SET, after(GET, change_msr(Msr.PAT, lambda value: value ^ 1 << 1)))
+lies("pat.quirk-disabled-honoured", the_quirk_cannot_be_disabled=lambda: refuse("KVM_ENABLE_CAP", errno.EINVAL))
 
-
-@mutation("pat.invalid-type")
-def the_guest_may_write_a_reserved_type() -> Interposer:
-    return after_msr_entry("wrmsr", guest_did_not_fault)
-
-
-@mutation("pat.invalid-type")
-def a_reserved_type_is_an_invalid_opcode() -> Interposer:
-    return after_msr_entry("wrmsr", lambda shared: shared.set("vector", 6))
-
-
-@mutation("pat.quirk-default-wb")
-def uncached_pages_are_uncached() -> Interposer:
-    return timed("loads", SLOW, MemoryType.UC)
-
-
-@mutation("pat.quirk-default-wb")
-def uncached_minus_pages_are_uncached() -> Interposer:
-    return timed("loads", SLOW, MemoryType.UC_MINUS)
-
-
-@mutation("pat.quirk-default-wb")
-def write_combining_pages_are_uncached() -> Interposer:
-    return timed("loads", SLOW, MemoryType.WC)
-
-
-@mutation("pat.quirk-default-wb")
-def write_through_pages_are_uncached() -> Interposer:
-    return timed("loads", SLOW, MemoryType.WT)
-
-
-@mutation("pat.quirk-default-wb", "pat.quirk-disabled-honoured", "pat.amd-honoured")
-def ia32_pat_cannot_be_set() -> Interposer:
-    return answer(SET, 0, of_msr(Msr.PAT))
-
-
-@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
-def uncached_pages_are_cached() -> Interposer:
-    return timed("loads", 1 / SLOW, MemoryType.UC)
-
-
-@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
-def write_combining_pages_are_cached() -> Interposer:
-    return timed("loads", 1 / SLOW, MemoryType.WC)
-
-
-@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
-def write_through_pages_are_not_cached() -> Interposer:
-    return timed("loads", SLOW, MemoryType.WT)
-
-
-@mutation("pat.quirk-disabled-honoured", "pat.amd-honoured")
-def write_combining_combines_nothing() -> Interposer:
-    return timed("stores", SLOW, MemoryType.WC)
-
-
-@mutation("pat.quirk-disabled-honoured")
-def the_quirk_cannot_be_disabled() -> Interposer:
-    return refuse("KVM_ENABLE_CAP", errno.EINVAL)
-
-
-@mutation("pat.quirk-late")
-def pages_in_use_change_their_type_at_once() -> Interposer:
-    return once("KVM_ENABLE_CAP", timed("loads", SLOW, MemoryType.UC))
+lies(
+    "pat.quirk-late",
+    pages_in_use_change_their_type_at_once=lambda: once("KVM_ENABLE_CAP", timed("loads", SLOW, MemoryType.UC)),
+)
 
 
 @mutation("noncoh.wbinvd")

@@ -23,7 +23,7 @@ from tests.mutations.lies import (
     refuse,
     succeed_with,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     MXCSR,
     ST7,
@@ -113,9 +113,10 @@ def msrs_clear_a_breakpoint_register() -> Interposer:
     return _behind(SET_MSRS, change)
 
 
-@mutation("mig.order-matrix")
-def events_reset_ia32_pat() -> Interposer:
-    return _behind(SET_EVENTS, lambda fd: set_msr_now(fd, Msr.PAT, 0x0007040600070406))
+lies(
+    "mig.order-matrix",
+    events_reset_ia32_pat=lambda: _behind(SET_EVENTS, lambda fd: set_msr_now(fd, Msr.PAT, 0x0007040600070406)),
+)
 
 
 @mutation("mig.order-matrix")
@@ -142,9 +143,10 @@ def the_area_is_refused_before_xcr0() -> Interposer:
     return interposer
 
 
-@mutation("mig.cpuid-first")
-def reading_an_msr_before_cpuid_is_einval() -> Interposer:
-    return refuse(GET_MSRS, errno.EINVAL, of_msr(Msr.STAR))
+lies(
+    "mig.cpuid-first",
+    reading_an_msr_before_cpuid_is_einval=lambda: refuse(GET_MSRS, errno.EINVAL, of_msr(Msr.STAR)),
+)
 
 
 @mutation("mig.idempotent")
@@ -155,9 +157,10 @@ def xmm3_is_never_saved() -> Interposer:
     return xsave_lie(change)
 
 
-@mutation("mig.idempotent")
-def a_byte_of_the_highest_component_is_lost_in_restoring() -> Interposer:
-    return before(SET_XSAVE, flip(top_byte()), nth(7))
+lies(
+    "mig.idempotent",
+    a_byte_of_the_highest_component_is_lost_in_restoring=lambda: before(SET_XSAVE, flip(top_byte()), nth(7)),
+)
 
 
 @mutation("mig.idempotent")
@@ -200,9 +203,13 @@ def the_last_copy_faults() -> Interposer:
     )
 
 
-@mutation("mig.idempotent", "mig.order-matrix")
-def ia32_pat_cannot_be_restored() -> Interposer:
-    return once(GET_MSRS, answer(SET_MSRS, 0, lambda call: Msr.PAT in dict(msr_values(call))))
+lies(
+    "mig.idempotent",
+    "mig.order-matrix",
+    ia32_pat_cannot_be_restored=lambda: once(
+        GET_MSRS, answer(SET_MSRS, 0, lambda call: Msr.PAT in dict(msr_values(call)))
+    ),
+)
 
 
 @mutation("mig.idempotent")
@@ -245,9 +252,7 @@ def once_completed(lie: Interposer) -> Interposer:
     return once(COMPLETE, lie, refused=True)
 
 
-@mutation("mig.io-completion")
-def the_write_happens_twice() -> Interposer:
-    return once_completed(before(RUN, lambda call: _back(call.fd)))
+lies("mig.io-completion", the_write_happens_twice=lambda: once_completed(before(RUN, lambda call: _back(call.fd))))
 
 
 @mutation("mig.io-completion")
@@ -262,24 +267,16 @@ def the_first_write_is_swallowed() -> Interposer:
     return interposer
 
 
-@mutation("mig.fewer-xfeatures")
-def a_byte_of_xmm3_is_lost_on_the_way() -> Interposer:
-    return before(SET_XSAVE, flip(XMM3 + 11))
+lies("mig.fewer-xfeatures", a_byte_of_xmm3_is_lost_on_the_way=lambda: before(SET_XSAVE, flip(XMM3 + 11)))
 
-
-@mutation("mig.more-features-rejected")
-def an_unknown_component_is_dropped() -> Interposer:
-    return accept(SET_XSAVE, lambda call: bool(bits_of(call) >> 41 & 1))
-
-
-@mutation("mig.more-features-rejected")
-def tile_data_is_dropped_without_permission() -> Interposer:
-    return accept(SET_XSAVE, lambda call: bool(bits_of(call) >> XFeature.XTILEDATA & 1))
-
-
-@mutation("mig.more-features-rejected")
-def a_component_too_many_is_eperm() -> Interposer:
-    return drift(SET_XSAVE, errno.EPERM)
+lies(
+    "mig.more-features-rejected",
+    an_unknown_component_is_dropped=lambda: accept(SET_XSAVE, lambda call: bool(bits_of(call) >> 41 & 1)),
+    tile_data_is_dropped_without_permission=lambda: accept(
+        SET_XSAVE, lambda call: bool(bits_of(call) >> XFeature.XTILEDATA & 1)
+    ),
+    a_component_too_many_is_eperm=lambda: drift(SET_XSAVE, errno.EPERM),
+)
 
 
 @mutation("mig.more-features-rejected")
@@ -288,14 +285,11 @@ def a_refused_state_is_taken_in_part() -> Interposer:
     return once(SET_XSAVE, xsave_lie(flip(offset)), refused=True)
 
 
-@mutation("mig.msr-list-closed")
-def a_listed_msr_cannot_be_read() -> Interposer:
-    return answer(GET_MSRS, 0, of_msr(Msr.LSTAR))
-
-
-@mutation("mig.msr-list-closed")
-def a_listed_msr_cannot_be_written() -> Interposer:
-    return answer(SET_MSRS, 0, of_msr(Msr.KERNEL_GS_BASE))
+lies(
+    "mig.msr-list-closed",
+    a_listed_msr_cannot_be_read=lambda: answer(GET_MSRS, 0, of_msr(Msr.LSTAR)),
+    a_listed_msr_cannot_be_written=lambda: answer(SET_MSRS, 0, of_msr(Msr.KERNEL_GS_BASE)),
+)
 
 
 @mutation("mig.msr-list-closed")
@@ -313,9 +307,7 @@ def a_listed_msr_cannot_be_written_to_a_fresh_vcpu() -> Interposer:
     return interposer
 
 
-@mutation("mig.msr-list-closed")
-def what_is_written_to_a_listed_msr_is_dropped() -> Interposer:
-    return answer(SET_MSRS, 1)
+lies("mig.msr-list-closed", what_is_written_to_a_listed_msr_is_dropped=lambda: answer(SET_MSRS, 1))
 
 
 @mutation("mig.msr-list-closed")
@@ -338,61 +330,26 @@ def _batch(number: int) -> Condition:
     return lambda call: bool(call.argument.nmsrs == number)
 
 
-@mutation("mig.msr-batch-partial")
-def reading_goes_on_behind_an_unknown_msr() -> Interposer:
-    return answer(GET_MSRS, 3, _batch(3))
+lies(
+    "mig.msr-batch-partial",
+    reading_goes_on_behind_an_unknown_msr=lambda: answer(GET_MSRS, 3, _batch(3)),
+    a_batch_with_an_unknown_msr_is_refused_as_a_whole=lambda: refuse(GET_MSRS, errno.EINVAL, _batch(3)),
+    the_unknown_msr_is_counted_as_set=lambda: succeed_with(SET_MSRS, lambda call, done: done + 1, _batch(3)),
+    setting_goes_on_behind_an_unknown_msr=lambda: after(
+        SET_MSRS, lambda call: set_msr_now(call.fd, *msr_values(call)[2]), _batch(3)
+    ),
+    what_was_set_before_an_unknown_msr_is_undone=lambda: after(
+        SET_MSRS, lambda call: set_msr_now(call.fd, Msr.PAT, 0x0007040600070406), _batch(3)
+    ),
+    reads_beyond_255_are_dropped=lambda: accept(GET_MSRS, _batch(256)),
+    too_many_writes_are_einval=lambda: drift(SET_MSRS, errno.EINVAL, _batch(256)),
+    the_last_of_255_reads_is_missing=lambda: succeed_with(GET_MSRS, lambda call, done: done - 1, _batch(255)),
+)
 
-
-@mutation("mig.msr-batch-partial")
-def a_batch_with_an_unknown_msr_is_refused_as_a_whole() -> Interposer:
-    return refuse(GET_MSRS, errno.EINVAL, _batch(3))
-
-
-@mutation("mig.msr-batch-partial")
-def the_unknown_msr_is_counted_as_set() -> Interposer:
-    return succeed_with(SET_MSRS, lambda call, done: done + 1, _batch(3))
-
-
-@mutation("mig.msr-batch-partial")
-def setting_goes_on_behind_an_unknown_msr() -> Interposer:
-    return after(SET_MSRS, lambda call: set_msr_now(call.fd, *msr_values(call)[2]), _batch(3))
-
-
-@mutation("mig.msr-batch-partial")
-def what_was_set_before_an_unknown_msr_is_undone() -> Interposer:
-    return after(SET_MSRS, lambda call: set_msr_now(call.fd, Msr.PAT, 0x0007040600070406), _batch(3))
-
-
-@mutation("mig.msr-batch-partial")
-def reads_beyond_255_are_dropped() -> Interposer:
-    return accept(GET_MSRS, _batch(256))
-
-
-@mutation("mig.msr-batch-partial")
-def too_many_writes_are_einval() -> Interposer:
-    return drift(SET_MSRS, errno.EINVAL, _batch(256))
-
-
-@mutation("mig.msr-batch-partial")
-def the_last_of_255_reads_is_missing() -> Interposer:
-    return succeed_with(GET_MSRS, lambda call, done: done - 1, _batch(255))
-
-
-@mutation("mig.python-diff")
-def a_changed_byte_is_not_taken() -> Interposer:
-    return answer(SET_XSAVE, 0, nth(2))
-
-
-@mutation("mig.python-diff")
-def a_neighbouring_byte_changes_along() -> Interposer:
-    return once(SET_XSAVE, before(SET_XSAVE, flip(XMM3)))
-
-
-@mutation("mig.python-diff")
-def the_changed_byte_loses_another_bit() -> Interposer:
-    return once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(top_byte()))))
-
-
-@mutation("mig.python-diff")
-def a_byte_of_st7_changes_along() -> Interposer:
-    return once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(ST7))))
+lies(
+    "mig.python-diff",
+    a_changed_byte_is_not_taken=lambda: answer(SET_XSAVE, 0, nth(2)),
+    a_neighbouring_byte_changes_along=lambda: once(SET_XSAVE, before(SET_XSAVE, flip(XMM3))),
+    the_changed_byte_loses_another_bit=lambda: once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(top_byte())))),
+    a_byte_of_st7_changes_along=lambda: once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(ST7)))),
+)

@@ -7,7 +7,7 @@ import errno
 from typing import Any
 
 from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, once, refuse, succeed_with
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, set_msr_now
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -30,9 +30,12 @@ def _flip(call: Call) -> None:
     _value(call)[0] ^= 1 << 8
 
 
-@mutation("onereg.cap")
-def the_capability_says_the_opposite() -> Interposer:
-    return succeed_with(CHECK, lambda call, has: not has, lambda call: call.argument == lib.KVM_CAP_ONE_REG)
+lies(
+    "onereg.cap",
+    the_capability_says_the_opposite=lambda: succeed_with(
+        CHECK, lambda call, has: not has, lambda call: call.argument == lib.KVM_CAP_ONE_REG
+    ),
+)
 
 
 @mutation("onereg.cap")
@@ -47,9 +50,7 @@ def ia32_pat_is_another_or_the_missing_call_succeeds() -> Interposer:
     return interposer
 
 
-@mutation("onereg.cap")
-def the_call_is_enoent() -> Interposer:
-    return refuse(GET, errno.ENOENT)
+lies("onereg.cap", the_call_is_enoent=lambda: refuse(GET, errno.ENOENT))
 
 
 # (name of the id's fault) -> bits of the id that tell it from the right one
@@ -68,79 +69,30 @@ def _kind(number: int) -> Condition:
     return lambda call: bool(call.argument.id >> 32 & 0xFF == number)
 
 
-@mutation("onereg.id-validation")
-def another_architectures_register_can_be_read() -> Interposer:
-    return accept(GET, _architecture)
+lies(
+    "onereg.id-validation",
+    another_architectures_register_can_be_read=lambda: accept(GET, _architecture),
+    a_register_can_be_read_in_half=lambda: accept(GET, _size),
+    a_register_can_be_written_in_half=lambda: accept(SET, _size),
+    a_reserved_bit_is_ignored=lambda: accept(GET, lambda call: bool(call.argument.id >> 40 & 1)),
+    type_0_can_be_read=lambda: accept(GET, _kind(0)),
+    type_255_can_be_written=lambda: accept(SET, _kind(255)),
+    an_unknown_register_of_kvm_can_be_written=lambda: accept(SET, _kind(lib.KVM_X86_REG_TYPE_KVM)),
+    an_unknown_msr_reads_as_0=lambda: accept(GET, _of(UNKNOWN_MSR)),
+    the_right_register_is_refused=lambda: refuse(GET, errno.EINVAL, _of(Msr.PAT)),
+    a_bad_address_of_a_register_is_ignored=lambda: accept(SET, lambda call: bool(call.argument.addr == 0x10)),
+    a_bad_address_of_a_register_is_einval=lambda: drift(
+        GET, errno.EINVAL, lambda call: bool(call.argument.addr == 0x10)
+    ),
+)
 
-
-@mutation("onereg.id-validation")
-def a_register_can_be_read_in_half() -> Interposer:
-    return accept(GET, _size)
-
-
-@mutation("onereg.id-validation")
-def a_register_can_be_written_in_half() -> Interposer:
-    return accept(SET, _size)
-
-
-@mutation("onereg.id-validation")
-def a_reserved_bit_is_ignored() -> Interposer:
-    return accept(GET, lambda call: bool(call.argument.id >> 40 & 1))
-
-
-@mutation("onereg.id-validation")
-def type_0_can_be_read() -> Interposer:
-    return accept(GET, _kind(0))
-
-
-@mutation("onereg.id-validation")
-def type_255_can_be_written() -> Interposer:
-    return accept(SET, _kind(255))
-
-
-@mutation("onereg.id-validation")
-def an_unknown_register_of_kvm_can_be_written() -> Interposer:
-    return accept(SET, _kind(lib.KVM_X86_REG_TYPE_KVM))
-
-
-@mutation("onereg.id-validation")
-def an_unknown_msr_reads_as_0() -> Interposer:
-    return accept(GET, _of(UNKNOWN_MSR))
-
-
-@mutation("onereg.id-validation")
-def the_right_register_is_refused() -> Interposer:
-    return refuse(GET, errno.EINVAL, _of(Msr.PAT))
-
-
-@mutation("onereg.id-validation")
-def a_bad_address_of_a_register_is_ignored() -> Interposer:
-    return accept(SET, lambda call: bool(call.argument.addr == 0x10))
-
-
-@mutation("onereg.id-validation")
-def a_bad_address_of_a_register_is_einval() -> Interposer:
-    return drift(GET, errno.EINVAL, lambda call: bool(call.argument.addr == 0x10))
-
-
-@mutation("onereg.equals-msrs")
-def one_register_of_the_list_differs_in_a_bit() -> Interposer:
-    return after(GET, _flip, _of(Msr.LSTAR))
-
-
-@mutation("onereg.equals-msrs")
-def one_register_of_the_list_cannot_be_read() -> Interposer:
-    return refuse(GET, errno.EINVAL, _of(Msr.KERNEL_GS_BASE))
-
-
-@mutation("onereg.equals-msrs")
-def a_register_that_is_set_stays_as_it_was() -> Interposer:
-    return answer(SET, 0)
-
-
-@mutation("onereg.equals-msrs")
-def what_kvm_set_msrs_writes_is_not_read() -> Interposer:
-    return once("KVM_SET_MSRS", after(GET, _flip, _of(Msr.PAT)))
+lies(
+    "onereg.equals-msrs",
+    one_register_of_the_list_differs_in_a_bit=lambda: after(GET, _flip, _of(Msr.LSTAR)),
+    one_register_of_the_list_cannot_be_read=lambda: refuse(GET, errno.EINVAL, _of(Msr.KERNEL_GS_BASE)),
+    a_register_that_is_set_stays_as_it_was=lambda: answer(SET, 0),
+    what_kvm_set_msrs_writes_is_not_read=lambda: once("KVM_SET_MSRS", after(GET, _flip, _of(Msr.PAT))),
+)
 
 
 @mutation("onereg.equals-msrs")
@@ -154,6 +106,9 @@ def what_kvm_set_one_reg_writes_is_half_of_the_register() -> Interposer:
     return interposer
 
 
-@mutation("onereg.equals-msrs")
-def kvm_get_msrs_reads_a_stale_value() -> Interposer:
-    return once(SET, after("KVM_GET_MSRS", change_msr(Msr.PAT, lambda value: 0x0007040600070406)))
+lies(
+    "onereg.equals-msrs",
+    kvm_get_msrs_reads_a_stale_value=lambda: once(
+        SET, after("KVM_GET_MSRS", change_msr(Msr.PAT, lambda value: 0x0007040600070406))
+    ),
+)

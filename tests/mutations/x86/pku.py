@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import XSTATE_BV, area, bits_of, entry, flip, place, put, spoil, xsave_lie
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -32,79 +32,58 @@ def _set_pkru(value: int) -> Callable[[memoryview], None]:
     return change
 
 
-@mutation("pku.xsave-slot", "pku.host-pkru-zero")
-def pkru_is_missing_from_xstate_bv() -> Interposer:
-    return xsave_lie(flip(XSTATE_BV + 1, 2))
+lies(
+    "pku.xsave-slot",
+    "pku.host-pkru-zero",
+    pkru_is_missing_from_xstate_bv=lambda: xsave_lie(flip(XSTATE_BV + 1, 2)),
+    the_area_has_the_hosts_pkru=lambda: xsave_lie(lambda call: put(place(PKRU), lib.vmm_rdpkru(), 4)(call)),
+)
 
+lies(
+    "pku.xsave-slot",
+    "pku.new-vm",
+    pkru_is_not_taken_from_the_area=lambda: before(SET, lambda call: _set_pkru(0)(area(call))),
+)
 
-@mutation("pku.xsave-slot", "pku.host-pkru-zero")
-def the_area_has_the_hosts_pkru() -> Interposer:
-    return xsave_lie(lambda call: put(place(PKRU), lib.vmm_rdpkru(), 4)(call))
+lies(
+    "pku.survives-exits",
+    "pku.cr4-pke-without-xcr0",
+    the_guest_reads_another_pkru_after_its_exits=lambda: _in_guest(
+        "churn", lambda guest: guest.set("values", 0x55555554)
+    ),
+)
 
+lies("pku.survives-exits", an_exit_replaces_the_guests_pkru=lambda: after_run(lambda fd: spoil(fd, _set_pkru(0))))
 
-@mutation("pku.xsave-slot", "pku.new-vm")
-def pkru_is_not_taken_from_the_area() -> Interposer:
-    return before(SET, lambda call: _set_pkru(0)(area(call)))
+lies(
+    "pku.set-clear-bit-keeps",
+    a_clear_bit_resets_pkru=lambda: before(
+        SET, lambda call: _set_pkru(0)(area(call)), lambda call: not bits_of(call) >> PKRU & 1
+    ),
+    an_area_without_pkru_is_refused=lambda: refuse(SET, errno.EINVAL, lambda call: not bits_of(call) >> PKRU & 1),
+)
 
+lies("pku.xsave-slot", "pku.new-vm", an_area_with_pkru_is_refused=lambda: refuse(SET, errno.EINVAL))
 
-@mutation("pku.survives-exits", "pku.cr4-pke-without-xcr0")
-def the_guest_reads_another_pkru_after_its_exits() -> Interposer:
-    return _in_guest("churn", lambda guest: guest.set("values", 0x55555554))
+lies(
+    "pku.survives-exits",
+    the_guest_loses_access_to_its_pages=lambda: once(RUN, after_run(lambda fd: spoil(fd, _set_pkru(0xFFFFFFFF)))),
+)
 
+lies(
+    "pku.cr4-pke-without-xcr0",
+    "pku.host-unchanged",
+    a_run_changes_the_threads_own_pkru=lambda: after(RUN, lambda call: lib.vmm_wrpkru(lib.vmm_rdpkru() ^ 0x30000000)),
+)
 
-@mutation("pku.survives-exits")
-def an_exit_replaces_the_guests_pkru() -> Interposer:
-    return after_run(lambda fd: spoil(fd, _set_pkru(0)))
-
-
-@mutation("pku.set-clear-bit-keeps")
-def a_clear_bit_resets_pkru() -> Interposer:
-    return before(SET, lambda call: _set_pkru(0)(area(call)), lambda call: not bits_of(call) >> PKRU & 1)
-
-
-@mutation("pku.set-clear-bit-keeps")
-def an_area_without_pkru_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: not bits_of(call) >> PKRU & 1)
-
-
-@mutation("pku.xsave-slot", "pku.new-vm")
-def an_area_with_pkru_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL)
-
-
-@mutation("pku.survives-exits")
-def the_guest_loses_access_to_its_pages() -> Interposer:
-    return once(RUN, after_run(lambda fd: spoil(fd, _set_pkru(0xFFFFFFFF))))
-
-
-@mutation("pku.cr4-pke-without-xcr0", "pku.host-unchanged")
-def a_run_changes_the_threads_own_pkru() -> Interposer:
-    return after(RUN, lambda call: lib.vmm_wrpkru(lib.vmm_rdpkru() ^ 0x30000000))
-
-
-@mutation("pku.enforced")
-def a_denied_access_goes_through() -> Interposer:
-    return _in_guest("denied", lambda guest: guest.set("values", 0, 15), 4)
-
-
-@mutation("pku.enforced")
-def the_fault_lacks_the_protection_key_bit() -> Interposer:
-    return _in_guest("denied", lambda guest: guest.set("values", 5))
-
-
-@mutation("pku.enforced")
-def a_write_protected_page_cannot_be_read() -> Interposer:
-    return _in_guest("denied", lambda guest: guest.set("values", 1, 15), 8)
-
-
-@mutation("pku.enforced")
-def the_denied_access_is_gp() -> Interposer:
-    return _in_guest("denied", lambda guest: guest.set("vector", 13))
-
-
-@mutation("pku.enforced")
-def the_fault_has_another_address() -> Interposer:
-    return _in_guest("denied", lambda guest: guest.set("cr2", 0))
+lies(
+    "pku.enforced",
+    a_denied_access_goes_through=lambda: _in_guest("denied", lambda guest: guest.set("values", 0, 15), 4),
+    the_fault_lacks_the_protection_key_bit=lambda: _in_guest("denied", lambda guest: guest.set("values", 5)),
+    a_write_protected_page_cannot_be_read=lambda: _in_guest("denied", lambda guest: guest.set("values", 1, 15), 8),
+    the_denied_access_is_gp=lambda: _in_guest("denied", lambda guest: guest.set("vector", 13)),
+    the_fault_has_another_address=lambda: _in_guest("denied", lambda guest: guest.set("cr2", 0)),
+)
 
 
 @mutation("pku.ospke-mirror")

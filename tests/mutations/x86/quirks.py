@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from tests.mutations.lies import Condition, Proceed, accept, after, drift, nth, once, refuse, succeed_with
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import Quirk
@@ -30,34 +30,19 @@ def _mask(call: Call) -> bool:
     return bool(call.argument == lib.KVM_CAP_DISABLE_QUIRKS2)
 
 
-@mutation("quirk.caps")
-def an_unknown_quirk_is_accepted() -> Interposer:
-    return accept(ENABLE, _quirks(1 << 40, capability=lib.KVM_CAP_DISABLE_QUIRKS2))
-
-
-@mutation("quirk.caps")
-def an_unknown_quirk_beside_a_known_one_is_accepted() -> Interposer:
-    return accept(ENABLE, _quirks(1 << 63 | _LINT0))
-
-
-@mutation("quirk.caps")
-def an_unknown_quirk_is_eperm() -> Interposer:
-    return drift(ENABLE, errno.EPERM, _quirks(1 << 40))
-
-
-@mutation("quirk.caps")
-def a_listed_quirk_cannot_be_disabled() -> Interposer:
-    return refuse(ENABLE, errno.EINVAL, _quirks(8, capability=lib.KVM_CAP_DISABLE_QUIRKS2))
-
-
-@mutation("quirk.caps")
-def the_old_capability_refuses_what_it_does_not_know() -> Interposer:
-    return refuse(ENABLE, errno.EINVAL, _quirks(1 << 40, capability=lib.KVM_CAP_DISABLE_QUIRKS))
-
-
-@mutation("quirk.caps")
-def flags_of_the_capability_are_ignored() -> Interposer:
-    return accept(ENABLE, lambda call: bool(call.argument.flags))
+lies(
+    "quirk.caps",
+    an_unknown_quirk_is_accepted=lambda: accept(ENABLE, _quirks(1 << 40, capability=lib.KVM_CAP_DISABLE_QUIRKS2)),
+    an_unknown_quirk_beside_a_known_one_is_accepted=lambda: accept(ENABLE, _quirks(1 << 63 | _LINT0)),
+    an_unknown_quirk_is_eperm=lambda: drift(ENABLE, errno.EPERM, _quirks(1 << 40)),
+    a_listed_quirk_cannot_be_disabled=lambda: refuse(
+        ENABLE, errno.EINVAL, _quirks(8, capability=lib.KVM_CAP_DISABLE_QUIRKS2)
+    ),
+    the_old_capability_refuses_what_it_does_not_know=lambda: refuse(
+        ENABLE, errno.EINVAL, _quirks(1 << 40, capability=lib.KVM_CAP_DISABLE_QUIRKS)
+    ),
+    flags_of_the_capability_are_ignored=lambda: accept(ENABLE, lambda call: bool(call.argument.flags)),
+)
 
 
 @mutation("quirk.caps")
@@ -66,14 +51,14 @@ def the_vm_lists_other_quirks() -> Interposer:
     return succeed_with(CHECK, lambda call, mask: mask ^ 2, lambda call: _mask(call) and second(call))
 
 
-@mutation("quirk.caps")
-def the_oldest_quirk_is_missing() -> Interposer:
-    return succeed_with(CHECK, lambda call, mask: mask & ~_LINT0, _mask)
+lies("quirk.caps", the_oldest_quirk_is_missing=lambda: succeed_with(CHECK, lambda call, mask: mask & ~_LINT0, _mask))
 
-
-@mutation("quirk.ignore-guest-pat")
-def the_quirk_of_pat_is_where_it_must_not_be_or_is_missing() -> Interposer:
-    return succeed_with(CHECK, lambda call, mask: mask ^ Quirk.IGNORE_GUEST_PAT, _mask)
+lies(
+    "quirk.ignore-guest-pat",
+    the_quirk_of_pat_is_where_it_must_not_be_or_is_missing=lambda: succeed_with(
+        CHECK, lambda call, mask: mask ^ Quirk.IGNORE_GUEST_PAT, _mask
+    ),
+)
 
 
 @mutation("quirk.ignore-guest-pat")
@@ -108,36 +93,13 @@ def _lint0_after(when: Condition, value: int, *, refused: bool = False) -> Inter
     return interposer
 
 
-@mutation("quirk.one-way")
-def disabling_the_quirk_has_no_effect() -> Interposer:
-    return _lint0_after(_quirks(_LINT0), _EXTERNAL)
-
-
-@mutation("quirk.one-way")
-def an_empty_set_enables_the_quirks_again() -> Interposer:
-    return _lint0_after(_quirks(0), _EXTERNAL)
-
-
-@mutation("quirk.one-way")
-def another_quirk_enables_the_first_again() -> Interposer:
-    return after(LAPIC, lambda call: _put_lint0(call, _EXTERNAL), nth(4))
-
-
-@mutation("quirk.one-way")
-def any_quirk_disables_this_one() -> Interposer:
-    return _lint0_after(_quirks(Quirk.OUT_7E_INC_RIP), _MASKED)
-
-
-@mutation("quirk.one-way")
-def a_refused_set_is_half_applied() -> Interposer:
-    return _lint0_after(_quirks(_LINT0 | 1 << 63), _MASKED, refused=True)
-
-
-@mutation("quirk.one-way")
-def a_vms_quirks_are_everybodys() -> Interposer:
-    return once(LAPIC, after(LAPIC, lambda call: _put_lint0(call, _MASKED)))
-
-
-@mutation("quirk.one-way")
-def the_quirk_is_disabled_from_the_start() -> Interposer:
-    return after(LAPIC, lambda call: _put_lint0(call, _MASKED), nth(1))
+lies(
+    "quirk.one-way",
+    disabling_the_quirk_has_no_effect=lambda: _lint0_after(_quirks(_LINT0), _EXTERNAL),
+    an_empty_set_enables_the_quirks_again=lambda: _lint0_after(_quirks(0), _EXTERNAL),
+    another_quirk_enables_the_first_again=lambda: after(LAPIC, lambda call: _put_lint0(call, _EXTERNAL), nth(4)),
+    any_quirk_disables_this_one=lambda: _lint0_after(_quirks(Quirk.OUT_7E_INC_RIP), _MASKED),
+    a_refused_set_is_half_applied=lambda: _lint0_after(_quirks(_LINT0 | 1 << 63), _MASKED, refused=True),
+    a_vms_quirks_are_everybodys=lambda: once(LAPIC, after(LAPIC, lambda call: _put_lint0(call, _MASKED))),
+    the_quirk_is_disabled_from_the_start=lambda: after(LAPIC, lambda call: _put_lint0(call, _MASKED), nth(1)),
+)

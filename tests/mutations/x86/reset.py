@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 
 from tests.mutations.lies import after, answer, before, once, refuse, toggle
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import ST7, XMM3, bits_of, change_msr, flip, of_msr, top_byte, xsave_lie
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr_names import Msr
@@ -34,39 +34,16 @@ def _msr(index: int, value: int) -> Interposer:
     return answer(GET_MSRS, 1, lambda call: of_msr(index)(call) and change(call))
 
 
-@mutation("reset.xcr0-xss-xfd")
-def xcr0_is_0_after_reset() -> Interposer:
-    return _xcr0(0)
-
-
-@mutation("reset.xcr0-xss-xfd")
-def ia32_xss_has_cet_after_reset() -> Interposer:
-    return _msr(Msr.XSS, 0x800)
-
-
-@mutation("reset.xcr0-xss-xfd")
-def ia32_xfd_err_is_not_0_after_reset() -> Interposer:
-    return _msr(Msr.XFD_ERR, 1 << 18)
-
-
-@mutation("reset.xcr0-xss-xfd")
-def ia32_pat_is_all_write_back_after_reset() -> Interposer:
-    return _msr(Msr.PAT, 0x0606060606060606)
-
-
-@mutation("reset.xcr0-xss-xfd")
-def caches_are_enabled_after_reset() -> Interposer:
-    return after(GET_SREGS, toggle("cr0", 0x60000000))
-
-
-@mutation("reset.xcr0-xss-xfd")
-def cr4_has_osxsave_after_reset() -> Interposer:
-    return after(GET_SREGS, toggle("cr4", 1 << 18))
-
-
-@mutation("reset.xcr0-xss-xfd")
-def efer_has_sce_after_reset() -> Interposer:
-    return after(GET_SREGS, toggle("efer", 1))
+lies(
+    "reset.xcr0-xss-xfd",
+    xcr0_is_0_after_reset=lambda: _xcr0(0),
+    ia32_xss_has_cet_after_reset=lambda: _msr(Msr.XSS, 0x800),
+    ia32_xfd_err_is_not_0_after_reset=lambda: _msr(Msr.XFD_ERR, 1 << 18),
+    ia32_pat_is_all_write_back_after_reset=lambda: _msr(Msr.PAT, 0x0606060606060606),
+    caches_are_enabled_after_reset=lambda: after(GET_SREGS, toggle("cr0", 0x60000000)),
+    cr4_has_osxsave_after_reset=lambda: after(GET_SREGS, toggle("cr4", 1 << 18)),
+    efer_has_sce_after_reset=lambda: after(GET_SREGS, toggle("efer", 1)),
+)
 
 
 def _fresh(call: Call) -> bool:
@@ -74,29 +51,14 @@ def _fresh(call: Call) -> bool:
     return bits_of(call) == 0
 
 
-@mutation("reset.by-writing-back")
-def an_area_without_components_changes_nothing() -> Interposer:
-    return answer(SET_XSAVE, 0, _fresh)
-
-
-@mutation("reset.by-writing-back")
-def an_area_without_components_is_refused() -> Interposer:
-    return refuse(SET_XSAVE, errno.EINVAL, _fresh)
-
-
-@mutation("reset.by-writing-back")
-def a_byte_survives_the_reset() -> Interposer:
-    return once(SET_XSAVE, xsave_lie(flip(top_byte())), when=_fresh)
-
-
-@mutation("reset.by-writing-back")
-def xcr0_survives_the_reset() -> Interposer:
-    return answer(SET_XCRS, 0, lambda call: bool(call.argument.xcrs[0].value == 1))
-
-
-@mutation("reset.by-writing-back")
-def ia32_pat_survives_the_reset() -> Interposer:
-    return before(SET_MSRS, change_msr(Msr.PAT, lambda value: 0x0006060606060606))
+lies(
+    "reset.by-writing-back",
+    an_area_without_components_changes_nothing=lambda: answer(SET_XSAVE, 0, _fresh),
+    an_area_without_components_is_refused=lambda: refuse(SET_XSAVE, errno.EINVAL, _fresh),
+    a_byte_survives_the_reset=lambda: once(SET_XSAVE, xsave_lie(flip(top_byte())), when=_fresh),
+    xcr0_survives_the_reset=lambda: answer(SET_XCRS, 0, lambda call: bool(call.argument.xcrs[0].value == 1)),
+    ia32_pat_survives_the_reset=lambda: before(SET_MSRS, change_msr(Msr.PAT, lambda value: 0x0006060606060606)),
+)
 
 
 @mutation("reset.by-writing-back")
@@ -107,9 +69,7 @@ def rbx_survives_the_reset() -> Interposer:
     return before(SET_REGS, change)
 
 
-@mutation("reset.by-writing-back")
-def a_register_cannot_be_changed() -> Interposer:
-    return answer(SET_XCRS, 0)
+lies("reset.by-writing-back", a_register_cannot_be_changed=lambda: answer(SET_XCRS, 0))
 
 
 def _after_init(lie: Interposer) -> Interposer:
@@ -120,24 +80,13 @@ def _registers(change: Callable[[Call], None]) -> Interposer:
     return _after_init(after(GET_REGS, change))
 
 
-@mutation("init.preserves")
-def init_resets_xcr0() -> Interposer:
-    return _after_init(_xcr0(1))
-
-
-@mutation("init.preserves")
-def init_resets_ia32_pat() -> Interposer:
-    return _after_init(_msr(Msr.PAT, 0x0007040600070406))
-
-
-@mutation("init.preserves")
-def init_clears_a_byte_of_xmm3() -> Interposer:
-    return _after_init(xsave_lie(flip(XMM3)))
-
-
-@mutation("init.preserves")
-def init_clears_a_byte_of_the_highest_component() -> Interposer:
-    return _after_init(xsave_lie(flip(top_byte())))
+lies(
+    "init.preserves",
+    init_resets_xcr0=lambda: _after_init(_xcr0(1)),
+    init_resets_ia32_pat=lambda: _after_init(_msr(Msr.PAT, 0x0007040600070406)),
+    init_clears_a_byte_of_xmm3=lambda: _after_init(xsave_lie(flip(XMM3))),
+    init_clears_a_byte_of_the_highest_component=lambda: _after_init(xsave_lie(flip(top_byte()))),
+)
 
 
 @mutation("init.preserves")
@@ -156,40 +105,22 @@ def init_leaves_rbx() -> Interposer:
     return _registers(change)
 
 
-@mutation("init.preserves")
-def init_is_not_received() -> Interposer:
-    return answer(INIT, 1)
-
-
-@mutation("init.preserves")
-def the_vcpu_goes_on_running_after_init() -> Interposer:
-    return _after_init(after("KVM_GET_MP_STATE", toggle("mp_state", 2)))
+lies(
+    "init.preserves",
+    init_is_not_received=lambda: answer(INIT, 1),
+    the_vcpu_goes_on_running_after_init=lambda: _after_init(after("KVM_GET_MP_STATE", toggle("mp_state", 2))),
+)
 
 
 def _control(register: str, value: int) -> Interposer:
     return _after_init(after(GET_SREGS, lambda call: setattr(call.argument, register, value)))
 
 
-@mutation("init.preserves")
-def init_leaves_cr0() -> Interposer:
-    return _control("cr0", 0x33)
-
-
-@mutation("init.preserves")
-def init_sets_cr0_cd_and_nw() -> Interposer:
-    return _control("cr0", 0x60000010)
-
-
-@mutation("init.preserves")
-def init_leaves_cr4() -> Interposer:
-    return _control("cr4", 0x220)
-
-
-@mutation("init.preserves")
-def init_leaves_efer() -> Interposer:
-    return _control("efer", 0x100)
-
-
-@mutation("init.preserves")
-def init_clears_a_byte_of_st7() -> Interposer:
-    return _after_init(xsave_lie(flip(ST7)))
+lies(
+    "init.preserves",
+    init_leaves_cr0=lambda: _control("cr0", 0x33),
+    init_sets_cr0_cd_and_nw=lambda: _control("cr0", 0x60000010),
+    init_leaves_cr4=lambda: _control("cr4", 0x220),
+    init_leaves_efer=lambda: _control("efer", 0x100),
+    init_clears_a_byte_of_st7=lambda: _after_init(xsave_lie(flip(ST7))),
+)

@@ -22,7 +22,7 @@ from tests.mutations.lies import (
     refuse,
     top_component,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     MXCSR,
     XMM3,
@@ -54,34 +54,22 @@ def with_tiles(call: Call) -> bool:
     return bool(offers(call) & TILES)
 
 
-@mutation("setcpuid.perm-eperm")
-def tile_data_needs_no_permission() -> Interposer:
-    return answer(SET, 0, with_tiles)
+lies(
+    "setcpuid.perm-eperm",
+    tile_data_needs_no_permission=lambda: answer(SET, 0, with_tiles),
+    tile_data_without_permission_is_einval=lambda: drift(SET, errno.EINVAL),
+)
 
+lies(
+    "setcpuid.only-0xd0-matters",
+    amx_tile_needs_permission=lambda: refuse(SET, errno.EPERM, lambda call: bool(leaf(call, 7)[3] >> 24 & 1)),
+    xfd_needs_permission=lambda: refuse(SET, errno.EPERM, lambda call: bool(leaf(call, 0xD, 1)[0] >> 4 & 1)),
+    the_tile_configuration_needs_permission=lambda: refuse(
+        SET, errno.EPERM, lambda call: bool(offers(call) & TILE_CONFIGURATION)
+    ),
+)
 
-@mutation("setcpuid.perm-eperm")
-def tile_data_without_permission_is_einval() -> Interposer:
-    return drift(SET, errno.EINVAL)
-
-
-@mutation("setcpuid.only-0xd0-matters")
-def amx_tile_needs_permission() -> Interposer:
-    return refuse(SET, errno.EPERM, lambda call: bool(leaf(call, 7)[3] >> 24 & 1))
-
-
-@mutation("setcpuid.only-0xd0-matters")
-def xfd_needs_permission() -> Interposer:
-    return refuse(SET, errno.EPERM, lambda call: bool(leaf(call, 0xD, 1)[0] >> 4 & 1))
-
-
-@mutation("setcpuid.only-0xd0-matters")
-def the_tile_configuration_needs_permission() -> Interposer:
-    return refuse(SET, errno.EPERM, lambda call: bool(offers(call) & TILE_CONFIGURATION))
-
-
-@mutation("setcpuid.failure-keeps-old")
-def an_address_width_of_52_bits_is_accepted() -> Interposer:
-    return accept(SET)
+lies("setcpuid.failure-keeps-old", an_address_width_of_52_bits_is_accepted=lambda: accept(SET))
 
 
 @mutation("setcpuid.failure-keeps-old")
@@ -100,9 +88,10 @@ def _rotate(call: Call) -> None:
         found.function, found.index, found.flags, found.eax, found.ebx, found.ecx, found.edx = row
 
 
-@mutation("setcpuid.failure-keeps-old")
-def a_refused_table_reorders_the_old_one() -> Interposer:
-    return once(SET, after(GET, _rotate), refused=True)
+lies(
+    "setcpuid.failure-keeps-old",
+    a_refused_table_reorders_the_old_one=lambda: once(SET, after(GET, _rotate), refused=True),
+)
 
 
 @mutation("setcpuid.failure-keeps-old")
@@ -113,14 +102,12 @@ def a_refused_table_leaves_none() -> Interposer:
     return once(SET, after(GET, change), refused=True)
 
 
-@mutation("setcpuid.expands-buffer", "xsave.size.cap-equals-written")
-def the_area_is_64_bytes_too_short() -> Interposer:
-    return xsave_lie(shorten(64))
-
-
-@mutation("setcpuid.expands-buffer", "xsave.size.cap-equals-written")
-def the_area_is_one_byte_too_long() -> Interposer:
-    return xsave_lie(lengthen(1))
+lies(
+    "setcpuid.expands-buffer",
+    "xsave.size.cap-equals-written",
+    the_area_is_64_bytes_too_short=lambda: xsave_lie(shorten(64)),
+    the_area_is_one_byte_too_long=lambda: xsave_lie(lengthen(1)),
+)
 
 
 def cut(call: Call) -> None:
@@ -128,19 +115,13 @@ def cut(call: Call) -> None:
     view[LEGACY_SIZE:] = bytes(view[-1:]) * (len(view) - LEGACY_SIZE)
 
 
-@mutation("setcpuid.expands-buffer")
-def the_area_stays_4096_bytes() -> Interposer:
-    return xsave_lie(cut)
+lies("setcpuid.expands-buffer", the_area_stays_4096_bytes=lambda: xsave_lie(cut))
 
-
-@mutation("setcpuid.buffer-not-expanded-without-tile")
-def permission_alone_enlarges_the_area() -> Interposer:
-    return xsave_lie(lengthen(6912))
-
-
-@mutation("setcpuid.buffer-not-expanded-without-tile")
-def permission_alone_ends_kvm_get_xsave() -> Interposer:
-    return refuse("KVM_GET_XSAVE", errno.EINVAL)
+lies(
+    "setcpuid.buffer-not-expanded-without-tile",
+    permission_alone_enlarges_the_area=lambda: xsave_lie(lengthen(6912)),
+    permission_alone_ends_kvm_get_xsave=lambda: refuse("KVM_GET_XSAVE", errno.EINVAL),
+)
 
 
 def _late(kind: Callable[[list[tuple[int, ...]], list[tuple[int, ...]]], bool], verdict: int) -> Interposer:
@@ -161,34 +142,19 @@ def _late(kind: Callable[[list[tuple[int, ...]], list[tuple[int, ...]]], bool], 
     return interposer
 
 
-@mutation("setcpuid.after-run")
-def the_identical_table_is_refused_after_a_run() -> Interposer:
-    return _late(lambda old, new: old == new, -errno.EINVAL)
-
-
-@mutation("setcpuid.after-run")
-def another_value_is_accepted_after_a_run() -> Interposer:
-    return _late(lambda old, new: old != new and len(old) == len(new) and sorted(old) != sorted(new), 0)
-
-
-@mutation("setcpuid.after-run")
-def another_order_is_accepted_after_a_run() -> Interposer:
-    return _late(lambda old, new: old != new and sorted(old) == sorted(new), 0)
-
-
-@mutation("setcpuid.after-run")
-def a_shorter_table_is_accepted_after_a_run() -> Interposer:
-    return _late(lambda old, new: len(new) < len(old), 0)
-
-
-@mutation("setcpuid.after-run")
-def a_longer_table_is_accepted_after_a_run() -> Interposer:
-    return _late(lambda old, new: len(new) > len(old), 0)
-
-
-@mutation("setcpuid.after-run")
-def another_table_after_a_run_is_ebusy() -> Interposer:
-    return drift(SET, errno.EBUSY)
+lies(
+    "setcpuid.after-run",
+    the_identical_table_is_refused_after_a_run=lambda: _late(lambda old, new: old == new, -errno.EINVAL),
+    another_value_is_accepted_after_a_run=lambda: _late(
+        lambda old, new: old != new and len(old) == len(new) and sorted(old) != sorted(new), 0
+    ),
+    another_order_is_accepted_after_a_run=lambda: _late(
+        lambda old, new: old != new and sorted(old) == sorted(new), 0
+    ),
+    a_shorter_table_is_accepted_after_a_run=lambda: _late(lambda old, new: len(new) < len(old), 0),
+    a_longer_table_is_accepted_after_a_run=lambda: _late(lambda old, new: len(new) > len(old), 0),
+    another_table_after_a_run_is_ebusy=lambda: drift(SET, errno.EBUSY),
+)
 
 
 @mutation("setcpuid.after-run")
@@ -199,77 +165,40 @@ def a_table_refused_after_a_run_is_taken() -> Interposer:
     return once(SET, after(GET, change), refused=True)
 
 
-@mutation("setcpuid.after-run")
-def a_table_refused_after_a_run_reorders_the_old_one() -> Interposer:
-    return once(SET, after(GET, _rotate), refused=True)
+lies(
+    "setcpuid.after-run",
+    a_table_refused_after_a_run_reorders_the_old_one=lambda: once(SET, after(GET, _rotate), refused=True),
+)
 
 
 def _length(number: int) -> Condition:
     return lambda call: bool(call.argument.nent == number)
 
 
-@mutation("setcpuid.e2big")
-def entries_beyond_256_are_dropped() -> Interposer:
-    return accept(SET, _length(257))
-
-
-@mutation("setcpuid.e2big")
-def entries_beyond_256_are_einval() -> Interposer:
-    return drift(SET, errno.EINVAL, _length(257))
-
-
-@mutation("setcpuid.e2big")
-def entry_256_is_one_too_many() -> Interposer:
-    return refuse(SET, errno.E2BIG, _length(256))
-
-
-@mutation("setcpuid.e2big")
-def a_table_of_256_entries_is_not_kept() -> Interposer:
-    return answer(SET, 0, _length(256))
-
-
-@mutation("setcpuid.e2big")
-def an_empty_table_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, _length(0))
-
-
-@mutation("setcpuid.e2big")
-def an_empty_table_changes_nothing() -> Interposer:
-    return answer(SET, 0, _length(0))
+lies(
+    "setcpuid.e2big",
+    entries_beyond_256_are_dropped=lambda: accept(SET, _length(257)),
+    entries_beyond_256_are_einval=lambda: drift(SET, errno.EINVAL, _length(257)),
+    entry_256_is_one_too_many=lambda: refuse(SET, errno.E2BIG, _length(256)),
+    a_table_of_256_entries_is_not_kept=lambda: answer(SET, 0, _length(256)),
+    an_empty_table_is_refused=lambda: refuse(SET, errno.EINVAL, _length(0)),
+    an_empty_table_changes_nothing=lambda: answer(SET, 0, _length(0)),
+)
 
 
 def _width(bits: int) -> Condition:
     return lambda call: leaf(call, 0x80000008)[0] >> 8 & 0xFF == bits
 
 
-@mutation("setcpuid.vaddr-bits")
-def virtual_addresses_may_have_52_bits() -> Interposer:
-    return accept(SET, _width(52))
-
-
-@mutation("setcpuid.vaddr-bits")
-def virtual_addresses_may_have_255_bits() -> Interposer:
-    return accept(SET, _width(255))
-
-
-@mutation("setcpuid.vaddr-bits")
-def virtual_addresses_of_57_bits_are_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, _width(57))
-
-
-@mutation("setcpuid.vaddr-bits")
-def an_address_width_of_57_bits_is_not_kept() -> Interposer:
-    return answer(SET, 0, _width(57))
-
-
-@mutation("setcpuid.vaddr-bits")
-def an_address_width_of_0_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, _width(0))
-
-
-@mutation("setcpuid.vaddr-bits")
-def a_wrong_address_width_is_e2big() -> Interposer:
-    return drift(SET, errno.E2BIG)
+lies(
+    "setcpuid.vaddr-bits",
+    virtual_addresses_may_have_52_bits=lambda: accept(SET, _width(52)),
+    virtual_addresses_may_have_255_bits=lambda: accept(SET, _width(255)),
+    virtual_addresses_of_57_bits_are_refused=lambda: refuse(SET, errno.EINVAL, _width(57)),
+    an_address_width_of_57_bits_is_not_kept=lambda: answer(SET, 0, _width(57)),
+    an_address_width_of_0_is_refused=lambda: refuse(SET, errno.EINVAL, _width(0)),
+    a_wrong_address_width_is_e2big=lambda: drift(SET, errno.E2BIG),
+)
 
 
 @mutation("setcpuid.dup-entry-first-wins")
@@ -282,14 +211,12 @@ def the_last_duplicate_wins() -> Interposer:
     return before(SET, change)
 
 
-@mutation("setcpuid.dup-entry-first-wins", "setcpuid.mask-honoured")
-def hidden_components_can_be_enabled() -> Interposer:
-    return accept("KVM_SET_XCRS")
-
-
-@mutation("setcpuid.dup-entry-first-wins", "setcpuid.mask-honoured")
-def xcr0_beyond_the_table_is_eperm() -> Interposer:
-    return drift("KVM_SET_XCRS", errno.EPERM)
+lies(
+    "setcpuid.dup-entry-first-wins",
+    "setcpuid.mask-honoured",
+    hidden_components_can_be_enabled=lambda: accept("KVM_SET_XCRS"),
+    xcr0_beyond_the_table_is_eperm=lambda: drift("KVM_SET_XCRS", errno.EPERM),
+)
 
 
 @mutation("setcpuid.mask-honoured")
@@ -302,9 +229,7 @@ def the_table_offers_everything_again() -> Interposer:
     return after(GET, change)
 
 
-@mutation("setcpuid.mask-honoured")
-def nothing_of_a_masked_table_can_be_enabled() -> Interposer:
-    return refuse("KVM_SET_XCRS", errno.EINVAL)
+lies("setcpuid.mask-honoured", nothing_of_a_masked_table_can_be_enabled=lambda: refuse("KVM_SET_XCRS", errno.EINVAL))
 
 
 @mutation("setcpuid.runtime-size-0xd0")
@@ -334,14 +259,11 @@ def the_maximal_size_follows_xcr0() -> Interposer:
     return after(GET, change)
 
 
-@mutation("setcpuid.runtime-size-0xd0")
-def the_guest_sees_a_stale_size_in_use() -> Interposer:
-    return after_entry("cpuid", lambda guest: guest.set("values", 0x240 + 64, 1))
-
-
-@mutation("setcpuid.runtime-size-0xd0")
-def the_guest_sees_another_maximal_size() -> Interposer:
-    return after_entry("cpuid", lambda guest: guest.set("values", 4096, 2))
+lies(
+    "setcpuid.runtime-size-0xd0",
+    the_guest_sees_a_stale_size_in_use=lambda: after_entry("cpuid", lambda guest: guest.set("values", 0x240 + 64, 1)),
+    the_guest_sees_another_maximal_size=lambda: after_entry("cpuid", lambda guest: guest.set("values", 4096, 2)),
+)
 
 
 @mutation("setcpuid.osxsave-ospke-mirror")
@@ -376,34 +298,19 @@ def the_guest_does_not_see_osxsave() -> Interposer:
     return after_entry("cpuid", change)
 
 
-@mutation("setcpuid.buffer-sticky")
-def the_area_shrinks_with_the_table() -> Interposer:
-    return once(SET, once(SET, xsave_lie(cut)))
-
-
-@mutation("setcpuid.buffer-sticky")
-def hidden_tile_data_stays_in_xstate_bv() -> Interposer:
-    return once(SET, once(SET, xsave_lie(put(514, 0x04, 1))))
-
-
-@mutation("setcpuid.buffer-sticky")
-def the_hidden_tile_configuration_stays_in_xstate_bv() -> Interposer:
-    return once(SET, once(SET, xsave_lie(put(514, 0x02, 1))))
-
-
-@mutation("setcpuid.buffer-sticky")
-def kvm_get_xsave_cuts_the_area_off() -> Interposer:
-    return answer("KVM_GET_XSAVE", 0)
-
-
-@mutation("setcpuid.buffer-sticky")
-def a_byte_of_hidden_tile_data_stays_in_the_area() -> Interposer:
-    return once(SET, once(SET, xsave_lie(flip(place(XFeature.XTILEDATA, 8191)))))
-
-
-@mutation("setcpuid.buffer-sticky")
-def the_hidden_tile_configuration_stays_in_the_area() -> Interposer:
-    return once(SET, once(SET, xsave_lie(flip(place(XFeature.XTILECFG)))))
+lies(
+    "setcpuid.buffer-sticky",
+    the_area_shrinks_with_the_table=lambda: once(SET, once(SET, xsave_lie(cut))),
+    hidden_tile_data_stays_in_xstate_bv=lambda: once(SET, once(SET, xsave_lie(put(514, 0x04, 1)))),
+    the_hidden_tile_configuration_stays_in_xstate_bv=lambda: once(SET, once(SET, xsave_lie(put(514, 0x02, 1)))),
+    kvm_get_xsave_cuts_the_area_off=lambda: answer("KVM_GET_XSAVE", 0),
+    a_byte_of_hidden_tile_data_stays_in_the_area=lambda: once(
+        SET, once(SET, xsave_lie(flip(place(XFeature.XTILEDATA, 8191))))
+    ),
+    the_hidden_tile_configuration_stays_in_the_area=lambda: once(
+        SET, once(SET, xsave_lie(flip(place(XFeature.XTILECFG))))
+    ),
+)
 
 
 def _at_each_table(change: Callable[[memoryview], object]) -> Interposer:
@@ -442,11 +349,8 @@ def a_component_is_missing_from_xstate_bv_after_two_tables() -> Interposer:
     return once(SET, once(SET, xsave_lie(lambda call: without_bits(call, bit))))
 
 
-@mutation("setcpuid.keeps-xsave")
-def a_table_changes_one_byte_of_xmm3() -> Interposer:
-    return once(SET, once(SET, xsave_lie(flip(XMM3))))
-
-
-@mutation("setcpuid.keeps-xsave")
-def tables_reset_mxcsr() -> Interposer:
-    return once(SET, once(SET, xsave_lie(put(MXCSR, 0x1F80, 4))))
+lies(
+    "setcpuid.keeps-xsave",
+    a_table_changes_one_byte_of_xmm3=lambda: once(SET, once(SET, xsave_lie(flip(XMM3)))),
+    tables_reset_mxcsr=lambda: once(SET, once(SET, xsave_lie(put(MXCSR, 0x1F80, 4)))),
+)

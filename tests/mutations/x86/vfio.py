@@ -7,7 +7,7 @@ import errno
 import os
 
 from tests.mutations.lies import Condition, Proceed, accept, after, drift, nth, once, refuse
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.lies import SLOW, timed
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -28,9 +28,7 @@ _VFIO = _kind(lib.KVM_DEV_TYPE_VFIO)
 _VFIO_MADE = _kind(lib.KVM_DEV_TYPE_VFIO, 0)
 
 
-@mutation("dev.test-flag")
-def another_architectures_device_answers() -> Interposer:
-    return accept(CREATE, _kind(5))
+lies("dev.test-flag", another_architectures_device_answers=lambda: accept(CREATE, _kind(5)))
 
 
 @mutation("dev.test-flag")
@@ -45,34 +43,25 @@ def the_vfio_device_does_not_answer() -> Interposer:
     return interposer
 
 
-@mutation("dev.test-flag", "dev.new-types")
-def an_unknown_device_type_is_einval() -> Interposer:
-    return drift(CREATE, errno.EINVAL, _kind(200))
+lies(
+    "dev.test-flag",
+    "dev.new-types",
+    an_unknown_device_type_is_einval=lambda: drift(CREATE, errno.EINVAL, _kind(200)),
+)
 
+lies(
+    "dev.test-flag",
+    a_test_sets_the_descriptor_field=lambda: after(CREATE, lambda call: setattr(call.argument, "fd", 5), _VFIO),
+    a_test_opens_a_descriptor=lambda: after(CREATE, lambda call: os.dup(call.fd), _VFIO),
+    a_device_of_an_unknown_type_is_created=lambda: accept(CREATE, _kind(4096)),
+)
 
-@mutation("dev.test-flag")
-def a_test_sets_the_descriptor_field() -> Interposer:
-    return after(CREATE, lambda call: setattr(call.argument, "fd", 5), _VFIO)
+lies("dev.new-types", the_proposed_device_type_answers=lambda: accept(CREATE, _kind(12, lib.KVM_CREATE_DEVICE_TEST)))
 
-
-@mutation("dev.test-flag")
-def a_test_opens_a_descriptor() -> Interposer:
-    return after(CREATE, lambda call: os.dup(call.fd), _VFIO)
-
-
-@mutation("dev.test-flag")
-def a_device_of_an_unknown_type_is_created() -> Interposer:
-    return accept(CREATE, _kind(4096))
-
-
-@mutation("dev.new-types")
-def the_proposed_device_type_answers() -> Interposer:
-    return accept(CREATE, _kind(12, lib.KVM_CREATE_DEVICE_TEST))
-
-
-@mutation("dev.unknown-flags-ignored")
-def the_highest_flag_is_refused() -> Interposer:
-    return refuse(CREATE, errno.EINVAL, lambda call: bool(call.argument.flags >> 31))
+lies(
+    "dev.unknown-flags-ignored",
+    the_highest_flag_is_refused=lambda: refuse(CREATE, errno.EINVAL, lambda call: bool(call.argument.flags >> 31)),
+)
 
 
 def _second(call: Call, proceed: Proceed) -> int:
@@ -84,19 +73,14 @@ def _second(call: Call, proceed: Proceed) -> int:
     return result
 
 
-@mutation("dev.vfio-singleton")
-def a_second_vfio_device_is_created() -> Interposer:
-    return _second
-
-
-@mutation("dev.vfio-singleton")
-def a_second_vfio_device_is_eexist() -> Interposer:
-    return drift(CREATE, errno.EEXIST, _VFIO_MADE)
-
-
-@mutation("dev.vfio-singleton")
-def a_test_says_busy_while_there_is_one() -> Interposer:
-    return refuse(CREATE, errno.EBUSY, _kind(lib.KVM_DEV_TYPE_VFIO, lib.KVM_CREATE_DEVICE_TEST))
+lies(
+    "dev.vfio-singleton",
+    a_second_vfio_device_is_created=lambda: _second,
+    a_second_vfio_device_is_eexist=lambda: drift(CREATE, errno.EEXIST, _VFIO_MADE),
+    a_test_says_busy_while_there_is_one=lambda: refuse(
+        CREATE, errno.EBUSY, _kind(lib.KVM_DEV_TYPE_VFIO, lib.KVM_CREATE_DEVICE_TEST)
+    ),
+)
 
 
 @mutation("dev.vfio-singleton")
@@ -136,54 +120,19 @@ def _descriptor(attribute: int, *, at: int = 0) -> Condition:
     return condition
 
 
-@mutation("dev.vfio-attrs")
-def the_vfio_device_cannot_remove() -> Interposer:
-    return refuse(HAS, errno.ENXIO, _attribute(_GROUP, _DEL))
-
-
-@mutation("dev.vfio-attrs")
-def the_vfio_device_has_an_attribute_of_powerpc() -> Interposer:
-    return accept(HAS, _attribute(_GROUP, 3))
-
-
-@mutation("dev.vfio-attrs")
-def the_vfio_device_has_another_group() -> Interposer:
-    return accept(HAS, _attribute(1 << 30, _ADD))
-
-
-@mutation("dev.vfio-attrs")
-def an_unknown_attribute_can_be_set() -> Interposer:
-    return accept(SET, _attribute(_GROUP, 1 << 30))
-
-
-@mutation("dev.vfio-attrs")
-def an_unknown_group_is_einval() -> Interposer:
-    return drift(SET, errno.EINVAL, _attribute(0, _ADD))
-
-
-@mutation("dev.vfio-attrs")
-def an_attribute_can_be_read() -> Interposer:
-    return accept(GET)
-
-
-@mutation("dev.vfio-attrs")
-def a_bad_address_of_a_descriptor_is_ignored() -> Interposer:
-    return accept(SET, _descriptor(_DEL, at=0x10))
-
-
-@mutation("dev.vfio-attrs")
-def a_bad_address_of_a_descriptor_is_einval() -> Interposer:
-    return drift(SET, errno.EINVAL, _descriptor(_ADD, at=0x10))
-
-
-@mutation("dev.vfio-attrs")
-def any_file_is_a_vfio_file() -> Interposer:
-    return accept(SET, _descriptor(_ADD))
-
-
-@mutation("dev.vfio-attrs")
-def a_file_that_was_not_added_can_be_removed() -> Interposer:
-    return accept(SET, _descriptor(_DEL))
+lies(
+    "dev.vfio-attrs",
+    the_vfio_device_cannot_remove=lambda: refuse(HAS, errno.ENXIO, _attribute(_GROUP, _DEL)),
+    the_vfio_device_has_an_attribute_of_powerpc=lambda: accept(HAS, _attribute(_GROUP, 3)),
+    the_vfio_device_has_another_group=lambda: accept(HAS, _attribute(1 << 30, _ADD)),
+    an_unknown_attribute_can_be_set=lambda: accept(SET, _attribute(_GROUP, 1 << 30)),
+    an_unknown_group_is_einval=lambda: drift(SET, errno.EINVAL, _attribute(0, _ADD)),
+    an_attribute_can_be_read=lambda: accept(GET),
+    a_bad_address_of_a_descriptor_is_ignored=lambda: accept(SET, _descriptor(_DEL, at=0x10)),
+    a_bad_address_of_a_descriptor_is_einval=lambda: drift(SET, errno.EINVAL, _descriptor(_ADD, at=0x10)),
+    any_file_is_a_vfio_file=lambda: accept(SET, _descriptor(_ADD)),
+    a_file_that_was_not_added_can_be_removed=lambda: accept(SET, _descriptor(_DEL)),
+)
 
 
 @mutation("dev.vfio-attrs")
@@ -195,21 +144,14 @@ def a_descriptor_that_is_not_open_is_enoent() -> Interposer:
     return drift(SET, errno.ENOENT, negative)
 
 
-@mutation("dev.vfio-files")
-def a_group_can_be_added_twice() -> Interposer:
-    return accept(SET, _attribute(_GROUP, _ADD))
+lies(
+    "dev.vfio-files",
+    a_group_can_be_added_twice=lambda: accept(SET, _attribute(_GROUP, _ADD)),
+    a_group_that_was_removed_is_busy=lambda: drift(SET, errno.EBUSY, _attribute(_GROUP, _DEL)),
+)
 
-
-@mutation("dev.vfio-files")
-def a_group_that_was_removed_is_busy() -> Interposer:
-    return drift(SET, errno.EBUSY, _attribute(_GROUP, _DEL))
-
-
-@mutation("dev.vfio-coherent")
-def a_non_coherent_group_changes_nothing() -> Interposer:
-    return once("KVM_SET_DEVICE_ATTR", timed("loads", 1 / SLOW, MemoryType.UC))
-
-
-@mutation("dev.vfio-coherent")
-def the_guest_is_uncached_without_a_group() -> Interposer:
-    return timed("loads", SLOW, MemoryType.UC)
+lies(
+    "dev.vfio-coherent",
+    a_non_coherent_group_changes_nothing=lambda: once("KVM_SET_DEVICE_ATTR", timed("loads", 1 / SLOW, MemoryType.UC)),
+    the_guest_is_uncached_without_a_group=lambda: timed("loads", SLOW, MemoryType.UC),
+)

@@ -21,7 +21,7 @@ from tests.mutations.lies import (
     refuse,
     toggle,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import offers, xcr0_of
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -50,19 +50,12 @@ def _value(*values: int) -> Condition:
     return lambda call: xcr0_of(call) in values
 
 
-@mutation("xcrs.fresh")
-def xcr0_of_a_fresh_vcpu_has_sse() -> Interposer:
-    return _read(3)
-
-
-@mutation("xcrs.fresh")
-def a_fresh_vcpu_has_two_control_registers() -> Interposer:
-    return after(GET, toggle("nr_xcrs", 3))
-
-
-@mutation("xcrs.fresh")
-def the_flags_are_not_0() -> Interposer:
-    return after(GET, toggle("flags", 1))
+lies(
+    "xcrs.fresh",
+    xcr0_of_a_fresh_vcpu_has_sse=lambda: _read(3),
+    a_fresh_vcpu_has_two_control_registers=lambda: after(GET, toggle("nr_xcrs", 3)),
+    the_flags_are_not_0=lambda: after(GET, toggle("flags", 1)),
+)
 
 
 @mutation("xcrs.fresh")
@@ -73,24 +66,14 @@ def the_register_is_called_xcr1() -> Interposer:
     return after(GET, change)
 
 
-@mutation("xcrs.rules", "xcrs.needs-cpuid-first", "mig.cpuid-first")
-def every_value_is_accepted() -> Interposer:
-    return accept(SET)
+lies("xcrs.rules", "xcrs.needs-cpuid-first", "mig.cpuid-first", every_value_is_accepted=lambda: accept(SET))
 
-
-@mutation("xcrs.rules")
-def x87_may_be_left_out() -> Interposer:
-    return accept(SET, lambda call: not xcr0_of(call) & 1)
-
-
-@mutation("xcrs.rules")
-def avx_may_come_without_sse() -> Interposer:
-    return accept(SET, lambda call: xcr0_of(call) & 6 == 4 or not offered() & 4)
-
-
-@mutation("xcrs.rules")
-def the_upper_half_of_the_value_is_dropped() -> Interposer:
-    return accept(SET, lambda call: bool(xcr0_of(call) >> 32))
+lies(
+    "xcrs.rules",
+    x87_may_be_left_out=lambda: accept(SET, lambda call: not xcr0_of(call) & 1),
+    avx_may_come_without_sse=lambda: accept(SET, lambda call: xcr0_of(call) & 6 == 4 or not offered() & 4),
+    the_upper_half_of_the_value_is_dropped=lambda: accept(SET, lambda call: bool(xcr0_of(call) >> 32)),
+)
 
 
 @mutation("xcrs.rules")
@@ -99,54 +82,35 @@ def a_component_that_is_not_offered_is_accepted() -> Interposer:
     return accept(SET, lambda call: bool(xcr0_of(call) & 0xFFFFFFFF & ~table))
 
 
-@mutation("xcrs.rules")
-def all_that_is_offered_is_refused_together() -> Interposer:
-    return refuse(SET, errno.EINVAL, _value(kvm_table().xcr0))
+lies(
+    "xcrs.rules",
+    all_that_is_offered_is_refused_together=lambda: refuse(SET, errno.EINVAL, _value(kvm_table().xcr0)),
+)
 
+lies(
+    "xcrs.rules",
+    "xcrs.needs-cpuid-first",
+    "mig.cpuid-first",
+    a_value_that_is_not_valid_is_eperm=lambda: drift(SET, errno.EPERM),
+)
 
-@mutation("xcrs.rules", "xcrs.needs-cpuid-first", "mig.cpuid-first")
-def a_value_that_is_not_valid_is_eperm() -> Interposer:
-    return drift(SET, errno.EPERM)
+lies(
+    "xcrs.rules",
+    sse_is_lost_from_xcr0=lambda: _read(0, ~2),
+    a_refused_value_is_taken=lambda: once(SET, _read(7), refused=True),
+)
 
-
-@mutation("xcrs.rules")
-def sse_is_lost_from_xcr0() -> Interposer:
-    return _read(0, ~2)
-
-
-@mutation("xcrs.rules")
-def a_refused_value_is_taken() -> Interposer:
-    return once(SET, _read(7), refused=True)
-
-
-@mutation("xcrs.malformed")
-def a_seventeenth_register_is_dropped() -> Interposer:
-    return accept(SET, lambda call: bool(call.argument.nr_xcrs > 16))
-
-
-@mutation("xcrs.malformed")
-def flags_are_ignored() -> Interposer:
-    return accept(SET, lambda call: bool(call.argument.flags))
-
-
-@mutation("xcrs.malformed")
-def flags_are_eperm() -> Interposer:
-    return drift(SET, errno.EPERM, lambda call: bool(call.argument.flags))
-
-
-@mutation("xcrs.malformed")
-def no_register_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: not call.argument.nr_xcrs)
-
-
-@mutation("xcrs.malformed")
-def no_register_enables_all_that_is_offered() -> Interposer:
-    return once(SET, _read(7), when=lambda call: not call.argument.nr_xcrs)
-
-
-@mutation("xcrs.malformed")
-def no_register_resets_xcr0() -> Interposer:
-    return after(SET, lambda call: _set_now(call.fd, 1), lambda call: not call.argument.nr_xcrs)
+lies(
+    "xcrs.malformed",
+    a_seventeenth_register_is_dropped=lambda: accept(SET, lambda call: bool(call.argument.nr_xcrs > 16)),
+    flags_are_ignored=lambda: accept(SET, lambda call: bool(call.argument.flags)),
+    flags_are_eperm=lambda: drift(SET, errno.EPERM, lambda call: bool(call.argument.flags)),
+    no_register_is_refused=lambda: refuse(SET, errno.EINVAL, lambda call: not call.argument.nr_xcrs),
+    no_register_enables_all_that_is_offered=lambda: once(SET, _read(7), when=lambda call: not call.argument.nr_xcrs),
+    no_register_resets_xcr0=lambda: after(
+        SET, lambda call: _set_now(call.fd, 1), lambda call: not call.argument.nr_xcrs
+    ),
+)
 
 
 @mutation("xcrs.malformed")
@@ -168,9 +132,10 @@ def xcr1_is_taken_for_xcr0() -> Interposer:
     return before(SET, change, lambda call: bool(call.argument.nr_xcrs == 1))
 
 
-@mutation("xcrs.malformed")
-def xcr1_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: bool(call.argument.xcrs[0].xcr))
+lies(
+    "xcrs.malformed",
+    xcr1_is_refused=lambda: refuse(SET, errno.EINVAL, lambda call: bool(call.argument.xcrs[0].xcr)),
+)
 
 
 @mutation("xcrs.malformed")
@@ -184,24 +149,20 @@ def the_last_entry_for_xcr0_counts() -> Interposer:
     return before(SET, change, lambda call: 1 < call.argument.nr_xcrs <= 16)
 
 
-@mutation("xcrs.malformed")
-def sixteen_registers_are_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: bool(call.argument.nr_xcrs == 16))
+lies(
+    "xcrs.malformed",
+    sixteen_registers_are_refused=lambda: refuse(SET, errno.EINVAL, lambda call: bool(call.argument.nr_xcrs == 16)),
+)
 
+lies("xcrs.needs-cpuid-first", before_cpuid_nothing_is_accepted=lambda: refuse(SET, errno.EINVAL, _value(1)))
 
-@mutation("xcrs.needs-cpuid-first")
-def before_cpuid_nothing_is_accepted() -> Interposer:
-    return refuse(SET, errno.EINVAL, _value(1))
+lies(
+    "xcrs.needs-cpuid-first",
+    "mig.cpuid-first",
+    cpuid_does_not_change_what_is_accepted=lambda: once(SET_CPUID, refuse(SET, errno.EINVAL)),
+)
 
-
-@mutation("xcrs.needs-cpuid-first", "mig.cpuid-first")
-def cpuid_does_not_change_what_is_accepted() -> Interposer:
-    return once(SET_CPUID, refuse(SET, errno.EINVAL))
-
-
-@mutation("xcrs.no-osxsave-needed")
-def xcr0_cannot_be_set_without_osxsave() -> Interposer:
-    return refuse(SET, errno.EINVAL)
+lies("xcrs.no-osxsave-needed", xcr0_cannot_be_set_without_osxsave=lambda: refuse(SET, errno.EINVAL))
 
 
 @mutation("xcrs.no-osxsave-needed")
@@ -210,14 +171,14 @@ def clearing_osxsave_resets_xcr0() -> Interposer:
     return once(SET_SREGS, cleared)
 
 
-@mutation("xcrs.no-osxsave-needed")
-def setting_osxsave_loses_avx() -> Interposer:
-    return once(SET_SREGS, _read(0, ~4), when=lambda call: bool(call.argument.cr4 & OSXSAVE))
+lies(
+    "xcrs.no-osxsave-needed",
+    setting_osxsave_loses_avx=lambda: once(
+        SET_SREGS, _read(0, ~4), when=lambda call: bool(call.argument.cr4 & OSXSAVE)
+    ),
+)
 
-
-@mutation("xcrs.stale-after-cpuid")
-def a_narrower_table_shrinks_xcr0() -> Interposer:
-    return once(SET, once(SET_CPUID, _read(1)))
+lies("xcrs.stale-after-cpuid", a_narrower_table_shrinks_xcr0=lambda: once(SET, once(SET_CPUID, _read(1))))
 
 
 @mutation("xcrs.stale-after-cpuid")
@@ -236,92 +197,49 @@ def _faults(count: int, vector: int = GP) -> Callable[[Shared], None]:
     return change
 
 
-@mutation("xcrs.guest-equals-host")
-def the_guests_xgetbv_reads_a_stale_value() -> Interposer:
-    return after_entry("xgetbv", lambda guest: guest.set("values", 1))
+lies(
+    "xcrs.guest-equals-host",
+    the_guests_xgetbv_reads_a_stale_value=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 1)),
+    the_guests_xsetbv_stays_unknown_to_kvm=lambda: _read(1),
+)
 
+lies(
+    "xcrs.guest-equals-host",
+    "xcrs.xsetbv-rules",
+    a_valid_xsetbv_faults=lambda: after_entry("xsetbv", _faults(1), when=lambda guest: guest.get("params", 1) == 3),
+)
 
-@mutation("xcrs.guest-equals-host")
-def the_guests_xsetbv_stays_unknown_to_kvm() -> Interposer:
-    return _read(1)
+lies("xcrs.guest-equals-host", xgetbv_faults_at_cpl3=lambda: after_entry("xgetbv", _faults(1)))
 
-
-@mutation("xcrs.guest-equals-host", "xcrs.xsetbv-rules")
-def a_valid_xsetbv_faults() -> Interposer:
-    return after_entry("xsetbv", _faults(1), when=lambda guest: guest.get("params", 1) == 3)
-
-
-@mutation("xcrs.guest-equals-host")
-def xgetbv_faults_at_cpl3() -> Interposer:
-    return after_entry("xgetbv", _faults(1))
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def xsetbv_without_osxsave_is_gp() -> Interposer:
-    return after_entry("xsetbv", lambda guest: guest.set("vector", GP))
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def every_fault_of_xsetbv_is_ud() -> Interposer:
-    return after_entry("xsetbv", lambda guest: guest.set("vector", UD))
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def xsetbv_works_at_cpl3() -> Interposer:
-    return after_entry("xsetbv", _faults(0), when=lambda guest: guest.user)
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def xsetbv_of_xcr1_is_ignored() -> Interposer:
-    return after_entry("xsetbv", _faults(0), when=lambda guest: guest.get("params") == 1)
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def the_upper_half_of_rcx_counts() -> Interposer:
-    return after_entry("xsetbv", _faults(1), when=lambda guest: bool(guest.get("params") >> 32))
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def xsetbv_with_an_upper_half_of_rcx_does_nothing() -> Interposer:
-    return _read(1)
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def a_faulting_xsetbv_at_cpl3_takes_effect() -> Interposer:
-    return after_entry("xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.user)
-
-
-@mutation("xcrs.xsetbv-cpl-ud")
-def a_faulting_xsetbv_of_xcr1_changes_xcr0() -> Interposer:
-    return after_entry("xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.get("params") == 1)
+lies(
+    "xcrs.xsetbv-cpl-ud",
+    xsetbv_without_osxsave_is_gp=lambda: after_entry("xsetbv", lambda guest: guest.set("vector", GP)),
+    every_fault_of_xsetbv_is_ud=lambda: after_entry("xsetbv", lambda guest: guest.set("vector", UD)),
+    xsetbv_works_at_cpl3=lambda: after_entry("xsetbv", _faults(0), when=lambda guest: guest.user),
+    xsetbv_of_xcr1_is_ignored=lambda: after_entry("xsetbv", _faults(0), when=lambda guest: guest.get("params") == 1),
+    the_upper_half_of_rcx_counts=lambda: after_entry(
+        "xsetbv", _faults(1), when=lambda guest: bool(guest.get("params") >> 32)
+    ),
+    xsetbv_with_an_upper_half_of_rcx_does_nothing=lambda: _read(1),
+    a_faulting_xsetbv_at_cpl3_takes_effect=lambda: after_entry(
+        "xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.user
+    ),
+    a_faulting_xsetbv_of_xcr1_changes_xcr0=lambda: after_entry(
+        "xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.get("params") == 1
+    ),
+)
 
 
 def _xsetbv(value: int, change: Callable[[Shared], None]) -> Interposer:
     return after_entry("xsetbv", change, when=lambda guest: guest.get("params", 1) == value)
 
 
-@mutation("xcrs.xsetbv-rules")
-def the_guest_may_leave_x87_out() -> Interposer:
-    return _xsetbv(2, _faults(0))
-
-
-@mutation("xcrs.xsetbv-rules")
-def the_guest_may_enable_avx_without_sse() -> Interposer:
-    return _xsetbv(5, _faults(0))
-
-
-@mutation("xcrs.xsetbv-rules")
-def the_guest_may_enable_half_of_the_tile_components() -> Interposer:
-    return _xsetbv(1 << 17 | 7, _faults(0))
-
-
-@mutation("xcrs.xsetbv-rules")
-def an_invalid_xsetbv_is_ud() -> Interposer:
-    return _xsetbv(0, _faults(1, UD))
-
-
-@mutation("xcrs.xsetbv-rules")
-def an_invalid_xsetbv_takes_effect() -> Interposer:
-    """After the guest's fault, XCR0 really changes."""
-
-    return _xsetbv(5, lambda guest: _set_now(guest.vcpu, 3))
+lies(
+    "xcrs.xsetbv-rules",
+    the_guest_may_leave_x87_out=lambda: _xsetbv(2, _faults(0)),
+    the_guest_may_enable_avx_without_sse=lambda: _xsetbv(5, _faults(0)),
+    the_guest_may_enable_half_of_the_tile_components=lambda: _xsetbv(1 << 17 | 7, _faults(0)),
+    an_invalid_xsetbv_is_ud=lambda: _xsetbv(0, _faults(1, UD)),
+    # After the guest's fault, XCR0 really changes.
+    an_invalid_xsetbv_takes_effect=lambda: _xsetbv(5, lambda guest: _set_now(guest.vcpu, 3)),
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import count
 
 from tests.mutations.lies import RUN, Shared, after, after_run, answer, before
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, set_msr_now
 from tests.mutations.x86.lies import GP, NM, UD, before_run, faults, in_tile_guest, lose
 from vmm._kvm import lib
@@ -40,59 +40,47 @@ def _guest_writes(index: int, value: int, number: int, vector: int = GP) -> Inte
     return in_tile_guest("wrmsr", faults(number, vector), matches)
 
 
-@mutation("xfd.reset")
-def a_fresh_vcpu_has_the_hosts_armed_xfd() -> Interposer:
-    return _host_reads(Msr.XFD, lambda value: ARMED)
+lies(
+    "xfd.reset",
+    a_fresh_vcpu_has_the_hosts_armed_xfd=lambda: _host_reads(Msr.XFD, lambda value: ARMED),
+    a_fresh_guest_reads_an_error=lambda: _guest_reads(Msr.XFD_ERR, ARMED),
+)
 
+lies(
+    "xfd.set-rules-with-tiles",
+    ia32_xfd_takes_the_tile_configurations_bit=lambda: answer(
+        SET, 1, lambda call: msr_values(call) == [(Msr.XFD, 1 << 17)]
+    ),
+    ia32_xfd_err_takes_bit_63_with_tiles=lambda: answer(
+        SET, 1, lambda call: msr_values(call) == [(Msr.XFD_ERR, 1 << 63)]
+    ),
+)
 
-@mutation("xfd.reset")
-def a_fresh_guest_reads_an_error() -> Interposer:
-    return _guest_reads(Msr.XFD_ERR, ARMED)
+lies(
+    "xfd.set-rules-with-tiles",
+    "xfd.guest-write-rules",
+    "xfd.passthrough-coherent",
+    the_host_always_reads_0_from_ia32_xfd=lambda: _host_reads(Msr.XFD, lambda value: 0),
+)
 
+lies("xfd.set-rules-with-tiles", the_host_cannot_set_ia32_xfd_err=lambda: answer(SET, 0, of_msr(Msr.XFD_ERR)))
 
-@mutation("xfd.set-rules-with-tiles")
-def ia32_xfd_takes_the_tile_configurations_bit() -> Interposer:
-    return answer(SET, 1, lambda call: msr_values(call) == [(Msr.XFD, 1 << 17)])
+lies(
+    "xfd.guest-write-rules",
+    a_reserved_bit_of_ia32_xfd_is_ignored=lambda: _guest_writes(Msr.XFD, 1 << 63, 0),
+    a_reserved_bit_of_ia32_xfd_err_is_ud=lambda: _guest_writes(Msr.XFD_ERR, 1 << 17, 1, UD),
+    arming_ia32_xfd_faults=lambda: _guest_writes(Msr.XFD, ARMED, 1),
+)
 
+lies(
+    "xfd.guest-write-rules",
+    "xfd.err-guest-write",
+    "xfd.nm-each-instruction",
+    "xfd.err-sticky-or",
+    the_guest_always_reads_0_from_ia32_xfd_err=lambda: _guest_reads(Msr.XFD_ERR, 0),
+)
 
-@mutation("xfd.set-rules-with-tiles")
-def ia32_xfd_err_takes_bit_63_with_tiles() -> Interposer:
-    return answer(SET, 1, lambda call: msr_values(call) == [(Msr.XFD_ERR, 1 << 63)])
-
-
-@mutation("xfd.set-rules-with-tiles", "xfd.guest-write-rules", "xfd.passthrough-coherent")
-def the_host_always_reads_0_from_ia32_xfd() -> Interposer:
-    return _host_reads(Msr.XFD, lambda value: 0)
-
-
-@mutation("xfd.set-rules-with-tiles")
-def the_host_cannot_set_ia32_xfd_err() -> Interposer:
-    return answer(SET, 0, of_msr(Msr.XFD_ERR))
-
-
-@mutation("xfd.guest-write-rules")
-def a_reserved_bit_of_ia32_xfd_is_ignored() -> Interposer:
-    return _guest_writes(Msr.XFD, 1 << 63, 0)
-
-
-@mutation("xfd.guest-write-rules")
-def a_reserved_bit_of_ia32_xfd_err_is_ud() -> Interposer:
-    return _guest_writes(Msr.XFD_ERR, 1 << 17, 1, UD)
-
-
-@mutation("xfd.guest-write-rules")
-def arming_ia32_xfd_faults() -> Interposer:
-    return _guest_writes(Msr.XFD, ARMED, 1)
-
-
-@mutation("xfd.guest-write-rules", "xfd.err-guest-write", "xfd.nm-each-instruction", "xfd.err-sticky-or")
-def the_guest_always_reads_0_from_ia32_xfd_err() -> Interposer:
-    return _guest_reads(Msr.XFD_ERR, 0)
-
-
-@mutation("xfd.needs-tiledata-in-cpuid")
-def arming_works_without_tile_data_in_cpuid() -> Interposer:
-    return _guest_writes(Msr.XFD, ARMED, 0)
+lies("xfd.needs-tiledata-in-cpuid", arming_works_without_tile_data_in_cpuid=lambda: _guest_writes(Msr.XFD, ARMED, 0))
 
 
 @mutation("xfd.needs-tiledata-in-cpuid")
@@ -101,9 +89,7 @@ def the_second_attempt_to_arm_works() -> Interposer:
     return in_tile_guest("wrmsr", faults(0), lambda guest: next(turns) == 2)
 
 
-@mutation("xfd.needs-tiledata-in-cpuid")
-def disarming_needs_tile_data_in_cpuid() -> Interposer:
-    return _guest_writes(Msr.XFD, 0, 1)
+lies("xfd.needs-tiledata-in-cpuid", disarming_needs_tile_data_in_cpuid=lambda: _guest_writes(Msr.XFD, 0, 1))
 
 
 def _handler(index: int, value: int) -> Interposer:
@@ -114,79 +100,58 @@ def _handler(index: int, value: int) -> Interposer:
 _DEMAND = ("xfd.nm-delivery", "xfd.err-survives-exit", "xfd.err-survives-preemption", "xfd.host-isolation")
 
 
-@mutation(*_DEMAND)
-def the_handler_reads_no_error() -> Interposer:
-    return _handler(0, 0)
+lies(*_DEMAND, the_handler_reads_no_error=lambda: _handler(0, 0))
 
+lies(
+    "xfd.nm-delivery",
+    the_handler_sees_cr0_ts_set=lambda: _handler(2, TS),
+    the_fault_of_an_armed_tile_is_ud=lambda: _handler(3, UD),
+    the_error_cannot_be_cleared=lambda: _handler(1, ARMED),
+    the_retry_faults_again=lambda: _handler(15, 2),
+    nm_arrives_behind_the_instruction=lambda: in_tile_guest(
+        "demand", lambda guest: guest.set("rip", guest.get("rip") + 5)
+    ),
+    the_retried_tile_is_not_in_use=lambda: in_tile_guest("xinuse", lambda guest: guest.set("values", 0x20000)),
+)
 
-@mutation("xfd.nm-delivery")
-def the_handler_sees_cr0_ts_set() -> Interposer:
-    return _handler(2, TS)
+lies(
+    "xfd.nm-each-instruction",
+    "xfd.err-sticky-or",
+    "xfd.migrates",
+    tilezero_works_while_armed=lambda: in_tile_guest("tilezero_once", faults(0)),
+)
 
+lies(
+    "xfd.nm-each-instruction",
+    tdpbssd_faults_whether_armed_or_not=lambda: in_tile_guest("tdpbssd_once", faults(1, NM)),
+    tileload_is_gp_while_armed=lambda: in_tile_guest("tileload_once", lambda guest: guest.set("vector", GP)),
+)
 
-@mutation("xfd.nm-delivery")
-def the_fault_of_an_armed_tile_is_ud() -> Interposer:
-    return _handler(3, UD)
+lies(
+    "xfd.err-survives-exit",
+    "xfd.err-survives-preemption",
+    "xfd.err-guest-write",
+    an_exit_clears_the_error=lambda: after_run(lambda fd: set_msr_now(fd, Msr.XFD_ERR, 0)),
+)
 
+lies(
+    "xfd.err-guest-write",
+    the_host_reads_no_error_that_the_guest_wrote=lambda: _host_reads(Msr.XFD_ERR, lambda value: 0),
+)
 
-@mutation("xfd.nm-delivery")
-def the_error_cannot_be_cleared() -> Interposer:
-    return _handler(1, ARMED)
+lies(
+    "xfd.err-ts-untouched",
+    "xfd.ldtilecfg-not-nm",
+    there_is_an_error_without_a_tile=lambda: _guest_reads(Msr.XFD_ERR, ARMED),
+)
 
-
-@mutation("xfd.nm-delivery")
-def the_retry_faults_again() -> Interposer:
-    return _handler(15, 2)
-
-
-@mutation("xfd.nm-delivery")
-def nm_arrives_behind_the_instruction() -> Interposer:
-    return in_tile_guest("demand", lambda guest: guest.set("rip", guest.get("rip") + 5))
-
-
-@mutation("xfd.nm-delivery")
-def the_retried_tile_is_not_in_use() -> Interposer:
-    return in_tile_guest("xinuse", lambda guest: guest.set("values", 0x20000))
-
-
-@mutation("xfd.nm-each-instruction", "xfd.err-sticky-or", "xfd.migrates")
-def tilezero_works_while_armed() -> Interposer:
-    return in_tile_guest("tilezero_once", faults(0))
-
-
-@mutation("xfd.nm-each-instruction")
-def tdpbssd_faults_whether_armed_or_not() -> Interposer:
-    return in_tile_guest("tdpbssd_once", faults(1, NM))
-
-
-@mutation("xfd.nm-each-instruction")
-def tileload_is_gp_while_armed() -> Interposer:
-    return in_tile_guest("tileload_once", lambda guest: guest.set("vector", GP))
-
-
-@mutation("xfd.err-survives-exit", "xfd.err-survives-preemption", "xfd.err-guest-write")
-def an_exit_clears_the_error() -> Interposer:
-    return after_run(lambda fd: set_msr_now(fd, Msr.XFD_ERR, 0))
-
-
-@mutation("xfd.err-guest-write")
-def the_host_reads_no_error_that_the_guest_wrote() -> Interposer:
-    return _host_reads(Msr.XFD_ERR, lambda value: 0)
-
-
-@mutation("xfd.err-ts-untouched", "xfd.ldtilecfg-not-nm")
-def there_is_an_error_without_a_tile() -> Interposer:
-    return _guest_reads(Msr.XFD_ERR, ARMED)
-
-
-@mutation("xfd.err-ts-untouched")
-def the_task_switched_fault_is_ud() -> Interposer:
-    return in_tile_guest("sse_once", lambda guest: guest.set("vector", UD))
-
-
-@mutation("xfd.err-ts-untouched")
-def the_task_switched_fault_clears_cr0_ts() -> Interposer:
-    return in_tile_guest("sse_once", lambda guest: guest.set("cr0", guest.get("cr0") & ~TS))
+lies(
+    "xfd.err-ts-untouched",
+    the_task_switched_fault_is_ud=lambda: in_tile_guest("sse_once", lambda guest: guest.set("vector", UD)),
+    the_task_switched_fault_clears_cr0_ts=lambda: in_tile_guest(
+        "sse_once", lambda guest: guest.set("cr0", guest.get("cr0") & ~TS)
+    ),
+)
 
 
 @mutation("xfd.err-sticky-or")
@@ -197,19 +162,18 @@ def disarming_clears_the_error() -> Interposer:
     return in_tile_guest("wrmsr", change, lambda guest: guest.get("params", 1) == 0)
 
 
-@mutation("xfd.ldtilecfg-not-nm")
-def the_tile_configuration_is_subject_to_xfd() -> Interposer:
-    return in_tile_guest("ldtilecfg_once", faults(1, NM))
+lies(
+    "xfd.ldtilecfg-not-nm",
+    the_tile_configuration_is_subject_to_xfd=lambda: in_tile_guest("ldtilecfg_once", faults(1, NM)),
+)
 
-
-@mutation("xfd.passthrough-coherent")
-def toggling_costs_a_byte_of_a_tile() -> Interposer:
-    return before_run(7, lose(3, 3, 3))
-
-
-@mutation("xfd.passthrough-coherent")
-def toggling_leaves_xfd_armed() -> Interposer:
-    return in_tile_guest("toggle_xfd", lambda guest: set_msr_now(guest.vcpu, Msr.XFD, ARMED))
+lies(
+    "xfd.passthrough-coherent",
+    toggling_costs_a_byte_of_a_tile=lambda: before_run(7, lose(3, 3, 3)),
+    toggling_leaves_xfd_armed=lambda: in_tile_guest(
+        "toggle_xfd", lambda guest: set_msr_now(guest.vcpu, Msr.XFD, ARMED)
+    ),
+)
 
 
 @mutation("xfd.host-isolation")
@@ -220,36 +184,19 @@ def a_run_replaces_the_threads_own_tiles() -> Interposer:
     return after(RUN, change)
 
 
-@mutation("xfd.host-isolation")
-def the_threads_tiles_cost_the_guest_a_byte() -> Interposer:
-    return before_run(3, lose(0, 15))
+lies("xfd.host-isolation", the_threads_tiles_cost_the_guest_a_byte=lambda: before_run(3, lose(0, 15)))
 
+lies(
+    "xfd.err-not-leaked-to-host",
+    the_guests_error_ends_with_the_exit=lambda: _host_reads(Msr.XFD_ERR, lambda value: 0),
+    the_hosts_first_tile_takes_the_guests_error=lambda: _guest_reads(Msr.XFD_ERR, 0),
+)
 
-@mutation("xfd.err-not-leaked-to-host")
-def the_guests_error_ends_with_the_exit() -> Interposer:
-    return _host_reads(Msr.XFD_ERR, lambda value: 0)
+lies(
+    "xfd.migrates",
+    ia32_xfd_is_not_saved=lambda: _host_reads(Msr.XFD, lambda value: 0),
+    ia32_xfd_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD, lambda value: 0)),
+    the_error_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD_ERR, lambda value: 0)),
+)
 
-
-@mutation("xfd.err-not-leaked-to-host")
-def the_hosts_first_tile_takes_the_guests_error() -> Interposer:
-    return _guest_reads(Msr.XFD_ERR, 0)
-
-
-@mutation("xfd.migrates")
-def ia32_xfd_is_not_saved() -> Interposer:
-    return _host_reads(Msr.XFD, lambda value: 0)
-
-
-@mutation("xfd.migrates")
-def ia32_xfd_does_not_come_over() -> Interposer:
-    return before(SET, change_msr(Msr.XFD, lambda value: 0))
-
-
-@mutation("xfd.migrates")
-def the_error_does_not_come_over() -> Interposer:
-    return before(SET, change_msr(Msr.XFD_ERR, lambda value: 0))
-
-
-@mutation("xfd.irq-kernel-fpu")
-def a_tight_loop_costs_a_byte_of_a_tile() -> Interposer:
-    return before_run(23, lose(5, 5, 5))
+lies("xfd.irq-kernel-fpu", a_tight_loop_costs_a_byte_of_a_tile=lambda: before_run(23, lose(5, 5, 5)))

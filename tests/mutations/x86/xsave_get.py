@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.mutations.lies import RUN, Proceed, after, after_run, answer, called, nth, once, top_component
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     FCW,
     FTW,
@@ -28,59 +28,39 @@ from vmm.kvm.ioctl import Call, Interposer
 GET = "KVM_GET_XSAVE2"
 
 
-@mutation("xsave.fresh-init")
-def a_fresh_area_has_x87_in_xstate_bv() -> Interposer:
-    return xsave_lie(put(XSTATE_BV, 1))
+lies("xsave.fresh-init", a_fresh_area_has_x87_in_xstate_bv=lambda: xsave_lie(put(XSTATE_BV, 1)))
 
+lies(
+    "xsave.fresh-init",
+    "xsave.get-xcomp-zero",
+    the_area_is_said_to_be_compacted=lambda: xsave_lie(put(XCOMP_BV, 1 << 63)),
+)
 
-@mutation("xsave.fresh-init", "xsave.get-xcomp-zero")
-def the_area_is_said_to_be_compacted() -> Interposer:
-    return xsave_lie(put(XCOMP_BV, 1 << 63))
+lies(
+    "xsave.fresh-init",
+    "xsave.init-optimisation",
+    "xsave.legacy-zero-header",
+    the_x87_control_word_is_0=lambda: xsave_lie(put(FCW, 0, 2)),
+)
 
+lies("xsave.fresh-init", "xsave.init-optimisation", mxcsr_has_a_stale_flag=lambda: xsave_lie(flip(MXCSR, 0x20)))
 
-@mutation("xsave.fresh-init", "xsave.init-optimisation", "xsave.legacy-zero-header")
-def the_x87_control_word_is_0() -> Interposer:
-    return xsave_lie(put(FCW, 0, 2))
+lies(
+    "xsave.fresh-init",
+    mxcsr_mask_is_0=lambda: xsave_lie(put(MXCSR + 4, 0, 4)),
+    the_software_bytes_name_one_component_less=lambda: xsave_lie(flip(464, 4)),
+    an_instruction_pointer_is_left_in_a_fresh_area=lambda: xsave_lie(put(8, 0x7F0012345678)),
+    xmm3_of_a_fresh_vcpu_is_not_0=lambda: xsave_lie(flip(XMM3 + 7)),
+    a_software_byte_behind_the_features_is_not_0=lambda: xsave_lie(flip(511)),
+)
 
+lies(
+    "xsave.fresh-init",
+    "xsave.get-xcomp-zero",
+    a_reserved_header_byte_is_not_0=lambda: xsave_lie(flip(RESERVED + 47)),
+)
 
-@mutation("xsave.fresh-init", "xsave.init-optimisation")
-def mxcsr_has_a_stale_flag() -> Interposer:
-    return xsave_lie(flip(MXCSR, 0x20))
-
-
-@mutation("xsave.fresh-init")
-def mxcsr_mask_is_0() -> Interposer:
-    return xsave_lie(put(MXCSR + 4, 0, 4))
-
-
-@mutation("xsave.fresh-init")
-def the_software_bytes_name_one_component_less() -> Interposer:
-    return xsave_lie(flip(464, 4))
-
-
-@mutation("xsave.fresh-init")
-def an_instruction_pointer_is_left_in_a_fresh_area() -> Interposer:
-    return xsave_lie(put(8, 0x7F0012345678))
-
-
-@mutation("xsave.fresh-init")
-def xmm3_of_a_fresh_vcpu_is_not_0() -> Interposer:
-    return xsave_lie(flip(XMM3 + 7))
-
-
-@mutation("xsave.fresh-init")
-def a_software_byte_behind_the_features_is_not_0() -> Interposer:
-    return xsave_lie(flip(511))
-
-
-@mutation("xsave.fresh-init", "xsave.get-xcomp-zero")
-def a_reserved_header_byte_is_not_0() -> Interposer:
-    return xsave_lie(flip(RESERVED + 47))
-
-
-@mutation("xsave.fresh-init")
-def the_last_byte_of_a_fresh_area_is_not_0() -> Interposer:
-    return xsave_lie(flip(4095))
+lies("xsave.fresh-init", the_last_byte_of_a_fresh_area_is_not_0=lambda: xsave_lie(flip(4095)))
 
 
 def _unwritten(start: int, stop: int) -> Interposer:
@@ -93,24 +73,13 @@ def _unwritten(start: int, stop: int) -> Interposer:
     return after(GET, change)
 
 
-@mutation("xsave.get-writes-all")
-def a_byte_of_a_gap_is_not_written() -> Interposer:
-    return _unwritten(4000, 4001)
-
-
-@mutation("xsave.get-writes-all")
-def the_reserved_bytes_are_not_written() -> Interposer:
-    return _unwritten(472, 512)
-
-
-@mutation("xsave.get-writes-all")
-def the_last_64_bytes_are_not_written() -> Interposer:
-    return _unwritten(4032, 4096)
-
-
-@mutation("xsave.get-writes-all")
-def one_byte_beyond_the_area_is_written() -> Interposer:
-    return xsave_lie(put(4096, 0, 1))
+lies(
+    "xsave.get-writes-all",
+    a_byte_of_a_gap_is_not_written=lambda: _unwritten(4000, 4001),
+    the_reserved_bytes_are_not_written=lambda: _unwritten(472, 512),
+    the_last_64_bytes_are_not_written=lambda: _unwritten(4032, 4096),
+    one_byte_beyond_the_area_is_written=lambda: xsave_lie(put(4096, 0, 1)),
+)
 
 
 @mutation("xsave.get-writes-all")
@@ -135,59 +104,41 @@ def a_hidden_component_is_in_xstate_bv() -> Interposer:
     return xsave_lie(lambda call: put(XSTATE_BV, bits_of(call) | bit)(call))
 
 
-@mutation("xsave.get-masks-guest-cpuid")
-def the_bytes_of_a_hidden_component_are_shown() -> Interposer:
-    return xsave_lie(flip(top_byte()))
+lies("xsave.get-masks-guest-cpuid", the_bytes_of_a_hidden_component_are_shown=lambda: xsave_lie(flip(top_byte())))
+lies("xsave.get-fpsse-without-cpuid", without_xsave_in_cpuid_nothing_is_in_use=lambda: xsave_lie(put(XSTATE_BV, 0)))
 
+lies(
+    "xsave.get-fpsse-without-cpuid",
+    "xsave.live-after-run",
+    "xsave.set-get-identity",
+    one_byte_of_st7_is_lost=lambda: xsave_lie(flip(ST7 + 9)),
+    one_byte_of_xmm3_is_lost=lambda: xsave_lie(flip(XMM3 + 15)),
+)
 
-@mutation("xsave.get-fpsse-without-cpuid")
-def without_xsave_in_cpuid_nothing_is_in_use() -> Interposer:
-    return xsave_lie(put(XSTATE_BV, 0))
+lies(
+    "xsave.get-fpsse-without-cpuid",
+    "xsave.live-after-run",
+    mxcsr_is_always_initial=lambda: xsave_lie(put(MXCSR, 0x1F80, 4)),
+)
 
+lies(
+    "xsave.get-pure",
+    a_second_reading_differs_in_a_software_byte=lambda: xsave_lie(flip(470), nth(2)),
+    a_reading_disturbs_a_register=lambda: once(GET, xsave_lie(flip(XMM3))),
+    what_was_read_does_not_come_back_when_written=lambda: xsave_lie(flip(top_byte()), nth(3)),
+)
 
-@mutation("xsave.get-fpsse-without-cpuid", "xsave.live-after-run", "xsave.set-get-identity")
-def one_byte_of_st7_is_lost() -> Interposer:
-    return xsave_lie(flip(ST7 + 9))
+lies(
+    "xsave.live-after-run",
+    "xsave.set-get-identity",
+    one_byte_of_the_highest_component_is_lost=lambda: xsave_lie(flip(top_byte(), 0x80)),
+)
 
-
-@mutation("xsave.get-fpsse-without-cpuid", "xsave.live-after-run", "xsave.set-get-identity")
-def one_byte_of_xmm3_is_lost() -> Interposer:
-    return xsave_lie(flip(XMM3 + 15))
-
-
-@mutation("xsave.get-fpsse-without-cpuid", "xsave.live-after-run")
-def mxcsr_is_always_initial() -> Interposer:
-    return xsave_lie(put(MXCSR, 0x1F80, 4))
-
-
-@mutation("xsave.get-pure")
-def a_second_reading_differs_in_a_software_byte() -> Interposer:
-    return xsave_lie(flip(470), nth(2))
-
-
-@mutation("xsave.get-pure")
-def a_reading_disturbs_a_register() -> Interposer:
-    return once(GET, xsave_lie(flip(XMM3)))
-
-
-@mutation("xsave.get-pure")
-def what_was_read_does_not_come_back_when_written() -> Interposer:
-    return xsave_lie(flip(top_byte()), nth(3))
-
-
-@mutation("xsave.live-after-run", "xsave.set-get-identity")
-def one_byte_of_the_highest_component_is_lost() -> Interposer:
-    return xsave_lie(flip(top_byte(), 0x80))
-
-
-@mutation("xsave.live-after-run")
-def the_x87_control_word_is_another_after_a_run() -> Interposer:
-    return once(RUN, xsave_lie(flip(FCW, 0x40)))
-
-
-@mutation("xsave.live-after-run")
-def the_x87_tag_word_says_that_no_register_is_in_use() -> Interposer:
-    return xsave_lie(put(FTW, 0, 1))
+lies(
+    "xsave.live-after-run",
+    the_x87_control_word_is_another_after_a_run=lambda: once(RUN, xsave_lie(flip(FCW, 0x40))),
+    the_x87_tag_word_says_that_no_register_is_in_use=lambda: xsave_lie(put(FTW, 0, 1)),
+)
 
 
 @mutation("xsave.live-after-run")
@@ -201,19 +152,16 @@ def the_area_is_that_of_before_the_run() -> Interposer:
     return once(RUN, xsave_lie(change))
 
 
-@mutation("xsave.init-optimisation")
-def a_register_that_was_cleared_shows_its_last_value() -> Interposer:
-    return xsave_lie(flip(XMM3, 0x55))
+lies(
+    "xsave.init-optimisation",
+    a_register_that_was_cleared_shows_its_last_value=lambda: xsave_lie(flip(XMM3, 0x55)),
+    a_component_that_was_cleared_shows_its_last_value=lambda: xsave_lie(flip(top_byte(), 0x55)),
+)
 
-
-@mutation("xsave.init-optimisation")
-def a_component_that_was_cleared_shows_its_last_value() -> Interposer:
-    return xsave_lie(flip(top_byte(), 0x55))
-
-
-@mutation("xsave.survives-exits")
-def one_byte_of_xmm3_is_lost_over_an_exit() -> Interposer:
-    return after_run(lambda fd: spoil(fd, lambda view: _flip(view, XMM3 + 4)))
+lies(
+    "xsave.survives-exits",
+    one_byte_of_xmm3_is_lost_over_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, XMM3 + 4))),
+)
 
 
 @mutation("xsave.survives-exits")
@@ -222,19 +170,12 @@ def one_byte_of_the_highest_component_is_lost_over_an_exit() -> Interposer:
     return after_run(lambda fd: spoil(fd, lambda view: _flip(view, offset)))
 
 
-@mutation("xsave.survives-exits")
-def one_bit_of_st7_is_lost_over_an_exit() -> Interposer:
-    return after_run(lambda fd: spoil(fd, lambda view: _flip(view, ST7)))
-
-
-@mutation("xsave.survives-exits")
-def mxcsr_is_initial_after_an_exit() -> Interposer:
-    return after_run(lambda fd: spoil(fd, lambda view: _flip(view, MXCSR, 0x20)))
-
-
-@mutation("xsave.survives-exits")
-def all_vector_registers_are_cleared_by_an_exit() -> Interposer:
-    return after_run(lambda fd: spoil(fd, _clear))
+lies(
+    "xsave.survives-exits",
+    one_bit_of_st7_is_lost_over_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, ST7))),
+    mxcsr_is_initial_after_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, MXCSR, 0x20))),
+    all_vector_registers_are_cleared_by_an_exit=lambda: after_run(lambda fd: spoil(fd, _clear)),
+)
 
 
 def _flip(view: memoryview, offset: int, bits: int = 1) -> None:
@@ -262,11 +203,8 @@ def kvm_get_xsave_lacks_the_highest_component() -> Interposer:
     return after("KVM_GET_XSAVE", flip(offset))
 
 
-@mutation("xsave.legacy-get-agrees")
-def kvm_get_xsave_does_not_write() -> Interposer:
-    return answer("KVM_GET_XSAVE", 0)
-
-
-@mutation("xsave.legacy-get-agrees")
-def kvm_get_xsave_names_no_features_in_the_software_bytes() -> Interposer:
-    return after("KVM_GET_XSAVE", put(464, 0))
+lies(
+    "xsave.legacy-get-agrees",
+    kvm_get_xsave_does_not_write=lambda: answer("KVM_GET_XSAVE", 0),
+    kvm_get_xsave_names_no_features_in_the_software_bytes=lambda: after("KVM_GET_XSAVE", put(464, 0)),
+)

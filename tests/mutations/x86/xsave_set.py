@@ -21,7 +21,7 @@ from tests.mutations.lies import (
     refuse,
     top_component,
 )
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     FCW,
     MXCSR,
@@ -53,29 +53,14 @@ def _names(*bits: int) -> Condition:
     return lambda call: bits_of(call) in bits
 
 
-@mutation("xsave.set-unsupported-bit")
-def processor_trace_state_is_accepted() -> Interposer:
-    return accept(SET, _names(1 << 8))
-
-
-@mutation("xsave.set-unsupported-bit")
-def the_compaction_bit_is_accepted_in_xstate_bv() -> Interposer:
-    return accept(SET, _names(1 << 63))
-
-
-@mutation("xsave.set-unsupported-bit")
-def tile_data_is_accepted_without_permission() -> Interposer:
-    return accept(SET, _names(1 << 18))
-
-
-@mutation("xsave.set-unsupported-bit")
-def sse_alone_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, _names(2))
-
-
-@mutation("xsave.set-unsupported-bit")
-def a_component_that_kvm_lacks_is_eperm() -> Interposer:
-    return drift(SET, errno.EPERM, _names(1 << 62))
+lies(
+    "xsave.set-unsupported-bit",
+    processor_trace_state_is_accepted=lambda: accept(SET, _names(1 << 8)),
+    the_compaction_bit_is_accepted_in_xstate_bv=lambda: accept(SET, _names(1 << 63)),
+    tile_data_is_accepted_without_permission=lambda: accept(SET, _names(1 << 18)),
+    sse_alone_is_refused=lambda: refuse(SET, errno.EINVAL, _names(2)),
+    a_component_that_kvm_lacks_is_eperm=lambda: drift(SET, errno.EPERM, _names(1 << 62)),
+)
 
 
 @mutation("xsave.set-cpuid-independent")
@@ -105,9 +90,12 @@ def _refused_by_table(condition: Condition) -> Interposer:
     return interposer
 
 
-@mutation("xsave.set-cpuid-independent")
-def components_are_refused_after_an_empty_cpuid() -> Interposer:
-    return _refused_by_table(lambda call: leaf(call, 0xD) == (0, 0, 0, 0))
+lies(
+    "xsave.set-cpuid-independent",
+    components_are_refused_after_an_empty_cpuid=lambda: _refused_by_table(
+        lambda call: leaf(call, 0xD) == (0, 0, 0, 0)
+    ),
+)
 
 
 @mutation("xsave.set-cpuid-independent", "mig.fewer-xfeatures")
@@ -116,14 +104,11 @@ def components_are_refused_after_a_masked_cpuid() -> Interposer:
     return _refused_by_table(lambda call: 0 < offers(call) & full < full)
 
 
-@mutation("xsave.set-cpuid-independent")
-def what_is_set_before_cpuid_is_dropped() -> Interposer:
-    return answer(SET, 0, nth(1))
-
-
-@mutation("xsave.set-cpuid-independent")
-def what_is_set_after_an_empty_cpuid_is_dropped() -> Interposer:
-    return answer(SET, 0, nth(2))
+lies(
+    "xsave.set-cpuid-independent",
+    what_is_set_before_cpuid_is_dropped=lambda: answer(SET, 0, nth(1)),
+    what_is_set_after_an_empty_cpuid_is_dropped=lambda: answer(SET, 0, nth(2)),
+)
 
 
 @mutation("xsave.set-cpuid-independent")
@@ -132,34 +117,27 @@ def what_a_masked_cpuid_hides_is_dropped() -> Interposer:
     return before(SET, lambda call: without_bits(call, bit), nth(3))
 
 
-@mutation("xsave.set-header-checks")
-def the_compaction_bit_is_accepted_in_xcomp_bv() -> Interposer:
-    return accept(SET, lambda call: bits_of(call, XCOMP_BV) == 1 << 63)
+lies(
+    "xsave.set-header-checks",
+    the_compaction_bit_is_accepted_in_xcomp_bv=lambda: accept(SET, lambda call: bits_of(call, XCOMP_BV) == 1 << 63),
+    x87_in_xcomp_bv_is_accepted=lambda: accept(SET, lambda call: bits_of(call, XCOMP_BV) == 1),
+    the_last_reserved_header_byte_is_not_looked_at=lambda: accept(SET, lambda call: area(call)[RESERVED + 47] != 0),
+    the_first_reserved_header_byte_is_not_looked_at=lambda: accept(SET, lambda call: area(call)[RESERVED] != 0),
+)
 
+lies(
+    "xsave.set-header-checks",
+    "xsave.set-mxcsr",
+    "xsave.set-atomic",
+    a_malformed_area_is_efault=lambda: drift(SET, errno.EFAULT),
+)
 
-@mutation("xsave.set-header-checks")
-def x87_in_xcomp_bv_is_accepted() -> Interposer:
-    return accept(SET, lambda call: bits_of(call, XCOMP_BV) == 1)
-
-
-@mutation("xsave.set-header-checks")
-def the_last_reserved_header_byte_is_not_looked_at() -> Interposer:
-    return accept(SET, lambda call: area(call)[RESERVED + 47] != 0)
-
-
-@mutation("xsave.set-header-checks")
-def the_first_reserved_header_byte_is_not_looked_at() -> Interposer:
-    return accept(SET, lambda call: area(call)[RESERVED] != 0)
-
-
-@mutation("xsave.set-header-checks", "xsave.set-mxcsr", "xsave.set-atomic")
-def a_malformed_area_is_efault() -> Interposer:
-    return drift(SET, errno.EFAULT)
-
-
-@mutation("xsave.set-header-checks")
-def a_clean_header_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: not any(area(call)[XCOMP_BV : RESERVED + 48]))
+lies(
+    "xsave.set-header-checks",
+    a_clean_header_is_refused=lambda: refuse(
+        SET, errno.EINVAL, lambda call: not any(area(call)[XCOMP_BV : RESERVED + 48])
+    ),
+)
 
 
 def _bad_mxcsr(*bits: int) -> Condition:
@@ -167,38 +145,21 @@ def _bad_mxcsr(*bits: int) -> Condition:
     return lambda call: area(call)[MXCSR + 3] == BAD_MXCSR and (not bits or bits_of(call) in bits)
 
 
-@mutation("xsave.set-mxcsr")
-def a_reserved_mxcsr_bit_is_accepted_with_x87() -> Interposer:
-    return accept(SET, _bad_mxcsr(1))
-
-
-@mutation("xsave.set-mxcsr")
-def a_reserved_mxcsr_bit_is_accepted_with_sse() -> Interposer:
-    return accept(SET, _bad_mxcsr(2))
-
-
-@mutation("xsave.set-mxcsr")
-def a_reserved_mxcsr_bit_is_accepted_with_all_of_avx() -> Interposer:
-    return accept(SET, _bad_mxcsr(offered() & 7))
-
-
-@mutation("xsave.set-mxcsr")
-def mxcsr_is_checked_although_nothing_comes_along() -> Interposer:
-    return refuse(SET, errno.EINVAL, _bad_mxcsr(0))
-
-
-@mutation("xsave.set-mxcsr")
-def an_ignored_mxcsr_is_kept() -> Interposer:
-    return once(SET, xsave_lie(flip(MXCSR + 3, BAD_MXCSR)), when=_bad_mxcsr(0))
+lies(
+    "xsave.set-mxcsr",
+    a_reserved_mxcsr_bit_is_accepted_with_x87=lambda: accept(SET, _bad_mxcsr(1)),
+    a_reserved_mxcsr_bit_is_accepted_with_sse=lambda: accept(SET, _bad_mxcsr(2)),
+    a_reserved_mxcsr_bit_is_accepted_with_all_of_avx=lambda: accept(SET, _bad_mxcsr(offered() & 7)),
+    mxcsr_is_checked_although_nothing_comes_along=lambda: refuse(SET, errno.EINVAL, _bad_mxcsr(0)),
+    an_ignored_mxcsr_is_kept=lambda: once(SET, xsave_lie(flip(MXCSR + 3, BAD_MXCSR)), when=_bad_mxcsr(0)),
+)
 
 
 def _malformed(call: Call) -> bool:
     return bool(bits_of(call) >> 63 or any(area(call)[XCOMP_BV : RESERVED + 48]) or _bad_mxcsr()(call))
 
 
-@mutation("xsave.set-atomic")
-def a_malformed_area_is_accepted() -> Interposer:
-    return accept(SET, _malformed)
+lies("xsave.set-atomic", a_malformed_area_is_accepted=lambda: accept(SET, _malformed))
 
 
 def _take_in_part(start: int, stop: int) -> Interposer:
@@ -214,19 +175,12 @@ def _take_in_part(start: int, stop: int) -> Interposer:
     return interposer
 
 
-@mutation("xsave.set-atomic")
-def the_legacy_region_of_a_refused_area_is_taken() -> Interposer:
-    return _take_in_part(32, 416)
-
-
-@mutation("xsave.set-atomic")
-def a_refused_area_is_taken_without_its_xmm_registers() -> Interposer:
-    return _take_in_part(576, 4096)
-
-
-@mutation("xsave.set-atomic")
-def a_refusal_clears_the_state() -> Interposer:
-    return once(SET, xsave_lie(put(XSTATE_BV, 0)), refused=True)
+lies(
+    "xsave.set-atomic",
+    the_legacy_region_of_a_refused_area_is_taken=lambda: _take_in_part(32, 416),
+    a_refused_area_is_taken_without_its_xmm_registers=lambda: _take_in_part(576, 4096),
+    a_refusal_clears_the_state=lambda: once(SET, xsave_lie(put(XSTATE_BV, 0)), refused=True),
+)
 
 
 @mutation("xsave.set-bit-clear-means-init")
@@ -251,24 +205,17 @@ def components_whose_bit_is_clear_keep_their_state() -> Interposer:
     return interposer
 
 
-@mutation("xsave.set-bit-clear-means-init")
-def the_x87_control_word_outlives_its_bit() -> Interposer:
-    return once(SET, xsave_lie(put(FCW, 0x27F, 2)))
-
-
-@mutation("xsave.set-bit-clear-means-init")
-def a_byte_of_the_highest_component_outlives_its_bit() -> Interposer:
-    return once(SET, xsave_lie(flip(top_byte())))
-
-
-@mutation("xsave.set-bit-clear-means-init")
-def a_clear_bit_costs_another_component_a_byte() -> Interposer:
-    return xsave_lie(lambda call: flip(XMM3)(call) if bits_of(call) & 2 else None)
-
-
-@mutation("xsave.set-bit-clear-means-init")
-def mxcsr_is_not_that_of_the_area_without_sse() -> Interposer:
-    return xsave_lie(lambda call: None if bits_of(call) & 2 else flip(MXCSR, 0x20)(call))
+lies(
+    "xsave.set-bit-clear-means-init",
+    the_x87_control_word_outlives_its_bit=lambda: once(SET, xsave_lie(put(FCW, 0x27F, 2))),
+    a_byte_of_the_highest_component_outlives_its_bit=lambda: once(SET, xsave_lie(flip(top_byte()))),
+    a_clear_bit_costs_another_component_a_byte=lambda: xsave_lie(
+        lambda call: flip(XMM3)(call) if bits_of(call) & 2 else None
+    ),
+    mxcsr_is_not_that_of_the_area_without_sse=lambda: xsave_lie(
+        lambda call: None if bits_of(call) & 2 else flip(MXCSR, 0x20)(call)
+    ),
+)
 
 
 def _before_runs(change: Callable[[memoryview], object]) -> Interposer:
@@ -289,49 +236,28 @@ def _flipped(offset: int, bits: int = 1) -> Interposer:
     return _before_runs(change)
 
 
-@mutation("xsave.set-then-run")
-def the_guest_runs_with_one_byte_of_xmm3_changed() -> Interposer:
-    return _flipped(XMM3 + 15)
+lies(
+    "xsave.set-then-run",
+    the_guest_runs_with_one_byte_of_xmm3_changed=lambda: _flipped(XMM3 + 15),
+    the_guest_runs_with_one_byte_of_the_highest_component_changed=lambda: _flipped(top_byte()),
+    the_guest_runs_with_one_byte_of_st7_changed=lambda: _flipped(ST7 + 5),
+    the_guest_runs_with_another_mxcsr=lambda: _flipped(MXCSR, 0x20),
+    the_guest_runs_with_initial_registers=lambda: _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0)),
+)
 
+lies(
+    "xsave.legacy-zero-header",
+    an_area_of_zeros_is_refused=lambda: refuse(SET, errno.EINVAL, lambda call: not any(area(call))),
+    an_area_of_zeros_changes_nothing=lambda: answer(SET, 0, lambda call: not any(area(call))),
+    an_area_of_zeros_is_taken_literally=lambda: before(SET, put(XSTATE_BV, 3), lambda call: not any(area(call))),
+)
 
-@mutation("xsave.set-then-run")
-def the_guest_runs_with_one_byte_of_the_highest_component_changed() -> Interposer:
-    return _flipped(top_byte())
-
-
-@mutation("xsave.set-then-run")
-def the_guest_runs_with_one_byte_of_st7_changed() -> Interposer:
-    return _flipped(ST7 + 5)
-
-
-@mutation("xsave.set-then-run")
-def the_guest_runs_with_another_mxcsr() -> Interposer:
-    return _flipped(MXCSR, 0x20)
-
-
-@mutation("xsave.set-then-run")
-def the_guest_runs_with_initial_registers() -> Interposer:
-    return _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0))
-
-
-@mutation("xsave.legacy-zero-header")
-def an_area_of_zeros_is_refused() -> Interposer:
-    return refuse(SET, errno.EINVAL, lambda call: not any(area(call)))
-
-
-@mutation("xsave.legacy-zero-header")
-def an_area_of_zeros_changes_nothing() -> Interposer:
-    return answer(SET, 0, lambda call: not any(area(call)))
-
-
-@mutation("xsave.legacy-zero-header")
-def an_area_of_zeros_is_taken_literally() -> Interposer:
-    return before(SET, put(XSTATE_BV, 3), lambda call: not any(area(call)))
-
-
-@mutation("xsave.set-get-identity")
-def a_component_that_was_not_set_is_in_xstate_bv() -> Interposer:
-    return xsave_lie(lambda call: put(XSTATE_BV, bits_of(call) | 1 << 62)(call))
+lies(
+    "xsave.set-get-identity",
+    a_component_that_was_not_set_is_in_xstate_bv=lambda: xsave_lie(
+        lambda call: put(XSTATE_BV, bits_of(call) | 1 << 62)(call)
+    ),
+)
 
 
 @mutation("xsave.set-get-identity")
@@ -340,11 +266,8 @@ def the_last_component_that_is_set_stays_away() -> Interposer:
     return answer(SET, 0, lambda call: bits_of(call) == full)
 
 
-@mutation("xsave.set-get-identity")
-def mxcsr_is_not_taken() -> Interposer:
-    return before(SET, put(MXCSR, 0x1F80, 4))
-
-
-@mutation("xsave.set-get-identity")
-def the_x87_control_word_has_another_precision_mask() -> Interposer:
-    return xsave_lie(flip(FCW, 0x40))
+lies(
+    "xsave.set-get-identity",
+    mxcsr_is_not_taken=lambda: before(SET, put(MXCSR, 0x1F80, 4)),
+    the_x87_control_word_has_another_precision_mask=lambda: xsave_lie(flip(FCW, 0x40)),
+)

@@ -7,7 +7,7 @@ import errno
 import os
 
 from tests.mutations.lies import accept, answer, drift, once, refuse, succeed_with
-from tests.mutations.registry import mutation
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import XMM3, XSTATE_BV, area, bits_of, flip, put, xsave_lie
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -27,44 +27,32 @@ def _size_of_vm(call: Call) -> bool:
     return _size(call) and "kvm-vm" in os.readlink(f"/proc/self/fd/{call.fd}")
 
 
-@mutation("xsave.size.min")
-def the_size_is_that_of_the_guests_cpuid() -> Interposer:
-    return answer(CHECK, 2696, _size)
+lies(
+    "xsave.size.min",
+    the_size_is_that_of_the_guests_cpuid=lambda: answer(CHECK, 2696, _size),
+    the_size_is_one_byte_below_4096=lambda: answer(CHECK, 4095, _size),
+    a_vm_has_another_size=lambda: succeed_with(CHECK, lambda call, size: size + 64, _size_of_vm),
+)
 
+lies(
+    "xsave.size.tracks-perm",
+    the_size_is_full_before_any_permission=lambda: answer(CHECK, 11008, _size),
+    the_size_stays_4096=lambda: answer(CHECK, 4096, _size),
+    a_vm_keeps_the_size_it_was_made_with=lambda: answer(CHECK, 4096, _size_of_vm),
+)
 
-@mutation("xsave.size.min")
-def the_size_is_one_byte_below_4096() -> Interposer:
-    return answer(CHECK, 4095, _size)
+lies(
+    "xsave.size.tracks-perm",
+    "xsave.size.cap-equals-written",
+    the_size_is_64_bytes_too_small=lambda: once(REQUEST, succeed_with(CHECK, lambda call, size: size - 64, _size)),
+)
 
-
-@mutation("xsave.size.min")
-def a_vm_has_another_size() -> Interposer:
-    return succeed_with(CHECK, lambda call, size: size + 64, _size_of_vm)
-
-
-@mutation("xsave.size.tracks-perm")
-def the_size_is_full_before_any_permission() -> Interposer:
-    return answer(CHECK, 11008, _size)
-
-
-@mutation("xsave.size.tracks-perm")
-def the_size_stays_4096() -> Interposer:
-    return answer(CHECK, 4096, _size)
-
-
-@mutation("xsave.size.tracks-perm")
-def a_vm_keeps_the_size_it_was_made_with() -> Interposer:
-    return answer(CHECK, 4096, _size_of_vm)
-
-
-@mutation("xsave.size.tracks-perm", "xsave.size.cap-equals-written")
-def the_size_is_64_bytes_too_small() -> Interposer:
-    return once(REQUEST, succeed_with(CHECK, lambda call, size: size - 64, _size))
-
-
-@mutation("xsave.size.frozen-after-vcpu")
-def a_late_request_changes_the_size() -> Interposer:
-    return once(REQUEST, succeed_with(CHECK, lambda call, size: size + 8192, _size), refused=True)
+lies(
+    "xsave.size.frozen-after-vcpu",
+    a_late_request_changes_the_size=lambda: once(
+        REQUEST, succeed_with(CHECK, lambda call, size: size + 8192, _size), refused=True
+    ),
+)
 
 
 @mutation("xsave.size.offsets-follow-host")
@@ -94,14 +82,11 @@ def the_byte_behind_each_component_comes_along() -> Interposer:
     return xsave_lie(change)
 
 
-@mutation("xsave.size.offsets-follow-host")
-def the_last_byte_of_the_area_changes_along() -> Interposer:
-    return once(SET, xsave_lie(put(4095, 1, 1)))
-
-
-@mutation("xsave.size.offsets-follow-host")
-def no_component_is_in_xstate_bv() -> Interposer:
-    return xsave_lie(put(XSTATE_BV, 0))
+lies(
+    "xsave.size.offsets-follow-host",
+    the_last_byte_of_the_area_changes_along=lambda: once(SET, xsave_lie(put(4095, 1, 1))),
+    no_component_is_in_xstate_bv=lambda: xsave_lie(put(XSTATE_BV, 0)),
+)
 
 
 @mutation("xsave.size.offsets-follow-host")
@@ -113,41 +98,19 @@ def sse_comes_along_with_each_component() -> Interposer:
     return once(SET, xsave_lie(change))
 
 
-@mutation("xsave.set-reads-uabi-size", "xsave.set-reads-tile-size")
-def setting_reads_beyond_the_area() -> Interposer:
-    return refuse(SET, errno.EFAULT)
+lies(
+    "xsave.set-reads-uabi-size",
+    "xsave.set-reads-tile-size",
+    setting_reads_beyond_the_area=lambda: refuse(SET, errno.EFAULT),
+    setting_does_not_read_to_the_end_of_the_area=lambda: accept(SET),
+    a_buffer_that_is_too_short_to_be_read_is_einval=lambda: drift(SET, errno.EINVAL),
+    getting_writes_beyond_the_area=lambda: refuse(GET, errno.EFAULT),
+    getting_does_not_write_to_the_end_of_the_area=lambda: accept(GET),
+)
 
-
-@mutation("xsave.set-reads-uabi-size", "xsave.set-reads-tile-size")
-def setting_does_not_read_to_the_end_of_the_area() -> Interposer:
-    return accept(SET)
-
-
-@mutation("xsave.set-reads-uabi-size", "xsave.set-reads-tile-size")
-def a_buffer_that_is_too_short_to_be_read_is_einval() -> Interposer:
-    return drift(SET, errno.EINVAL)
-
-
-@mutation("xsave.set-reads-uabi-size", "xsave.set-reads-tile-size")
-def getting_writes_beyond_the_area() -> Interposer:
-    return refuse(GET, errno.EFAULT)
-
-
-@mutation("xsave.set-reads-uabi-size", "xsave.set-reads-tile-size")
-def getting_does_not_write_to_the_end_of_the_area() -> Interposer:
-    return accept(GET)
-
-
-@mutation("xsave.get-einval")
-def a_large_area_is_cut_off() -> Interposer:
-    return accept(GET_LEGACY)
-
-
-@mutation("xsave.get-einval")
-def a_large_area_is_e2big() -> Interposer:
-    return drift(GET_LEGACY, errno.E2BIG)
-
-
-@mutation("xsave.get-einval")
-def a_small_area_is_refused_once_tiles_are_permitted() -> Interposer:
-    return once(REQUEST, refuse(GET_LEGACY, errno.EINVAL))
+lies(
+    "xsave.get-einval",
+    a_large_area_is_cut_off=lambda: accept(GET_LEGACY),
+    a_large_area_is_e2big=lambda: drift(GET_LEGACY, errno.E2BIG),
+    a_small_area_is_refused_once_tiles_are_permitted=lambda: once(REQUEST, refuse(GET_LEGACY, errno.EINVAL)),
+)
