@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from tests.state.state_samples import x86_state
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.system import Kvm
@@ -25,7 +26,7 @@ _MANY = "9" * 20
 
 
 def _run(*arguments: str, **how: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*_VMM, *arguments], capture_output=True, text=True, timeout=120, **how)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run([*_VMM, *arguments], capture_output=True, text=True, timeout=LIMIT, **how)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.mark.kvm
@@ -77,7 +78,7 @@ def test_a_receiver_in_clear_on_an_open_address_says_so(kvm: Kvm, address: str, 
     assert process.stderr
     first = process.stderr.readline()
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT)
     assert ("without TLS whoever can connect" in first) is warned
 
 
@@ -89,7 +90,7 @@ def _closed(*descriptors: int) -> Callable[[], None]:
 @pytest.mark.parametrize("descriptors", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
 def test_closed_standard_descriptors_change_no_status(kvm: Kvm, descriptors: tuple[int, ...]) -> None:
     for arguments, status in ((("check", "xcrs.fresh"), {0, 4}), (("check", "no.such"), {2})):
-        done = subprocess.run([*_VMM, *arguments], preexec_fn=_closed(*descriptors), timeout=120)
+        done = subprocess.run([*_VMM, *arguments], preexec_fn=_closed(*descriptors), timeout=LIMIT)
         assert done.returncode in status
 
 
@@ -112,7 +113,7 @@ def test_ctrl_c_while_the_command_is_still_being_imported_is_130_and_one_line() 
         assert process.stdout and process.stdout.read(1) == "x"
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LIMIT)
         if process.returncode == -signal.SIGINT or "KeyboardInterrupt" in errors:
             # Before main() of the package had been called: Python's own beginning, which nobody can guard.
             assert "vmm.__main__" not in errors or "import" in errors

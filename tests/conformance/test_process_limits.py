@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LIMIT
 from vmm.kvm.system import Kvm
 from vmm.probe import process
 
@@ -32,7 +33,7 @@ def _limit(which: int, value: int) -> Callable[[], None]:
 def _check(prepare: Callable[[], None], *globs: str) -> list[dict[str, Any]]:
     """Run `vmm check` in a process that ``prepare`` has changed, and return the records of clauses that ran."""
     done = subprocess.run(
-        [*_CHECK, *globs], preexec_fn=prepare, restore_signals=False, capture_output=True, text=True, timeout=240
+        [*_CHECK, *globs], preexec_fn=prepare, restore_signals=False, capture_output=True, text=True, timeout=LIMIT
     )
     assert "Traceback" not in done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]

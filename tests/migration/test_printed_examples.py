@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from vmm.kvm.system import Kvm
 
 pytestmark = pytest.mark.kvm
@@ -24,7 +25,7 @@ def test_a_chain_whose_length_nobody_chose_still_runs_when_it_is_handed_over(kvm
     assert "vmm receive -' chain" in (_ROOT / "README.md").read_text()
     receive = shlex.join([*_VMM, "receive", "-", "--limit", "0.5"])
     command = [*_VMM, "send", f"exec:{receive}", "chain", "--json", "--downtime", "5"]
-    sent = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=_ROOT)
+    sent = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=_ROOT)
     assert json.loads(sent.stdout)["outcome"] == "moved", sent.stderr
 
 
@@ -32,9 +33,9 @@ def test_a_receiver_behind_a_pipe_ends_with_the_sender_that_kept_its_guest(kvm: 
     said = tmp_path / "said"
     receive = f"sh -c {shlex.quote(shlex.join([*_VMM, 'receive', '-']) + f' 2>{said}; echo ended >>{said}')}"
     command = [*_VMM, "send", f"exec:{receive}", "chain", "sse", "50"]
-    sent = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=_ROOT)
+    sent = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=_ROOT)
     assert sent.returncode == 1, sent.stderr
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + LIMIT
     while "ended" not in said.read_text() and time.monotonic() < limit:
         time.sleep(0.05)
     assert "ended" in said.read_text()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from vmm.kvm.system import Kvm
 from vmm.migration import keeper
 from vmm.migration.line import SocketLine
@@ -39,7 +40,7 @@ class Receiver:
         with open(log, "w") as said:
             command = [*_VMM, "receive", "127.0.0.1:0", *options]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + LIMIT
         while "receiving at " not in self.said() and time.monotonic() < limit:
             time.sleep(0.02)
         host, _, port = self.said().split("receiving at ")[1].split()[0].rpartition(":")
@@ -54,7 +55,7 @@ class Receiver:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(LIMIT)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def receiver(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Receive
 
 
 def _moved(process: subprocess.Popen[str]) -> bool:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LIMIT)
     assert "Traceback" not in err, err
     return '"outcome": "moved"' in out
 
@@ -177,11 +178,11 @@ def test_a_guest_that_has_settled_outlives_its_receiver(tmp_path: Path) -> None:
         [*_VMM, "send", f"127.0.0.1:{receiver.address[1]}", "chain", "sse", "2000000", "7", "--downtime", "0.5"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    _, said = sender.communicate(timeout=120)
+    _, said = sender.communicate(timeout=LIMIT)
     assert sender.returncode == 0, said
     time.sleep(0.5)  # SETTLED is on its way
     receiver.process.terminate()
-    receiver.process.wait(60)
+    receiver.process.wait(LIMIT)
     assert "runs on in process" in receiver.said()
     pid = int(receiver.said().split("runs on in process ")[1].split(",")[0])
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT
 from tests.state.state_samples import x86_state
 from vmm.state.stream import files
 from vmm.state.stream.encode import write_state
@@ -52,7 +53,7 @@ def test_a_fifo_is_written_to_and_stays_one(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
     reader.start()
     save(fifo, STATE)
-    reader.join(30)
+    reader.join(LIMIT)
     whole = tmp_path / "whole.vm"
     with open(whole, "wb") as file:
         write_state(file, STATE, None)
@@ -92,7 +93,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path: Path)
         "files.write_state = die\n"
         "files.save(sys.argv[1], None)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "state.vm")], timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "state.vm")], timeout=LIMIT)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
 
