@@ -6,7 +6,7 @@ Each `[[profile]]` has a `name` (`MACHINE.words`), the `machine`, one line `why`
 * `kernel`, `cpu`, `cpus`, `mode`, `memory` (MiB), `emulator`: as the options of `scripts/lab`;
 * `parameters`: a list of kernel arguments, those of modules as `module.name=value`;
 * `limits`: the limits of the process that checks, by the names of setrlimit(2): `{ nofile = 16 }`;
-* `ignored`, `blocked`: signals that it inherits so, by their names: `["CHLD"]`;
+* `ignored`, `blocked`: signals that it inherits so, by their names: `["CHLD"]`; `["ALL"]` may be blocked;
 * `before`: a line for the shell, run in the machine as root before the check, in the check's own process;
 * `clauses`: a list of globs, if not all clauses are to be checked;
 * `timeout` in seconds, and `slow = true` for what no sample should draw;
@@ -115,7 +115,8 @@ while (condition := sys.argv.pop(1)) != "exec":
     elif kind == "ignored":
         signal.signal(signal.Signals["SIG" + name], signal.SIG_IGN)
     else:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals["SIG" + name]])
+        signals = signal.valid_signals() if name == "ALL" else [signal.Signals["SIG" + name]]
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
@@ -227,7 +228,8 @@ def _check_values(profile: Profile) -> None:
     for name, value in profile.limits.items():
         _require(hasattr(resource, f"RLIMIT_{name.upper()}"), f"setrlimit knows no limit '{name}'")
         _require(type(value) is int and value >= -1, f"the limit {name} is a number, not {value!r}")
-    for name in (*profile.ignored, *profile.blocked):
+    blocked = () if profile.blocked == ("ALL",) else profile.blocked
+    for name in (*profile.ignored, *blocked):
         known = isinstance(name, str) and f"SIG{name}" in signal.Signals.__members__
         _require(known and name not in ("KILL", "STOP"), f"{name!r} is no signal that can be ignored or blocked")
     _require(isinstance(profile.release, str), "'release' of what was recorded is a string")

@@ -105,6 +105,7 @@ def test_limits_and_what_is_done_before_hold_for_the_command_itself(tmp_path: Pa
         (('why = "nothing"', 'why = "x"\nparameters = [1]'), "1 is not one kernel argument"),
         (('why = "nothing"', 'why = "x"\nignored = ["KILL"]'), "'KILL' is no signal"),
         (('why = "nothing"', 'why = "x"\nblocked = [3]'), "3 is no signal"),
+        (('why = "nothing"', 'why = "x"\nignored = ["ALL"]'), "'ALL' is no signal"),
         (('why = "nothing"', 'why = "x"\nclauses = ["a b"]'), "'a b' is no glob of clauses"),
         (('why = "nothing"', 'why = "x"\ntimeout = 0'), "timeout is a number of seconds"),
         (("PASS = 3", "PASSED = 3"), "sve.a64fx: 'PASSED' is no count of a verdict"),
