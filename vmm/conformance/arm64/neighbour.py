@@ -86,17 +86,26 @@ class Neighbour:
     def wait(self, seconds: float) -> None:
         """Wait until the kernel has encrypted again; RuntimeError if it does not in so many ``seconds``."""
         done, until = self.operations, time.monotonic() + seconds
-        while self.operations == done:
+        while not self.has_worked_since(done):
             if time.monotonic() > until:
                 raise RuntimeError(
                     f"the kernel has not encrypted anything for {seconds:g} seconds: does it run at all?"
                 )
             time.sleep(0.001)
 
+    def has_worked_since(self, done: int) -> bool:
+        """Whether ``operations`` is past ``done``; RuntimeError if that can no longer come about."""
+        if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
+            self._pid = 0
+        if not self._pid:
+            raise RuntimeError("the neighbour that had the kernel use AdvSIMD has died")
+        return self.operations > done
+
     def close(self) -> None:
         """End the process."""
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
         self._shared.close()
 
     def __enter__(self) -> Self:

@@ -149,7 +149,7 @@ def after_run_kernel_neon(context: Context) -> None:
         neighbour.wait(context.timeout)
         for size, sizes, mine, its in _combinations(context):
             done = neighbour.operations
-            while neighbour.operations == done:
+            while not neighbour.has_worked_since(done):
                 after = _run(context, sizes, its, mine, When.AFTER_RUN_WAIT)
                 what = f"the VMM's registers with vectors of {size} bytes, the guest's {sizes}"
                 no_difference(what, differences(mine.image(), after.image()))
@@ -191,6 +191,6 @@ def no_sigkill(context: Context) -> None:
         for own in every if context.options.exhaustive else sorted({every[0], every[-1]}):
             done = neighbour.operations
             # On a busy host the neighbour may not have its turn in one go.
-            while neighbour.operations == done:
+            while not neighbour.has_worked_since(done):
                 in_child(f"a VMM with vectors of {16 * own} bytes", partial(_beside_kernel_neon, context, own))
     no_warnings()
