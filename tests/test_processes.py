@@ -60,7 +60,7 @@ def test_a_command_that_does_not_exist_is_named() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_also_what_hides_from_it(number: signal.Signals) -> None:
+def test_a_signal_also_ends_what_hides_from_it(number: signal.Signals) -> None:
     process = _supervise(sys.executable, "-c", _STRAY, "3600")
     assert process.stdout is not None
     stray = int(process.stdout.readline())

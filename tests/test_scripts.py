@@ -58,17 +58,17 @@ def test_the_report_of_the_printed_command_comes_back_to_its_file(option: tuple[
     assert words[6:] == ["check", "--time-scale", "20", "--format", "json", "-o", "/out/a b.txt", "xcrs.fresh"]
 
 
-def test_the_machine_is_offered_where_a_device_of_another_kind_is_without_arguments() -> None:
+def test_a_check_without_arguments_offers_the_machine_where_the_device_is_not_kvm() -> None:
     assert _offered(_check(_NOT_KVM))[2:] == ["--", "vmm", "check", "--time-scale", "20"]
 
 
 @pytest.mark.parametrize("arguments", [("--nonesuch",), ("--jobs", "0")])
-def test_wrong_usage_is_no_reason_to_offer_a_machine(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_does_not_offer_a_machine(arguments: tuple[str, ...]) -> None:
     done = _check(_BARE_DEV, *arguments)
     assert done.returncode == 2 and "emulated machine" not in done.stderr
 
 
-def test_what_needs_no_kvm_works_without() -> None:
+def test_what_needs_no_kvm_works_without_one() -> None:
     done = _check(_BARE_DEV, "--list")
     assert done.returncode == 0 and not done.stderr and len(done.stdout.splitlines()) > 100
 

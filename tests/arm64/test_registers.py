@@ -48,30 +48,30 @@ _KNOWN = {
 
 
 @pytest.mark.parametrize(("number", "register"), _KNOWN.items(), ids=lambda value: str(value))
-def test_an_id_is_not_the_kernels(number: int, register: Register) -> None:
+def test_an_id_is_the_kernels(number: int, register: Register) -> None:
     assert register == number
 
 
-def test_the_comparator_and_the_counter_are_not_exchanged() -> None:
+def test_the_ids_of_the_comparator_and_the_counter_are_exchanged_as_in_the_kernel() -> None:
     """Their ids are, against the architecture: KVM_REG_ARM_TIMER_CVAL has the counter's encoding."""
     assert SYSTEM["CNTV_CVAL_EL0"] & 0xFFFF == 0xDF02
     assert SYSTEM["CNTVCT_EL0"] & 0xFFFF == 0xDF1A
 
 
-def test_two_registers_share_an_id_or_a_name() -> None:
+def test_no_two_registers_share_an_id_or_a_name() -> None:
     every = [*(x(n) for n in range(31)), *(v(n) for n in range(32)), *SVE, VLS, *SYSTEM.values(), SP, PC, FPSR, FPCR]
     assert len(set(every)) == len(every) == len({register.name for register in every})
 
 
 @pytest.mark.parametrize("register", [*SVE, VLS, FPSR, PC, v(7), SYSTEM["ZCR_EL1"]], ids=str)
-def test_a_size_is_not_what_the_registers_group_has(register: Register) -> None:
+def test_a_register_has_the_size_of_its_group(register: Register) -> None:
     sizes = {"Z": 256, "P": 32, "FFR": 32, "VLS": 64, "FPSR": 4, "PC": 8, "V7": 16, "ZCR_EL1": 8}
     by_name = sizes.get(register.name) or sizes[register.name[0]]
     assert register.size == by_name
 
 
 @given(st.integers(0, 31), st.integers(0, SLICES - 1))
-def test_a_slice_does_not_print_as_what_it_is(number: int, slice: int) -> None:
+def test_a_slice_prints_as_what_it_is(number: int, slice: int) -> None:
     suffix = f"[{slice}]" if slice else ""
     assert str(z(number, slice)) == f"Z{number}{suffix}"
     assert z(number, slice).slice == slice
@@ -80,7 +80,7 @@ def test_a_slice_does_not_print_as_what_it_is(number: int, slice: int) -> None:
 
 
 @given(*(st.integers(0, limit) for limit in (3, 7, 15, 15, 7)))
-def test_the_encoding_of_a_system_register_is_lost(op0: int, op1: int, crn: int, crm: int, op2: int) -> None:
+def test_the_encoding_of_a_system_register_is_kept(op0: int, op1: int, crn: int, crm: int, op2: int) -> None:
     encoding = (op0, op1, crn, crm, op2)
     register = sysreg(*encoding)
     assert (register.encoding, register.size, register.group) == (encoding, 8, 0x13)
@@ -88,14 +88,14 @@ def test_the_encoding_of_a_system_register_is_lost(op0: int, op1: int, crn: int,
 
 
 @given(st.integers(0, (1 << 64) - 1))
-def test_a_number_that_names_nothing_does_not_print(number: int) -> None:
+def test_a_number_that_names_nothing_still_prints(number: int) -> None:
     register = Register(number)
     assert register.name and str(register) == register.name
     assert f"{register:#x}" == hex(number)
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.integers(0, (1 << 64) - 1), st.integers(0, 15), st.data())
-def test_replacing_a_field_changes_another(register: str, value: int, new: int, data: st.DataObject) -> None:
+def test_replacing_a_field_changes_no_other(register: str, value: int, new: int, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(FIELDS[register])))
     changed = replaced(register, name, value, new)
     assert field(register, name, changed) == new
@@ -104,7 +104,7 @@ def test_replacing_a_field_changes_another(register: str, value: int, new: int, 
 
 
 @pytest.mark.parametrize("register", FIELDS)
-def test_fields_overlap(register: str) -> None:
+def test_fields_do_not_overlap(register: str) -> None:
     shifts = sorted(FIELDS[register].values())
     assert all(low + 4 <= high for low, high in pairwise(shifts)) and shifts[-1] <= 60
     assert SYSTEM[register].encoding in FEATURES

@@ -36,11 +36,13 @@ KEYS = {
         ([5.0, 1.0, 4.0, 2.0, 3.0], (2.0, 3.0, 4.0)),
     ],
 )
-def test_quartiles(values: list[float], expected: tuple[float, float, float]) -> None:
+def test_quartiles_lie_between_the_neighbouring_values(
+    values: list[float], expected: tuple[float, float, float]
+) -> None:
     assert quartiles(values) == expected
 
 
-def test_one_outlier_moves_no_median() -> None:
+def test_one_outlier_does_not_move_the_median() -> None:
     assert quartiles([1.0] * 10 + [1000.0]) == (1.0, 1.0, 1.0)
 
 
@@ -53,7 +55,7 @@ def test_one_outlier_moves_no_median() -> None:
         (Limit("difference", 0.49), False),
     ],
 )
-def test_verdict(limit: Limit, within: bool) -> None:
+def test_a_result_is_within_up_to_its_limit(limit: Limit, within: bool) -> None:
     result = compare("x", [2.0, 2.5, 9.0], [1.0, 2.0, 3.0], limit)
     assert (result.ours, result.baseline, result.ratio, result.difference) == (2.5, 2.0, 1.25, 0.5)
     assert (result.limit, result.limited, result.within) == (limit.value, limit.limited, within)
@@ -64,14 +66,14 @@ def test_faster_than_c_is_within() -> None:
     assert compare("x", [1.0, 1.0], [2.0, 2.0], Limit("difference", 0.35)).within
 
 
-def test_a_cost_without_a_limit_is_too_slow() -> None:
+def test_a_cost_without_a_limit_is_never_too_slow() -> None:
     shown = compare("x", [9.0, 9.0], [1.0, 1.0], None)
     assert (shown.within, shown.limit, shown.limited, shown.ratio) == (True, None, None, 9.0)
     row = command_module.table([shown]).splitlines()[1]
     assert "9.000x" in row and "ok" not in row and "SLOW" not in row
 
 
-def test_both_programs_copy_other_memory() -> None:
+def test_both_programs_copy_the_same_amounts_of_memory() -> None:
     source = (Path(bench.__file__).parent / "baseline.c").read_text()
     for name, size in (("PIECE", memory_subject.PIECE), ("REGION", memory_subject.REGION)):
         value, shift = re.search(rf"#define {name} \(\(size_t\)(\d+) << (\d+)\)", source).groups()  # type: ignore[union-attr]
@@ -89,7 +91,9 @@ def test_json_keys_are_the_documented_ones() -> None:
 
 
 @pytest.mark.parametrize("within", [True, False])
-def test_command(monkeypatch: pytest.MonkeyPatch, within: bool) -> None:
+def test_the_status_of_the_command_says_whether_all_results_are_within(
+    monkeypatch: pytest.MonkeyPatch, within: bool
+) -> None:
     results = [result("first"), result("second", within=within)]
     monkeypatch.setattr(command_module, "run", lambda rounds, progress: results)
     status = 0 if within else 1
@@ -105,7 +109,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, within: bool) -> None:
     assert [set(entry) for entry in answer["results"]] == [KEYS, KEYS]
 
 
-def test_too_few_rounds() -> None:
+def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="2 or more"):
         bench.run(rounds=1)
 
@@ -114,14 +118,16 @@ def test_too_few_rounds() -> None:
     ("wanted", "sentence"),
     [("", "neither cc nor gcc is there"), ("no-such-cc -O3", r"\$CC names no-such-cc, which is not there")],
 )
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, sentence: str) -> None:
+def test_a_missing_compiler_is_reported_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, sentence: str
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CC", wanted)
     with pytest.raises(BenchUnavailable, match=f"{sentence}: install a C compiler or set"):
         programs.compiler()
 
 
-def test_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = tmp_path / "fake-cc"
     fake.write_text("#!/bin/sh\necho 'linux/kvm.h: fatal error: no such file' >&2\nexit 1\n")
     fake.chmod(0o755)
@@ -142,7 +148,7 @@ def test_what_is_missing_is_one_sentence_and_exit_2(monkeypatch: pytest.MonkeyPa
 
 # The second is a package of ours, and no architecture.
 @pytest.mark.parametrize("architecture", ["riscv64", "conformance"])
-def test_architecture_without_a_workload(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+def test_an_architecture_without_a_workload_is_refused(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     monkeypatch.setattr(compare_module, "ARCHITECTURE", architecture)
     with pytest.raises(BenchUnavailable, match=f"no guest to measure on {architecture}"):
         bench.run(rounds=2)
@@ -156,7 +162,7 @@ def test_architecture_without_a_workload(monkeypatch: pytest.MonkeyPatch, archit
         ("echo 12 monkeys", "12 monkeys"),
     ],
 )
-def test_program_that_fails(script: str, message: str) -> None:
+def test_a_program_that_fails_is_quoted(script: str, message: str) -> None:
     sentence = f"the test of the benchmark failed: .*{message}"
     with (
         programs.Program("the test", ["sh", "-c", script], None) as program,
@@ -165,7 +171,7 @@ def test_program_that_fails(script: str, message: str) -> None:
         program.measure("exit", 1)
 
 
-def test_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_ANSWER_TIMEOUT", 0.05)
     with (
         programs.Program("the test", ["sleep", "60"], None) as program,
@@ -175,7 +181,7 @@ def test_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert program._child.returncode
 
 
-def test_runs_of_pages() -> None:
+def test_neighbouring_pages_with_data_make_one_run() -> None:
     memory = bytearray(6 * PAGE_SIZE)
     memory[PAGE_SIZE] = memory[3 * PAGE_SIZE - 1] = memory[5 * PAGE_SIZE] = 1
     found = runs(memoryview(memory))
@@ -184,7 +190,7 @@ def test_runs_of_pages() -> None:
 
 
 @pytest.mark.kvm
-def test_measures_everything(kvm: Kvm) -> None:
+def test_the_benchmark_measures_every_operation(kvm: Kvm) -> None:
     progress: list[tuple[int, int]] = []
     results = bench.run(rounds=2, progress=lambda done, wanted: progress.append((done, wanted)))
     assert [entry.name for entry in results] == [operation.name for operation in (*OPERATIONS, *MEMORY_OPERATIONS)]

@@ -73,7 +73,7 @@ def sentence(text: str) -> str:
 # Help and lists
 
 
-def test_help_imports_what_it_does_not_need() -> None:
+def test_help_does_not_import_what_it_does_not_need() -> None:
     probe = (
         "import sys\n"
         "from vmm.cli import main\n"
@@ -91,24 +91,24 @@ def test_help_imports_what_it_does_not_need() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(cli._COMMANDS))
-def test_a_listed_command_does_not_exist_or_has_no_help(name: str) -> None:
+def test_a_listed_command_exists_and_has_help(name: str) -> None:
     found = importlib.import_module(f"vmm.cli.{name}").command
     assert isinstance(found, click.Command)
     assert found.name == name and found.help
 
 
 @pytest.mark.parametrize("name", sorted(cli._COMMANDS))
-def test_the_help_of_a_command_fails(command: Command, name: str) -> None:
+def test_the_help_of_a_command_is_printed(command: Command, name: str) -> None:
     status, out, err = command(name, "--help")
     assert (status, err) == (0, "")
     assert out.startswith("Usage: ") and "--help" in out
 
 
-def test_the_help_of_run_does_not_name_the_payloads(command: Command) -> None:
+def test_the_help_of_run_names_the_payloads(command: Command) -> None:
     assert ", ".join(names()) in " ".join(command("run", "-h")[1].split())
 
 
-def test_the_version_is_not_told(command: Command) -> None:
+def test_the_version_is_printed(command: Command) -> None:
     try:
         importlib.metadata.version("xstate-vmm")
     except importlib.metadata.PackageNotFoundError:
@@ -117,7 +117,7 @@ def test_the_version_is_not_told(command: Command) -> None:
     assert status == 0 and out.startswith("vmm, version ")
 
 
-def test_the_list_lacks_clauses(command: Command) -> None:
+def test_the_list_has_every_clause(command: Command) -> None:
     status, out, err = command("check", "--list")
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -125,7 +125,7 @@ def test_the_list_lacks_clauses(command: Command) -> None:
     assert len(lines) == 3 * len(all_clauses())
 
 
-def test_the_json_list_lacks_clauses_or_fields(command: Command) -> None:
+def test_the_json_list_has_every_clause_and_field(command: Command) -> None:
     status, out, _ = command("check", "--list", "--format", "json")
     assert status == 0
     records = [json.loads(line) for line in out.splitlines()]
@@ -137,13 +137,13 @@ def test_the_json_list_lacks_clauses_or_fields(command: Command) -> None:
 
 
 @on_x86
-def test_the_list_ignores_globs(command: Command) -> None:
+def test_the_list_honours_globs(command: Command) -> None:
     _, out, _ = command("check", "--list", "xcrs.f*", "mig.*", "--format", "json")
     areas = [json.loads(line)["id"].split(".")[0] for line in out.splitlines()]
     assert set(areas) == {"xcrs", "mig"} and areas.count("xcrs") == 1
 
 
-def test_the_list_needs_a_kvm(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_needs_no_kvm(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmm.kvm.system, "DEVICE", "/nonexistent/kvm")
     monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail("a server was started"))
     assert command("check", "--list")[0] == 0
@@ -181,7 +181,7 @@ _KVM = pytest.mark.kvm
         (("--jobs", "2"), "No such option"),
     ],
 )
-def test_wrong_use_is_no_sentence_with_status_2(command: Command, arguments: tuple[str, ...], part: str) -> None:
+def test_wrong_use_is_one_sentence_with_status_2(command: Command, arguments: tuple[str, ...], part: str) -> None:
     status, out, err = command(*arguments)
     assert status == 2 and out == ""
     assert part in sentence(err)
@@ -189,7 +189,7 @@ def test_wrong_use_is_no_sentence_with_status_2(command: Command, arguments: tup
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("length", [0, 3, 40, 63, 100, 4000])
-def test_a_truncated_elf_is_no_sentence_with_status_2(command: Command, tmp_path: Path, length: int) -> None:
+def test_a_truncated_elf_is_one_sentence_with_status_2(command: Command, tmp_path: Path, length: int) -> None:
     path = tmp_path / f"cut{length}.elf"
     path.write_bytes((FOLDER / "hello.elf").read_bytes()[:length])
     status, out, err = command("run", str(path))
@@ -198,7 +198,7 @@ def test_a_truncated_elf_is_no_sentence_with_status_2(command: Command, tmp_path
 
 
 @pytest.mark.kvm
-def test_an_elf_for_another_machine_is_no_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
+def test_an_elf_for_another_machine_is_one_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
     data = bytearray((FOLDER / "hello.elf").read_bytes())
     struct.pack_into("<H", data, 18, 243)
     path = tmp_path / "riscv.elf"
@@ -209,7 +209,7 @@ def test_an_elf_for_another_machine_is_no_sentence_with_status_2(command: Comman
 
 @pytest.mark.kvm
 @on_x86
-def test_a_payload_outside_guest_memory_is_no_sentence_with_status_2(
+def test_a_payload_outside_guest_memory_is_status_2_without_a_traceback(
     kvm: Kvm, command: Command, tmp_path: Path
 ) -> None:
     data = bytearray((FOLDER / "hello.elf").read_bytes())
@@ -229,7 +229,7 @@ def test_a_payload_outside_guest_memory_is_no_sentence_with_status_2(
 
 
 @pytest.mark.kvm
-def test_an_unwritable_output_is_no_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_one_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
     status, _, err = command("check", "-o", str(tmp_path / "no/such/folder/out.txt"))
     assert status == 2
     assert "cannot be written: " in sentence(err) and str(tmp_path) in sentence(err)
@@ -248,16 +248,16 @@ def reader_left() -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_reader_that_left_makes_a_traceback() -> None:
+def test_a_reader_that_left_makes_no_traceback() -> None:
     status, err = reader_left()
     assert status != 0 and err == ""
 
 
-def test_a_reader_that_left_is_a_failed_clause() -> None:
+def test_a_reader_that_left_is_status_141_and_not_a_failed_clause() -> None:
     assert reader_left()[0] == 141
 
 
-def test_a_full_disk_is_no_sentence_with_status_2(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_with_status_2(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     full = open("/dev/full", "w", buffering=1)  # noqa: SIM115
@@ -271,7 +271,7 @@ def test_a_full_disk_is_no_sentence_with_status_2(command: Command, monkeypatch:
 
 
 @pytest.mark.parametrize("number", ["inf", "nan"])
-def test_an_endless_timeout_is_no_sentence_with_status_2(
+def test_an_endless_timeout_is_one_sentence_with_status_2(
     command: Command, monkeypatch: pytest.MonkeyPatch, number: str
 ) -> None:
     def no_kvm(*arguments: object) -> None:
@@ -283,7 +283,7 @@ def test_an_endless_timeout_is_no_sentence_with_status_2(
 
 
 @pytest.mark.kvm
-def test_a_refused_call_is_no_sentence_with_status_2(kvm: Kvm, command: Command) -> None:
+def test_a_refused_call_is_one_sentence_with_status_2(kvm: Kvm, command: Command) -> None:
     def kernel(call: Call, proceed: Callable[[], int]) -> int:
         return -errno.EBUSY if call.name == "KVM_CREATE_VM" else proceed()
 
@@ -314,22 +314,22 @@ def unavailable(path: str) -> str:
     return message
 
 
-def test_a_missing_device_is_not_unavailable(tmp_path: Path) -> None:
+def test_a_missing_device_is_unavailable(tmp_path: Path) -> None:
     assert "does not exist: load kvm_intel, kvm_amd" in unavailable(str(tmp_path / "kvm"))
 
 
-def test_another_device_is_not_unavailable() -> None:
+def test_a_device_other_than_kvm_is_unavailable() -> None:
     assert unavailable("/dev/null").endswith("it is not a KVM device")
 
 
-def test_a_folder_is_not_unavailable(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_device_is_unavailable(tmp_path: Path) -> None:
     assert "could not be opened: Is a directory" in unavailable(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("version", "part"), [(11, "version 11, not 12"), (13, "version 13, not 12"), (0, "version 0")]
 )
-def test_another_api_version_is_not_unavailable(version: int, part: str) -> None:
+def test_another_api_version_is_unavailable(version: int, part: str) -> None:
     def kernel(call: Call, proceed: Callable[[], int]) -> int:
         return version if call.request == lib.KVM_GET_API_VERSION else proceed()
 
@@ -347,7 +347,7 @@ def test_another_api_version_is_not_unavailable(version: int, part: str) -> None
         (errno.EMFILE, "could not be opened: Too many open files"),
     ],
 )
-def test_an_open_error_gives_no_advice(
+def test_an_open_error_gives_its_likely_cause(
     command: Command, monkeypatch: pytest.MonkeyPatch, number: int, part: str
 ) -> None:
     real = os.open
@@ -415,14 +415,14 @@ def hidden(*, setup: str) -> tuple[str, ...]:
 _BARE_DEV = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9"
 
 
-def test_no_dev_kvm_is_no_sentence_with_status_2() -> None:
+def test_a_missing_dev_kvm_is_one_sentence_with_status_2() -> None:
     done = python("-m", "vmm", "check", "--format", "json", "--kselftest", before=hidden(setup=_BARE_DEV))
     assert done.returncode == 2
     assert "/dev/kvm does not exist: load " in sentence(done.stderr)
     assert done.stdout == ""
 
 
-def test_a_dev_kvm_that_is_none_is_no_sentence_with_status_2() -> None:
+def test_a_dev_kvm_that_is_not_kvm_is_one_sentence_with_status_2() -> None:
     if not Path("/dev/kvm").exists():
         pytest.skip("there is no /dev/kvm to hide")
     done = python("-m", "vmm", "check", before=hidden(setup="mount --bind /dev/null /dev/kvm"))
@@ -431,7 +431,7 @@ def test_a_dev_kvm_that_is_none_is_no_sentence_with_status_2() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("probe",)])
-def test_no_permission_is_no_sentence_with_status_2(arguments: tuple[str, ...]) -> None:
+def test_a_missing_permission_is_one_sentence_with_status_2(arguments: tuple[str, ...]) -> None:
     try:
         mode = os.stat("/dev/kvm")
     except FileNotFoundError:
@@ -461,7 +461,7 @@ def test_no_permission_is_no_sentence_with_status_2(arguments: tuple[str, ...]) 
 
 @pytest.mark.kvm
 @on_x86
-def test_a_report_does_not_reach_its_file(kvm: Kvm, command: Command, tmp_path: Path) -> None:
+def test_a_report_reaches_its_file(kvm: Kvm, command: Command, tmp_path: Path) -> None:
     path = tmp_path / "out.xml"
     status, out, _ = command("check", "xcrs.fresh", "perm.supp-*", "--format", "junit", "-o", str(path))
     assert out == ""
@@ -471,7 +471,7 @@ def test_a_report_does_not_reach_its_file(kvm: Kvm, command: Command, tmp_path: 
 
 
 @pytest.mark.kvm
-def test_the_probe_is_no_json(kvm: Kvm, command: Command) -> None:
+def test_the_probe_is_json(kvm: Kvm, command: Command) -> None:
     status, out, _ = command("probe", "--json")
     found = json.loads(out)
     assert status == 0

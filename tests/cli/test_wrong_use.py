@@ -66,7 +66,7 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(kvm: Kvm, arguments: tupl
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("where", ["-", "fd:0"])
-def test_tls_on_a_line_that_has_none_is_refused_and_not_ignored(kvm: Kvm, where: str) -> None:
+def test_tls_on_a_line_that_cannot_have_it_is_refused_and_not_ignored(kvm: Kvm, where: str) -> None:
     done = _run("receive", where, "--tls-cert", "x", "--tls-key", "x", "--tls-ca", "x", stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and "TLS needs TCP or a Unix socket" in done.stderr
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two probes compared: what was measured between recorded hosts, what each dimension has to notice, and masks.
 
-What compat says of the recorded kernels was replayed on them, in every direction: test_compat_machines.py.
+What compat says of the recorded kernels was replayed on them, in every direction: test_machines.py.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def masked_names(report: Report) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_host_cannot_take_its_own_guest(name: str) -> None:
+def test_a_host_can_take_its_own_guest(name: str) -> None:
     report = compare(OFFERS[name], OFFERS[name])
     assert report.verdict is Verdict.OK and not report.findings
 
 
 @pytest.mark.parametrize(("source", "destination"), PAIRS)
-def test_masking_what_compat_names_is_not_enough(source: str, destination: str) -> None:
+def test_masking_what_compat_names_is_enough(source: str, destination: str) -> None:
     report = compare(OFFERS[source], OFFERS[destination])
     again = compare(OFFERS[source].masked(report.masks), OFFERS[destination])
     assert not again.masks
@@ -58,7 +58,7 @@ def test_masking_what_compat_names_is_not_enough(source: str, destination: str) 
         assert again.verdict is Verdict.OK
 
 
-def test_an_architecture_is_compared_with_another() -> None:
+def test_a_host_of_another_architecture_is_refused() -> None:
     report = compare(OFFERS["svm-7.2"], OFFERS["sve-7.2"])
     assert report.verdict is Verdict.NO
     assert [(found.source, found.destination) for found in report.findings] == [("x86", "arm64")]
@@ -88,7 +88,7 @@ def test_an_architecture_is_compared_with_another() -> None:
         ("amx-7.2", "svm-7.2", Verdict.NO, {"vendor (CPUID 0)", "IA32_MCG_EXT_CTL (0x4d0)", "TSC frequency"}),
     ],
 )
-def test_recorded_hosts_are_judged_otherwise(
+def test_recorded_hosts_get_the_verdict_that_was_measured(
     source: str, destination: str, verdict: Verdict, blocking: set[str]
 ) -> None:
     report = compare(OFFERS[source], OFFERS[destination])
@@ -116,11 +116,11 @@ def test_recorded_hosts_are_judged_otherwise(
         }),
     ],
 )  # fmt: skip
-def test_recorded_hosts_need_other_masks(source: str, destination: str, masks: set[str]) -> None:
+def test_recorded_hosts_need_the_masks_that_were_measured(source: str, destination: str, masks: set[str]) -> None:
     assert masked_names(compare(OFFERS[source], OFFERS[destination])) == masks
 
 
-def test_a_kvm_that_rewrites_cpuid_can_be_masked_or_taken_for_one_that_does_not() -> None:
+def test_a_kvm_that_rewrites_cpuid_blocks_guests_in_both_directions() -> None:
     leaving = compare(OFFERS["pvm-6.18"], OFFERS["svm-7.2"])
     coming = compare(OFFERS["svm-7.2"], OFFERS["pvm-6.18"])
     for report, word in ((leaving, "source"), (coming, "destination")):
@@ -132,7 +132,7 @@ def test_a_kvm_that_rewrites_cpuid_can_be_masked_or_taken_for_one_that_does_not(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.base}-{case.name}-{case.verdict.value}")
-def test_a_difference_is_overlooked(case: Case) -> None:
+def test_a_difference_is_noticed(case: Case) -> None:
     guest, destination = changed(case.base, case.ours), changed(case.base, case.theirs)
     report = compare(guest, destination)
     found = [f for d in report.dimensions if d.name == case.dimension for f in d.findings if f.name == case.name]
@@ -145,18 +145,18 @@ def test_a_difference_is_overlooked(case: Case) -> None:
     assert again.verdict in left.get(report.verdict, {report.verdict})
 
 
-def test_a_dimension_has_no_case_that_it_notices() -> None:
+def test_every_dimension_has_a_case_that_it_notices() -> None:
     for dimensions, files in ((x86.DIMENSIONS, X86), (arm64.DIMENSIONS, ARM64)):
         noticed = {case.dimension for case in CASES if case.base in files}
         assert noticed == {dimension.name for dimension in dimensions}
 
 
 @pytest.mark.parametrize(("base", "ours", "theirs"), HARMLESS)
-def test_a_difference_that_does_not_matter_is_reported(base: str, ours: Change, theirs: Change) -> None:
+def test_a_difference_that_does_not_matter_is_not_reported(base: str, ours: Change, theirs: Change) -> None:
     assert compare(changed(base, ours), changed(base, theirs)).findings == ()
 
 
-def test_a_guest_without_sve_is_asked_for_vector_lengths_or_z_registers() -> None:
+def test_a_guest_without_sve_needs_neither_vector_lengths_nor_z_registers() -> None:
     def without(made: Document) -> None:
         made["vcpu_features"].remove("SVE")
         made["guest_vector_lengths"] = None
@@ -176,7 +176,7 @@ def test_a_guest_without_sve_is_asked_for_vector_lengths_or_z_registers() -> Non
 # Tables
 
 
-def test_the_fields_of_an_id_register_overlap_or_disagree_with_the_other_table() -> None:
+def test_the_fields_of_an_id_register_do_not_overlap_and_agree_with_the_other_table() -> None:
     for name, register in REGISTERS.items():
         used = 0
         for each in register.fields:
@@ -188,7 +188,7 @@ def test_the_fields_of_an_id_register_overlap_or_disagree_with_the_other_table()
 
 
 @given(st.integers(0, 15), st.integers(0, 15))
-def test_a_safe_value_is_not_safe_with_both(first: int, second: int) -> None:
+def test_a_safe_value_is_safe_with_both(first: int, second: int) -> None:
     for register in REGISTERS.values():
         for each in register.fields:
             a, b = first & (1 << each.width) - 1, second & (1 << each.width) - 1
@@ -200,7 +200,7 @@ def test_a_safe_value_is_not_safe_with_both(first: int, second: int) -> None:
                 assert each.safe_value(safe, a) == safe == each.safe_value(safe, b)
 
 
-def test_two_cpuid_features_or_msrs_share_a_name() -> None:
+def test_no_two_cpuid_features_or_msrs_share_a_name() -> None:
     spelled = [name for bits in cpuid_names.BITS.values() for name in bits.values()]
     assert len(spelled) == len(set(spelled)) == len(cpuid_names.PLACES)
     by_name = [msr_names.name(index) for index in sorted(msr_names.KNOWN)]
@@ -226,7 +226,7 @@ def changes(draw: st.DrawFn) -> tuple[str, list[tuple[str, int]]]:
 
 @settings(max_examples=150)
 @given(changes(), st.booleans())
-def test_masking_what_compat_names_is_not_enough_for_an_invented_host(
+def test_masking_what_compat_names_is_enough_for_an_invented_host(
     made: tuple[str, list[tuple[str, int]]], away: bool
 ) -> None:
     name, values = made

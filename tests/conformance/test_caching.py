@@ -63,12 +63,14 @@ def judge(
         ([8.1] * 9, "fail", "pass"),
     ],
 )
-def test_a_ratio_is_judged_otherwise(values: list[float], cached: str, uncached: str) -> None:
+def test_a_ratio_is_judged_only_where_nearly_all_rounds_agree(
+    values: list[float], cached: str, uncached: str
+) -> None:
     assert judge(caching.expect_cached, values) == cached
     assert judge(caching.expect_uncached, values) == uncached
 
 
-def test_a_hypervisor_below_is_blamed_on_this_kernel() -> None:
+def test_a_hypervisor_below_is_not_blamed_on_this_kernel() -> None:
     assert judge(caching.expect_uncached, [1.0] * 9, nested=True) == "skip"
     assert judge(caching.expect_uncached, [50.0] * 9, nested=True) == "pass"
     assert judge(caching.expect_cached, [50.0] * 9, nested=True) == "fail"
@@ -94,12 +96,12 @@ def test_nothing_fails_where_the_controls_of_the_same_rounds_do_not_hold(
     assert judge(caching.expect_cached, [1.0] * 9, again=again, flushed=flushed) == "pass"
 
 
-def test_stores_below_a_hypervisor_are_not_judged() -> None:
+def test_fast_stores_above_a_hypervisor_are_not_judged() -> None:
     assert judge(caching.expect_slower, [1.2] * 9, 2.0, nested=True) == "skip"
     assert judge(caching.expect_slower, [4.0] * 9, 2.0, nested=True) == "pass"
 
 
-def test_stores_are_judged_otherwise() -> None:
+def test_stores_are_judged_only_where_the_rounds_agree() -> None:
     assert judge(caching.expect_slower, [4.0] * 9, 2.0) == "pass"
     assert judge(caching.expect_slower, [1.2] * 9, 2.0) == "fail"
     assert judge(caching.expect_slower, [1.2] * 5 + [4.0] * 4, 2.0) == "skip"

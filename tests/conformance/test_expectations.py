@@ -119,7 +119,7 @@ def test_a_stable_mend_says_nothing_about_other_series(
         ("5.14.0-570.12.1.el9_6.x86_64", "#1 SMP PREEMPT_DYNAMIC Tue", "", (5, 14, 0)),
     ],
 )
-def test_the_upstream_release_is_the_one_that_a_distribution_s_kernel_is_made_from(
+def test_the_upstream_release_is_the_one_that_a_distributions_kernel_is_made_from(
     release: str, build: str, signature: str, found: tuple[int, int, int]
 ) -> None:
     assert version(upstream(release, build, signature)) == found
@@ -203,7 +203,7 @@ def test_an_entry_applies_where_all_of_its_keys_do(
     assert bool(known(f"{head}\n{ENTRY}{tail}\n", host)) is applies
 
 
-def test_a_key_of_the_other_architecture_s_facts_does_not_apply(known: Load, make_host: MakeHost) -> None:
+def test_a_key_of_the_other_architectures_facts_does_not_apply(known: Load, make_host: MakeHost) -> None:
     assert not known(f'{ENTRY}mode = "VHE"\n', make_host())
 
 

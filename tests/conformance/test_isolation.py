@@ -69,7 +69,7 @@ def _left_behind() -> bool:
     return False
 
 
-def test_each_way_to_misbehave_is_that_clauses_verdict_alone() -> None:
+def test_each_way_to_misbehave_is_only_that_clauses_verdict() -> None:
     results = _run("test.passes", "test.crashes", "test.exits", "test.raises", "test.guest-hangs", "test.passes")
     assert results["test.passes"].verdict is Verdict.PASS
     assert results["test.crashes"].verdict is Verdict.ERROR

@@ -25,7 +25,7 @@ def of(*verdicts: Verdict) -> Totals:
     return Totals(ClauseResult(f"a.{n}", verdict, "S.") for n, verdict in enumerate(verdicts))
 
 
-def test_a_verdict_is_missing_or_written_differently() -> None:
+def test_there_are_eight_verdicts_and_three_of_them_are_failures() -> None:
     assert [str(verdict) for verdict in Verdict] == [
         "PASS", "FAIL", "KNOWN", "XPASS", "SKIP", "INFO", "TIMEOUT", "ERROR",
     ]  # fmt: skip
@@ -47,11 +47,11 @@ def test_a_verdict_is_missing_or_written_differently() -> None:
         ((), 4),
     ],
 )
-def test_the_exit_status_is_wrong(verdicts: tuple[Verdict, ...], status: int) -> None:
+def test_the_exit_status_follows_from_the_verdicts(verdicts: tuple[Verdict, ...], status: int) -> None:
     assert of(*verdicts).exit_status == status
 
 
-def test_totals_are_miscounted() -> None:
+def test_totals_are_counted_by_verdict() -> None:
     totals = of(Verdict.PASS, Verdict.PASS, Verdict.TIMEOUT, Verdict.KNOWN)
     totals.add(ClauseResult("b", Verdict.ERROR, "S."))
     assert (totals.total, totals.failed) == (5, 2)
@@ -64,11 +64,11 @@ def test_totals_are_miscounted() -> None:
 
 @given(result=results)
 @settings(max_examples=30)
-def test_a_result_changes_on_its_way_through_json(result: ClauseResult) -> None:
+def test_a_result_survives_its_way_through_json(result: ClauseResult) -> None:
     assert ClauseResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
-def test_a_result_has_empty_fields_or_lacks_one_that_always_is() -> None:
+def test_a_result_leaves_out_empty_fields_except_those_that_are_always_there() -> None:
     assert ClauseResult("a.b", Verdict.PASS, "S.").to_json() == {
         "id": "a.b", "verdict": "PASS", "statement": "S.", "seconds": 0.0,
     }  # fmt: skip
@@ -77,12 +77,12 @@ def test_a_result_has_empty_fields_or_lacks_one_that_always_is() -> None:
     }  # fmt: skip
 
 
-def test_an_unknown_verdict_is_accepted() -> None:
+def test_an_unknown_verdict_is_refused() -> None:
     with pytest.raises(ValueError, match="MAYBE"):
         ClauseResult.from_json({"id": "a", "verdict": "MAYBE", "statement": "S."})
 
 
-def test_results_share_their_lists() -> None:
+def test_results_do_not_share_their_lists() -> None:
     first, second = (ClauseResult(name, Verdict.PASS, "S.") for name in "ab")
     first.notes.append("mine")
     first.trace.append("mine")

@@ -62,7 +62,7 @@ def test_what_the_process_lacks_is_an_error_by_its_name(
     assert {identifier: unlimited[identifier] for identifier in others} == others
 
 
-def test_too_few_descriptors_to_start_a_clause_at_all_are_each_clause_s_error(unlimited: dict[str, str]) -> None:
+def test_too_few_descriptors_to_start_a_clause_at_all_are_each_clauses_error(unlimited: dict[str, str]) -> None:
     found = [_check(_limit(resource.RLIMIT_NOFILE, limit), "xcrs.*") for limit in range(8, 14)]
     records = [record for records in found for record in records]
     wrong = [record for record in records if record["verdict"] not in (unlimited[record["id"]], "ERROR")]
@@ -85,7 +85,7 @@ def test_what_a_parent_did_to_signals_changes_no_verdict(
     assert {record["id"]: record["verdict"] for record in _check(prepare)} == unlimited
 
 
-def test_the_limits_of_the_process_are_among_the_host_s_facts() -> None:
+def test_the_limits_of_the_process_are_among_the_hosts_facts() -> None:
     measured = process.measure()
     assert measured.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     (line,) = measured.lines()

@@ -29,16 +29,16 @@ on_x86 = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"x86 clauses; this is
 
 
 @on_x86
-def test_clauses_are_missing() -> None:
+def test_there_are_at_least_90_clauses() -> None:
     assert len(CLAUSES) >= 90
 
 
-def test_an_id_is_used_twice() -> None:
+def test_no_id_is_used_twice() -> None:
     assert len({clause.id for clause in CLAUSES}) == len(CLAUSES)
 
 
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.id)
-def test_a_clause_is_badly_written(clause: Clause) -> None:
+def test_a_clause_is_well_written(clause: Clause) -> None:
     assert re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+(-[a-z0-9]+)*)+", clause.id)
     assert clause.id.split(".")[0] in AREAS
     assert clause.arch == ARCHITECTURE
@@ -48,14 +48,14 @@ def test_a_clause_is_badly_written(clause: Clause) -> None:
     assert all(isinstance(need, Need) and str(need) for need in clause.needs)
 
 
-def test_an_area_comes_in_pieces() -> None:
+def test_an_area_comes_in_one_piece() -> None:
     # KTAP reports an area as one block, in the order of the clauses.
     areas = [clause.id.split(".")[0] for clause in CLAUSES]
     blocks = [area for number, area in enumerate(areas) if number == 0 or areas[number - 1] != area]
     assert len(blocks) == len(set(blocks))
 
 
-def test_another_architecture_has_this_ones_clauses() -> None:
+def test_another_architecture_does_not_have_this_ones_clauses() -> None:
     assert not {clause.id for clause in all_clauses("riscv")}
 
 
@@ -81,18 +81,18 @@ SOME = [fake(name) for name in ("perm.a", "xsave.a", "xsave.size.b", "xcrs.c")]
         (["xsave.?"], ["xsave.a"]),
     ],
 )
-def test_a_pattern_chooses_other_clauses(patterns: list[str], chosen: list[str]) -> None:
+def test_a_pattern_chooses_the_clauses_that_match(patterns: list[str], chosen: list[str]) -> None:
     assert [clause.id for clause in select(patterns, SOME)] == chosen
 
 
 @pytest.mark.parametrize("pattern", ["nothing.*", "PERM.A", "xsave", ""])
-def test_a_pattern_that_matches_nothing_is_success(pattern: str) -> None:
+def test_a_pattern_that_matches_nothing_is_an_error(pattern: str) -> None:
     with pytest.raises(LookupError, match="no clause matches") as caught:
         select(["perm.*", pattern], SOME)
     assert repr(pattern) in str(caught.value.args[0])
 
 
-def test_an_iterator_of_patterns_is_used_up() -> None:
+def test_an_iterator_of_patterns_chooses_like_a_list() -> None:
     assert [clause.id for clause in select(iter(["xsave.*"]), SOME)] == ["xsave.a", "xsave.size.b"]
 
 
@@ -106,7 +106,7 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Clause
     yield clauses
 
 
-def test_a_clause_loses_part_of_its_record(empty_registry: dict[str, Clause]) -> None:
+def test_a_clause_keeps_all_of_its_record(empty_registry: dict[str, Clause]) -> None:
     need = Need("luck", lambda host: (True, "luck is 1"))
 
     @registry.clause("perm.some", arch="x86", needs=(need,), info=True, dangerous=True, timeout=3.0)
@@ -128,7 +128,7 @@ def test_a_clause_loses_part_of_its_record(empty_registry: dict[str, Clause]) ->
     )  # fmt: skip
 
 
-def test_a_second_clause_of_the_same_id_is_not_refused(empty_registry: dict[str, Clause]) -> None:
+def test_a_second_clause_of_the_same_id_is_refused(empty_registry: dict[str, Clause]) -> None:
     def function(context: object) -> None:
         """Statement.
 
@@ -150,9 +150,7 @@ def test_a_second_clause_of_the_same_id_is_not_refused(empty_registry: dict[str,
         pytest.param("Source: that"),
     ],
 )
-def test_a_clause_without_statement_or_source_is_not_refused(
-    empty_registry: dict[str, Clause], text: str | None
-) -> None:
+def test_a_clause_without_statement_or_source_is_refused(empty_registry: dict[str, Clause], text: str | None) -> None:
     def function(context: object) -> None: ...
 
     function.__doc__ = text
@@ -164,7 +162,7 @@ def test_a_clause_without_statement_or_source_is_not_refused(
 # Preconditions
 
 
-def test_a_need_does_not_give_the_measured_value(make_host: MakeHost) -> None:
+def test_a_need_gives_the_measured_value(make_host: MakeHost) -> None:
     host = make_host("6.1.128", capabilities={"KVM_CAP_XSAVE2": 0, "KVM_CAP_XCRS": 1})
     needs = (capability("KVM_CAP_XCRS"), capability("KVM_CAP_XSAVE2"), kernel("7.0"))
     assert unmet(needs, host) == "needs KVM_CAP_XSAVE2: KVM_CAP_XSAVE2 is 0"
@@ -175,11 +173,11 @@ def test_a_need_does_not_give_the_measured_value(make_host: MakeHost) -> None:
 @pytest.mark.parametrize(
     ("running", "met"), [("6.12.0", True), ("6.11.9", False), ("7.0-rc1", True), ("6.12.0-rc3", True)]
 )
-def test_a_kernel_need_is_misjudged(make_host: MakeHost, running: str, met: bool) -> None:
+def test_a_kernel_need_is_judged_by_the_release(make_host: MakeHost, running: str, met: bool) -> None:
     assert kernel("6.12").measure(make_host(running))[0] is met
 
 
-def test_a_need_is_measured_after_one_that_is_not_met(make_host: MakeHost) -> None:
+def test_a_need_is_not_measured_after_one_that_is_not_met(make_host: MakeHost) -> None:
     def never(host: Host) -> tuple[bool, str]:
         raise AssertionError("measured although an earlier need is not met")
 
@@ -187,7 +185,7 @@ def test_a_need_is_measured_after_one_that_is_not_met(make_host: MakeHost) -> No
 
 
 @on_x86
-def test_a_need_names_a_capability_that_nobody_measures() -> None:
+def test_every_capability_that_a_need_names_is_measured() -> None:
     from vmm.probe.x86.facts import CAPABILITIES
 
     assert all(getattr(lib, name, number) == number for name, number in CAPABILITIES.items())

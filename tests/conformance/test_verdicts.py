@@ -192,6 +192,6 @@ def test_a_result_tells_how_many_things_were_looked_at(run: Callable[..., Clause
     assert run(body).looks == 11, "each run counts its own"
 
 
-def test_a_skip_of_the_clause_s_own_stays_one(run: Callable[..., ClauseResult]) -> None:
+def test_a_skip_of_the_clauses_own_stays_a_skip(run: Callable[..., ClauseResult]) -> None:
     result = run(lambda context: _raise(Skipped("the ring has 3 entries, 4 are needed")))
     assert (result.verdict, result.reason) == (Verdict.SKIP, "the ring has 3 entries, 4 are needed")

@@ -56,13 +56,13 @@ def _end(lines: int, seed: int, steps: int, change: tuple[int, int] | None = Non
 
 
 @given(st.integers(1, 4), _NUMBERS, st.integers(1, 5), st.data())
-def test_one_bit_of_one_word_is_lost_in_the_hash(lines: int, seed: int, steps: int, data: st.DataObject) -> None:
+def test_no_bit_of_any_word_is_lost_in_the_hash(lines: int, seed: int, steps: int, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, LINE * lines - 1)), data.draw(st.integers(0, 63))
     assert _end(lines, seed, steps, place) != _end(lines, seed, steps)
 
 
 @given(_NUMBERS, st.integers(0, LINE * WINDOW_LINES - 1), st.integers(0, 63))
-def test_one_bit_of_the_memory_is_lost_in_the_hash(seed: int, word: int, bit: int) -> None:
+def test_no_bit_of_the_memory_is_lost_in_the_hash(seed: int, word: int, bit: int) -> None:
     chain = _Plain(seed, 0, 1)
     before = chain.final()
     assert chain.final() == before, "asking twice changes nothing"
@@ -71,19 +71,19 @@ def test_one_bit_of_the_memory_is_lost_in_the_hash(seed: int, word: int, bit: in
 
 
 @pytest.mark.parametrize(("arch", "level", "steps", "seed"), _KNOWN)
-def test_the_digest_of_an_earlier_version_is_another(arch: object, level: str, steps: int, seed: int) -> None:
+def test_the_digest_of_an_earlier_version_is_the_same(arch: object, level: str, steps: int, seed: int) -> None:
     assert arch.reference(level, steps, seed).hex() == _KNOWN[arch, level, steps, seed]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("arch", [x86, arm64], ids=["x86", "arm64"])
-def test_levels_that_cover_different_state_have_one_digest(arch: object) -> None:
+def test_levels_that_cover_different_state_have_different_digests(arch: object) -> None:
     levels = arch.LEVELS  # type: ignore[attr-defined]
     digests = {arch.reference(level, 3, 1) for level in levels}  # type: ignore[attr-defined]
     assert len(digests) == len(levels) == len(set(levels))
 
 
 @pytest.mark.parametrize("arch", [x86, arm64], ids=["x86", "arm64"])
-def test_a_level_does_not_come_back_as_its_name(arch: object) -> None:
+def test_a_level_comes_back_as_its_name(arch: object) -> None:
     for level in arch.LEVELS:  # type: ignore[attr-defined]
         assert str(arch.parse(level)) == level  # type: ignore[attr-defined]
     for wrong in ("", "AVX", "avx+xfd", "avx+cet+shstk", "amx+cet+pku", "sve", "sve96", "sve4096", "sse+"):
@@ -91,7 +91,7 @@ def test_a_level_does_not_come_back_as_its_name(arch: object) -> None:
             arch.parse(wrong)  # type: ignore[attr-defined]
 
 
-def test_the_lengths_that_a_chain_uses_depend_on_the_host() -> None:
+def test_the_lengths_that_a_chain_uses_do_not_depend_on_the_host() -> None:
     lengths = {str(bits): arm64.parse(f"sve{bits}").lengths for bits in (128, 256, 384, 512, 1152, 2048)}
     assert lengths == {
         "128": (1,), "256": (1, 2), "384": (1, 2, 3), "512": (1, 2, 4), "1152": (1, 2, 4, 8, 9),
@@ -99,7 +99,7 @@ def test_the_lengths_that_a_chain_uses_depend_on_the_host() -> None:
     }  # fmt: skip
 
 
-def test_a_wrong_number_reaches_the_kernel(kvm: Kvm) -> None:
+def test_a_wrong_number_does_not_reach_the_kernel(kvm: Kvm) -> None:
     level = own.LEVELS[0]
     for steps, seed in ((-1, 0), (WORD + 1, 0), (0, -1), (0, WORD + 1)):
         with pytest.raises(ValueError, match="64 bits"):
@@ -108,7 +108,7 @@ def test_a_wrong_number_reaches_the_kernel(kvm: Kvm) -> None:
         own.make_guest(kvm, "avx3", 1, 1)
 
 
-def test_the_best_level_is_not_the_last(kvm: Kvm) -> None:
+def test_the_best_level_is_the_last(kvm: Kvm) -> None:
     levels = own.available(kvm)
     assert levels[0] == own.LEVELS[0] and own.best(kvm) == levels[-1]
     assert levels == [level for level in own.LEVELS if level in levels]
@@ -119,7 +119,7 @@ def _here(kvm: Kvm) -> list[str]:
     return [level for level in own.available(kvm) if not level.startswith("amx")]
 
 
-def test_the_guest_computes_something_else_than_python(kvm: Kvm) -> None:
+def test_the_guest_computes_what_python_computes(kvm: Kvm) -> None:
     for level, (steps, seed) in itertools.product(_here(kvm), ((0, 0), (1, WORD), (2, 5), (37, 1 << 63), (1000, 9))):
         with own.make_guest(kvm, level, steps, seed) as guest:
             assert guest.finish(guest.resume()) == guest.DONE
@@ -127,7 +127,7 @@ def test_the_guest_computes_something_else_than_python(kvm: Kvm) -> None:
             assert own.progress(guest) == steps
 
 
-def test_the_running_digest_goes_astray(kvm: Kvm) -> None:
+def test_the_running_digest_is_right_at_every_tick(kvm: Kvm) -> None:
     for level in _here(kvm):
         with own.make_guest(kvm, level, 50, 4) as guest:
             for tick, expected in zip(range(1, 51), own.running(level, 4), strict=False):
@@ -137,7 +137,7 @@ def test_the_running_digest_goes_astray(kvm: Kvm) -> None:
             assert own.digest(guest) == own.reference(level, 50, 4)
 
 
-def test_a_guest_that_computes_rubbish_passes(kvm: Kvm) -> None:
+def test_a_guest_that_computes_rubbish_does_not_pass(kvm: Kvm) -> None:
     """The multiplier in the guest's code is changed by one bit: the guest is consistent, and wrong."""
     level = own.LEVELS[0]
     multiplier = (0x9E3779B97F4A7C15).to_bytes(8, "little")
@@ -150,7 +150,7 @@ def test_a_guest_that_computes_rubbish_passes(kvm: Kvm) -> None:
         assert own.digest(guest) != own.reference(level, 10, 1)
 
 
-def test_registers_are_left_in_memory_at_a_tick(kvm: Kvm) -> None:
+def test_no_registers_are_left_in_memory_at_a_tick(kvm: Kvm) -> None:
     for level in _here(kvm):
         with own.make_guest(kvm, level, 3, 6) as guest:
             guest.resume(ticks=2)
@@ -159,7 +159,7 @@ def test_registers_are_left_in_memory_at_a_tick(kvm: Kvm) -> None:
                 assert not any(guest.memory.read(guest.payload.symbol(name), size)), (level, name)
 
 
-def test_a_changed_register_goes_unnoticed(kvm: Kvm) -> None:
+def test_every_changed_register_is_noticed(kvm: Kvm) -> None:
     """Every register of every level: a bit changed, lost with its component, exchanged with its neighbour."""
     for level in _here(kvm):
         _judge(chain_changes.check(kvm, level, 1))
@@ -184,7 +184,7 @@ def _results(command: list[str], levels: list[str]) -> None:
         _judge(result)
 
 
-def test_a_changed_tile_goes_unnoticed(kvm: Kvm) -> None:
+def test_every_changed_tile_is_noticed(kvm: Kvm) -> None:
     """In a process of its own, because this one has had guests without the permission for tiles."""
     levels = [level for level in own.available(kvm) if level.startswith("amx")]
     if not levels:
@@ -203,7 +203,7 @@ _MACHINES = {
 
 @pytest.mark.machine
 @pytest.mark.parametrize("machine", _MACHINES)
-def test_a_changed_register_goes_unnoticed_in_a_machine(machine: str) -> None:
+def test_every_changed_register_is_noticed_in_a_machine(machine: str) -> None:
     options, levels = _MACHINES[machine]
     lab = [
         sys.executable,

@@ -27,16 +27,16 @@ _PLACES = st.tuples(
 
 
 @given(_PLACES, _PLACES)
-def test_two_pages_or_passes_have_one_word(first: tuple[int, int], second: tuple[int, int]) -> None:
+def test_no_two_pages_or_passes_have_the_same_word(first: tuple[int, int], second: tuple[int, int]) -> None:
     assert (dirty_passes.word(*first) == dirty_passes.word(*second)) == (first == second)
 
 
-def test_a_page_before_the_first_pass_is_not_zero() -> None:
+def test_a_page_before_the_first_pass_is_zero() -> None:
     assert dirty_passes.page(_WINDOW, 0) == bytes(4096)
     assert dirty_passes.page(_WINDOW, 1) == dirty_passes.word(_WINDOW, 1).to_bytes(8, "little") * 512
 
 
-def test_a_pass_leaves_something_else(kvm: Kvm) -> None:
+def test_a_pass_leaves_what_python_says(kvm: Kvm) -> None:
     entries = [entry for entry in dirty_passes.entries(kvm) if entry != "dirty_tile"]
     assert entries
     for entry in entries:
@@ -47,7 +47,7 @@ def _judge(result: dict[str, object]) -> None:
     assert result["wrong"] == [] and result["ticks"] == 14, result
 
 
-def test_an_endless_guest_ends(kvm: Kvm) -> None:
+def test_an_endless_guest_does_not_end(kvm: Kvm) -> None:
     with chain.configured(kvm, chain.LEVELS[0], dirty_passes.PAYLOAD) as guest:
         guest.prepare("dirty", _WINDOW, 4, 1, 0, 4, dirty_passes.PAGE, privilege=_CPL)
         for number in (1, 2, 3, 50):
@@ -58,7 +58,7 @@ def test_an_endless_guest_ends(kvm: Kvm) -> None:
             )
 
 
-def test_an_idle_guest_dirties_memory_or_does_not_end(kvm: Kvm) -> None:
+def test_an_idle_guest_dirties_no_memory_and_ends(kvm: Kvm) -> None:
     with chain.configured(kvm, chain.LEVELS[0], dirty_passes.PAYLOAD) as guest:
         guest.prepare("idle", 100, 3, privilege=_CPL)
         assert guest.resume(ticks=2) == Budget(2)
@@ -75,7 +75,7 @@ def test_an_idle_guest_dirties_memory_or_does_not_end(kvm: Kvm) -> None:
 
 @pytest.mark.machine
 @pytest.mark.parametrize(("machine", "entries"), [("amx", 3), ("sve", 2)])
-def test_a_pass_leaves_something_else_in_a_machine(machine: str, entries: int) -> None:
+def test_a_pass_leaves_what_python_says_in_a_machine(machine: str, entries: int) -> None:
     source = (_HERE / "dirty_passes.py").read_text()
     done = run_lab(machine, "--", "python3", "-c", source)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

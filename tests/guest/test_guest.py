@@ -145,7 +145,7 @@ def test_completing_an_exit_moves_rip_and_runs_nothing(hello: Guest) -> None:
     assert hello.resume() == IoOut(0x3F8, 1, 1)
 
 
-def test_hlt_leaves(hello: Guest) -> None:
+def test_hlt_leaves_the_guest(hello: Guest) -> None:
     hello.prepare("halt")
     assert hello.resume() == Hlt()
 
@@ -204,7 +204,7 @@ def test_dirty_pages_are_those_the_guest_wrote(kvm: Kvm) -> None:
 
 
 @pytest.mark.parametrize("backing", ["anonymous", "hugetlb", "guest_memfd"])
-def test_memory_of_each_backing_is_the_guests(kvm: Kvm, backing: str) -> None:
+def test_memory_of_each_backing_can_be_written_and_read(kvm: Kvm, backing: str) -> None:
     with kvm.create_vm() as vm:
         try:
             memory = vm.add_memory(2 << 20, 0, backing=backing)

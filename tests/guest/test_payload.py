@@ -60,7 +60,7 @@ def elf(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", ["exceptions", "hello", "xstate"])
-def test_a_payload_is_not_built_or_does_not_load(name: str) -> None:
+def test_a_payload_is_built_and_loads(name: str) -> None:
     assert name in names()
     payload = load(name)
     assert payload.name == name
@@ -70,7 +70,7 @@ def test_a_payload_is_not_built_or_does_not_load(name: str) -> None:
 
 @on_x86
 @pytest.mark.parametrize("name", names())
-def test_a_payload_lacks_what_the_guest_and_its_tables_use(name: str) -> None:
+def test_a_payload_has_what_the_guest_and_its_tables_use(name: str) -> None:
     payload = load(name)
     fault = ["vector", "error", "rip", "cs", "rflags", "rsp", "cr2", "cr0"]
     fields = ["params", "values", "difference", "differences", *fault]
@@ -84,7 +84,7 @@ def test_a_payload_lacks_what_the_guest_and_its_tables_use(name: str) -> None:
 
 @on_x86
 @pytest.mark.parametrize("name", names())
-def test_a_payload_collides_with_the_tables_or_leaves_guest_memory(name: str) -> None:
+def test_a_payload_stays_clear_of_the_tables_and_inside_guest_memory(name: str) -> None:
     payload = load(name)
     assert min(address for address, _ in payload.segments) == 0x100000
     assert payload.end <= 4 << 20
@@ -96,25 +96,25 @@ def test_a_payload_collides_with_the_tables_or_leaves_guest_memory(name: str) ->
 @pytest.mark.parametrize(
     "symbol", ["fill_sse", "verify_sse", "fill_avx", "verify_avx", "fill_avx512", "verify_avx512"]
 )
-def test_the_state_payload_lacks_an_entry_point(symbol: str) -> None:
+def test_the_state_payload_has_its_entry_points(symbol: str) -> None:
     assert load("xstate").symbol(symbol) > 0
 
 
 @on_x86
-def test_the_hello_payload_lacks_an_entry_point() -> None:
+def test_the_hello_payload_has_its_entry_points() -> None:
     assert {"cpuid", "xgetbv", "xsetbv"} <= set(load("hello").symbols)
 
 
-def test_a_missing_symbol_is_no_payload_error() -> None:
+def test_a_missing_symbol_is_a_payload_error() -> None:
     with pytest.raises(PayloadError, match="payload hello has no symbol 'nonesuch'"):
         load("hello").symbol("nonesuch")
 
 
-def test_a_payload_by_path_differs_from_one_by_name() -> None:
+def test_a_payload_by_path_equals_one_by_name() -> None:
     assert load(str(FOLDER / "hello.elf")) == load("hello")
 
 
-def test_bss_is_not_counted_into_the_end(elf: Any) -> None:
+def test_bss_is_counted_into_the_end(elf: Any) -> None:
     size = struct.unpack_from("<Q", GOOD, PHDR + PHDR_SIZE + P_FILESZ)[0]
     start = struct.unpack_from("<Q", GOOD, PHDR + PHDR_SIZE + P_PADDR)[0]
     payload = load(str(elf((PHDR + PHDR_SIZE + P_MEMSZ, "Q", size + 100_000))))
@@ -122,7 +122,7 @@ def test_bss_is_not_counted_into_the_end(elf: Any) -> None:
     assert payload.end == start + size + 100_000
 
 
-def test_a_segment_of_no_bytes_is_loaded(elf: Any) -> None:
+def test_an_empty_segment_is_not_loaded(elf: Any) -> None:
     second = PHDR + PHDR_SIZE
     payload = load(str(elf((second + P_FILESZ, "Q", 0), (second + P_MEMSZ, "Q", 0))))
     assert len(payload.segments) == 1
@@ -131,12 +131,12 @@ def test_a_segment_of_no_bytes_is_loaded(elf: Any) -> None:
 # What is refused
 
 
-def test_a_missing_file_is_not_refused_with_the_names_there_are(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
     message = refused(tmp_path / "missing.elf")
     assert "neither a file nor one of the payloads here (" in message and "hello" in message
 
 
-def test_a_directory_is_not_refused(tmp_path: Path) -> None:
+def test_a_directory_is_refused(tmp_path: Path) -> None:
     assert "is not a regular file" in refused(tmp_path)
 
 
@@ -145,28 +145,28 @@ def test_a_directory_is_not_refused(tmp_path: Path) -> None:
     [b"", b"\x7fELF", b"just text, nothing to run here\n" * 50, bytes(5000)],
     ids=["empty", "magic", "text", "zeros"],
 )
-def test_a_file_that_is_no_elf_is_not_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_elf_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "no.elf"
     path.write_bytes(content)
     assert "is not a complete ELF file" in refused(path)
 
 
 @pytest.mark.parametrize("machine", [EM_386, EM_AARCH64 if platform.machine() == "x86_64" else EM_X86_64, 0, 243])
-def test_an_elf_for_another_machine_is_not_refused(elf: Any, machine: int) -> None:
+def test_an_elf_for_another_machine_is_refused(elf: Any, machine: int) -> None:
     message = refused(elf((E_MACHINE, "H", machine)))
     assert "is an ELF for " in message and f"this machine is {platform.machine()}" in message
 
 
-def test_the_foreign_machine_is_not_named(elf: Any) -> None:
+def test_the_foreign_machine_is_named(elf: Any) -> None:
     foreign, name = (EM_AARCH64, "EM_AARCH64") if platform.machine() == "x86_64" else (EM_X86_64, "EM_X86_64")
     assert name in refused(elf((E_MACHINE, "H", foreign)))
 
 
-def test_a_32_bit_elf_is_not_refused(elf: Any) -> None:
+def test_a_32_bit_elf_is_refused(elf: Any) -> None:
     refused(elf((E_CLASS, "B", 1)))
 
 
-def test_a_32_bit_class_is_not_named(tmp_path: Path) -> None:
+def test_a_32_bit_class_is_named(tmp_path: Path) -> None:
     # A well-formed ELF32 header of this very machine, as the x32 ABI has it.
     machine = EM_X86_64 if platform.machine() == "x86_64" else EM_AARCH64
     ident = b"\x7fELF\x01\x01\x01" + bytes(9)
@@ -177,48 +177,48 @@ def test_a_32_bit_class_is_not_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(ET_DYN, "ET_DYN"), (ET_REL, "ET_REL")])
-def test_an_elf_that_is_not_position_fixed_is_not_refused(elf: Any, kind: int, name: str) -> None:
+def test_an_elf_that_is_not_position_fixed_is_refused(elf: Any, kind: int, name: str) -> None:
     assert f"is not position-fixed ({name}): link it with -static -no-pie" in refused(elf((E_TYPE, "H", kind)))
 
 
-def test_an_elf_without_a_segment_to_load_is_not_refused(elf: Any) -> None:
+def test_an_elf_without_a_segment_to_load_is_refused(elf: Any) -> None:
     assert "has no PT_LOAD segment" in refused(elf((E_PHNUM, "H", 0)))
     notes = [(PHDR + n * PHDR_SIZE + P_TYPE, "I", 4) for n in range(2)]
     assert "has no PT_LOAD segment" in refused(elf(*notes))
 
 
-def test_a_segment_with_more_file_than_memory_is_not_refused(elf: Any) -> None:
+def test_a_segment_with_more_file_than_memory_is_refused(elf: Any) -> None:
     size = struct.unpack_from("<Q", GOOD, PHDR + P_FILESZ)[0]
     refused(elf((PHDR + P_MEMSZ, "Q", size - 1)))
 
 
-def test_a_segment_with_more_file_than_memory_is_called_too_large(elf: Any) -> None:
+def test_a_segment_with_more_file_than_memory_is_not_called_too_large(elf: Any) -> None:
     size = struct.unpack_from("<Q", GOOD, PHDR + P_FILESZ)[0]
     assert "at most" not in refused(elf((PHDR + P_MEMSZ, "Q", size - 1)))
 
 
 @pytest.mark.parametrize("size", [(64 << 20) + 1, 1 << 40, (1 << 64) - 1])
-def test_a_huge_segment_takes_memory_before_it_is_refused(elf: Any, size: int) -> None:
+def test_a_huge_segment_is_refused_by_its_size(elf: Any, size: int) -> None:
     assert f"has a segment of {size} bytes: payloads are at most " in refused(elf((PHDR + P_MEMSZ, "Q", size)))
 
 
 @pytest.mark.parametrize("offset", [1 << 20, 1 << 62, (1 << 64) - 1])
-def test_a_segment_beyond_the_file_is_not_refused(elf: Any, offset: int) -> None:
+def test_a_segment_beyond_the_file_is_refused(elf: Any, offset: int) -> None:
     refused(elf((PHDR + P_OFFSET, "Q", offset)))
 
 
 @pytest.mark.parametrize("length", sorted({*range(0, 400, 13), *range(400, len(GOOD), 487), len(GOOD) - 1}))
-def test_a_truncated_elf_is_not_refused(elf: Any, length: int) -> None:
+def test_a_truncated_elf_is_refused(elf: Any, length: int) -> None:
     refused(elf(length=length))
 
 
-def test_an_unreadable_name_is_no_payload_error() -> None:
+def test_a_name_that_cannot_be_read_is_a_payload_error() -> None:
     load.cache_clear()
     with pytest.raises(PayloadError):
         load("no/such/folder/file.elf")
 
 
-def test_a_name_that_is_too_long_is_no_payload_error() -> None:
+def test_a_name_that_is_too_long_is_a_payload_error() -> None:
     with pytest.raises(PayloadError):
         load("x" * 300)
 
@@ -239,7 +239,7 @@ def test_a_name_that_is_too_long_is_no_payload_error() -> None:
         max_size=6,
     )
 )
-def test_a_damaged_elf_raises_something_else(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+def test_a_damaged_elf_loads_or_is_a_payload_error(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
     data = bytearray(GOOD)
     for offset, value in changes:
         data[offset] = value
@@ -265,7 +265,7 @@ def memory() -> Iterator[GuestMemory]:
         yield made
 
 
-def test_what_was_written_is_not_read(memory: GuestMemory) -> None:
+def test_what_was_written_is_read(memory: GuestMemory) -> None:
     memory.write(0x10000 + PAGE_SIZE - 2, b"abcd")
     assert memory.read(0x10000 + PAGE_SIZE - 3, 6) == b"\0abcd\0"
     assert bytes(memory.view[PAGE_SIZE - 2 : PAGE_SIZE + 2]) == b"abcd"
@@ -284,7 +284,7 @@ def test_what_was_written_is_not_read(memory: GuestMemory) -> None:
         (-1, 1),
     ],
 )
-def test_an_access_outside_is_not_refused(memory: GuestMemory, gpa: int, length: int) -> None:
+def test_an_access_outside_is_refused(memory: GuestMemory, gpa: int, length: int) -> None:
     with pytest.raises(IndexError, match="outside the guest memory"):
         memory.write(gpa, b"\xff" * length)
     with pytest.raises(IndexError, match="outside the guest memory"):
@@ -292,7 +292,7 @@ def test_an_access_outside_is_not_refused(memory: GuestMemory, gpa: int, length:
     assert bytes(memory.view) == bytes(2 * PAGE_SIZE)
 
 
-def test_the_whole_memory_cannot_be_written(memory: GuestMemory) -> None:
+def test_the_whole_memory_can_be_written(memory: GuestMemory) -> None:
     memory.write(0x10000, b"\x55" * 2 * PAGE_SIZE)
     assert memory.read(0x10000, 2 * PAGE_SIZE) == b"\x55" * 2 * PAGE_SIZE
 
@@ -307,26 +307,26 @@ def test_the_whole_memory_cannot_be_written(memory: GuestMemory) -> None:
         (0, PAGE_SIZE, "paper"),
     ],
 )
-def test_a_shape_that_cannot_be_is_not_refused(gpa: int, size: int, backing: str) -> None:
+def test_an_impossible_shape_is_refused(gpa: int, size: int, backing: str) -> None:
     vm: Any = SimpleNamespace(fd=-1)
     with pytest.raises(ValueError):
         GuestMemory(vm, 0, gpa, size, backing)
 
 
-def test_closing_twice_fails_or_the_memory_stays_mapped(memory: GuestMemory) -> None:
+def test_closing_twice_does_not_fail_and_unmaps_the_memory(memory: GuestMemory) -> None:
     memory.close()
     memory.close()
     with pytest.raises(ValueError):
         memory.read(0x10000, 1)
 
 
-def test_a_payload_is_not_written_where_it_belongs(memory: GuestMemory) -> None:
+def test_a_payload_is_written_where_it_belongs(memory: GuestMemory) -> None:
     payload = Payload("p", 0x10000, ((0x10010, b"one"), (0x10000 + PAGE_SIZE, b"two")), {}, 0x10000 + PAGE_SIZE + 3)
     payload.write_to(memory)
     assert memory.read(0x10010, 3) == b"one" and memory.read(0x10000 + PAGE_SIZE, 3) == b"two"
 
 
-def test_a_mailbox_field_is_not_a_little_endian_word_of_its_symbol(memory: GuestMemory) -> None:
+def test_a_mailbox_field_is_a_little_endian_word_of_its_symbol(memory: GuestMemory) -> None:
     payload = Payload("p", 0, (), {"mailbox_params": 0x10020, "mailbox_values": 0x10100}, 0)
     mailbox = Mailbox(memory, payload)
     mailbox.write("params", 0x1122334455667788, 2)
@@ -343,7 +343,7 @@ def test_a_mailbox_field_is_not_a_little_endian_word_of_its_symbol(memory: Guest
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_payload_is_read_otherwise_than_pyelftools_reads_it(name: str) -> None:
+def test_a_payload_is_read_as_pyelftools_reads_it(name: str) -> None:
     with (FOLDER / f"{name}.elf").open("rb") as file:
         whole = ELFFile(file)
         symbols = {symbol.name: symbol["st_value"] for symbol in whole.get_section_by_name(".symtab").iter_symbols()}
@@ -355,7 +355,7 @@ def test_a_payload_is_read_otherwise_than_pyelftools_reads_it(name: str) -> None
 
 
 @pytest.mark.parametrize("command", [["check"], ["run"]])
-def test_dwarf_is_imported_for_a_payload(command: list[str]) -> None:
+def test_dwarf_is_not_imported_for_a_payload(command: list[str]) -> None:
     program = "import sys, vmm.cli.{0}, vmm.conformance.server; print([m for m in sys.modules if 'dwarf' in m])"
     done = subprocess.run(
         [sys.executable, "-c", program.format(*command)], capture_output=True, text=True, check=True
@@ -363,7 +363,7 @@ def test_dwarf_is_imported_for_a_payload(command: list[str]) -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_symbol_table_without_entry_size_is_not_refused(elf: Any) -> None:
+def test_a_symbol_table_without_entry_size_is_refused(elf: Any) -> None:
     section, count, size = (
         struct.unpack_from("<" + form, GOOD, at)[0] for at, form in ((40, "Q"), (60, "H"), (58, "H"))
     )

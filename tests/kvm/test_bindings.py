@@ -178,23 +178,23 @@ def native() -> tuple[str, dict[str, tuple[int, str]], dict[str, int], dict[str,
 
 
 @pytest.mark.parametrize("name", COMMON)
-def test_common_request_number_differs_from_the_uapi(name: str) -> None:
+def test_a_common_request_number_is_that_of_the_uapi(name: str) -> None:
     assert getattr(lib, name) == COMMON[name][0]
 
 
 @on_x86
 @pytest.mark.parametrize("name", X86)
-def test_x86_request_number_differs_from_the_uapi(name: str) -> None:
+def test_an_x86_request_number_is_that_of_the_uapi(name: str) -> None:
     assert getattr(lib, name) == X86[name][0]
 
 
 @on_arm64
 @pytest.mark.parametrize("name", ARM64)
-def test_arm64_request_number_differs_from_the_uapi(name: str) -> None:
+def test_an_arm64_request_number_is_that_of_the_uapi(name: str) -> None:
     assert getattr(lib, name) == ARM64[name][0]
 
 
-def test_a_declared_request_number_is_not_compared() -> None:
+def test_every_declared_request_number_is_compared() -> None:
     part, requests, _, _ = native()
     found = set()
     for name in declared("common") + declared(part):
@@ -206,25 +206,25 @@ def test_a_declared_request_number_is_not_compared() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, struct) in COMMON.items() if struct])
-def test_a_common_request_moves_another_size_than_its_struct(name: str) -> None:
+def test_a_common_request_carries_the_size_of_its_struct(name: str) -> None:
     number, struct = COMMON[name]
     assert size_field(number) == ffi.sizeof(f"struct {struct}")
 
 
 @on_x86
 @pytest.mark.parametrize("name", [name for name, (_, struct) in X86.items() if struct])
-def test_an_x86_request_moves_another_size_than_its_struct(name: str) -> None:
+def test_an_x86_request_carries_the_size_of_its_struct(name: str) -> None:
     number, struct = X86[name]
     assert size_field(number) == ffi.sizeof(f"struct {struct}")
 
 
-def test_a_struct_has_another_size_than_the_uapi() -> None:
+def test_every_struct_has_its_size_in_the_uapi() -> None:
     _, _, sizes, _ = native()
     wanted = COMMON_SIZES | sizes
     assert {name: ffi.sizeof(f"struct {name}") for name in wanted} == wanted
 
 
-def test_a_declared_struct_has_no_known_size() -> None:
+def test_every_declared_struct_has_a_known_size() -> None:
     part, _, sizes, _ = native()
     structs = set()
     for file in ("common", part):
@@ -261,7 +261,7 @@ def test_a_declared_struct_has_no_known_size() -> None:
         ("kvm_reg_list", ("reg",), 8),
     ],
 )
-def test_a_common_field_is_elsewhere_than_in_the_uapi(struct: str, path: tuple[str, ...], offset: int) -> None:
+def test_a_common_field_is_at_its_offset_in_the_uapi(struct: str, path: tuple[str, ...], offset: int) -> None:
     assert ffi.offsetof(f"struct {struct}", *path) == offset
 
 
@@ -299,11 +299,11 @@ def test_a_common_field_is_elsewhere_than_in_the_uapi(struct: str, path: tuple[s
         ("kvm_vcpu_events", ("exception_payload",), 56),
     ],
 )
-def test_an_x86_field_is_elsewhere_than_in_the_uapi(struct: str, path: tuple[str, ...], offset: int) -> None:
+def test_an_x86_field_is_at_its_offset_in_the_uapi(struct: str, path: tuple[str, ...], offset: int) -> None:
     assert ffi.offsetof(f"struct {struct}", *path) == offset
 
 
-def test_a_constant_differs_from_the_uapi() -> None:
+def test_every_constant_has_its_value_in_the_uapi() -> None:
     _, _, _, values = native()
     wanted = COMMON_VALUES | values
     assert {name: getattr(lib, name) for name in wanted} == wanted
@@ -326,14 +326,14 @@ def _evaluate(expression: str) -> int:
 
 
 @pytest.mark.parametrize("name", sorted(_newer()))
-def test_newer_h_gives_another_value_than_the_uapi(name: str) -> None:
+def test_newer_h_gives_the_value_of_the_uapi(name: str) -> None:
     # The compiler only sees a value of newer.h where the installed header lacks it, so the text is compared.
     requests = {request: number for request, (number, _) in (COMMON | X86 | ARM64).items()}
     wanted = requests | COMMON_VALUES | X86_VALUES | ARM64_VALUES
     assert _evaluate(_newer()[name]) == wanted[name]
 
 
-def test_newer_h_defines_a_name_without_looking_whether_it_is_there() -> None:
+def test_newer_h_guards_every_definition() -> None:
     lines = (BINDINGS / "newer.h").read_text().splitlines()
     depth: list[str] = []
     for line in lines:
@@ -347,13 +347,13 @@ def test_newer_h_defines_a_name_without_looking_whether_it_is_there() -> None:
     assert not depth
 
 
-def test_the_module_is_tied_to_one_python_version() -> None:
+def test_the_module_uses_the_stable_abi() -> None:
     spec = importlib.util.find_spec("vmm._kvm")
     assert spec is not None and spec.origin is not None
     assert Path(spec.origin).name == "_kvm.abi3.so"
 
 
-def test_arm64_structs_have_another_size_than_the_uapi() -> None:
+def test_arm64_structs_have_their_size_in_the_uapi() -> None:
     inline = FFI()
     for part in ("common", "arm64"):
         inline.cdef((BINDINGS / "cdef" / f"{part}.h").read_text())
@@ -362,7 +362,7 @@ def test_arm64_structs_have_another_size_than_the_uapi() -> None:
     assert carried == {name: ARM64_SIZES[struct] for name, (_, struct) in ARM64.items() if struct}
 
 
-def test_an_arm64_request_is_not_declared() -> None:
+def test_every_arm64_request_is_declared_for_arm64_only() -> None:
     assert set(ARM64) <= set(declared("arm64"))
     assert not set(ARM64) & set(declared("common"))
 
@@ -376,7 +376,7 @@ def arm64_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_arm64_source_cannot_be_generated(arm64_source: Path) -> None:
+def test_the_arm64_source_can_be_generated(arm64_source: Path) -> None:
     text = arm64_source.read_text()
     assert '#include "shim.c"' in text
     for name in ("kvm_vcpu_init", "KVM_ARM_VCPU_FINALIZE", "KVM_REG_ARM64_SVE_VLS", "vmm_run"):
@@ -385,7 +385,7 @@ def test_the_arm64_source_cannot_be_generated(arm64_source: Path) -> None:
         assert name not in text
 
 
-def test_the_arm64_source_does_not_compile(arm64_source: Path) -> None:
+def test_the_arm64_source_compiles(arm64_source: Path) -> None:
     compiler = "gcc" if MACHINE == "aarch64" else "aarch64-linux-gnu-gcc"
     found = shutil.which(compiler)
     if found is None:
@@ -396,7 +396,7 @@ def test_the_arm64_source_does_not_compile(arm64_source: Path) -> None:
     assert made.returncode == 0, made.stderr
 
 
-def test_an_unknown_machine_ends_in_a_traceback(tmp_path: Path) -> None:
+def test_an_unknown_machine_is_refused_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(BINDINGS / "build.py"), "--arch", "s390x", "--emit", str(tmp_path / "out.c")]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 2

@@ -37,9 +37,7 @@ def _bytes(ranges: list[tuple[int, int]]) -> set[int]:
 
 
 @given(RANGES, st.sampled_from([1, 16, 64, 4096]))
-def test_a_merged_range_misses_a_byte_or_takes_a_line_that_nobody_wants(
-    ranges: list[tuple[int, int]], unit: int
-) -> None:
+def test_merged_ranges_cover_every_wanted_byte_and_no_unwanted_line(ranges: list[tuple[int, int]], unit: int) -> None:
     merged = merge(ranges, unit)
     wanted = _bytes(ranges)
     assert wanted <= _bytes(merged)
@@ -47,7 +45,7 @@ def test_a_merged_range_misses_a_byte_or_takes_a_line_that_nobody_wants(
 
 
 @given(RANGES, st.sampled_from([1, 64]))
-def test_merged_ranges_touch_or_are_out_of_order(ranges: list[tuple[int, int]], unit: int) -> None:
+def test_merged_ranges_are_in_order_and_do_not_touch(ranges: list[tuple[int, int]], unit: int) -> None:
     merged = merge(ranges, unit)
     assert all(length > 0 and offset % unit == 0 and length % unit == 0 for offset, length in merged)
     assert all(sum(first) < second[0] for first, second in pairwise(merged))
@@ -106,13 +104,13 @@ def use(memory: GuestMemory) -> None:
 
 
 @pytest.mark.kvm
-def test_coherent_memory_is_flushed(plain: GuestMemory, recorder: Recorder) -> None:
+def test_coherent_memory_is_never_flushed(plain: GuestMemory, recorder: Recorder) -> None:
     use(plain)
     assert recorder.calls == 0 and plain.flushed_lines == 0
 
 
 @pytest.mark.kvm
-def test_non_coherent_memory_is_read_or_written_without_a_flush_or_with_too_many(
+def test_each_access_to_non_coherent_memory_flushes_exactly_what_it_touches(
     plain: GuestMemory, shared_with_a_device: GuestMemory, recorder: Recorder
 ) -> None:
     use(plain)
@@ -131,7 +129,7 @@ def test_non_coherent_memory_is_read_or_written_without_a_flush_or_with_too_many
 
 
 @pytest.mark.kvm
-def test_neighbouring_pages_are_flushed_one_by_one(shared_with_a_device: GuestMemory, recorder: Recorder) -> None:
+def test_neighbouring_pages_are_flushed_together(shared_with_a_device: GuestMemory, recorder: Recorder) -> None:
     numbers = [7, 5, 6, 1, 2]
     assert [number for number, _ in shared_with_a_device.pages(numbers)] == numbers
     base = shared_with_a_device.address
@@ -140,7 +138,7 @@ def test_neighbouring_pages_are_flushed_one_by_one(shared_with_a_device: GuestMe
 
 
 @pytest.mark.kvm
-def test_a_state_is_captured_or_restored_without_a_flush_or_with_too_many(
+def test_capture_and_restore_each_flush_non_coherent_memory_once(
     vm: VirtualMachine, plain: GuestMemory, shared_with_a_device: GuestMemory, recorder: Recorder
 ) -> None:
     plain.view[5] = shared_with_a_device.view[6] = 1
@@ -154,7 +152,7 @@ def test_a_state_is_captured_or_restored_without_a_flush_or_with_too_many(
 
 
 @pytest.mark.kvm
-def test_the_flush_comes_after_the_read_or_before_the_write(
+def test_the_flush_comes_before_a_read_and_after_a_write(
     shared_with_a_device: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A device that writes behind the caches: its data shows once the lines are flushed.
@@ -174,7 +172,7 @@ def test_the_flush_comes_after_the_read_or_before_the_write(
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("numbers", [[SIZE // PAGE_SIZE], [0, -1]])
-def test_a_page_outside_of_the_memory_is_flushed(
+def test_a_page_outside_the_memory_is_refused(
     shared_with_a_device: GuestMemory, recorder: Recorder, numbers: list[int]
 ) -> None:
     with pytest.raises(IndexError, match="outside the guest memory"):
@@ -185,13 +183,13 @@ def test_a_page_outside_of_the_memory_is_flushed(
 
 
 @pytest.mark.kvm
-def test_an_unknown_coherence_is_accepted(vm: VirtualMachine) -> None:
+def test_an_unknown_coherence_is_refused(vm: VirtualMachine) -> None:
     with pytest.raises(ValueError, match="'sometimes' is none of coherent, non-coherent"):
         vm.add_memory(SIZE, coherence="sometimes")
 
 
 @pytest.mark.kvm
-def test_non_coherent_memory_is_made_where_nothing_can_flush(
+def test_non_coherent_memory_is_refused_where_nothing_can_flush(
     vm: VirtualMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coherence, "line_size", lambda: 0)
@@ -200,7 +198,7 @@ def test_non_coherent_memory_is_made_where_nothing_can_flush(
     assert vm.memories == []
 
 
-def test_flushed_memory_loses_what_was_written_or_the_count_is_wrong() -> None:
+def test_a_flush_keeps_the_contents_and_counts_its_lines() -> None:
     if not LINE:
         pytest.skip("this CPU flushes no cache line for user programs")
     data = bytearray(os.urandom(4 * PAGE_SIZE))
@@ -214,7 +212,7 @@ def test_flushed_memory_loses_what_was_written_or_the_count_is_wrong() -> None:
     assert coherence.flush(start, []) == 0
 
 
-def test_a_cpu_without_a_flush_is_silent_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_a_flush_instruction_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     class Without(Recorder):
         def vmm_flush(self, base: Any, ranges: Any, count: int) -> int:
             return -errno.EOPNOTSUPP
@@ -250,12 +248,12 @@ APERTURE = Region(1, 0xE0000000, 256 << 10, Coherence.NON_COHERENT)
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_coherent_memory_needs_a_policy(policy: Policy) -> None:
+def test_coherent_memory_is_moved_without_a_flush_under_every_policy(policy: Policy) -> None:
     decided = plan([RAM], policy)
     assert (decided.policy, decided.flushed, decided.lines()) == (policy, (), [])
 
 
-def test_refused_memory_is_moved() -> None:
+def test_the_policy_refuse_refuses_non_coherent_memory() -> None:
     with pytest.raises(NonCoherentMemory) as caught:
         plan([RAM, APERTURE], Policy.REFUSE)
     sentence = str(caught.value)
@@ -263,7 +261,7 @@ def test_refused_memory_is_moved() -> None:
     assert "policy refuse" in sentence and "policy flush" in sentence
 
 
-def test_a_flush_is_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_flush_announces_what_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coherence, "line_size", lambda: 64)
     monkeypatch.setattr(coherence, "instruction", lambda: "CLFLUSHOPT")
     decided = plan([RAM, APERTURE], Policy.FLUSH)
@@ -272,7 +270,7 @@ def test_a_flush_is_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("slot 1 (256 KiB at 0xe0000000) is read through CLFLUSHOPT and sent whole after the stop")
 
 
-def test_memory_that_cannot_be_flushed_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_flushed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coherence, "line_size", lambda: 0)
     with pytest.raises(NonCoherentMemory, match=r"slot 1 .* no instruction"):
         plan([APERTURE], Policy.FLUSH)

@@ -66,7 +66,7 @@ def _take_all(log: DirtyLog) -> None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("how", _LOGS)
-def test_a_page_that_changed_is_not_in_the_dirty_log(how: str, kvm: Kvm) -> None:
+def test_a_page_that_changed_is_in_the_dirty_log(how: str, kvm: Kvm) -> None:
     with _logged(how, "dirty", 4 << 20, 200, 3, 0, 1, 64) as (guest, log):
         assert log.count() == guest.memory.size
         _take_all(log)
@@ -87,7 +87,7 @@ def test_a_page_that_changed_is_not_in_the_dirty_log(how: str, kvm: Kvm) -> None
 
 
 @pytest.mark.kvm
-def test_a_full_ring_loses_pages(kvm: Kvm) -> None:
+def test_a_full_ring_loses_no_page(kvm: Kvm) -> None:
     pages = 2500
     with _logged("ring", "dirty", 4 << 20, pages, 1, 1, 0, 8) as (guest, log):
         assert isinstance(log, RingLog)
@@ -121,7 +121,7 @@ def _loses_a_page(seen: list[int]) -> Interposer:
 
 
 @pytest.mark.kvm
-def test_a_kernel_that_loses_dirty_pages_is_not_noticed(kvm: Kvm) -> None:
+def test_a_kernel_that_loses_a_dirty_page_is_noticed(kvm: Kvm) -> None:
     seen: list[int] = []
     left, right = socket.socketpair()
     thread = threading.Thread(target=lambda: [None for _ in iter(lambda: right.recv(1 << 20), b"")])
@@ -150,7 +150,7 @@ def test_a_kernel_that_loses_dirty_pages_is_not_noticed(kvm: Kvm) -> None:
 
 
 @pytest.mark.kvm
-def test_a_ring_of_a_wrong_size(kvm: Kvm) -> None:
+def test_a_ring_of_an_impossible_size_is_refused(kvm: Kvm) -> None:
     for entries in (1, 100, 1 << 40):
         with RingKvm(entries) as rings, pytest.raises(MemoryUnavailable, match=r"is not possible|has no dirty rings"):
             rings.create_vm()

@@ -45,7 +45,7 @@ def test_security_updates_are_another_archive() -> None:
     assert choose_mirror("Debian|bookworm|main|https://mirror.example/debian/\n", security=True) is None
 
 
-def test_no_mirror_is_no_mirror() -> None:
+def test_no_mirror_is_chosen_where_none_is_debians() -> None:
     assert choose_mirror("") is None
     assert choose_mirror("Vendor|stable|main|https://vendor.example/apt\n") is None
 
@@ -171,7 +171,7 @@ def test_pruning_keeps_what_was_used_last(tmp_path: Path) -> None:
     assert {entry for entry in entries if entry.exists()} == {entries[0], entries[3]}
 
 
-def test_cleaning_waits_for_nobody_but_says_so(tmp_path: Path) -> None:
+def test_cleaning_a_cache_in_use_is_refused(tmp_path: Path) -> None:
     cache, other = Cache(tmp_path / "cache"), Cache(tmp_path / "cache")
     with pytest.raises(LabError, match="in use"):
         cache.clean()

@@ -130,7 +130,7 @@ def test_a_wrong_file_is_refused_in_one_sentence(change: tuple[str, str], reason
     assert str(path) in text and "\n" not in text and text.endswith(".")
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_or_parsed_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(LabError, match="cannot be read"):
             load_profiles(path)
@@ -226,7 +226,7 @@ def test_every_quick_profile_has_its_turn(day: datetime.date) -> None:
     assert seen == {profile.name for profile in PROFILES if not profile.slow}
 
 
-def test_more_than_there_are_are_all_of_them() -> None:
+def test_a_sample_of_more_than_there_are_has_all_of_them() -> None:
     assert sample(PROFILES, 1000, datetime.date(2026, 1, 1)) == PROFILES
     assert sample([], 3, datetime.date(2026, 1, 1)) == []
 
@@ -263,14 +263,14 @@ def test_totals_are_recorded_and_nothing_else_is_touched(tmp_path: Path) -> None
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["svm.plain", "sve.a64fx", "no.such"]), st.integers(0, 300)))
-def test_recording_changes_one_line_a_profile(counts: dict[str, int]) -> None:
+def test_recording_changes_one_line_per_profile(counts: dict[str, int]) -> None:
     text = with_recordings(WHOLE, {name: ("7", {"PASS": count}) for name, count in counts.items()})
     kept = [line for line in WHOLE.splitlines() if not line.startswith("recorded")]
     assert [line for line in text.splitlines() if not line.startswith("recorded")] == kept
     assert with_recordings(text, {}) == text
 
 
-def test_a_file_that_would_not_say_so_afterwards_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_recorded_to_is_left_as_it_was(tmp_path: Path) -> None:
     text = WHOLE.replace("recorded = {", "recorded = {").replace('name = "svm.plain"', '"name" = "svm.plain"')
     path = written(text, tmp_path)
     with pytest.raises(LabError, match="could not be written"):
@@ -278,7 +278,7 @@ def test_a_file_that_would_not_say_so_afterwards_is_left_as_it_was(tmp_path: Pat
     assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
 
 
-def test_every_limit_of_ours_is_one() -> None:
+def test_every_limit_in_our_profiles_exists() -> None:
     for profile in load_profiles(OURS):
         for name in profile.limits:
             assert hasattr(resource, f"RLIMIT_{name.upper()}")

@@ -25,7 +25,7 @@ def test_what_is_written_is_what_is_read(model: str, lengths: set[int], features
 @pytest.mark.parametrize(
     "text", ["", ",", "vq=", "vq=x", "max,EPYC", "+pku,EPYC", "max,x=1", "vq=1,+a,2", "a b", "-"]
 )
-def test_what_is_none_is_refused_in_one_sentence(text: str) -> None:
+def test_what_is_not_a_processor_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(LabError, match=r"--cpu .*: '.*' is not understood; give .*\.$"):
         parse_processor(text)
 

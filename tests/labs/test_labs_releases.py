@@ -107,12 +107,12 @@ def test_any_text_is_a_kernel_or_refused(text: str) -> None:
         ("made-up:linux-image-6.12.90+deb13-amd64", "6.12.90+deb13-amd64"),
     ],
 )
-def test_the_newest_that_begins_so_is_meant(text: str, release: str) -> None:
+def test_the_newest_release_that_begins_with_the_text_is_meant(text: str, release: str) -> None:
     assert find_release(Suite(), parse_kernel(text)) == release  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["6.1", "made-up:6.12.1", "made-up:6.16", "made-up:full", "made-up:linux-image-7-x"])
-def test_what_a_suite_has_no_more_is_said_to_be_so(text: str) -> None:
+def test_what_a_suite_no_longer_serves_is_said_to_be_so(text: str) -> None:
     with pytest.raises(NotServed, match=r"^Debian made-up serves no kernel .* for amd64 any more; .*\.$"):
         find_release(Suite(), parse_kernel(text))  # type: ignore[arg-type]
 
@@ -145,7 +145,9 @@ def test_a_kernel_that_cannot_be_fetched_is_looked_for_again(monkeypatch: pytest
         fetch_kernel(Cache(tmp_path), "sid:6.12.117", "amd64")
 
 
-def test_a_mirror_that_fails_has_not_stopped_to_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_mirror_that_fails_is_not_said_to_have_stopped_serving(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(kernels, "Archive", Mirror)
     monkeypatch.setattr(kernels, "_fetch", fail)
     monkeypatch.setattr(Mirror, "versions", Suite.versions)

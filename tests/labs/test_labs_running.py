@@ -131,7 +131,7 @@ def test_how_kvm_uses_el2_is_a_kernel_argument(mode: str, tmp_path: Path) -> Non
     assert "kvm-arm" not in fake_qemu(Sve, tmp_path, Options("7.2"))[words.index("-append") + 1]
 
 
-def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_feature_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="features"):
         fake_qemu(Svm, tmp_path, Options("7.2", cpu="host,x=1"))
 

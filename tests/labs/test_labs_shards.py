@@ -29,7 +29,7 @@ def reports(clauses: list[str], whole: int) -> list[bytes]:
 
 
 @given(st.integers(1, 4), st.integers(0, 11), st.data())
-def test_a_clause_is_lost_or_out_of_turn(whole: int, count: int, data: st.DataObject) -> None:
+def test_no_clause_is_lost_or_out_of_turn(whole: int, count: int, data: st.DataObject) -> None:
     clauses = [f"a.clause-{number}" for number in range(count)]
     output = io.BytesIO()
     merger = Merger(whole, output)
@@ -46,7 +46,7 @@ def test_a_clause_is_lost_or_out_of_turn(whole: int, count: int, data: st.DataOb
     assert records[-1] == {"record": "totals", "total": count, "PASS": count, "seconds": 0.5 + whole}
 
 
-def test_what_is_no_record_is_swallowed() -> None:
+def test_what_is_not_a_record_is_passed_on() -> None:
     output, errors = io.BytesIO(), io.BytesIO()
     sink = ShardSink(Merger(2, output), 0, errors)
     sink.output(b"a word\n17\n[1]\nand one without an end")
@@ -57,7 +57,7 @@ def test_what_is_no_record_is_swallowed() -> None:
     assert errors.getvalue() == b"an error"
 
 
-def test_a_run_that_was_cut_short_has_totals() -> None:
+def test_a_run_that_was_cut_short_has_no_totals() -> None:
     output = io.BytesIO()
     merger = Merger(2, output)
     for line in reports(["a", "b"], 2)[0].splitlines(keepends=True):
@@ -76,13 +76,13 @@ def test_a_run_that_was_cut_short_has_totals() -> None:
         ("vmm probe --format json", False),
     ],
 )
-def test_a_command_is_divided_that_cannot_be_joined(words: str, expected: bool) -> None:
+def test_only_a_command_whose_reports_can_be_joined_is_divided(words: str, expected: bool) -> None:
     assert divisible(words.split()) is expected
     assert shard_command(["vmm", "check"], 2, 3) == ["vmm", "check", "--shard", "2/3"]
 
 
 @pytest.mark.parametrize("machine", ["amx", "sve"])
-def test_a_machine_of_one_thread_leaves_a_processor_idle(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_machine_of_one_thread_is_divided_in_two(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     plans = make_plans(None, *parse([machine]))  # type: ignore[arg-type]
     assert [plan.command[-2:] for plan in plans] == [["--shard", "1/2"], ["--shard", "2/2"]]
@@ -104,6 +104,8 @@ def test_a_machine_of_one_thread_leaves_a_processor_idle(machine: str, monkeypat
         ((0, 0), True, 0),
     ],
 )
-def test_a_part_that_could_run_nothing_decides(statuses: tuple[int, ...], divided: bool, expected: int) -> None:
+def test_a_part_that_could_run_nothing_does_not_decide_for_a_divided_run(
+    statuses: tuple[int, ...], divided: bool, expected: int
+) -> None:
     guests = [SimpleNamespace(failure=None, status=status, console=None) for status in statuses]
     assert _status(guests, divided=divided) == expected  # type: ignore[arg-type]

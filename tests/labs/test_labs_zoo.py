@@ -33,12 +33,12 @@ def judged(*verdicts: str, **changes: object) -> Outcome:
     return judge(dataclasses.replace(PROFILE, **changes), "7.2.1", report(*verdicts), "", 0)
 
 
-def test_the_recorded_totals_are_no_news() -> None:
+def test_totals_as_recorded_are_not_reported() -> None:
     outcome = judged("PASS", "SKIP", "PASS")
     assert (outcome.state, outcome.lines, outcome.totals) == ("as recorded", [], {"PASS": 2, "SKIP": 1})
 
 
-def test_other_totals_are_a_line_and_no_failure() -> None:
+def test_other_totals_are_reported_and_do_not_fail_the_run() -> None:
     outcome = judged("PASS", "SKIP", "KNOWN")
     assert outcome.state == "differs"
     assert outcome.lines == ["PASS 1, recorded 2; KNOWN 1, recorded 0"]
@@ -72,7 +72,7 @@ def test_a_finding_is_of_one_verdict_and_missed_when_it_is_not_seen() -> None:
     assert (gone.state, gone.lines) == ("differs", ["FAIL c.1, a finding, was not seen"])
 
 
-def test_a_run_that_was_cut_short_is_no_result_whatever_it_said_before() -> None:
+def test_a_run_that_was_cut_short_has_no_results_whatever_it_said_before() -> None:
     outcome = judge(PROFILE, "7.2.1", report("PASS", "PASS", end=False), "scripts/lab: it panicked.\n", 125)
     assert outcome.state == "no results" and failed([outcome])
     assert outcome.lines == ["cut short after 2 clauses, status 125", "scripts/lab: it panicked."]
@@ -84,14 +84,14 @@ def test_what_the_kernel_reported_is_shown() -> None:
     assert (outcome.state, outcome.lines) == ("differs", ["the kernel's log: the kernel reported: WARNING"])
 
 
-def test_some_clauses_alone_have_no_totals_to_compare() -> None:
+def test_totals_are_not_compared_when_only_some_clauses_run() -> None:
     finding = Finding("c.9", "FAIL", "x")
     profile = dataclasses.replace(PROFILE, findings=(finding,))
     assert judge(profile, "7.2.1", report("PASS"), "", 0, whole=False).lines == []
     assert judge(profile, "7.2.1", report("FAIL"), "", 1, whole=False).state == "alarm"
 
 
-def test_both_reports_tell_what_is_not_served_any_more() -> None:
+def test_both_reports_tell_what_is_no_longer_served() -> None:
     outcomes = [
         judged("PASS", "FAIL"),
         judged("PASS", "SKIP", "PASS"),
@@ -223,14 +223,14 @@ def test_options_that_mean_nothing_together_are_refused(words: list[str]) -> Non
     assert end.value.code == 2
 
 
-def test_what_is_wrong_is_one_sentence_and_2(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_file_or_glob_is_one_sentence_with_status_2(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--hosts-file", "/nowhere", "--hosts"], ["--hosts-file", str(hosts), "--hosts", "vax.*"]):
         assert matrix.main(words) == 2
         printed = capsys.readouterr()
         assert printed.err.startswith("scripts/matrix: ") and printed.err.count("\n") == 1 and not printed.out
 
 
-def test_a_machine_that_cannot_be_had_is_no_result(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_be_fetched_fails_the_run(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(cache: object, name: str, arch: str) -> Profile:
         raise LabError("The network is down.")
 

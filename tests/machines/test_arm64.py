@@ -39,7 +39,7 @@ def _combinations() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("kernel", "lengths", "mode"), _combinations())
-def test_a_clause_fails_with_other_lengths_or_another_mode(
+def test_no_clause_fails_with_other_lengths_or_another_mode(
     kernel: str, lengths: str, mode: str, running: Running
 ) -> None:  # fmt: skip
     _clauses(kernel, lengths, mode, running)
@@ -61,13 +61,13 @@ with Kvm() as kvm, Guest(kvm, "hello") as guest:
 """
 
 
-def test_a_clause_fails_where_the_host_has_no_sve(running: Running) -> None:
+def test_no_clause_fails_where_the_host_has_no_sve(running: Running) -> None:
     report = conformance("sve", *_NO_SVE)
     assert report[0]["capabilities"]["KVM_CAP_ARM_SVE"] == 0
     judge(report, "sve", NEWEST, _PASSING_WITHOUT_SVE, running)
 
 
-def test_the_shim_uses_sve_where_there_is_none() -> None:
+def test_the_shim_refuses_vectors_where_there_is_no_sve() -> None:
     assert records(lab("sve", *_NO_SVE, command=["python3", "-c", _OWN_VECTORS])) == [{"errno": "ENOTSUP"}]
 
 
@@ -81,7 +81,7 @@ def _lies(*options: str, patterns: tuple[str, ...] = ()) -> dict[str, list[dict[
     return outcomes
 
 
-def test_a_lie_or_a_broken_payload_is_not_noticed(running: Running) -> None:
+def test_every_lie_and_every_broken_payload_is_noticed(running: Running) -> None:
     outcomes = _lies()
     assert not outcomes["unnoticed"], outcomes["unnoticed"]
     noticed, release = len(outcomes["noticed"]), running.offer("sve", NEWEST).about["kernel"]
@@ -100,14 +100,14 @@ def test_a_lie_or_a_broken_payload_is_not_noticed(running: Running) -> None:
         (*_NO_SVE, "init.sve-unsupported-einval"),
     ],
 )
-def test_a_lie_is_not_noticed_where_its_clause_runs(option: str, value: str, clause: str) -> None:
+def test_a_lie_is_noticed_where_its_clause_runs(option: str, value: str, clause: str) -> None:
     outcomes = _lies(option, value, patterns=(clause,))
     assert outcomes["noticed"] and not outcomes["unnoticed"] and not outcomes["unusable"], outcomes
 
 
 @pytest.mark.skipif(not EVERY_KERNEL, reason="compares kernels: --all-kernels")
 @pytest.mark.parametrize("kernel", _KERNELS[:-1])
-def test_a_kernel_differs_in_what_no_clause_documents(kernel: str, running: Running) -> None:
+def test_a_kernel_differs_only_in_what_its_clauses_document(kernel: str, running: Running) -> None:
     newest = {clause["id"]: clause["verdict"] for clause in _clauses(NEWEST, _SETS[0], _MODES[0], running)}
     undocumented = [
         f"{clause['id']} is {clause['verdict']}, {newest[clause['id']]} on {NEWEST}: {clause.get('reason')}"
@@ -140,7 +140,7 @@ with Kvm() as kvm:
 
 @pytest.mark.skipif(not EVERY_KERNEL, reason="compares kernels: --all-kernels")
 @pytest.mark.parametrize(("older", "newer", "gone"), [("6.1", "6.12", set()), ("6.12", "7.2", _GONE)])
-def test_a_newer_kernel_lists_a_register_no_more(
+def test_a_newer_kernel_drops_only_registers_that_are_known_to_be_gone(
     older: str, newer: str, gone: set[str], running: Running
 ) -> None:  # fmt: skip
     before, after = (

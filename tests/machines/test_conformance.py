@@ -24,5 +24,5 @@ _PASSING = {
 
 
 @pytest.mark.parametrize(("machine", "kernel"), [key for key in _PASSING if EVERY_KERNEL or key[1] == NEWEST])
-def test_a_clause_fails_or_passes_no_more(machine: str, kernel: str, running: Running) -> None:
+def test_no_clause_fails_or_stops_passing(machine: str, kernel: str, running: Running) -> None:
     judge(conformance(machine, "--kernel", kernel), machine, kernel, _PASSING[machine, kernel], running)

@@ -15,19 +15,19 @@ from vmm.cli import bench as command_module
 from vmm.kvm.system import Kvm
 
 
-def test_one_round_has_a_median() -> None:
+def test_one_round_is_too_few() -> None:
     with pytest.raises(ValueError, match="2 or more"):
         compare_migration(1)
 
 
 @pytest.mark.kvm
-def test_too_little_memory_is_used_up(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migration, "_available", lambda: 3 << 30)
     with pytest.raises(BenchUnavailable, match="needs 4 GiB of free memory, and 3072 MiB are available"):
         compare_migration()
 
 
-def test_the_other_operations_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_operations_are_not_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def measured(rounds: int, progress: object) -> list[BenchResult]:
@@ -46,7 +46,7 @@ def test_the_other_operations_are_measured_too(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.kvm
-def test_a_guest_is_measured(kvm: Kvm) -> None:
+def test_the_copying_and_the_pause_of_a_guest_are_measured(kvm: Kvm) -> None:
     try:
         copying, standing = compare_migration(2)
     except BenchUnavailable as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory whose writers pass the caches and the dirty log by: a migration refuses it, or reads it all again."""
+"""Memory whose writers bypass the caches and the dirty log: a migration refuses it, or reads it all again."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def _needs(kvm: Kvm) -> None:
     """All of these need a KVM."""
 
 
-def test_non_coherent_memory_is_moved_by_default(tmp_path: Path) -> None:
+def test_non_coherent_memory_is_not_moved_under_the_policy_refuse(tmp_path: Path) -> None:
     pair = Pair(make=_device_memory, source=_options(Policy.REFUSE), reached=False).run(tmp_path)
     assert pair.report["outcome"] == "kept" and pair.there is None and pair.here is not None
     assert "slot 0" in pair.report["reason"] and "non-coherent" in pair.report["reason"]
 
 
-def test_non_coherent_memory_is_moved_without_a_word_and_in_part(tmp_path: Path) -> None:
+def test_non_coherent_memory_is_moved_whole_and_with_a_note_under_the_policy_flush(tmp_path: Path) -> None:
     coherent = Pair(source=_options(Policy.REFUSE), make=_coherent).run(tmp_path)
     (tmp_path / "again").mkdir()
     pair = Pair(make=_device_memory, source=_options(Policy.FLUSH)).run(tmp_path / "again")
@@ -64,7 +64,7 @@ def _coherent(kvm: Kvm) -> BaseGuest:
     return guest
 
 
-def test_a_capture_flushes_memory_that_needs_none_or_not_what_does(kvm: Kvm) -> None:
+def test_a_capture_flushes_exactly_the_memory_that_needs_it(kvm: Kvm) -> None:
     with _device_memory(kvm) as guest:
         before = guest.memory.flushed_lines
         capture(guest)
@@ -74,7 +74,7 @@ def test_a_capture_flushes_memory_that_needs_none_or_not_what_does(kvm: Kvm) -> 
         assert guest.memory.flushed_lines == 0
 
 
-def test_a_page_is_left_out_when_all_are_marked(kvm: Kvm) -> None:
+def test_no_page_is_left_out_when_all_are_marked(kvm: Kvm) -> None:
     with _coherent(kvm) as guest:
         log = open_log(guest.vm, [guest.vcpu])
         log.start()

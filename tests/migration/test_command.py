@@ -39,7 +39,7 @@ def _vmm(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False, **how)
 
 
-def test_send_and_receive(tmp_path: Path, right: str) -> None:
+def test_send_moves_a_guest_to_receive(tmp_path: Path, right: str) -> None:
     command = [sys.executable, "-m", "vmm", "receive", "--once", "--timeout", str(LIMIT), "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout and receiver.stderr
@@ -54,7 +54,7 @@ def test_send_and_receive(tmp_path: Path, right: str) -> None:
     assert printed.startswith(f"done: {low:#x} {high:#x} {_STEPS:#x}")
 
 
-def test_send_through_another_program(tmp_path: Path) -> None:
+def test_send_moves_a_guest_through_another_program(tmp_path: Path) -> None:
     receive = shlex.join([sys.executable, "-m", "vmm", "receive", "-"])
     sent = _vmm(
         "send", f"exec:sh -c {shlex.quote('cd / && exec ' + receive)}", "chain", _LEVEL, "60000", "--json",
@@ -88,13 +88,13 @@ def test_send_to_nobody_runs_the_guest_here(tmp_path: Path) -> None:
         (("receive", "a:1", "--memory", "0"), "is not a size"),
     ],
 )
-def test_wrong_usage_is_a_traceback(arguments: tuple[str, ...], sentence: str) -> None:
+def test_wrong_usage_is_a_sentence_with_status_2(arguments: tuple[str, ...], sentence: str) -> None:
     done = _vmm(*arguments)
     assert done.returncode == 2
     assert sentence in done.stderr and "Traceback" not in done.stderr
 
 
-def test_receive_on_an_address_in_use(tmp_path: Path) -> None:
+def test_receive_on_an_address_in_use_is_refused(tmp_path: Path) -> None:
     listener = Listener(parse("127.0.0.1:0"))
     done = _vmm("receive", listener.text)
     listener.close()

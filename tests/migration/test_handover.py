@@ -227,13 +227,13 @@ def worlds() -> dict[World, tuple[World | None, str]]:
     return _reachable(breaks=2)
 
 
-def test_a_guest_runs_on_both_sides(worlds: dict[World, tuple[World | None, str]]) -> None:
+def test_a_guest_never_runs_on_both_sides(worlds: dict[World, tuple[World | None, str]]) -> None:
     assert len(worlds) > 1000
     for world in worlds:
         assert not (world.source_runs and world.target_runs), _story(worlds, world)
 
 
-def test_a_guest_goes_on_at_the_source_although_it_has_run_at_the_receiver(
+def test_a_guest_that_has_run_at_the_receiver_resumes_at_the_source_only_without_its_keeper(
     worlds: dict[World, tuple[World | None, str]],
 ) -> None:
     for world in worlds:
@@ -242,12 +242,12 @@ def test_a_guest_goes_on_at_the_source_although_it_has_run_at_the_receiver(
             assert not world.keeper_alive, _story(worlds, world)
 
 
-def test_without_knowledge_of_its_end_a_source_runs_a_guest_that_has_run_at_the_receiver() -> None:
+def test_without_knowledge_of_its_end_a_source_never_runs_a_guest_that_has_run_at_the_receiver() -> None:
     worlds = _reachable(breaks=2, trust=False)
     assert all(not (world.source_runs and world.ever_ran_there) for world in worlds)
 
 
-def test_a_source_that_survives_loses_its_guest_before_the_handover(
+def test_a_source_that_survives_does_not_lose_its_guest_before_the_handover(
     worlds: dict[World, tuple[World | None, str]],
 ) -> None:
     """Nobody gives up, so what can happen happens: a guest of a living source that never left runs there again."""
@@ -260,7 +260,7 @@ def test_a_source_that_survives_loses_its_guest_before_the_handover(
             assert world.source_runs or given_up or moved, _story(worlds, world)
 
 
-def test_a_source_in_doubt_is_stuck_although_somebody_could_answer(
+def test_a_source_in_doubt_is_never_stuck_while_somebody_could_answer(
     worlds: dict[World, tuple[World | None, str]],
 ) -> None:
     """From every doubt there is a way out that is not giving up, if the line can be made anew."""
@@ -279,13 +279,13 @@ def test_a_source_in_doubt_is_stuck_although_somebody_could_answer(
     assert out == set(worlds), _story(worlds, next(world for world in worlds if world not in out))
 
 
-def test_a_discarded_guest_runs(worlds: dict[World, tuple[World | None, str]]) -> None:
+def test_a_discarded_guest_never_runs(worlds: dict[World, tuple[World | None, str]]) -> None:
     for world in worlds:
         if world.target is At.DISCARDED:
             assert not world.target_runs and not world.noted, _story(worlds, world)
 
 
-def test_a_guest_that_moved_runs_nowhere_although_its_process_lives(
+def test_a_guest_that_moved_runs_while_its_process_lives(
     worlds: dict[World, tuple[World | None, str]],
 ) -> None:
     for world in worlds:
@@ -293,7 +293,7 @@ def test_a_guest_that_moved_runs_nowhere_although_its_process_lives(
             assert world.target_runs, _story(worlds, world)
 
 
-def test_a_guest_is_said_to_be_lost_although_it_was_never_started(
+def test_a_guest_is_said_to_be_lost_only_if_it_was_started(
     worlds: dict[World, tuple[World | None, str]],
 ) -> None:
     for world in worlds:
@@ -328,7 +328,7 @@ def test_the_ways_a_handover_ends_are_all_reached(worlds: dict[World, tuple[Worl
         ("SOURCE", (At.COPYING, Event.STOP), (At.STOPPED, (Act.PAUSE, Act.SEND_HANDOVER))),
     ],
 )
-def test_a_faulty_table_passes(
+def test_a_faulty_table_is_caught(
     monkeypatch: pytest.MonkeyPatch, table: str, key: tuple[At, Event], entry: tuple[At, tuple[Act, ...]]
 ) -> None:
     original = {"SOURCE": SOURCE, "RECEIVER": RECEIVER}[table]

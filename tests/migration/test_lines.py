@@ -73,7 +73,7 @@ def _exchange(ours: Line, theirs: Line) -> None:
         ("-", "stdio", "", 0, ""),
     ],
 )
-def test_addresses(text: str, kind: str, host: str, port: int, path: str) -> None:
+def test_an_address_is_split_into_its_parts(text: str, kind: str, host: str, port: int, path: str) -> None:
     address = parse(text)
     assert (address.kind, address.host, address.port, address.path) == (kind, host, port, path)
 
@@ -81,13 +81,13 @@ def test_addresses(text: str, kind: str, host: str, port: int, path: str) -> Non
 @pytest.mark.parametrize(
     "text", ["", "host", ":7", "host:", "host:x", "host:65536", "host:-1", "host:٣", "::1:7", "unix:", "exec:"]
 )
-def test_what_is_no_address_is_taken(text: str) -> None:
+def test_what_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(MigrationError, match=r"is no address|is ambiguous"):
         parse(text)
 
 
 @pytest.mark.parametrize("text", ["fd:", "fd:x", "fd:1,2,3", "fd:-1", "fd:123456"])
-def test_descriptors_that_are_none_are_taken(text: str) -> None:
+def test_invalid_descriptors_are_refused(text: str) -> None:
     with pytest.raises(MigrationError, match=r"names no descriptors|is not open"):
         parse(text)
 
@@ -104,7 +104,7 @@ def _has_ipv6() -> bool:
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:0", "localhost:0", "[::1]:0"])
-def test_tcp(text: str) -> None:
+def test_tcp_carries_data_both_ways(text: str) -> None:
     if "::1" in text and not _has_ipv6():
         pytest.skip("this host has no IPv6")
     with _listening(text) as listener:
@@ -117,7 +117,7 @@ def test_tcp(text: str) -> None:
             line.close()
 
 
-def test_unix_socket(tmp_path: Path) -> None:
+def test_a_unix_socket_is_private_and_carries_data_both_ways(tmp_path: Path) -> None:
     path = tmp_path / "line"
     with _listening(f"unix:{path}") as listener:
         assert path.stat().st_mode & 0o777 == 0o600
@@ -128,7 +128,7 @@ def test_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_stale_unix_socket_is_in_the_way(tmp_path: Path) -> None:
+def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "line"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -136,7 +136,7 @@ def test_a_stale_unix_socket_is_in_the_way(tmp_path: Path) -> None:
         Connector(parse(listener.text), LIMIT).connect().close()
 
 
-def test_a_file_or_a_living_listener_is_removed(tmp_path: Path) -> None:
+def test_a_file_or_a_living_listener_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(MigrationError, match="in use"):
@@ -149,7 +149,7 @@ def test_a_file_or_a_living_listener_is_removed(tmp_path: Path) -> None:
         Listener(parse(listener.text))
 
 
-def test_pipes() -> None:
+def test_pipes_carry_data_both_ways() -> None:
     to_them, from_us = os.pipe()
     to_us, from_them = os.pipe()
     ours, theirs = PipeLine(to_us, from_us, "them", LIMIT), PipeLine(to_them, from_them, "us", LIMIT)
@@ -163,7 +163,7 @@ def test_pipes() -> None:
     theirs.close()
 
 
-def test_descriptors() -> None:
+def test_inherited_descriptors_carry_data_both_ways() -> None:
     left, right = socket.socketpair()
     ours = inherited_line(parse(f"fd:{left.detach()}"), LIMIT)
     assert isinstance(ours, SocketLine)
@@ -181,7 +181,7 @@ def test_descriptors() -> None:
 _CAT = "import os\nwhile data := os.read(0, 65536): os.write(1, data)"
 
 
-def test_child() -> None:
+def test_a_child_carries_data_both_ways_and_has_an_exit_status() -> None:
     line = Connector(parse(f"exec:{sys.executable} -c '{_CAT}'"), LIMIT).connect()
     assert isinstance(line, ChildLine)
     line.send(b"echo")
@@ -193,7 +193,7 @@ def test_child() -> None:
     assert line.exit_status(LIMIT) == 0
 
 
-def test_standard_input_and_output() -> None:
+def test_standard_input_and_output_are_a_line_without_stray_output() -> None:
     program = (
         "from vmm.migration.transport import inherited_line, parse\n"
         "line = inherited_line(parse('-'), 120)\n"
@@ -206,7 +206,7 @@ def test_standard_input_and_output() -> None:
     assert (done.stdout, done.stderr) == (b"echoecho", b"a stray word\n")
 
 
-def test_a_terminal_is_taken_for_a_line() -> None:
+def test_a_terminal_is_refused_as_a_line() -> None:
     controller, terminal = terminal_pair()
     program = "from vmm.migration.transport import inherited_line, parse; inherited_line(parse('-'), 120)"
     done = subprocess.run(
@@ -221,7 +221,7 @@ def test_a_terminal_is_taken_for_a_line() -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_an_address_where_nobody_listens_is_unreachable(tmp_path: Path) -> None:
     with _listening("127.0.0.1:0") as listener:
         text = listener.text
     with pytest.raises(Unreachable, match=r"nobody listens.*start vmm receive") as caught:
@@ -236,13 +236,13 @@ def test_nobody_listens(tmp_path: Path) -> None:
         Connector(parse("no-such-host.invalid:1"), LIMIT).connect()
 
 
-def test_an_address_in_use_is_listened_on() -> None:
+def test_an_address_in_use_is_not_listened_on() -> None:
     with _listening("127.0.0.1:0") as listener, pytest.raises(MigrationError, match="it is in use"):
         Listener(parse(listener.text))
 
 
 @pytest.mark.parametrize("kind", ["socket", "pipe"])
-def test_silence_is_waited_for_without_end(kind: str) -> None:
+def test_silence_is_not_waited_for_without_end(kind: str) -> None:
     if kind == "socket":
         left, right = socket.socketpair()
         ours: Line = SocketLine(left, "them", 0.1)
@@ -260,7 +260,7 @@ def test_silence_is_waited_for_without_end(kind: str) -> None:
         os.close(end) if isinstance(end, int) else end.close()
 
 
-def test_a_line_that_ends_inside_a_message() -> None:
+def test_a_line_that_ends_inside_a_message_is_lost() -> None:
     left, right = socket.socketpair()
     ours = SocketLine(left, "them", LIMIT)
     right.send(b"half")
@@ -272,7 +272,7 @@ def test_a_line_that_ends_inside_a_message() -> None:
     ours.close()
 
 
-def test_a_connector_asks_another_host_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connector_asks_the_same_host_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with _listening("localhost:0") as listener:
         connector = Connector(parse(f"localhost:{listener.text.rpartition(':')[2]}"), LIMIT)
         connector.connect().close()
@@ -307,5 +307,5 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "a b c d", "boot 1 99999999999999999999 1", "boot 1 -1 1"])
-def test_a_strange_incarnation_is_no_process(text: str) -> None:
+def test_a_malformed_incarnation_is_not_watched(text: str) -> None:
     assert not Witness(Incarnation(text)).watches

@@ -75,7 +75,7 @@ def _send_all(table: PageTable, dirty: set[int], pages: int) -> None:
 
 @given(st.binary(min_size=32, max_size=32), st.integers(0, 2**32))
 @settings(max_examples=20)
-def test_a_page_digest_is_not_nh(seed: bytes, number: int) -> None:
+def test_a_page_digest_is_nh(seed: bytes, number: int) -> None:
     memory = _memory({1}, 3, number)
     table = PageTable(memoryview(memory), Key(seed))
     _send_all(table, {0, 1, 2}, 3)
@@ -86,7 +86,9 @@ def test_a_page_digest_is_not_nh(seed: bytes, number: int) -> None:
 
 @given(st.sets(st.integers(0, _PAGES - 1)), st.sets(st.integers(0, _PAGES - 1)), st.integers(1, 40), st.data())
 @settings(max_examples=200)
-def test_pages_are_left_out_or_sent_twice(dirty: set[int], full: set[int], most: int, data: st.DataObject) -> None:
+def test_every_dirty_page_is_sent_exactly_once(
+    dirty: set[int], full: set[int], most: int, data: st.DataObject
+) -> None:
     first = data.draw(st.integers(0, _PAGES))
     end = data.draw(st.integers(first, _PAGES + 5))
     per_bit = data.draw(st.sampled_from([1, 4, 16]))
@@ -109,7 +111,7 @@ def test_pages_are_left_out_or_sent_twice(dirty: set[int], full: set[int], most:
     assert found == [(page, page in full) for page in wanted]
 
 
-def test_more_runs_than_fit_one_message() -> None:
+def test_more_runs_than_fit_one_message_are_split() -> None:
     pages = 5000
     dirty = set(range(0, pages, 2))
     table = PageTable(memoryview(_memory(set(range(0, pages, 4)), pages)), _KEY)
@@ -134,7 +136,7 @@ def test_more_runs_than_fit_one_message() -> None:
         _runs(*((page, 1, page & 1) for page in range(1025))),
     ],
 )
-def test_a_strangers_runs_are_believed(runs: bytes) -> None:
+def test_a_strangers_invalid_runs_are_refused(runs: bytes) -> None:
     memory = _memory({1, 2, 3})
     before = bytes(memory)
     table = PageTable(memoryview(memory), _KEY)
@@ -157,7 +159,7 @@ def test_any_bytes_for_runs_stay_within_the_region(runs: bytes) -> None:
     assert memory.count(7) == size
 
 
-def test_a_change_that_no_bit_names_is_overlooked() -> None:
+def test_a_change_that_no_bit_names_is_noticed() -> None:
     memory = _memory(set(range(10)), 20)
     table = PageTable(memoryview(memory), _KEY)
     _send_all(table, set(range(20)), 20)
@@ -169,7 +171,7 @@ def test_a_change_that_no_bit_names_is_overlooked() -> None:
     assert table.changed(_bitmap({0}, 20), 4) == [15]
 
 
-def test_the_digest_of_all_memory_is_not_renewed() -> None:
+def test_the_digest_of_all_memory_is_renewed() -> None:
     pages = 10_000  # three segments
     memory = bytearray(pages * PAGE)
     table = PageTable(memoryview(memory), _KEY)
@@ -252,7 +254,7 @@ def _both(
 
 
 @pytest.mark.parametrize("codec", [Codec.RAW, Codec.ZSTD])
-def test_memory_arrives_changed(codec: int) -> None:
+def test_memory_arrives_unchanged(codec: int) -> None:
     memory, there = _memory({*range(40, 200), 250}), bytearray(_PAGES * PAGE)
     memory[60 * PAGE : 100 * PAGE] = bytes(range(256)) * (40 * PAGE // 256)  # compresses well
     small, small_there = _memory({0}, 1, seed=5), bytearray(PAGE)
@@ -274,7 +276,7 @@ def test_memory_arrives_changed(codec: int) -> None:
     assert not errors
 
 
-def test_a_rate_is_exceeded() -> None:
+def test_a_rate_is_not_exceeded() -> None:
     memory, there = _memory(set(range(_PAGES))), bytearray(_PAGES * PAGE)
     for _ in range(10):  # a machine under load may be slower than it is allowed to be, but not each time
         with _both([_Region(memory)], [_Region(there)], rate=4 << 20) as (sender, _, _, errors):
@@ -287,7 +289,7 @@ def test_a_rate_is_exceeded() -> None:
 
 
 @pytest.mark.parametrize("page", [0, 199, _PAGES - 1])
-def test_a_bit_that_flips_in_memory_is_not_noticed(page: int) -> None:
+def test_a_bit_that_flips_in_memory_is_noticed(page: int) -> None:
     memory, there = _memory({0, 199}), bytearray(_PAGES * PAGE)
     with _both([_Region(memory, 1 << 20)], [_Region(there, 1 << 20)]) as (sender, receiver, _, _):
         sender.round()
@@ -314,7 +316,7 @@ class _Flipping(PipeLine):
 
 
 @pytest.mark.parametrize("place", [0, 20, 45, 60, 100, PAGE, 150 * PAGE])
-def test_a_bit_that_flips_on_the_line_is_not_noticed(place: int) -> None:
+def test_a_bit_that_flips_on_the_line_is_noticed(place: int) -> None:
     memory, there = _memory(set(range(_PAGES))), bytearray(_PAGES * PAGE)
     left, right = socket.socketpair()
     ours, theirs = Channel(SocketLine(left, "receiver", LIMIT)), Channel(_Flipping(right, place))
@@ -352,7 +354,7 @@ def test_a_bit_that_flips_on_the_line_is_not_noticed(place: int) -> None:
     ],
 )
 @pytest.mark.parametrize("codec", [Codec.RAW, Codec.ZSTD])
-def test_a_memory_message_is_believed(body: bytes, codec: int) -> None:
+def test_an_invalid_memory_message_is_refused(body: bytes, codec: int) -> None:
     left, right = socket.socketpair()
     channel = Channel(SocketLine(right, "source", 0.1))
     receiver = MemoryReceiver(channel, [_Region(bytearray(_PAGES * PAGE))], _KEY, codec=codec)  # type: ignore[list-item]
@@ -363,7 +365,7 @@ def test_a_memory_message_is_believed(body: bytes, codec: int) -> None:
 
 
 @pytest.mark.parametrize("size", [PAGE // 2, PAGE * 1000])
-def test_a_compressed_page_unpacks_to_another_size(size: int) -> None:
+def test_a_compressed_page_of_another_size_is_refused(size: int) -> None:
     import zstandard
 
     packed = zstandard.ZstdCompressor().compress(bytes(size))

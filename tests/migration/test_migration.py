@@ -147,7 +147,7 @@ def _needs(kvm: Kvm) -> None:
     ],
     ids=["tcp", "unix", "compress-audit", "reread-populate", "ring", "rate"],
 )
-def test_a_migrated_guest_ends_with_another_digest(how: dict[str, Any], right: str, tmp_path: Path) -> None:
+def test_a_migrated_guest_ends_with_the_right_digest(how: dict[str, Any], right: str, tmp_path: Path) -> None:
     pair = Pair(**how).run(tmp_path)
     assert (pair.report["outcome"], pair.report["reason"]) == ("moved", "")
     assert (pair.here, pair.there, pair.status) == (None, right, 0)
@@ -158,13 +158,13 @@ def test_a_migrated_guest_ends_with_another_digest(how: dict[str, Any], right: s
     assert not pair.said
 
 
-def test_a_guest_migrated_by_tls(authority: Authority, right: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_guest_is_migrated_over_tls(authority: Authority, right: str, tmp_path: Path) -> None:  # noqa: F811
     tls = authority.tls("server", authority), authority.tls("client", authority)
     pair = Pair(tls=tls).run(tmp_path)
     assert (pair.report["outcome"], pair.there) == ("moved", right)
 
 
-def test_a_stranger_gets_a_guest(authority: Authority, stranger: Authority, right: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_stranger_gets_no_guest(authority: Authority, stranger: Authority, right: str, tmp_path: Path) -> None:  # noqa: F811
     tls = stranger.tls("server", authority), authority.tls("client", authority)
     pair = Pair(tls=tls)
     listener = Listener(parse("127.0.0.1:0"), LIMIT, tls[0])
@@ -189,13 +189,13 @@ def _kept(pair: Pair, right: str, reason: str) -> None:
     assert any(reason in sentence for sentence in pair.said)
 
 
-def test_a_guest_that_is_too_large_is_taken(right: str, tmp_path: Path) -> None:
+def test_a_guest_that_is_too_large_is_refused(right: str, tmp_path: Path) -> None:
     pair = Pair(target={"memory": 1 << 20}).run(tmp_path)
     _kept(pair, right, "the guest has 4 MiB of memory, and vmm receive takes 1 MiB")
     assert pair.report["bytes"] == 0
 
 
-def test_what_the_check_of_hosts_says_is_ignored(right: str, tmp_path: Path) -> None:
+def test_a_guest_that_the_check_of_hosts_objects_to_is_refused(right: str, tmp_path: Path) -> None:
     def check(hello: Hello) -> list[str]:
         return [f"no {name}" for name in sorted(hello.facts)]
 
@@ -205,7 +205,7 @@ def test_what_the_check_of_hosts_says_is_ignored(right: str, tmp_path: Path) -> 
     assert pair.report["bytes"] == 0
 
 
-def test_another_build_of_the_payload_is_taken(right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_build_of_the_payload_is_refused(right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair()
     original = pair._receive
 
@@ -242,7 +242,7 @@ def _X1(address: int) -> Any:
 
 
 @pytest.mark.parametrize(("lie", "name"), [(_refuses, "REGS"), (_forgets, "")])
-def test_a_guest_is_copied_before_its_registers_are_refused(
+def test_registers_are_refused_before_the_guest_is_copied(
     lie: Interposer, name: str, right: str, tmp_path: Path
 ) -> None:
     pair = Pair(lie=lie).run(tmp_path)
@@ -250,7 +250,7 @@ def test_a_guest_is_copied_before_its_registers_are_refused(
     assert pair.report["bytes"] == 0, "known before anything is copied"
 
 
-def test_a_register_that_gets_lost_in_the_last_moment(right: str, tmp_path: Path) -> None:
+def test_a_guest_whose_register_is_lost_at_the_last_moment_is_kept(right: str, tmp_path: Path) -> None:
     """The kernel over there is honest until the guest itself is restored."""
     seen = [0]
 
@@ -264,7 +264,7 @@ def test_a_register_that_gets_lost_in_the_last_moment(right: str, tmp_path: Path
     assert pair.report["bytes"] > 0
 
 
-def test_a_guest_that_ends_while_it_is_copied(tmp_path: Path) -> None:
+def test_a_guest_that_ends_while_it_is_copied_is_kept(tmp_path: Path) -> None:
     options = Options(limits=Limits(downtime=0.001, rate=1 << 18))
     pair = Pair(source=options, make=lambda kvm: module("chain").make_guest(kvm, _LEVEL, 300, _SEED)).run(tmp_path)
     assert (pair.report["outcome"], pair.there, pair.status) == ("kept", None, NEVER_RAN)
@@ -272,7 +272,7 @@ def test_a_guest_that_ends_while_it_is_copied(tmp_path: Path) -> None:
     assert pair.here == bytes(module("chain").reference(_LEVEL, 300, _SEED)).hex()
 
 
-def test_nobody_receives(right: str, tmp_path: Path) -> None:
+def test_a_guest_that_nobody_receives_is_kept(right: str, tmp_path: Path) -> None:
     pair = Pair()
     sending = forked(lambda: pair._send(f"unix:{tmp_path}/none", tmp_path))
     assert os.waitpid(sending, 0)[1] == 0
@@ -294,7 +294,7 @@ def _writer(kvm: Kvm) -> BaseGuest:
 @pytest.mark.parametrize(
     ("stall", "rounds", "outcome"), [("abort", 3, "kept"), ("stop", 3, "moved"), ("throttle", 30, "moved")]
 )
-def test_a_guest_that_writes_faster_than_can_be_sent(stall: str, rounds: int, outcome: str, tmp_path: Path) -> None:
+def test_a_guest_that_writes_too_fast_ends_as_asked(stall: str, rounds: int, outcome: str, tmp_path: Path) -> None:
     def attempt(scale: float) -> None:
         # 32 MiB a second: the 2 MiB take 64 ms, and 20 are allowed.
         limits = Limits(downtime=0.02, rounds=rounds, rate=32 << 20, stall=stall)
@@ -316,7 +316,7 @@ def test_a_guest_that_writes_faster_than_can_be_sent(stall: str, rounds: int, ou
 # --- the keeper -----------------------------------------------------------------------------------
 
 
-def test_a_keeper_takes_one_guest_only(right: str, tmp_path: Path) -> None:
+def test_a_keeper_takes_one_guest_after_another(right: str, tmp_path: Path) -> None:
     pair = Pair()
     listener = Listener(parse("127.0.0.1:0"), LIMIT)
     ended: list[str] = []
@@ -344,7 +344,7 @@ def test_a_keeper_takes_one_guest_only(right: str, tmp_path: Path) -> None:
     os.waitpid(keeping, 0)
 
 
-def test_a_receiver_that_is_stopped_says_nothing(tmp_path: Path) -> None:
+def test_a_receiver_that_is_stopped_says_so(tmp_path: Path) -> None:
     """SIGTERM while memory arrives: the source hears why, and keeps its guest."""
 
     def attempt(scale: float) -> None:
@@ -381,7 +381,7 @@ _POINTS = [
 
 
 @pytest.mark.parametrize("point", _POINTS, ids=str)
-def test_a_fault_leaves_two_guests_or_none(point: Point) -> None:
+def test_a_fault_never_leaves_two_guests_and_loses_none_whose_side_lives(point: Point) -> None:
     right = reference()
 
     def attempt(scale: float) -> None:

@@ -120,7 +120,7 @@ def _settle(receiver: _Receiver, **options: Any) -> tuple[At, list[Act], str]:
     ],
     ids=["at once", "answer lost", "handover lost", "many lines", "died there", "strangers"],
 )  # fmt: skip
-def test_answers_that_are_misunderstood(
+def test_answers_are_understood_and_strangers_ignored(
     scripts: list[list[Kind | str]], at: At, acts: list[Act], heard: list[Kind]
 ) -> None:
     receiver = _Receiver(*scripts)
@@ -128,7 +128,7 @@ def test_answers_that_are_misunderstood(
     assert receiver.heard == heard
 
 
-def test_a_receiver_that_never_answers_is_asked_for_ever() -> None:
+def test_a_receiver_that_never_answers_is_not_asked_forever() -> None:
     receiver = _Receiver(["hear"], *[["open", "hear"]] * 100)
     began = time.monotonic()
     at, acts, reason = _settle(receiver, patience=0.7)
@@ -150,7 +150,9 @@ class _Refused(_Connector):
     ("refused", "trust", "at"),
     [(True, True, At.KEPT), (True, False, At.HELD), (False, True, At.HELD), (False, False, At.HELD)],
 )
-def test_who_cannot_be_reached_is_taken_for_dead(refused: bool, trust: bool, at: At) -> None:
+def test_who_cannot_be_reached_is_taken_for_dead_only_if_a_refusal_is_trusted(
+    refused: bool, trust: bool, at: At
+) -> None:
     def attempt(scale: float) -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
@@ -183,7 +185,7 @@ def test_who_cannot_be_reached_is_taken_for_dead(refused: bool, trust: bool, at:
         ("exec sleep 1000", At.HELD),
     ],
 )
-def test_how_a_child_ended_is_misunderstood(ending: str, at: At) -> None:
+def test_how_a_child_ended_is_understood(ending: str, at: At) -> None:
     """Behind exec: there is no other line: its status tells, if it is one of vmm receive's."""
 
     def attempt(scale: float) -> None:
@@ -203,7 +205,7 @@ def test_how_a_child_ended_is_misunderstood(ending: str, at: At) -> None:
     patiently(attempt)
 
 
-def test_a_local_process_that_is_gone_is_waited_for() -> None:
+def test_a_local_process_that_is_gone_is_not_waited_for() -> None:
     """Behind pipes nobody answers, but a process of this host is known to be gone."""
     program = "from vmm.migration.incarnation import Incarnation; print(Incarnation.own().text, flush=True); input()"
     import subprocess

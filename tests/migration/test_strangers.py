@@ -97,7 +97,7 @@ def test_lines_that_trickle_bytes_keep_no_honest_sender_out(receiver: Receiver) 
         assert _moved(sender)
 
 
-def test_a_stranger_s_time_is_counted_from_the_connection_and_not_from_its_last_byte(
+def test_a_strangers_time_is_counted_from_the_connection_and_not_from_its_last_byte(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = socket.create_connection(receiver.address, 10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS: both sides show a certificate, both check the other's, and there is no way without."""
+"""TLS: both sides show a certificate and check the other's; mutual authentication is mandatory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _handshake(
     return ours, results[0]
 
 
-def test_tls(authority: Authority, tmp_path: Path) -> None:
+def test_tls_carries_data_over_tcp_and_unix_sockets(authority: Authority, tmp_path: Path) -> None:
     with _listening("127.0.0.1:0", authority.tls("server", authority)) as listener:
         ours, theirs = _handshake(listener, authority.tls("client", authority))
         assert isinstance(ours, Line) and isinstance(theirs, Line)
@@ -99,7 +99,7 @@ def test_tls(authority: Authority, tmp_path: Path) -> None:
         assert isinstance(ours, Line) and isinstance(theirs, Line)
 
 
-def test_a_stranger_is_let_in_by_tls(authority: Authority, stranger: Authority) -> None:
+def test_a_stranger_is_not_let_in_by_tls(authority: Authority, stranger: Authority) -> None:
     with _listening("127.0.0.1:0", authority.tls("server", authority)) as listener:
         # TLS 1.3 tells the client that it is not wanted when it first reads.
         ours, theirs = _handshake(listener, stranger.tls("client", authority))
@@ -112,7 +112,7 @@ def test_a_stranger_is_let_in_by_tls(authority: Authority, stranger: Authority) 
         assert "TLS handshake" in str(theirs)
 
 
-def test_a_server_of_another_authority_or_name_is_trusted(authority: Authority, stranger: Authority) -> None:
+def test_a_server_of_another_authority_or_name_is_not_trusted(authority: Authority, stranger: Authority) -> None:
     with _listening("127.0.0.1:0", stranger.tls("server", authority)) as listener:
         ours, _ = _handshake(listener, authority.tls("client", authority))
         assert "is not trusted" in str(ours) and "signed by one of the authorities" in str(ours)
@@ -121,13 +121,13 @@ def test_a_server_of_another_authority_or_name_is_trusted(authority: Authority, 
         assert "is not trusted" in str(ours) and "be for 127.0.0.1" in str(ours)
 
 
-def test_a_server_without_tls_is_talked_to_in_the_clear(authority: Authority) -> None:
+def test_a_server_without_tls_is_not_talked_to_in_the_clear(authority: Authority) -> None:
     with _listening("127.0.0.1:0", timeout=1.0) as listener:
         ours, _ = _handshake(listener, authority.tls("client", authority), timeout=1.0)
         assert isinstance(ours, MigrationError)
 
 
-def test_files_that_are_no_certificates(authority: Authority, tmp_path: Path) -> None:
+def test_files_that_are_not_certificates_are_refused(authority: Authority, tmp_path: Path) -> None:
     good = authority.tls("server", authority)
     junk = tmp_path / "junk"
     junk.write_text("no certificate")
@@ -141,7 +141,7 @@ def test_files_that_are_no_certificates(authority: Authority, tmp_path: Path) ->
         Connector(parse("exec:true"), 1.0, good)
 
 
-def test_tls_over_a_unix_socket_checks_no_name(authority: Authority, tmp_path: Path) -> None:
+def test_tls_over_a_unix_socket_needs_a_name_to_check(authority: Authority, tmp_path: Path) -> None:
     tls = authority.tls("server", authority)
     with _listening(f"unix:{tmp_path}/line", tls) as listener, pytest.raises(MigrationError, match="give --tls-name"):
         Connector(parse(listener.text), LIMIT, tls).connect()

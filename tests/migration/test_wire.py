@@ -79,7 +79,9 @@ def _message(kind: Kind = Kind.WELCOME, body: bytes = b"body") -> bytes:
     ("ours", "theirs", "version"),
     [((1, 1), (1, 1), 1), ((1, 3), (2, 9), 3), ((2, 9), (1, 3), 3), ((1, 1), (2, 3), None), ((4, 5), (1, 3), None)],
 )
-def test_versions_that_do_not_meet(ours: tuple[int, int], theirs: tuple[int, int], version: int | None) -> None:
+def test_the_newest_common_version_is_chosen_or_the_line_is_refused(
+    ours: tuple[int, int], theirs: tuple[int, int], version: int | None
+) -> None:
     with _channels() as (here, there):
         there.line.send(struct.pack("<8sHH4x", MAGIC, *theirs))
         if version is None:
@@ -89,7 +91,7 @@ def test_versions_that_do_not_meet(ours: tuple[int, int], theirs: tuple[int, int
             assert here.open(oldest=ours[0], newest=ours[1]) == version
 
 
-def test_somebody_who_speaks_something_else() -> None:
+def test_somebody_who_speaks_something_else_is_refused() -> None:
     with (
         _hearing(b"HTTP/1.1 400 Bad Request\r\n") as channel,
         pytest.raises(ProtocolError, match="does not speak this"),
@@ -102,7 +104,7 @@ def test_somebody_who_speaks_something_else() -> None:
 # --- messages -------------------------------------------------------------------------------------
 
 
-def test_messages_arrive_changed() -> None:
+def test_messages_arrive_unchanged() -> None:
     with _channels() as (ours, theirs):
         ours.send(Kind.HELLO, b"one", b"", b" body")
         ours.line.send(b"pages")
@@ -118,7 +120,7 @@ def test_messages_arrive_changed() -> None:
 
 
 @pytest.mark.parametrize("at", range(16 + 4 + 32))
-def test_a_changed_byte_is_not_noticed(at: int) -> None:
+def test_a_changed_byte_is_noticed(at: int) -> None:
     data = bytearray(_message())
     data[at] ^= 0x40
     with _hearing(bytes(data)) as channel, pytest.raises((ProtocolError, LineLost)):
@@ -126,12 +128,12 @@ def test_a_changed_byte_is_not_noticed(at: int) -> None:
 
 
 @pytest.mark.parametrize("length", range(16 + 4 + 32))
-def test_half_a_message_is_taken(length: int) -> None:
+def test_half_a_message_is_refused(length: int) -> None:
     with _hearing(_message()[:length]) as channel, pytest.raises(LineLost, match="closed the line"):
         channel.receive(*Kind)
 
 
-def test_a_message_that_is_left_out_or_repeated_is_not_noticed() -> None:
+def test_a_message_that_is_left_out_or_repeated_is_noticed() -> None:
     with _hearing(_message() * 2) as channel:
         channel.receive(Kind.WELCOME)
         with pytest.raises(ProtocolError, match="what should be message 1 is damaged"):
@@ -139,7 +141,7 @@ def test_a_message_that_is_left_out_or_repeated_is_not_noticed() -> None:
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_a_length_is_believed(kind: Kind) -> None:
+def test_a_length_beyond_the_limit_is_refused(kind: Kind) -> None:
     head = struct.pack("<IHHQ", 0, kind, 0, LIMITS.get(kind, 64) + 1)
     with _hearing(head) as channel, pytest.raises(ProtocolError, match=f"{kind.name} claims"):
         channel.receive(*Kind)
@@ -147,7 +149,7 @@ def test_a_length_is_believed(kind: Kind) -> None:
         ours.send(kind, bytes(LIMITS.get(kind, 64) + 1))
 
 
-def test_a_message_out_of_turn_is_taken() -> None:
+def test_a_message_out_of_turn_is_refused() -> None:
     with (
         _hearing(_message(Kind.RUNNING, b"")) as channel,
         pytest.raises(ProtocolError, match="them said RUNNING where WELCOME or READY was due"),
@@ -162,7 +164,7 @@ def test_a_message_out_of_turn_is_taken() -> None:
         channel.receive()
 
 
-def test_giving_up_on_a_broken_line_fails() -> None:
+def test_giving_up_on_a_broken_line_does_not_fail() -> None:
     with _channels() as (ours, theirs):
         theirs.line.close()
         ours.abort("x" * 10_000)
@@ -180,13 +182,13 @@ def test_any_bytes_end_in_a_sentence(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(_BODIES))
-def test_a_body_comes_back_changed(name: str) -> None:
+def test_a_body_comes_back_unchanged(name: str) -> None:
     value, unpack = _BODIES[name]
     assert unpack(value.pack()) == value
 
 
 @pytest.mark.parametrize("name", sorted(_BODIES))
-def test_a_damaged_body_is_taken(name: str) -> None:
+def test_a_truncated_body_is_refused_and_a_damaged_one_raises_nothing_else(name: str) -> None:
     value, unpack = _BODIES[name]
     body = value.pack()
     for length in range(len(body)):
@@ -244,17 +246,17 @@ def _hello_with(**changes: Any) -> bytes:
         {"more": 1},
     ],
 )
-def test_a_hello_that_makes_no_sense_is_taken(changes: dict[str, Any]) -> None:
+def test_a_hello_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         Hello.unpack(_hello_with(**changes))
 
 
-def test_terminal_codes_of_a_stranger_are_printed() -> None:
+def test_terminal_codes_of_a_stranger_are_not_printed() -> None:
     hello = Hello.unpack(_hello_with(payload="\x1b[2J", arch="\x07"))
     assert hello.payload.name.isprintable() and hello.arch.isprintable()
 
 
-def test_no_state_is_taken_for_one() -> None:
+def test_what_is_not_a_state_is_refused() -> None:
     with pytest.raises(ProtocolError, match="the state in FINAL"):
         unpack_state(b"no state", "FINAL")
 
@@ -277,19 +279,19 @@ def _follow(
     raise AssertionError("it never came to an end")
 
 
-def test_an_idle_guest_is_copied_twice() -> None:
+def test_an_idle_guest_is_copied_once() -> None:
     decision, rounds, convergence = _follow(Limits(downtime=0.02), lambda number, throttle: 0)
     assert (decision, rounds, convergence.throttle) == (Decision.STOP, 1, 0.0)
     assert convergence.estimate(0) == FIXED <= 0.02
 
 
-def test_a_guest_stands_still_longer_than_allowed() -> None:
+def test_a_guest_is_paused_no_longer_than_allowed() -> None:
     decision, rounds, convergence = _follow(Limits(downtime=0.1), lambda number, throttle: 500 * _MB >> number)
     assert decision is Decision.STOP
     assert convergence.estimate(500 * _MB >> rounds) <= 0.1 < convergence.estimate(500 * _MB >> rounds - 1)
 
 
-def test_a_guest_that_writes_fast_is_not_slowed_down() -> None:
+def test_a_guest_that_writes_fast_is_slowed_down() -> None:
     decision, _, convergence = _follow(
         Limits(downtime=0.5), lambda number, throttle: int(200 * _MB * (1 - throttle))
     )  # fmt: skip
@@ -299,7 +301,7 @@ def test_a_guest_that_writes_fast_is_not_slowed_down() -> None:
 @pytest.mark.parametrize(
     ("stall", "decision"), [("throttle", Decision.ABORT), ("abort", Decision.ABORT), ("stop", Decision.STOP)]
 )
-def test_a_guest_that_never_converges_is_copied_for_ever(stall: str, decision: Decision) -> None:
+def test_a_guest_that_never_converges_is_not_copied_forever(stall: str, decision: Decision) -> None:
     found, rounds, convergence = _follow(Limits(rounds=7, stall=stall), lambda number, throttle: 900 * _MB)
     assert (found, rounds) == (decision, 7)
     assert (convergence.throttle > 0) == (stall == "throttle")
@@ -308,7 +310,7 @@ def test_a_guest_that_never_converges_is_copied_for_ever(stall: str, decision: D
 # --- the lease and the journal --------------------------------------------------------------------
 
 
-def test_a_lease_is_given_twice(tmp_path: Path) -> None:
+def test_a_lease_is_not_given_twice(tmp_path: Path) -> None:
     path = str(tmp_path / "lease")
     first, second, nobody = Lease(path), Lease(path), Lease()
     first.take()
@@ -325,7 +327,7 @@ def test_a_lease_is_given_twice(tmp_path: Path) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
-def test_a_lease_outlives_its_process(tmp_path: Path) -> None:
+def test_a_lease_does_not_outlive_its_process(tmp_path: Path) -> None:
     path = str(tmp_path / "lease")
     pid = os.fork()
     if pid == 0:
@@ -335,7 +337,7 @@ def test_a_lease_outlives_its_process(tmp_path: Path) -> None:
     Lease(path).take()
 
 
-def test_a_journal_loses_lines(tmp_path: Path) -> None:
+def test_a_journal_loses_no_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     one, other = Journal(str(path)), Journal(str(path))
     one.write("run", level="sse")

@@ -79,7 +79,7 @@ def test_the_cpus_are_those_of_cpuinfo(files: Path) -> None:
     assert facts._midrs() == [0x410FD032, 0x411FD072]
 
 
-def test_no_cpuinfo_is_no_cpu(files: Path) -> None:
+def test_a_missing_cpuinfo_gives_no_cpus(files: Path) -> None:
     assert facts._midrs() == []
 
 
@@ -141,7 +141,7 @@ def test_the_log_gives_each_records_first_line(files: Path) -> None:
         assert list(log.lines()) == []
 
 
-def test_a_log_that_is_not_there_says_so(files: Path) -> None:
+def test_opening_a_missing_log_is_an_error(files: Path) -> None:
     with pytest.raises(OSError):
         KernelLog()
 
@@ -192,7 +192,7 @@ def test_where_no_guest_runs_one_clause_says_so() -> None:
         ("6.12.117", 0x411FD072, Verdict.TIMEOUT),
     ],
 )
-def test_a_guest_that_hangs_is_known_with_the_erratum_alone(kernel: str, midr: int, verdict: Verdict) -> None:
+def test_a_guest_that_hangs_is_known_only_with_the_erratum(kernel: str, midr: int, verdict: Verdict) -> None:
     host = recorded("sve-7.2")
     host = replace(host, kernel=kernel, upstream=kernel, facts=replace(host.facts, midrs=(midr,)))
     result = ClauseResult("guest.runs", Verdict.TIMEOUT, "", reason="the guest did not leave in time")

@@ -135,7 +135,7 @@ class Answering:
         return 1
 
 
-def test_a_kvm_that_reads_an_unknown_msr_ignores_them() -> None:
+def test_a_kvm_that_reads_an_unknown_msr_ignores_unknown_msrs() -> None:
     answering: Any = Answering({modules.UNKNOWN_MSR: 0})
     strict: Any = Answering({0x48B: 1})
     old: Any = Answering(errno=errno.EINVAL)
@@ -215,7 +215,7 @@ def test_a_call_that_is_forbidden_is_not_called_missing(kvm: Kvm, number: int, s
 
 
 @pytest.mark.kvm
-def test_a_kvm_without_attributes_is_told_from_one_that_may_not_be_asked(kvm: Kvm) -> None:
+def test_a_kvm_without_attributes_is_told_apart_from_one_that_may_not_be_asked(kvm: Kvm) -> None:
     for number in (errno.ENXIO, errno.ENOTTY, errno.ENODEV):
         with refusing(KVM_GET_DEVICE_ATTR=number):
             assert "has no KVM_X86_XCOMP_GUEST_SUPP" in facts.measure(kvm).answer("guest_supported")

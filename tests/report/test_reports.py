@@ -61,24 +61,24 @@ def report(style: str, results: list[ClauseResult] = RUN, stream: io.StringIO | 
     return stream.getvalue()
 
 
-def test_an_unknown_format_is_not_refused() -> None:
+def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match="'html' is none of text, ktap, json, junit"):
         reporter("html", io.StringIO())
 
 
-def test_the_run_of_these_tests_leaves_a_verdict_out() -> None:
+def test_the_run_of_these_tests_has_every_verdict() -> None:
     assert {result.verdict for result in RUN} == set(Verdict)
 
 
 @pytest.mark.parametrize("style", FORMATS)
-def test_a_run_of_no_clauses_breaks_a_report(style: str) -> None:
+def test_a_run_of_no_clauses_is_reported(style: str) -> None:
     assert report(style, []).endswith("\n")
 
 
 # JSON lines
 
 
-def test_json_lines_are_not_host_clauses_totals() -> None:
+def test_json_lines_are_host_clauses_totals() -> None:
     records = [json.loads(line) for line in report("json").splitlines()]
     assert [record["record"] for record in records] == ["host"] + ["clause"] * len(RUN) + ["totals"]
     assert records[0] == {"record": "host", **HOST}
@@ -88,7 +88,7 @@ def test_json_lines_are_not_host_clauses_totals() -> None:
     }  # fmt: skip
 
 
-def test_a_json_clause_lacks_something() -> None:
+def test_a_json_clause_lacks_nothing() -> None:
     records = [json.loads(line) for line in report("json").splitlines()][1:-1]
     for record, result in zip(records, RUN, strict=True):
         assert {"id", "verdict", "statement", "seconds"} <= set(record)
@@ -98,7 +98,7 @@ def test_a_json_clause_lacks_something() -> None:
         assert ClauseResult.from_json(record) == result
 
 
-def test_a_json_line_waits_for_the_end() -> None:
+def test_a_json_line_does_not_wait_for_the_end() -> None:
     stream = io.StringIO()
     made = reporter("json", stream)
     made.begin(HOST, LINES, ["perm.works"])
@@ -177,7 +177,7 @@ def ktap(results: list[ClauseResult] = RUN) -> tuple[list[Test], list[str]]:
     return parsed
 
 
-def test_the_ktap_parser_accepts_anything() -> None:
+def test_the_ktap_parser_refuses_what_is_not_ktap() -> None:
     good = ["KTAP version 1", "1..1", "  # Subtest: a", "  KTAP version 1", "  1..1", "  ok 1 a.b", "ok 1 a"]
     assert [test.name for test in parse(list(good))[0]] == ["a"]
     broken = [
@@ -195,7 +195,7 @@ def test_the_ktap_parser_accepts_anything() -> None:
             assert not rest
 
 
-def test_ktap_areas_are_not_tests_and_clauses_not_subtests() -> None:
+def test_ktap_areas_are_tests_and_clauses_are_subtests() -> None:
     areas, _ = ktap()
     assert [(area.name, area.ok, area.directive) for area in areas] == [
         ("perm", False, ""), ("xsave", False, ""), ("mig", False, ""), ("cet", True, "SKIP"),
@@ -215,12 +215,12 @@ def test_ktap_areas_are_not_tests_and_clauses_not_subtests() -> None:
         ("xsave.hangs", False, "TIMEOUT", "did not end"),
     ],
 )
-def test_a_ktap_result_has_another_status(name: str, ok: bool, directive: str, reason: str) -> None:
+def test_a_ktap_result_has_the_status_of_its_verdict(name: str, ok: bool, directive: str, reason: str) -> None:
     found = next(test for area in ktap()[0] for test in area.subtests if test.name == name)
     assert (found.ok, found.directive, found.reason) == (ok, directive, reason)
 
 
-def test_ktap_evidence_is_missing() -> None:
+def test_ktap_diagnostics_carry_the_evidence() -> None:
     areas, diagnostics = ktap()
     assert "perm.fails: XCR0: expected 0x1 only, observed 0x3 (mismatch)" in areas[0].diagnostics
     assert "perm.heals: XPASS, although it is broken" in areas[0].diagnostics
@@ -228,11 +228,11 @@ def test_ktap_evidence_is_missing() -> None:
     assert "kernel: 6.12.1 (x86)" in diagnostics
 
 
-def test_the_ktap_totals_are_wrong() -> None:
+def test_the_ktap_totals_count_the_verdicts() -> None:
     assert report("ktap").splitlines()[-1] == "# Totals: pass:2 fail:2 xfail:1 xpass:1 skip:3 error:2"
 
 
-def test_a_hash_in_ktap_starts_a_directive() -> None:
+def test_a_hash_in_ktap_always_starts_a_directive() -> None:
     for line in report("ktap").splitlines():
         body = line.strip().removeprefix("#")
         assert body.count("#") <= 1
@@ -240,7 +240,7 @@ def test_a_hash_in_ktap_starts_a_directive() -> None:
             assert re.search(r" # (SKIP|XFAIL|TIMEOUT|ERROR)( |$)", body)
 
 
-def test_a_ktap_line_waits_for_the_end() -> None:
+def test_a_ktap_line_does_not_wait_for_the_end() -> None:
     stream = io.StringIO()
     made = reporter("ktap", stream)
     made.begin(HOST, LINES, ["perm.works", "perm.fails"])
@@ -248,7 +248,7 @@ def test_a_ktap_line_waits_for_the_end() -> None:
     assert stream.getvalue().splitlines()[-1] == "  ok 1 perm.works"
 
 
-def test_the_whole_catalogue_is_no_ktap() -> None:
+def test_the_whole_catalogue_is_valid_ktap() -> None:
     results = [ClauseResult(clause.id, Verdict.PASS, clause.statement) for clause in all_clauses()]
     areas, _ = ktap(results)
     found = {area.name: len(area.subtests) for area in areas}
@@ -271,7 +271,7 @@ def test_the_whole_catalogue_is_no_ktap() -> None:
         ("", 4),
     ],
 )
-def test_the_kselftest_exit_code_is_wrong(verdicts: str, status: int) -> None:
+def test_the_kselftest_exit_code_follows_from_the_verdicts(verdicts: str, status: int) -> None:
     totals = Totals(ClauseResult("a.b", Verdict(word), "S.") for word in verdicts.split())
     assert kselftest_exit(totals) == status
 
@@ -284,7 +284,7 @@ def junit(results: list[ClauseResult] = RUN) -> ElementTree.Element:
     return ElementTree.fromstring(report("junit", results).encode())
 
 
-def test_junit_counts_are_wrong() -> None:
+def test_junit_counts_agree_with_the_cases() -> None:
     found = {
         suite.get("name"): tuple(int(suite.get(key, "")) for key in ("tests", "failures", "errors", "skipped"))
         for suite in junit()
@@ -296,7 +296,7 @@ def test_junit_counts_are_wrong() -> None:
             assert len(suite.findall(f"testcase/{kind}")) == int(suite.get(key, ""))
 
 
-def test_a_junit_case_has_the_wrong_kind() -> None:
+def test_a_junit_case_has_the_kind_of_its_verdict() -> None:
     kinds = {
         str(case.get("name")): [child.tag for child in case if child.tag != "system-out"]
         for case in junit().iter("testcase")
@@ -308,7 +308,7 @@ def test_a_junit_case_has_the_wrong_kind() -> None:
     }  # fmt: skip
 
 
-def test_junit_evidence_is_missing() -> None:
+def test_junit_cases_carry_the_evidence() -> None:
     cases = {str(case.get("name")): case for case in junit().iter("testcase")}
     failure = cases["perm.fails"].find("failure")
     assert failure is not None and failure.text is not None
@@ -322,14 +322,14 @@ def test_junit_evidence_is_missing() -> None:
     assert cases["xsave.says"].findtext("system-out") == "it is 3\nand 4"
 
 
-def test_a_control_character_makes_the_document_unreadable() -> None:
+def test_control_characters_are_replaced_in_junit() -> None:
     error = next(case for case in junit().iter("testcase") if case.get("name") == "mig.dies").find("error")
     assert error is not None and error.text is not None
     assert error.get("message") == "died ?[31mred? ? & <b>"
     assert "Trace ?" in error.text
 
 
-def test_the_junit_properties_do_not_tell_the_host() -> None:
+def test_the_junit_properties_describe_the_host() -> None:
     suite = junit()[0]
     assert [(p.get("name"), p.get("value")) for p in suite.iter("property")] == LINES
     assert suite.get("time") == "1.050" and junit().get("time") == "6.789"
@@ -338,13 +338,13 @@ def test_the_junit_properties_do_not_tell_the_host() -> None:
 # Text
 
 
-def test_the_text_report_has_escape_codes_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_report_has_no_escape_codes_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
     text = report("text", [result for result in RUN if result.id != "mig.dies"])
     assert "\x1b" not in text and "\r" not in text
 
 
-def test_the_text_report_hides_evidence() -> None:
+def test_the_text_report_shows_the_evidence() -> None:
     lines = report("text").splitlines()
     at = lines.index("FAIL    perm.fails")
     assert lines[at + 1 : at + 4] == [
@@ -365,7 +365,7 @@ def test_the_text_report_hides_evidence() -> None:
     assert "ERROR   mig.dies" in lines
 
 
-def test_the_text_report_does_not_gather_skips_by_reason() -> None:
+def test_the_text_report_gathers_skips_by_reason() -> None:
     lines = report("text").splitlines()
     at = lines.index("SKIP    needs AMX: XCR0 is 0xe7")
     assert lines[at + 1] == "        xsave.size.a xsave.size.b"
@@ -376,17 +376,17 @@ def test_the_text_report_does_not_gather_skips_by_reason() -> None:
     assert not any(line.startswith("SKIP    xsave") for line in lines)
 
 
-def test_the_text_report_does_not_start_with_the_host() -> None:
+def test_the_text_report_starts_with_the_host() -> None:
     assert report("text").splitlines()[:3] == ["kernel    6.12.1 (x86)", "back end  kvm_intel #1", ""]
 
 
-def test_a_long_trace_is_shown_from_its_start() -> None:
+def test_only_the_end_of_a_long_trace_is_shown() -> None:
     result = ClauseResult("a.b", Verdict.ERROR, "S.", reason="r", trace=[f"call {n}" for n in range(30)])
     text = report("text", [result])
     assert "| call 29\n" in text and "| call 18\n" in text and "call 17\n" not in text
 
 
-def test_the_terminal_report_has_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_report_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "CI", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

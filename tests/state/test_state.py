@@ -54,19 +54,19 @@ def with_vcpu(state: VmState, vcpu: VcpuState) -> VmState:
 
 
 @kvm_test
-def test_a_captured_state_does_not_come_back(kvm: Kvm, state: VmState) -> None:
+def test_a_captured_state_comes_back(kvm: Kvm, state: VmState) -> None:
     with restore(kvm, state) as guest:
         assert compare(state, capture(guest)) == []
 
 
 @kvm_test
-def test_a_value_has_changed_that_was_captured_twice(kvm: Kvm) -> None:
+def test_two_captures_of_one_guest_are_equal(kvm: Kvm) -> None:
     with trials.unsettled(kvm, 7) as guest:
         assert compare(capture(guest), capture(guest)) == []
 
 
 @kvm_test
-def test_a_state_without_one_of_its_parts_is_restored(kvm: Kvm, state: VmState) -> None:
+def test_a_state_without_one_of_its_parts_is_refused(kvm: Kvm, state: VmState) -> None:
     vcpu = state.vcpus[0]
     for name in vcpu.parts:
         with pytest.raises(StateRefused, match=rf"\b{name}\b"):
@@ -74,7 +74,7 @@ def test_a_state_without_one_of_its_parts_is_restored(kvm: Kvm, state: VmState) 
 
 
 @kvm_test
-def test_a_state_without_one_of_its_registers_is_restored(kvm: Kvm, state: VmState) -> None:
+def test_a_state_without_one_of_its_registers_is_refused(kvm: Kvm, state: VmState) -> None:
     vcpu, counted = state.vcpus[0], 0
     for name, part in vcpu.parts.items():
         if isinstance(part, bytes):
@@ -106,7 +106,7 @@ _CALLS = {
 
 @kvm_test
 @pytest.mark.parametrize("name", _CALLS[ARCHITECTURE])
-def test_a_restore_that_forgets_a_call_goes_unnoticed(kvm: Kvm, state: VmState, name: str) -> None:
+def test_a_restore_that_forgets_a_call_is_noticed(kvm: Kvm, state: VmState, name: str) -> None:
     with interpose(_skip(getattr(lib, name))), pytest.raises(StateRefused):
         restore(kvm, state)
 
@@ -153,7 +153,7 @@ def _changed(state: VmState, fresh: VcpuState) -> Iterator[tuple[str, int, str]]
 
 
 @kvm_test
-def test_a_restore_that_forgets_a_register_goes_unnoticed(kvm: Kvm, state: VmState, fresh: VcpuState) -> None:
+def test_a_restore_that_forgets_a_register_is_noticed(kvm: Kvm, state: VmState, fresh: VcpuState) -> None:
     counted = 0
     for part, number, register in _changed(state, fresh):
         if (part, register) in volatile.load(ARCHITECTURE):
@@ -169,7 +169,7 @@ def test_a_restore_that_forgets_a_register_goes_unnoticed(kvm: Kvm, state: VmSta
 
 @kvm_test
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason="only x86 has the short cut")
-def test_the_short_cut_does_something_else_than_the_steps(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_cut_does_the_same_as_the_steps(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
     from vmm.state.x86 import batch as x86_batch
 
     made = []
@@ -197,7 +197,7 @@ def test_the_short_cut_does_something_else_than_the_steps(kvm: Kvm, monkeypatch:
 
 @kvm_test
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason="only x86 has the short cut")
-def test_another_cpuid_is_read_with_the_old_calls(kvm: Kvm) -> None:
+def test_another_cpuid_is_not_read_with_the_old_calls(kvm: Kvm) -> None:
     from vmm.x86.cpuid import Cpuid, set_cpuid, supported
 
     with module("guest").Guest(kvm, "hello") as guest:
@@ -210,7 +210,7 @@ def test_another_cpuid_is_read_with_the_old_calls(kvm: Kvm) -> None:
 
 
 @kvm_test
-def test_a_tolerated_refusal_leaves_no_word(kvm: Kvm, state: VmState) -> None:
+def test_a_tolerated_refusal_leaves_a_note(kvm: Kvm, state: VmState) -> None:
     vcpu = state.vcpus[0]
     name = {"x86": "MSRS", "arm64": "SYSREGS"}[state.arch]
     part = vcpu.parts[name]
@@ -230,7 +230,7 @@ def test_a_tolerated_refusal_leaves_no_word(kvm: Kvm, state: VmState) -> None:
 
 
 @kvm_test
-def test_a_state_of_something_else_is_restored(kvm: Kvm, state: VmState) -> None:
+def test_a_state_of_something_else_is_refused(kvm: Kvm, state: VmState) -> None:
     other = "arm64" if state.arch == "x86" else "x86"
     with pytest.raises(StateRefused, match="this is a state of"):
         restore(kvm, replace(state, arch=other))
@@ -243,7 +243,7 @@ def test_a_state_of_something_else_is_restored(kvm: Kvm, state: VmState) -> None
 
 
 @kvm_test
-def test_a_failed_restore_leaves_a_descriptor_behind(kvm: Kvm, state: VmState) -> None:
+def test_a_failed_restore_leaves_no_descriptor_behind(kvm: Kvm, state: VmState) -> None:
     import os
 
     damaged = with_vcpu(state, state.vcpus[0].with_part("EVENTS", b"\xff" * 64))
@@ -256,7 +256,7 @@ def test_a_failed_restore_leaves_a_descriptor_behind(kvm: Kvm, state: VmState) -
 
 @kvm_test
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason="VMX and SVM are x86")
-def test_a_guest_that_virtualizes_is_captured_without_its_nested_state(state: VmState) -> None:
+def test_a_guest_that_virtualizes_is_not_captured_without_its_nested_state(state: VmState) -> None:
     vcpu = state.vcpus[0]
     data = vcpu.parts["SREGS"]
     assert isinstance(data, bytes)
@@ -268,7 +268,7 @@ def test_a_guest_that_virtualizes_is_captured_without_its_nested_state(state: Vm
 
 
 @kvm_test
-def test_time_may_go_back(state: VmState) -> None:
+def test_time_may_go_forward_but_not_back(state: VmState) -> None:
     part = "TSC" if state.arch == "x86" else "COUNTERS"
     registers = state.vcpus[0].parts[part]
     assert not isinstance(registers, bytes)
@@ -279,7 +279,7 @@ def test_time_may_go_back(state: VmState) -> None:
     assert [found.name.split(".")[0] for found in differences(ahead, state)] == [part]
 
 
-def test_the_order_of_the_steps_breaks_one_of_their_own_constraints() -> None:
+def test_the_order_of_the_steps_breaks_none_of_their_constraints() -> None:
     order = [step.name for step in steps()]
     assert check_order(steps(), order) == []
     known = set(order)
@@ -287,7 +287,7 @@ def test_the_order_of_the_steps_breaks_one_of_their_own_constraints() -> None:
 
 
 @pytest.mark.parametrize("arch", ["x86", "arm64"])
-def test_a_volatile_register_has_no_reason(arch: str) -> None:
+def test_every_volatile_register_has_a_reason(arch: str) -> None:
     entries = volatile.load(arch).values()
     assert entries and all(len(entry.reason) > 20 for entry in entries)
 
@@ -296,7 +296,7 @@ pages = st.lists(st.one_of(st.just(bytes(PAGE)), st.integers(1, 255).map(lambda 
 
 
 @given(pages)
-def test_memory_differs_after_zeros_were_left_out(contents: list[bytes]) -> None:
+def test_memory_is_the_same_after_zeros_were_left_out(contents: list[bytes]) -> None:
     data = b"".join(contents)
     found = MemoryState.of(0x10000, memoryview(data))
     rebuilt = bytearray(len(data))
@@ -308,7 +308,7 @@ def test_memory_differs_after_zeros_were_left_out(contents: list[bytes]) -> None
     assert MemoryState.merged(0x10000, len(data), split) == found
 
 
-def test_memory_that_overlaps_or_ends_outside_is_accepted() -> None:
+def test_memory_that_overlaps_or_ends_outside_is_refused() -> None:
     page = b"x" * PAGE
     twice, back, outside = [Extent(0, page)] * 2, [Extent(PAGE, page), Extent(0, page)], [Extent(2 * PAGE, page)]
     for extents in (twice, back, outside, [Extent(0, b"x")], [Extent(1, page)]):
@@ -316,14 +316,14 @@ def test_memory_that_overlaps_or_ends_outside_is_accepted() -> None:
             MemoryState.merged(0, 2 * PAGE, extents)
 
 
-def test_a_difference_in_memory_has_no_address() -> None:
+def test_a_difference_in_memory_has_an_address() -> None:
     first = MemoryState(0, 4 * PAGE, (Extent(PAGE, b"a" * PAGE),))
     second = MemoryState(0, 4 * PAGE, (Extent(PAGE, b"a" * 5 + b"b" + b"a" * (PAGE - 6)),))
     [line] = compare(VmState("x86", (), (first,)), VmState("x86", (), (second,)))
     assert "1 pages differ" in line and hex(PAGE + 5) in line and "61, 62" in line
 
 
-def test_a_state_can_be_changed() -> None:
+def test_a_state_cannot_be_changed() -> None:
     vcpu = VcpuState({"MSRS": {2: b"b", 1: b"a"}, "REGS": b"x"})
     assert list(vcpu.parts["MSRS"]) == [1, 2]
     with pytest.raises(TypeError):

@@ -30,7 +30,7 @@ STREAMS = sorted((Path(__file__).parents[1] / "data" / "streams").glob("*.vmst")
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_file_is_for_all_to_read_or_leaves_something_behind(tmp_path: Path) -> None:
+def test_a_saved_file_is_private_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
     path = tmp_path / "state"
     mask = os.umask(0)
     try:
@@ -42,7 +42,7 @@ def test_a_file_is_for_all_to_read_or_leaves_something_behind(tmp_path: Path) ->
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
 
 
-def test_a_failed_save_replaces_the_file(tmp_path: Path) -> None:
+def test_a_failed_save_does_not_replace_the_file(tmp_path: Path) -> None:
     path = tmp_path / "state"
     save(path, x86_state())
     before = path.read_bytes()
@@ -59,12 +59,12 @@ def test_a_failed_save_replaces_the_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
 
 
-def test_a_save_into_no_folder_gives_another_error(tmp_path: Path) -> None:
+def test_a_save_into_a_missing_folder_is_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         save(tmp_path / "no" / "state", x86_state())
 
 
-def test_a_full_disk_leaves_something_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_something_behind(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_a_load_believes_what_it_reads(tmp_path: Path) -> None:
+def test_a_load_validates_what_it_reads(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_bytes(TINY)
     with pytest.raises(StreamError, match="incomplete"):
@@ -85,7 +85,7 @@ def test_a_load_believes_what_it_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
-def test_a_stream_of_an_old_format_is_refused(path: Path) -> None:
+def test_a_stream_of_an_old_format_is_read(path: Path) -> None:
     state = load(path)
     assert read(written(state)) == state
     label = path.stem.partition("synthetic-")[2]
@@ -93,11 +93,11 @@ def test_a_stream_of_an_old_format_is_refused(path: Path) -> None:
         assert state == SAMPLES[label] == load(path, explain)
 
 
-def test_the_corpus_is_empty() -> None:
+def test_the_corpus_has_streams_of_both_architectures() -> None:
     assert {"format1-synthetic-x86", "format1-synthetic-arm64-sve"} <= {path.stem for path in STREAMS}
 
 
-def test_limits_are_not_the_callers() -> None:
+def test_limits_are_the_callers() -> None:
     refused(TINY, "limit", limits=Limits(memory=4096))
     refused(TINY, "limit", limits=Limits(header=10))
     refused(TINY, "limit", limits=Limits(section=10))
@@ -126,7 +126,7 @@ def stream(label: str) -> Path:
     return next(path for path in STREAMS if path.stem == f"format1-synthetic-{label}")
 
 
-def test_inspect_names_no_section_or_register(command: Command) -> None:
+def test_inspect_names_sections_and_registers(command: Command) -> None:
     status, out, err = command("inspect", stream("x86"))
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -140,7 +140,7 @@ def test_inspect_names_no_section_or_register(command: Command) -> None:
     assert "VM CLOCK" in lines
 
 
-def test_inspect_gives_other_json(command: Command) -> None:
+def test_inspect_gives_the_same_as_json(command: Command) -> None:
     path = stream("x86-tiles")
     found = json.loads(command("inspect", path, "--json")[1])
     data = path.read_bytes()
@@ -158,7 +158,7 @@ def test_inspect_gives_other_json(command: Command) -> None:
 
 
 @pytest.mark.parametrize("name", ["XSAVE", "CLOCK", "MSRS", "MEMORY", "VMCONFIG"])
-def test_inspect_shows_another_section(command: Command, name: str) -> None:
+def test_inspect_shows_the_section_that_was_asked_for(command: Command, name: str) -> None:
     found = json.loads(command("inspect", stream("x86"), "--json", "--section", name)[1])
     state = SAMPLES["x86"]
     assert {row["kind"] for row in found["sections"]} == ({name} - {"CLOCK"})
@@ -174,13 +174,13 @@ def test_inspect_shows_another_section(command: Command, name: str) -> None:
     assert (raw.hex() if isinstance(raw, bytes) else next(iter(expected.values()))) in text  # type: ignore[union-attr]
 
 
-def test_inspect_of_no_section_names_those_there_are(command: Command) -> None:
+def test_inspect_of_an_unknown_section_names_those_there_are(command: Command) -> None:
     status, out, err = command("inspect", stream("x86"), "--section", "NESTED")
     assert (status, out) == (2, "")
     assert "no section 'NESTED'" in err and "XSAVE" in err and "CLOCK" in err
 
 
-def test_inspect_does_not_read_standard_input() -> None:
+def test_inspect_reads_standard_input() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vmm", "inspect", "-"], input=stream("arm64").read_bytes(), capture_output=True,
         timeout=LIMIT, check=False, cwd=Path(__file__).parents[2],
@@ -188,12 +188,12 @@ def test_inspect_does_not_read_standard_input() -> None:
     assert done.returncode == 0 and done.stdout.startswith(b"format 1, arm64"), done.stderr
 
 
-def test_a_foreign_stream_cannot_be_inspected(command: Command) -> None:
+def test_a_foreign_stream_can_be_inspected(command: Command) -> None:
     status, out, _ = command("inspect", stream(OTHER))
     assert status == 0 and f"format 1, {OTHER}" in out and "bytes                    64" in out
 
 
-def test_a_stream_without_fields_has_no_registers_where_it_could_be_decoded(command: Command, tmp_path: Path) -> None:
+def test_a_stream_without_fields_has_registers_where_it_can_be_decoded(command: Command, tmp_path: Path) -> None:
     for arch in ("x86", "arm64"):
         save(tmp_path / arch, SAMPLES[arch])
         out = command("inspect", tmp_path / arch)[1]
@@ -205,11 +205,11 @@ def test_a_stream_without_fields_has_no_registers_where_it_could_be_decoded(comm
 
 
 @pytest.mark.parametrize("arguments", [("inspect",), ("diff",), ("diff", "only one"), ("inspect", "a", "b")])
-def test_wrong_usage_has_another_status(command: Command, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_is_status_2(command: Command, arguments: tuple[str, ...]) -> None:
     assert command(*arguments)[0] == 2
 
 
-def test_a_damaged_file_gives_a_traceback(command: Command, tmp_path: Path) -> None:
+def test_a_damaged_file_is_one_sentence_with_status_2(command: Command, tmp_path: Path) -> None:
     data = bytearray(stream("x86").read_bytes())
     data[1000] ^= 1
     (tmp_path / "damaged").write_bytes(data)
@@ -224,7 +224,7 @@ def test_a_damaged_file_gives_a_traceback(command: Command, tmp_path: Path) -> N
     assert command("inspect", tmp_path / "absent")[0] == 2
 
 
-def test_a_strangers_text_reaches_the_terminal(command: Command, tmp_path: Path) -> None:
+def test_a_strangers_control_characters_do_not_reach_the_terminal(command: Command, tmp_path: Path) -> None:
     state = SAMPLES["x86"]
     about = {"kernel\x1b[2J": "6.12\x1b]0;title\x07"}
     save(
@@ -235,7 +235,7 @@ def test_a_strangers_text_reaches_the_terminal(command: Command, tmp_path: Path)
     assert "\x1b" not in out and "\x07" not in out and "kernel?[2J" in out
 
 
-def test_an_unknown_critical_section_is_inspected(command: Command, tmp_path: Path) -> None:
+def test_only_an_unknown_section_that_is_not_critical_is_inspected(command: Command, tmp_path: Path) -> None:
     for flags in (0, 1):
         taken = Sealed.open(stream("x86").read_bytes())
         taken.pieces.insert(3, Piece("NOTE", 0, b"text", flags=flags))
@@ -246,14 +246,14 @@ def test_an_unknown_critical_section_is_inspected(command: Command, tmp_path: Pa
         )
 
 
-def test_two_states_that_are_the_same_differ(command: Command) -> None:
+def test_two_states_that_are_the_same_do_not_differ(command: Command) -> None:
     for path in STREAMS:
         assert command("diff", path, path) == (0, "", "")
         assert json.loads(command("diff", path, path, "--json")[1]) == {"equal": True, "differences": []}
 
 
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"names of x86 registers; this is {ARCHITECTURE}")
-def test_a_register_that_differs_is_not_named(command: Command, tmp_path: Path) -> None:
+def test_a_register_that_differs_is_named(command: Command, tmp_path: Path) -> None:
     state = SAMPLES["x86"]
     regs = bytearray(state.vcpus[0].parts["REGS"])
     regs[128:136] = bytes(8)
@@ -276,12 +276,12 @@ def registers(state: VmState) -> dict[int, bytes]:
     return dict(part)
 
 
-def test_states_of_two_architectures_are_the_same(command: Command) -> None:
+def test_states_of_two_architectures_differ(command: Command) -> None:
     status, out, _ = command("diff", stream("x86"), stream("arm64"))
     assert status == 1 and "arch: x86, arm64" in out
 
 
-def test_a_state_whose_parts_have_another_shape_gives_a_traceback(command: Command, tmp_path: Path) -> None:
+def test_a_state_whose_parts_have_another_shape_is_refused_with_status_2(command: Command, tmp_path: Path) -> None:
     state = SAMPLES["x86"]
     save(
         tmp_path / "state", VmState("x86", (state.vcpus[0].with_part("REGS", b"short"),), state.memory, state.machine)
@@ -290,7 +290,7 @@ def test_a_state_whose_parts_have_another_shape_gives_a_traceback(command: Comma
     assert (status, out) == (2, "") and "REGS: it has 5 bytes and not 144" in err
 
 
-def test_standard_input_is_read_twice() -> None:
+def test_standard_input_is_not_read_twice() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vmm", "diff", "-", "-"], input=b"", capture_output=True, timeout=LIMIT, check=False,
         cwd=Path(__file__).parents[2],

@@ -68,7 +68,7 @@ def _states(draw: st.DrawFn) -> VmState:
 
 @settings(max_examples=150)
 @given(_states(), st.sampled_from([None, 1, 3]), st.booleans())
-def test_a_state_comes_back_as_another(state: VmState, level: int | None, explained: bool) -> None:
+def test_a_state_comes_back_equal(state: VmState, level: int | None, explained: bool) -> None:
     chosen = explain if explained else None
     data = written(state, explain=chosen, level=level)
     again = read(data, explain=chosen)
@@ -89,7 +89,7 @@ def test_memory_is_cut_at_its_chunks() -> None:
     assert read(stream) == state
 
 
-def test_zero_pages_are_written_and_pages_that_compress_are_not_compressed() -> None:
+def test_zero_pages_are_left_out_and_pages_that_compress_are_compressed() -> None:
     view = bytearray(64 << 20)
     view[5 * 4096] = 1
     state = VmState("x86", (), (MemoryState.of(0, memoryview(view)),))
@@ -98,7 +98,7 @@ def test_zero_pages_are_written_and_pages_that_compress_are_not_compressed() -> 
     assert read(written(state)) == state
 
 
-def test_memory_that_is_no_memory_is_written() -> None:
+def test_invalid_memory_is_refused_before_anything_is_written() -> None:
     for extents in (
         (Extent(0x3000, bytes(8192)),),
         (Extent(0x1000, bytes(4096)), Extent(0, bytes(4096))),
@@ -114,7 +114,7 @@ def test_memory_that_is_no_memory_is_written() -> None:
 
 
 @pytest.mark.parametrize("name", ["MEMORY", "END", "VMCONFIG", "lower", "", "A" * 17, "TWO WORDS"])
-def test_a_part_is_called_what_no_section_can_be(name: str) -> None:
+def test_a_part_called_what_no_section_can_be_is_refused(name: str) -> None:
     with pytest.raises(ValueError):
         written(VmState("x86", (VcpuState({name: b""}),), ()))
 
@@ -122,12 +122,12 @@ def test_a_part_is_called_what_no_section_can_be(name: str) -> None:
 # --- a stream that is not whole -------------------------------------------------------------------
 
 
-def test_a_truncated_stream_is_accepted() -> None:
+def test_a_truncated_stream_is_refused() -> None:
     for length in range(len(TINY)):
         refused(TINY[:length], "cut off")
 
 
-def test_a_flipped_bit_is_accepted() -> None:
+def test_a_flipped_bit_is_refused() -> None:
     stream = Sealed.open(TINY)
     stream.pieces.insert(2, Piece("NOTE", 0, b"ancillary", flags=0))
     data = bytearray(stream.seal())
@@ -139,7 +139,7 @@ def test_a_flipped_bit_is_accepted() -> None:
         data[bit // 8] ^= 1 << bit % 8
 
 
-def test_bytes_behind_the_end_are_accepted_in_a_file_or_refused_on_a_line() -> None:
+def test_bytes_after_the_end_are_refused_in_a_file_and_left_on_a_line() -> None:
     refused(TINY + b"\0", "behind the end")
     file = io.BytesIO(TINY + TINY + b"rest")
     assert read_state(file, exact=False) == read_state(file, exact=False) == tiny_state()
@@ -158,7 +158,7 @@ class _Trickle:
 
 
 @pytest.mark.parametrize("step", [1, 3, 31])
-def test_a_slow_line_gives_another_state(step: int) -> None:
+def test_a_slow_line_gives_the_same_state(step: int) -> None:
     assert read_state(_Trickle(TINY, step)) == tiny_state()
 
 
@@ -173,7 +173,7 @@ class _Full:
         return min(7, len(data))
 
 
-def test_a_pipe_that_takes_little_gets_another_stream() -> None:
+def test_a_pipe_that_takes_little_gets_the_same_stream() -> None:
     pipe = _Full()
     write_state(pipe, tiny_state())
     assert pipe.data == TINY
@@ -182,14 +182,14 @@ def test_a_pipe_that_takes_little_gets_another_stream() -> None:
 # --- sections -------------------------------------------------------------------------------------
 
 
-def test_a_missing_section_is_accepted() -> None:
+def test_a_missing_section_is_refused() -> None:
     for number, piece in enumerate(Sealed.open(TINY).pieces):
         if piece.kind != "MEMORY":  # without it the page is zero: a state too, and another one
             refused(sealed(lambda stream, n=number: stream.pieces.pop(n)), "has its place here|is missing")
     refused(sealed(lambda stream: stream.pieces.clear()), "missing")
 
 
-def test_a_duplicated_or_moved_section_is_accepted() -> None:
+def test_a_duplicated_or_moved_section_is_refused() -> None:
     count = len(Sealed.open(TINY).pieces)
     for first in range(count):
         refused(sealed(lambda s, n=first: s.pieces.insert(n, s.pieces[n].copy())), "place here|out of order|overlaps")
@@ -201,12 +201,12 @@ def test_a_duplicated_or_moved_section_is_accepted() -> None:
             refused(sealed(swap), "place here|out of order")
 
 
-def test_a_section_of_another_index_is_accepted() -> None:
+def test_a_section_of_another_index_is_refused() -> None:
     for number in range(len(Sealed.open(TINY).pieces)):
         refused(sealed(lambda s, n=number: setattr(s.pieces[n], "index", 1)), "place here|out of order")
 
 
-def test_an_unknown_critical_section_is_skipped_or_an_ancillary_one_refused() -> None:
+def test_an_unknown_critical_section_is_refused_and_an_ancillary_one_skipped() -> None:
     for position in range(len(Sealed.open(TINY).pieces) + 1):
         note = Piece("NOTE", 9, b"x" * 100, flags=0)
         assert read(sealed(lambda s, n=position, p=note: s.pieces.insert(n, p))) == tiny_state()
@@ -214,7 +214,7 @@ def test_an_unknown_critical_section_is_skipped_or_an_ancillary_one_refused() ->
         refused(sealed(lambda s, n=position, p=critical: s.pieces.insert(n, p)), r"NOTE 9.*critical.*does not know")
 
 
-def test_a_skipped_section_is_not_named() -> None:
+def test_a_skipped_section_is_named() -> None:
     reader = Reader(io.BytesIO(sealed(lambda s: s.pieces.insert(0, Piece("NOTE", 9, b"", flags=0)))))
     assert [section.kind for section in reader.sections({"VMCONFIG", "REGS", "MSRS", "MEMORY"})] == [
         "VMCONFIG", "REGS", "MSRS", "MEMORY",
@@ -240,11 +240,11 @@ def test_a_skipped_section_is_not_named() -> None:
         (lambda s: setattr(s.pieces[0], "length", 64 << 20), "cut off"),
     ],
 )
-def test_a_head_that_is_none_is_accepted(edit: Callable[[Sealed], object], match: str) -> None:
+def test_an_invalid_head_is_refused(edit: Callable[[Sealed], object], match: str) -> None:
     refused(sealed(edit), match)
 
 
-def test_an_end_that_lies_is_accepted() -> None:
+def test_an_end_that_lies_is_refused() -> None:
     stream = Sealed.open(TINY)
     refused(stream.seal(count=len(stream.pieces) + 1), "its end speaks of")
     refused(stream.seal(digest=bytes(31) + b"\1"), "digest of the whole stream")
@@ -254,7 +254,7 @@ def test_an_end_that_lies_is_accepted() -> None:
     refused(stream.seal(end=Piece("END", 0, honest, flags=0)), "critical")
 
 
-def test_sections_exchanged_between_streams_are_accepted() -> None:
+def test_sections_exchanged_between_streams_are_refused() -> None:
     other = written(VmState("x86", tiny_state().vcpus, tiny_state().memory, {"CLOCK": b"\1" * 8}, None, {"a": "b"}))
     first, second = Sealed.open(TINY), Sealed.open(other)
     first_end = TINY[TINY.index(b"END\0") :]
@@ -263,12 +263,12 @@ def test_sections_exchanged_between_streams_are_accepted() -> None:
     refused(mixed[: mixed.index(b"END\0")] + first_end, "sections were exchanged")
 
 
-def test_a_number_of_sections_has_no_limit() -> None:
+def test_the_number_of_sections_has_a_limit() -> None:
     many = sealed(lambda s: s.pieces.extend(Piece("NOTE", n, b"", flags=0) for n in range(4100)))
     refused(many, "more than 4096 sections")
 
 
-def test_a_section_is_no_error_of_the_reader_but_the_files() -> None:
+def test_an_error_of_the_line_is_raised_as_it_is() -> None:
     class Broken:
         def read(self, size: int, /) -> bytes:
             raise ConnectionResetError
@@ -277,7 +277,7 @@ def test_a_section_is_no_error_of_the_reader_but_the_files() -> None:
         Reader(Broken())
 
 
-def test_a_section_by_section_stream_is_another() -> None:
+def test_a_stream_written_section_by_section_comes_back_equal() -> None:
     file = io.BytesIO()
     writer = Writer(file, "arm64", b"anything")
     writer.section("ONE", 7, b"a", memoryview(b"bc"))

@@ -65,7 +65,7 @@ def _header(change: Mapping[str, object], without: str | None = None) -> bytes:
         b"",
     ],
 )
-def test_a_body_that_is_not_canonical_is_accepted(body: bytes) -> None:
+def test_a_body_that_is_not_canonical_is_refused(body: bytes) -> None:
     refused(_body("REGS", body), r"section 1 \(REGS 0\) at byte \d+: its body is")
     refused(sealed(lambda stream: setattr(stream, "header", body)), "the header")
 
@@ -89,7 +89,7 @@ def test_a_body_that_is_not_canonical_is_accepted(body: bytes) -> None:
         ({"raw": b"x", "fields": [["a", 1], ["a", 1]]}, "twice"),
     ],
 )
-def test_a_part_of_another_shape_is_accepted(value: object, match: str) -> None:
+def test_a_part_of_another_shape_is_refused(value: object, match: str) -> None:
     refused(_body("REGS", cbor2.dumps(value, canonical=True)), match)
 
 
@@ -98,7 +98,7 @@ def test_a_part_of_another_shape_is_accepted(value: object, match: str) -> None:
     [({}, "missing or too many: machine"), ({"machine": {}}, "CLOCK"), ({"machine": 1}, "machine is int"),
      ({"machine": {"CLOCK": {"raw": b""}, "MORE": {"raw": b""}}}, "MORE")],
 )  # fmt: skip
-def test_a_vmconfig_of_another_shape_is_accepted(value: object, match: str) -> None:
+def test_a_vmconfig_of_another_shape_is_refused(value: object, match: str) -> None:
     refused(_body("VMCONFIG", cbor2.dumps(value, canonical=True)), match)
 
 
@@ -127,16 +127,16 @@ def test_a_vmconfig_of_another_shape_is_accepted(value: object, match: str) -> N
         ({"more": 1}, "too many: more"),
     ],
 )
-def test_a_header_of_another_shape_is_accepted(change: dict[str, object], match: str) -> None:
+def test_a_header_of_another_shape_is_refused(change: dict[str, object], match: str) -> None:
     refused(_header(change), f"the header: .*{match}")
 
 
 @pytest.mark.parametrize("name", ["about", "machine", "memory", "vcpus"])
-def test_a_header_lacks_an_entry(name: str) -> None:
+def test_a_header_that_lacks_an_entry_is_refused(name: str) -> None:
     refused(_header({}, without=name), f"missing or too many: {name}")
 
 
-def test_a_strangers_text_reaches_the_terminal() -> None:
+def test_a_strangers_control_characters_do_not_reach_the_terminal() -> None:
     data = _header({"about": {"\x1b[2J": 1}})
     with pytest.raises(StreamError) as caught:
         read(data)
@@ -152,7 +152,7 @@ def _with_field(edit: Callable[[list[list[object]]], object], data: bytes, kind:
     return sealed(change, data)
 
 
-def test_fields_that_contradict_the_raw_bytes_are_accepted() -> None:
+def test_fields_that_contradict_the_raw_bytes_are_refused() -> None:
     state = SAMPLES["x86"]
     data = written(state, explain=explain)
     assert read(data, explain=explain) == read(data) == state
@@ -164,7 +164,7 @@ def test_fields_that_contradict_the_raw_bytes_are_accepted() -> None:
 
 
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"names of x86 registers; this is {ARCHITECTURE}")
-def test_real_fields_that_contradict_the_raw_bytes_are_accepted() -> None:
+def test_real_fields_that_contradict_the_raw_bytes_are_refused() -> None:
     for label in ("x86", "x86-tiles"):
         data = written(SAMPLES[label], explain=real)
         assert read(data, explain=real) == SAMPLES[label]
@@ -174,7 +174,7 @@ def test_real_fields_that_contradict_the_raw_bytes_are_accepted() -> None:
                 refused(lie, rf"\({kind} 0\).*says a lie, its raw bytes say", explain=real)
 
 
-def test_a_part_of_another_shape_is_explained() -> None:
+def test_a_part_of_another_shape_is_not_explained() -> None:
     called = []
 
     def watched(arch: str, name: str, parts: Mapping[str, Part]) -> dict[str, str | int]:
@@ -189,7 +189,7 @@ def test_a_part_of_another_shape_is_explained() -> None:
     assert read(written(other, explain=explain), explain=watched) == other and not called
 
 
-def test_components_that_lie_inside_each_other_are_explained() -> None:
+def test_components_that_lie_inside_each_other_are_refused() -> None:
     table = leaf_d(tiles=True).edit(0xD, 5, eax=4096, ebx=600)
     parts = {**SAMPLES["x86-tiles"].vcpus[0].parts, "CPUID": table.packed}
     data = written(VmState("x86", (VcpuState(parts),), ()), explain=explain)
@@ -230,15 +230,15 @@ def _frame(data: bytes, **options: object) -> bytes:
         ((0x2000, 4096, 1), bytes(4096), "more than it takes"),
     ],
 )
-def test_memory_that_is_none_is_accepted(place: tuple[int, int, int], data: bytes, match: str) -> None:
+def test_invalid_memory_is_refused(place: tuple[int, int, int], data: bytes, match: str) -> None:
     refused(_memory(*place, data), match)
 
 
-def test_memory_shorter_than_its_head_is_accepted() -> None:
+def test_memory_shorter_than_its_head_is_refused() -> None:
     refused(_body("MEMORY", bytes(15)), "too few")
 
 
-def test_a_frame_that_lies_about_its_size_is_believed() -> None:
+def test_a_frame_that_lies_about_its_size_is_refused() -> None:
     frame = bytearray(_frame(bytes(1 << 20)))
     # The frame header: magic (4), descriptor (1), window or content size. Make it promise 4096 bytes.
     promise = struct.pack("<H", 4096 - 256)
@@ -248,7 +248,7 @@ def test_a_frame_that_lies_about_its_size_is_believed() -> None:
     refused(_memory(0x2000, 4096, 1, lying), "damaged|holds")
 
 
-def test_memory_in_another_order_is_accepted() -> None:
+def test_memory_in_another_order_is_refused() -> None:
     state = VmState("x86", (), (MemoryState(0, 0x4000, (Extent(0, b"a" * 4096), Extent(0x2000, b"b" * 4096))),))
     data = written(state)
     assert read(data) == state
@@ -269,7 +269,7 @@ def test_memory_in_another_order_is_accepted() -> None:
     refused(sealed(lambda s: s.pieces.append(s.pieces.pop(1)), data), "out of order")
 
 
-def test_an_encoder_takes_what_a_section_cannot_hold() -> None:
+def test_an_encoder_refuses_what_a_section_cannot_hold() -> None:
     for gpa, data in ((0, b""), (0, bytes(100)), (1, bytes(4096)), (0, bytes(CHUNK + 4096))):
         with pytest.raises(ValueError):
             MemoryEncoder().body(gpa, data)
@@ -302,12 +302,12 @@ def _bounded(data: bytes) -> str:
     return done.stdout.decode()
 
 
-def test_a_lie_about_a_length_costs_memory() -> None:
+def test_a_lie_about_a_length_costs_no_memory() -> None:
     assert "cut off" in _bounded(sealed(lambda s: setattr(s.pieces[0], "length", 64 << 20)))
     assert "cut off" in _bounded(sealed(lambda s: setattr(s.pieces[0], "length", 64 << 20))[:150])
 
 
-def test_a_bomb_of_zeros_costs_memory() -> None:
+def test_a_bomb_of_zeros_costs_no_memory() -> None:
     bomb = VmState("x86", (), (MemoryState(0, 512 << 20, (Extent(0, bytes(512 << 20)),)),))
     data = written(bomb)
     assert len(data) < 200_000
@@ -321,12 +321,12 @@ def test_a_bomb_of_zeros_costs_memory() -> None:
     assert "leaves its region" in _bounded(sealed(small, data))
 
 
-def test_a_bomb_of_items_costs_memory() -> None:
+def test_a_bomb_of_items_costs_no_memory() -> None:
     assert "more than 65536 items" in _bounded(_body("REGS", b"\x9a\x00\x40\x00\x00" + bytes(4 << 20)))
     assert "nested deeper" in _bounded(_body("REGS", b"\x81" * (1 << 20) + b"\0"))
 
 
-def test_skipped_sections_are_held() -> None:
+def test_skipped_sections_are_not_held_in_memory() -> None:
     def add(stream: Sealed) -> None:
         stream.pieces += [Piece("NOTE", 0, bytes(30 << 20), flags=0)] * 3
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 STREAMS = corpus()
 
 
-def test_a_changed_stream_ends_otherwise() -> None:
+def test_changed_streams_end_in_a_refusal_or_a_state() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.state.fuzz_stream", "4000", "--seed", "1"],
         capture_output=True, text=True, timeout=HANGS, check=False, cwd=ROOT,
@@ -37,13 +37,13 @@ def test_a_changed_stream_ends_otherwise() -> None:
 
 @settings(max_examples=150)
 @given(st.integers(0, len(STREAMS) - 1), st.randoms(use_true_random=False))
-def test_an_example_of_a_changed_stream_is_small(chosen: int, source: random.Random) -> None:
+def test_any_changed_stream_ends_in_a_refusal_or_a_state(chosen: int, source: random.Random) -> None:
     original, state = STREAMS[chosen]
     names, data = mutate(source, original)
     assert judge(data, state).kind != "failed", names
 
 
-def test_an_unchanged_stream_is_no_equal_state() -> None:
+def test_an_unchanged_stream_gives_an_equal_state() -> None:
     for data, state in STREAMS:
         assert judge(data, state).kind == "equal"
 
@@ -60,7 +60,7 @@ def _failures(number: int = 1500) -> str:
     return "\n".join(run(number, 3).failures)
 
 
-def test_a_runner_that_finds_nothing_finds_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_finds_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(self: object, section: object, data: memoryview, length: int) -> bytes:
         return memory_section.zstandard.ZstdDecompressor().decompress(data, max_output_size=length)
 
@@ -68,12 +68,12 @@ def test_a_runner_that_finds_nothing_finds_an_exception(monkeypatch: pytest.Monk
     assert "ZstdError" in _failures()
 
 
-def test_a_runner_that_finds_nothing_finds_a_missing_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_finds_a_missing_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_shaped", lambda where, value, kind, what: value)
     assert "TypeError: " in _failures()
 
 
-def test_a_runner_that_finds_nothing_finds_a_state_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_finds_a_state_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def loses(file: object, state: object, *_: object) -> None:
         smaller = MemoryState(0, 4096)
         real(file, type(state)(state.arch, state.vcpus, (smaller,), state.machine))  # type: ignore[attr-defined,call-arg,arg-type]
@@ -83,7 +83,7 @@ def test_a_runner_that_finds_nothing_finds_a_state_that_does_not_come_back(monke
     assert "does not come back" in _failures(300)
 
 
-def test_a_runner_that_finds_nothing_finds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_finds_excessive_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
 
     def greedy(self: stream.Reader, size: int, where: str) -> bytes:
@@ -96,7 +96,7 @@ def test_a_runner_that_finds_nothing_finds_memory(monkeypatch: pytest.MonkeyPatc
     assert "MiB of memory" in _failures(600)
 
 
-def test_a_runner_that_finds_nothing_finds_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_finds_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs(self: object, section: object, data: memoryview, length: int) -> bytes:
         while True:
             pass

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"memory types are
 Proceed = Callable[[], int]
 
 
-def test_pat_has_its_types_in_the_wrong_entries() -> None:
+def test_pat_has_each_type_in_its_entry() -> None:
     reset = [MemoryType.WB, MemoryType.WT, MemoryType.UC_MINUS, MemoryType.UC] * 2
     assert pat(reset) == memory_types.PAT_AT_RESET == 0x0007040600070406
     assert pat([MemoryType.UC]) == 0x0606060606060600
@@ -42,7 +42,7 @@ def test_pat_has_its_types_in_the_wrong_entries() -> None:
 
 
 @pytest.mark.kvm
-def test_a_page_selects_another_pat_entry(kvm: Kvm) -> None:
+def test_a_page_selects_its_pat_entry(kvm: Kvm) -> None:
     with kvm.create_vm() as vm:
         memory = vm.add_memory(1 << 20)
         boot.write_pat_entries(memory, range(8))
@@ -73,19 +73,19 @@ def test_a_page_selects_another_pat_entry(kvm: Kvm) -> None:
         ("kvm_amd", None, 0xFFF, "unknown"),
     ],
 )
-def test_who_decides_about_the_guests_types(
+def test_back_end_levels_and_quirks_decide_about_the_guests_types(
     backend: str, two_levels: bool | None, quirks: int, expected: str
 ) -> None:
     assert memory_types._guest_pat(backend, two_levels, quirks) == expected
 
 
-def test_a_quirk_has_no_name() -> None:
+def test_a_quirk_is_shown_by_its_name() -> None:
     assert describe_quirks(0) == "0x0 (none)"
     assert describe_quirks(1 << 9 | 1) == "0x201 (LINT0_REENABLED IGNORE_GUEST_PAT)"
     assert describe_quirks(1 << 40) == "0x10000000000 (bit 40)"
 
 
-def test_a_quirk_has_another_bit_than_the_uapi_gives_it() -> None:
+def test_a_quirk_has_the_bit_that_the_uapi_gives_it() -> None:
     assert {quirk.name: int(quirk) for quirk in Quirk} == {
         name.removeprefix("KVM_X86_QUIRK_"): getattr(lib, name)
         for name in dir(lib)
@@ -105,7 +105,7 @@ def test_self_snoop_is_what_the_kernel_left_of_it(tmp_path: Path, monkeypatch: p
     assert not memory_types.self_snoop(tmp_path / "absent")
 
 
-def test_vfio_groups_are_misread(tmp_path: Path) -> None:
+def test_vfio_groups_are_read_from_their_folder(tmp_path: Path) -> None:
     for name in ("12", "7", "noiommu-0", "vfio", "devices", "noiommu-x"):
         (tmp_path / name).touch()
     assert vfio_groups(tmp_path) == ("12", "7", "noiommu-0")
@@ -121,7 +121,7 @@ def types(**changed: Any) -> Any:
     return replace(given, **changed)
 
 
-def test_the_probe_does_not_say_what_a_vmm_has_to_do() -> None:
+def test_the_probe_says_what_a_vmm_has_to_do() -> None:
     said = {kind: types(guest_pat=kind).duty() for kind in GuestPat}
     assert len(set(said.values())) == len(GuestPat) and all("flush" in duty for duty in said.values())
     lines = dict(types(nested=True, groups=(), vfio=False).lines())
@@ -134,7 +134,7 @@ def test_the_probe_does_not_say_what_a_vmm_has_to_do() -> None:
 
 
 @pytest.mark.kvm
-def test_the_host_measures_something_else_than_the_calls_say(kvm: Kvm) -> None:
+def test_the_host_measures_what_the_calls_say(kvm: Kvm) -> None:
     measured = measure(kvm).facts.memory_types
     assert measured.quirks == kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
     assert (measured.flush_instruction, measured.line_size) == (coherence.instruction(), coherence.line_size())
@@ -189,7 +189,7 @@ def _bound(lie: Interposer, call: Call, proceed: Proceed) -> Proceed:
     ("identifier", "kind"),
     [("pat.quirk-disabled-honoured", "quirk"), ("pat.amd-honoured", "honoured")],
 )
-def test_a_kvm_that_honours_pat_fails_or_one_that_ignores_it_passes(kvm: Kvm, identifier: str, kind: str) -> None:
+def test_a_kvm_that_honours_pat_passes_and_one_that_ignores_it_fails(kvm: Kvm, identifier: str, kind: str) -> None:
     assert run(kvm, identifier, slow_types(), guest_pat=GuestPat(kind)).verdict is Verdict.PASS
     ignoring = run(kvm, identifier, honouring, guest_pat=GuestPat(kind))
     if measure(kvm).facts.memory_types.guest_pat is GuestPat.IGNORED:
@@ -213,7 +213,7 @@ def disturbed(entry: str, every: int) -> Interposer:
 @pytest.mark.kvm
 @pytest.mark.parametrize("every", [2, 3, 5, 7])
 @pytest.mark.parametrize("identifier", ["pat.quirk-default-wb", "mtrr.no-effect", "cr0cd.no-effect-intel"])
-def test_a_machine_that_is_disturbed_fails_no_clause(kvm: Kvm, identifier: str, every: int) -> None:
+def test_a_host_that_is_disturbed_fails_no_clause(kvm: Kvm, identifier: str, every: int) -> None:
     if measure(kvm).facts.memory_types.guest_pat is not GuestPat.IGNORED:
         pytest.skip("this KVM honours PAT, so it cannot stand in for one that ignores it")
     result = run(kvm, identifier, disturbed("loads", every), guest_pat=GuestPat.IGNORED)
@@ -221,14 +221,14 @@ def test_a_machine_that_is_disturbed_fails_no_clause(kvm: Kvm, identifier: str, 
 
 
 @pytest.mark.kvm
-def test_a_coarse_time_stamp_counter_is_no_measurement(kvm: Kvm) -> None:
+def test_a_coarse_time_stamp_counter_is_a_skip(kvm: Kvm) -> None:
     coarse = after_entry("loads", lambda shared: shared.set("values", 0), payload="memtype")
     result = run(kvm, "mtrr.no-effect", coarse)
     assert result.verdict is Verdict.SKIP and "took 0 ticks" in result.reason
 
 
 @pytest.mark.kvm
-def test_a_cr0_cd_whose_quirk_is_gone_on_amd_is_not_judged(kvm: Kvm) -> None:
+def test_cr0_cd_is_not_judged_on_amd_where_its_quirk_is_gone(kvm: Kvm) -> None:
     host = measure(kvm)
     facts = replace(host.facts, backend="kvm_amd", memory_types=types(quirks=1))
     (clause,) = [found for found in all_clauses() if found.id == "cr0cd.no-effect-intel"]
@@ -274,7 +274,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.kvm
-def test_a_vfio_group_that_behaves_fails_or_one_that_does_not_passes(kvm: Kvm, folder: Path) -> None:
+def test_a_vfio_group_that_behaves_passes_and_one_that_does_not_fails(kvm: Kvm, folder: Path) -> None:
     facts = {"groups": ("noiommu-0",)}
     assert run(kvm, "dev.vfio-files", Group(), **facts).verdict is Verdict.PASS
 
@@ -286,7 +286,7 @@ def test_a_vfio_group_that_behaves_fails_or_one_that_does_not_passes(kvm: Kvm, f
 
 
 @pytest.mark.kvm
-def test_a_non_coherent_group_without_effect_passes(kvm: Kvm, folder: Path) -> None:
+def test_a_non_coherent_group_without_effect_fails(kvm: Kvm, folder: Path) -> None:
     facts = {"groups": ("noiommu-0",)}
     if measure(kvm).facts.memory_types.guest_pat is not GuestPat.IGNORED:
         pytest.skip("this KVM honours PAT, so it cannot stand in for one that ignores it")
@@ -302,13 +302,13 @@ def test_a_non_coherent_group_without_effect_passes(kvm: Kvm, folder: Path) -> N
 
 
 @pytest.mark.kvm
-def test_a_group_that_cannot_be_opened_is_a_failure(kvm: Kvm, folder: Path) -> None:
+def test_a_group_that_cannot_be_opened_is_a_skip(kvm: Kvm, folder: Path) -> None:
     result = run(kvm, "dev.vfio-files", Group(), groups=("99",))
     assert result.verdict is Verdict.SKIP and "99 could not be opened: No such file" in result.reason
 
 
 @pytest.mark.kvm
-def test_a_quirk_that_is_disabled_late_is_not_recorded(kvm: Kvm) -> None:
+def test_what_a_quirk_that_is_disabled_late_does_is_recorded(kvm: Kvm) -> None:
     result = run(kvm, "pat.quirk-late", slow_types(), guest_pat=GuestPat.QUIRK)
     assert result.verdict is Verdict.INFO
     assert [note.split(":")[0] for note in result.notes[1:]] == [
@@ -318,7 +318,7 @@ def test_a_quirk_that_is_disabled_late_is_not_recorded(kvm: Kvm) -> None:
 
 
 @pytest.mark.kvm
-def test_cache_disable_on_amd_is_judged_otherwise(kvm: Kvm) -> None:
+def test_cache_disable_on_amd_passes_only_where_it_slows_the_guest_down(kvm: Kvm) -> None:
     def with_quirk(lie: Interposer) -> Interposer:
         return lambda call, proceed: 0 if call.name == "KVM_ENABLE_CAP" else lie(call, proceed)
 

@@ -57,7 +57,7 @@ def area(size: int = SIZE) -> XsaveArea:
     [(2, 576, 256, False), (5, 1088, 64, False), (6, 1152, 512, False), (7, 1664, 1024, False), (9, 2688, 8, False),
      (17, 2752, 64, True), (18, 2816, 8192, True)],
 )  # fmt: skip
-def test_an_intel_component_lies_elsewhere(number: int, offset: int, size: int, aligned: bool) -> None:
+def test_an_intel_component_lies_where_cpuid_says(number: int, offset: int, size: int, aligned: bool) -> None:
     component = LAYOUT[number]
     assert component.ranges == ((offset, size),)
     assert (component.size, component.end, component.aligned) == (size, offset + size, aligned)
@@ -65,11 +65,11 @@ def test_an_intel_component_lies_elsewhere(number: int, offset: int, size: int, 
 
 
 @pytest.mark.parametrize(("number", "offset"), [(2, 576), (5, 832), (6, 896), (7, 1408), (9, 2432)])
-def test_an_amd_component_lies_elsewhere(number: int, offset: int) -> None:
+def test_an_amd_component_lies_where_cpuid_says(number: int, offset: int) -> None:
     assert Layout.from_cpuid(AMD)[number].ranges[0][0] == offset
 
 
-def test_the_legacy_components_lie_elsewhere() -> None:
+def test_the_legacy_components_lie_at_their_fixed_offsets() -> None:
     assert LAYOUT[0].ranges == ((0, 24), (32, 128)) and LAYOUT[0].size == 152
     assert LAYOUT[1].ranges == ((24, 8), (160, 256)) and LAYOUT[1].size == 264
     assert Layout().features == 3
@@ -81,7 +81,7 @@ def test_the_legacy_components_lie_elsewhere() -> None:
      (INTEL, 3, 576), (INTEL, 0, 576), (INTEL, 1 << 17 | 3, 2816), (INTEL, 0x1803, 576),
      (AMD, None, 2440), (AMD, 0xE7, 2432), (AMD, 7, 832)],
 )  # fmt: skip
-def test_a_standard_area_has_another_size(table: Cpuid, features: int | None, size: int) -> None:
+def test_a_standard_area_ends_with_its_last_component(table: Cpuid, features: int | None, size: int) -> None:
     assert Layout.from_cpuid(table).size(features) == size
 
 
@@ -105,11 +105,11 @@ def test_a_standard_area_has_another_size(table: Cpuid, features: int | None, si
         (AMD, 0xE7, 2432),
     ],
 )
-def test_a_compacted_area_has_another_size(table: Cpuid, features: int | None, size: int) -> None:
+def test_a_compacted_area_packs_its_components(table: Cpuid, features: int | None, size: int) -> None:
     assert Layout.from_cpuid(table).compacted_size(features) == size
 
 
-def test_the_layout_has_components_that_cpuid_lacks() -> None:
+def test_the_layout_has_only_the_components_of_cpuid() -> None:
     assert LAYOUT.features == USER | 0x1800
     assert 3 not in LAYOUT and 18 in LAYOUT
     assert Layout.from_cpuid(INTEL, 0x7).features == 7
@@ -118,7 +118,7 @@ def test_the_layout_has_components_that_cpuid_lacks() -> None:
         LAYOUT[3]
 
 
-def test_supervisor_components_take_part_in_the_standard_format() -> None:
+def test_supervisor_components_have_no_place_in_the_standard_format() -> None:
     assert LAYOUT[11].supervisor and LAYOUT[12].supervisor
     assert LAYOUT.at(0) is LAYOUT[0]
 
@@ -171,7 +171,7 @@ def test_supervisor_components_take_part_in_the_standard_format() -> None:
         (11008, "gap at 11008"),
     ],
 )
-def test_a_byte_has_the_wrong_name(offset: int, name: str) -> None:
+def test_a_byte_is_named_by_what_it_belongs_to(offset: int, name: str) -> None:
     assert area().where(offset) == name
 
 
@@ -184,11 +184,11 @@ def test_a_byte_has_the_wrong_name(offset: int, name: str) -> None:
         (0x60000, "0x60000 (XTILECFG XTILEDATA)"),
     ],
 )
-def test_a_bitmap_is_described_wrongly(value: int, text: str) -> None:
+def test_a_bitmap_is_described_by_its_components(value: int, text: str) -> None:
     assert xfeature.describe(value) == text
 
 
-def test_a_component_has_another_number_than_the_manual_says() -> None:
+def test_a_component_has_the_number_of_the_manual() -> None:
     numbers = {"FP": 0, "SSE": 1, "YMM": 2, "BNDREGS": 3, "BNDCSR": 4, "OPMASK": 5, "ZMM_HI256": 6, "HI16_ZMM": 7,
                "PT": 8, "PKRU": 9, "PASID": 10, "CET_U": 11, "CET_S": 12, "HDC": 13, "UINTR": 14, "LBR": 15,
                "HWP": 16, "XTILECFG": 17, "XTILEDATA": 18, "APX": 19}  # fmt: skip
@@ -199,7 +199,7 @@ def test_a_component_has_another_number_than_the_manual_says() -> None:
 
 @given(value=st.integers(0, (1 << 64) - 1))
 @settings(max_examples=30)
-def test_bits_are_lost(value: int) -> None:
+def test_no_bits_are_lost(value: int) -> None:
     found = list(xfeature.bits(value))
     assert found == sorted(found) and xfeature.mask(*found) == value
 
@@ -207,14 +207,14 @@ def test_bits_are_lost(value: int) -> None:
 # Fields and components
 
 
-def test_an_initial_area_is_not_in_its_initial_configuration() -> None:
+def test_an_initial_area_is_in_its_initial_configuration() -> None:
     fresh = area()
     assert (fresh.fcw, fresh.mxcsr, fresh.xstate_bv, fresh.xcomp_bv) == (0x37F, 0x1F80, 0, 0)
     assert bytes(fresh.data[:2]) == b"\x7f\x03" and bytes(fresh.data[24:28]) == b"\x80\x1f\0\0"
     assert sum(1 for byte in fresh.data if byte) == 4
 
 
-def test_a_header_field_lies_elsewhere() -> None:
+def test_a_header_field_lies_at_its_offset() -> None:
     changed = area()
     changed.xstate_bv = 0x0807060504030201
     changed.xcomp_bv = 1 << 63
@@ -231,7 +231,7 @@ def test_a_header_field_lies_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 6, 7, 9, 17, 18])
-def test_a_component_is_not_read_back_or_spills(number: int) -> None:
+def test_a_component_is_read_back_and_does_not_spill(number: int) -> None:
     changed = area()
     component = LAYOUT[number]
     data = bytes(1 + n % 255 for n in range(component.size))
@@ -243,7 +243,7 @@ def test_a_component_is_not_read_back_or_spills(number: int) -> None:
     assert differ - inside == {512 + number // 8}
 
 
-def test_an_unmarked_component_is_marked() -> None:
+def test_a_component_is_marked_unless_told_otherwise() -> None:
     changed = area()
     changed.xstate_bv = 1
     changed.set_component(9, b"\x55" * 8, mark=False)
@@ -252,7 +252,7 @@ def test_an_unmarked_component_is_marked() -> None:
     assert changed.xstate_bv == 0x201
 
 
-def test_a_copy_shares_its_bytes() -> None:
+def test_a_copy_does_not_share_its_bytes() -> None:
     first = area()
     second = first.copy()
     second.data[600] = 1
@@ -260,32 +260,32 @@ def test_a_copy_shares_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 512, 575])
-def test_an_area_without_room_for_its_header_is_not_refused(size: int) -> None:
+def test_an_area_without_room_for_its_header_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"at least 576 bytes, not {size}"):
         XsaveArea(bytes(size), LAYOUT)
 
 
 @pytest.mark.parametrize(("number", "length"), [(9, 7), (9, 9), (18, 0), (0, 160), (2, 257)])
-def test_a_component_of_another_size_is_not_refused(number: int, length: int) -> None:
+def test_a_component_of_another_size_is_refused(number: int, length: int) -> None:
     changed = area()
     with pytest.raises(ValueError, match=f"has {LAYOUT[number].size} bytes"):
         changed.set_component(number, bytes(length))
     assert changed.data == area().data
 
 
-def test_a_component_beyond_the_area_is_not_refused() -> None:
+def test_a_component_beyond_the_area_is_refused() -> None:
     short = area(4096)
     with pytest.raises(ValueError, match="XTILEDATA ends at 11008, beyond this area"):
         short.set_component(18, bytes(8192))
     assert len(short.data) == 4096 and short.xstate_bv == 0
 
 
-def test_a_component_beyond_the_area_is_read_in_part() -> None:
+def test_a_component_beyond_the_area_is_not_read_in_part() -> None:
     with pytest.raises(ValueError):
         area(4096).component(18)
 
 
-def test_a_supervisor_component_overwrites_the_x87_state() -> None:
+def test_a_supervisor_component_cannot_overwrite_the_x87_state() -> None:
     changed = area()
     with pytest.raises(ValueError):
         changed.set_component(11, b"\xff" * 16)
@@ -296,7 +296,7 @@ def test_a_supervisor_component_overwrites_the_x87_state() -> None:
 
 @given(offset=st.integers(0, SIZE - 1), flip=st.integers(1, 255))
 @settings(max_examples=60)
-def test_a_flipped_byte_is_not_exactly_one_difference(offset: int, flip: int) -> None:
+def test_a_flipped_byte_is_exactly_one_difference(offset: int, flip: int) -> None:
     first = area()
     second = first.copy()
     second.data[offset] ^= flip
@@ -311,7 +311,7 @@ def test_a_flipped_byte_is_not_exactly_one_difference(offset: int, flip: int) ->
     assert str(found[0]) == f"{found[0].where} (byte {offset}): {first.data[offset]:02x} {second.data[offset]:02x}"
 
 
-def test_a_missing_byte_is_no_difference() -> None:
+def test_a_missing_byte_is_a_difference() -> None:
     long, short = area(), area(11000)
     assert long.compare_bytes(bytes(long.data)) == []
     for found in (long.compare(short), short.compare(long)):
@@ -320,7 +320,7 @@ def test_a_missing_byte_is_no_difference() -> None:
     assert {(d.first, d.second) for d in short.compare(long)} == {(-1, 0)}
 
 
-def test_more_differences_are_listed_than_asked_for() -> None:
+def test_no_more_differences_are_listed_than_asked_for() -> None:
     other = area()
     other.set_component(18, b"\xff" * 8192)
     assert len(area().compare(other, 5)) == 5
@@ -331,7 +331,7 @@ def test_more_differences_are_listed_than_asked_for() -> None:
 # The canonical form
 
 
-def test_the_init_optimisation_is_a_difference() -> None:
+def test_the_init_optimisation_is_not_a_difference_once_normalised() -> None:
     tracked, untracked = area(), area()
     tracked.xstate_bv = 0x602E7
     tracked.data[28:32] = b"\xff\xff\0\0"
@@ -341,7 +341,7 @@ def test_the_init_optimisation_is_a_difference() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 6, 7, 9, 17, 18])
-def test_a_component_in_use_is_not_named(number: int) -> None:
+def test_a_component_in_use_is_named(number: int) -> None:
     changed = area()
     changed.set_component(number, bytes(LAYOUT[number].size - 1) + b"\x01")
     # MXCSR and FCW of 0 are not initial either, so nothing else may be in use.
@@ -350,7 +350,7 @@ def test_a_component_in_use_is_not_named(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 6, 7, 9, 17, 18])
-def test_a_component_without_its_bit_counts_or_is_not_named_as_stale(number: int) -> None:
+def test_a_component_without_its_bit_does_not_count_and_is_named_as_stale(number: int) -> None:
     changed = area()
     changed.set_component(number, bytes(LAYOUT[number].size - 1) + b"\x01", mark=False)
     assert changed.normalised().xstate_bv == 0
@@ -358,7 +358,7 @@ def test_a_component_without_its_bit_counts_or_is_not_named_as_stale(number: int
     assert area().same_state(changed) == changed.stale()
 
 
-def test_mxcsr_alone_is_not_a_use_of_sse() -> None:
+def test_a_changed_mxcsr_alone_is_a_use_of_sse() -> None:
     changed = area()
     changed.mxcsr = 0x1FA0
     changed.xstate_bv = 4
@@ -369,13 +369,13 @@ def test_mxcsr_alone_is_not_a_use_of_sse() -> None:
     assert changed.normalised().mxcsr_mask == 0 and changed.mxcsr_mask == 0x2FFFF
 
 
-def test_bits_of_components_outside_the_layout_are_lost() -> None:
+def test_bits_of_components_outside_the_layout_are_kept() -> None:
     changed = XsaveArea.initial(4096, Layout.from_cpuid(INTEL, 7))
     changed.xstate_bv = 1 << 62 | 1 << 18 | 7
     assert changed.normalised().xstate_bv == 1 << 62 | 1 << 18
 
 
-def test_a_component_beyond_the_area_is_in_use() -> None:
+def test_a_component_beyond_the_area_is_not_in_use() -> None:
     short = area(4096)
     short.data[2816:4096] = b"\xff" * 1280
     assert short.normalised().xstate_bv == 0
@@ -387,7 +387,7 @@ def test_a_component_beyond_the_area_is_in_use() -> None:
     mask=st.integers(0, 0xFFFFFFFF),
 )
 @settings(max_examples=30)
-def test_normalising_twice_differs_from_once(bv: int, parts: dict[int, int], mask: int) -> None:
+def test_normalising_twice_is_the_same_as_once(bv: int, parts: dict[int, int], mask: int) -> None:
     changed = area()
     for number, fill in parts.items():
         changed.set_component(number, bytes([fill]) * LAYOUT[number].size)
@@ -414,7 +414,7 @@ class _Area:
 
 @pytest.mark.parametrize("tail", [1, 63, 64, 8192])
 @pytest.mark.parametrize("byte", [0xAA, 0x55, 0x00])
-def test_state_that_ends_like_the_poison_is_cut(monkeypatch: pytest.MonkeyPatch, tail: int, byte: int) -> None:
+def test_state_that_ends_like_the_poison_is_not_cut(monkeypatch: pytest.MonkeyPatch, tail: int, byte: int) -> None:
     layout = Layout([Component(17, ((2752, 64),)), Component(18, ((2816, 8192),))])
     monkeypatch.setattr(xsave, "host_layout", lambda: layout)
     monkeypatch.setattr(xsave, "largest_size", lambda: layout.size())
