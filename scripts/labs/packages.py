@@ -156,9 +156,7 @@ class Archive:
         """Return the version of one package that this suite offers."""
         fields = self.fields(name)
         if "Version" not in fields:
-            raise LabError(
-                f"Debian {self.suite} has no package {name}, which another one names; run scripts/lab --clean."
-            )
+            raise NotServed(f"Debian {self.suite} serves no package {name}, which another one needs.")
         return Package(name, fields["Version"], fields["Architecture"])
 
     def fields(self, name: str) -> dict[str, str]:
