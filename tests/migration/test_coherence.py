@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory whose writers pass the caches and the dirty log by: a migration refuses it, or reads it all again."""
+"""Memory whose writers bypass the caches and the dirty log: a migration refuses it, or reads it all again."""
 
 from __future__ import annotations
 

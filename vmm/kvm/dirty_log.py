@@ -34,7 +34,7 @@ _ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
 
 
 def _enable(vm: VirtualMachine, capability: int, value: int) -> None:
-    """KVM_ENABLE_CAP. Not VirtualMachine.enable_cap: how its writes are watched is no part of a guest's state."""
+    """KVM_ENABLE_CAP. Not VirtualMachine.enable_cap: how its writes are watched is not part of a guest's state."""
     vm.ioctl(lib.KVM_ENABLE_CAP, ffi.new("struct kvm_enable_cap *", {"cap": capability, "args": [value]}))
 
 
@@ -203,7 +203,7 @@ class RingLog(DirtyLog):
 
 
 class RingMachine(VirtualMachine):
-    """A VM whose vCPUs have dirty rings of ``ring_entries`` entries each; a bitmap is not to be had then."""
+    """A VM whose vCPUs have dirty rings of ``ring_entries`` entries each; the bitmap log is then unavailable."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int, ring_entries: int) -> None:
         super().__init__(fd, vcpu_mmap_size)

@@ -182,7 +182,7 @@ class Trace:
         self.record(call.kind, call.request, call.argument, result)
 
     def lines(self) -> list[str]:
-        """Return one line a call, as strace would write it."""
+        """Return one line per call, as strace would write it."""
         lines = [
             f"{Call(kind, -1, request, None).name}({_argument_text(kept, data)}) = {_result_text(result)}"
             for kind, request, kept, data, result in self._calls

@@ -181,7 +181,7 @@ class GuestMemory:
             yield number, bytes(self.view[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
 
     def current(self) -> memoryview:
-        """Return ``view`` with all that its writers wrote, flushed if they may pass the caches by."""
+        """Return ``view`` with all that its writers wrote, flushed if they may bypass the caches."""
         self.flush()
         return self.view
 

@@ -78,7 +78,7 @@ class Vcpu(Handle):
                 return Deadline()
             if reason == lib.VMM_RUN_STOPPED:
                 return Stopped()
-            # VMM_RUN_SIGNAL: Python runs its handlers before the next call, then the guest goes on.
+            # VMM_RUN_SIGNAL: Python runs its handlers before the next call, then the guest resumes.
 
     def complete(self) -> None:
         """Finish a pending exit without running the guest, so that the registers are those after it.

@@ -138,7 +138,7 @@ def write_shadow_stacks(memory: GuestMemory) -> None:
 
 
 def write_pat_entries(memory: GuestMemory, entries: Sequence[int]) -> None:
-    """Have page n behind TYPED_PAGES select entry ``entries[n]`` of IA32_PAT; Intel SDM volume 3, 12.12.3."""
+    """Have page n from TYPED_PAGES on select entry ``entries[n]`` of IA32_PAT; Intel SDM volume 3, 12.12.3."""
     table = [TYPED_PAGES + 0x1000 * n | _PAGE_4K for n in range(512)]
     for number, entry in enumerate(entries):
         # PWT, PCD and, in a 4 KiB page, bit 7.

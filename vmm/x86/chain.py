@@ -7,11 +7,11 @@ guest may have besides:
     +pku    PKRU
     +shstk  shadow stacks: IA32_U_CET, S_CET, PL0_SSP to PL3_SSP, INT_SSP_TAB, XSS, and SSP with a live stack
     +cet    the same with the bits of indirect branch tracking
-    +xfd    IA32_XFD_ERR (amx alone)
+    +xfd    IA32_XFD_ERR (amx only)
 
 >>> with Kvm() as kvm, make_guest(kvm, "avx512", steps=100, seed=1) as guest:
 ...     while isinstance(exit := guest.resume(ticks=10), Budget):
-...         ...  # save and restore the guest: at a tick its registers alone hold the chain
+...         ...  # save and restore the guest: at a tick only its registers hold the chain
 ...     guest.finish(exit)
 ...     assert digest(guest) == reference("avx512", 100, 1)
 """
@@ -125,7 +125,7 @@ def parse(level: str) -> Level:
     try:
         return _BY_NAME[level]
     except KeyError:
-        raise ValueError(f"{level!r} is no level of the chain payload: take one of {', '.join(LEVELS)}") from None
+        raise ValueError(f"{level!r} is not a level of the chain payload: take one of {', '.join(LEVELS)}") from None
 
 
 def available(kvm: Kvm) -> list[str]:
@@ -228,7 +228,7 @@ _LEGAL = {
     _MXCSR: (0xFFFF, 0),
     _FCW: (0x1D00, 0x027F),  # rounding, one of the two high precisions, no exception
     _FSW: (0x7F7F, 0),  # without ES and B
-    _FTW: (0xFF, 0),  # a bit a register
+    _FTW: (0xFF, 0),  # one bit per register
     _RFLAGS: (0x8D5, 0),  # CF PF AF ZF SF OF
     _PKRU_AT: (0xFFFFFFFC, 0),  # key 0 stays accessible
     _XFD_ERR: (_XTILEDATA, 0),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers by their fields: a class a register, bit positions as attributes, values that print by name.
+"""Registers by their fields: a class per register, bit positions as attributes, values that print by name.
 
 >>> str(Xfd(1 << 18))
 '0x40000 (XTILEDATA)'
@@ -152,7 +152,7 @@ class TileConfig:
 
     @property
     def start_row(self) -> int:
-        """Where an interrupted tile load or store goes on."""
+        """Where an interrupted tile load or store resumes."""
         return self.data[1]
 
     def shape(self, tile: int) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def set_xcrs(vcpu: Vcpu, entries: list[tuple[int, int]], *, count: int | None = 
 
 
 def set_xcr0(vcpu: Vcpu, value: int) -> None:
-    """KVM_SET_XCRS of XCR0 alone."""
+    """KVM_SET_XCRS of XCR0 only."""
     set_xcrs(vcpu, [(0, value)])
 
 

@@ -70,7 +70,7 @@ class Component:
 
     @property
     def end(self) -> int:
-        """The first offset behind it."""
+        """The first offset beyond it."""
         return max(start + length for start, length in self.ranges)
 
 
@@ -332,7 +332,7 @@ class XsaveArea:
         return describe_byte(component.number, offset - component.ranges[0][0], component.name)
 
 
-# Room behind the largest area that this CPU has, so that a byte too many is counted and does no harm.
+# Room beyond the largest area that this CPU has, so that a byte too many is counted and does no harm.
 _CANARY = 4096
 
 
@@ -346,7 +346,7 @@ def get_xsave(vcpu: Vcpu, *, legacy: bool = False) -> XsaveArea:
     """KVM_GET_XSAVE2 (or, with ``legacy``, KVM_GET_XSAVE) as a value of the length KVM wrote.
 
     The buffer has room for the largest area of this CPU and is poisoned, and what was written is counted: no
-    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 speaks of the process's permission. State that ends
+    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 reflects the process's permission. State that ends
     with the poison's byte is told from it by a second read with another poison.
     """
     data = get_xsave_raw(vcpu, largest_size() + _CANARY, legacy=legacy)
@@ -360,7 +360,7 @@ def get_xsave(vcpu: Vcpu, *, legacy: bool = False) -> XsaveArea:
 
 
 def _plausible(area: XsaveArea) -> bool:
-    """Tell whether an area ends where a component does, and behind all that its XSTATE_BV names."""
+    """Tell whether an area ends where a component does, and beyond all that its XSTATE_BV names."""
     size, named = len(area.data), area.xstate_bv
     user = [component for component in area.layout.components.values() if not component.supervisor]
     whole = size == LEGACY_SIZE or any(component.end == size for component in user)

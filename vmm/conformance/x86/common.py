@@ -102,7 +102,7 @@ def _host_xsave(host: Host) -> tuple[bool, str]:
 def _refuses_unknown_msrs(host: Host) -> tuple[bool, str]:
     told = host.facts.parameters.get("kvm.ignore_msrs", "not shown")
     takes = "takes" if host.facts.ignore_msrs else "refuses"
-    return not host.facts.ignore_msrs, f"KVM {takes} an MSR that nobody has (kvm.ignore_msrs is {told})"
+    return not host.facts.ignore_msrs, f"KVM {takes} an MSR that does not exist (kvm.ignore_msrs is {told})"
 
 
 # What this process may ask about its permissions, and what the kernel it runs on answers.
@@ -150,7 +150,7 @@ def static_features(context: Context) -> int:
 def permitted_size(features: int = -1) -> int:
     """Bytes of the area of a vCPU that has all that this process may give guests now, within ``features``.
 
-    The host's CPU may have components that its kernel does not use, so CPUID 0xD.0 ECX is no answer.
+    The host's CPU may have components that its kernel does not use, so CPUID 0xD.0 ECX is not the answer.
     Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (__user_state_size).
     """
     return max(LEGACY_SIZE, host_layout().size(permission.guest_permitted() & features))

@@ -18,7 +18,7 @@ from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 __all__ = ["NEEDS_APIC", "PIECES", "VOLATILE_MSRS", "State", "capture", "compare", "restore", "saved_msrs"]
 
-# What goes on by itself, or is written by KVM at each run.
+# State that changes by itself, or is written by KVM at each run.
 VOLATILE_MSRS = frozenset({Msr.TSC, Msr.TSC_DEADLINE, Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT})
 # Cannot be written, not even with the value read, while the local APIC is not in the kernel.
 NEEDS_APIC = frozenset({Msr.KVM_ASYNC_PF_INT})

@@ -190,7 +190,7 @@ def host_lengths() -> VectorLengths:
 def _host_lengths(hwcap: int) -> VectorLengths | None:
     try:
         return host_lengths() if hwcap & HWCAP_SVE else None
-    except KvmError:  # a seccomp filter that knows nothing of PR_SVE_SET_VL
+    except KvmError:  # a seccomp filter that does not know PR_SVE_SET_VL
         return None
 
 

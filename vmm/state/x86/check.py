@@ -141,14 +141,14 @@ def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
 def _check_msrs(where: str, part: str, parts: Mapping[str, Part], allowed: frozenset[int]) -> None:
     if stray := [index for index in _registers(parts, part) if index not in allowed]:
         names = ", ".join(name(index) for index in stray[:8])
-        raise StreamError(f"{where}, {part}", f"a state has no business with {names} there")
+        raise StreamError(f"{where}, {part}", f"not allowed in this part of a saved state: {names}")
 
 
 def _check_one_regs(where: str, registers: Mapping[int, bytes]) -> None:
     for identifier, value in registers.items():
         kind, index = identifier >> 32 & 0xFF, identifier & 0xFFFFFFFF
         if identifier >> 40 != _ONE_REG or len(value) != 8:
-            raise StreamError(where, f"{identifier:#x} with {len(value)} bytes is no 64-bit register of x86")
+            raise StreamError(where, f"{identifier:#x} with {len(value)} bytes is not an x86 register of 64 bits")
         known = index in allowed_msrs() if kind == _TYPE_MSR else kind == _TYPE_KVM and index == _GUEST_SSP
         if not known:
-            raise StreamError(where, f"a state has no business with register {identifier:#x}")
+            raise StreamError(where, f"register {identifier:#x} is not allowed in a saved state")

@@ -149,7 +149,7 @@ def swapped_ids(context: Context) -> None:
     call(context, guest, "MRS CNTVCT_EL0", "execute", _MRS_CNT)
     value = guest.mailbox.values[0]
     true("CNTVCT_EL0 in the guest", start <= value < start << 1, value, f"from {start:#x} on")
-    true("CNTVCT_EL0 goes on", read(guest.vcpu, counter) >= value, read(guest.vcpu, counter), f"{value:#x} or more")
+    true("CNTVCT_EL0 counts on", read(guest.vcpu, counter) >= value, read(guest.vcpu, counter), f"{value:#x} or more")
     equal("CNTV_CVAL_EL0", read(guest.vcpu, comparator), 0x123456789A)
 
 

@@ -63,7 +63,7 @@ def _restore(vcpu: Vcpu, saved: _Saved, order: Iterable[Register] | None = None)
 
 
 def _equal(what: str, found: _Saved, expected: _Saved) -> None:
-    """All but the counters, which go on, has to be the same."""
+    """All but the counters, which keep counting, has to be the same."""
     equal(f"{what}: the list", [str(r) for r in found.registers], [str(r) for r in expected.registers])
     no_difference(
         what,
@@ -95,7 +95,7 @@ def _moved(source: Guest, destination: Guest, saved: _Saved) -> None:
 
 @clause("mig.sve-idempotent", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
 def idempotent(context: Context) -> None:
-    """A state written to a vCPU of another VM is what is read from there, register by register; counters go on.
+    """A state written to a vCPU of another VM is what is read from there, register by register, except for counters.
 
     With SVE at every vector length, and without.
 
@@ -114,7 +114,7 @@ def idempotent(context: Context) -> None:
 
 @clause("mig.sve-guest-goes-on", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def goes_on(context: Context) -> None:
-    """A guest that is moved between two exits goes on in the other VM and finds its vector registers.
+    """A guest that is moved between two exits resumes in the other VM and finds its vector registers.
 
     It leaves as often as it had to.
 

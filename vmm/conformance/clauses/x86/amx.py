@@ -288,7 +288,7 @@ def bad_configuration(context: Context) -> None:
         "reserved byte 2": good[:2] + b"\1" + good[3:],
         "no rows": good[:48] + b"\0" + good[49:],
         "17 rows": good[:48] + b"\x11" + good[49:],
-        "65 bytes a row": good[:16] + b"\x41\0" + good[18:],
+        "65 bytes per row": good[:16] + b"\x41\0" + good[18:],
     }
     for name, config in wrong.items():
         guest.memory.write(guest.payload.symbol("expected"), config)
@@ -326,7 +326,7 @@ def moved_between_threads(context: Context) -> None:
         try:
             os.sched_setaffinity(0, {cpu})
             exits.append(guest.resume(context.timeout, ticks=1))
-        except (OSError, GuestError) as error:  # a thread has nobody who would see it
+        except (OSError, GuestError) as error:  # nothing else would see it in a thread
             exits.append(error)
 
     for turn in range(19):

@@ -162,7 +162,7 @@ def guest_and_host_agree(context: Context) -> None:
 
 @clause("cet.ssp-not-a-guest-msr", arch="x86", needs=(SHSTK,))
 def internal_number(context: Context) -> None:
-    """KVM's internal number for SSP is no MSR of the guest's: RDMSR and WRMSR of it are #GP.
+    """KVM's internal number for SSP is not an MSR of the guest's: RDMSR and WRMSR of it are #GP.
 
     Source: arch/x86/kvm/x86.c, MSR_KVM_INTERNAL_GUEST_SSP; Linux 6.18.
     """

@@ -47,7 +47,7 @@ def _stopped_inside(context: Context) -> Guest:
 
 @clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES))
 def live_state(context: Context) -> None:
-    """A guest that is stopped inside an exception with user and supervisor shadow stacks goes on in a new VM.
+    """A guest that is stopped inside an exception with user and supervisor shadow stacks resumes in a new VM.
 
     Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP);
     Linux 6.18.

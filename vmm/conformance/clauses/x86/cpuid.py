@@ -30,7 +30,7 @@ from vmm.x86.xsave import Layout
 
 # The components that have a name here; a newer KVM may offer more.
 _NAMED = xfeature.mask(*XFeature)
-# The first leaf that is no basic one.
+# The first leaf that is not a basic one.
 _HYPERVISOR = 0x40000000
 
 
@@ -235,7 +235,7 @@ def _ask(kvm: Any, nent: int) -> int:
 
 @clause("cpuid.nent-protocol", arch="x86")
 def nent_protocol(context: Context) -> None:
-    """A table that is too small fails with E2BIG and leaves nent alone; more room than 256 entries is no error.
+    """A table that is too small fails with E2BIG and nent unchanged; more room than 256 entries is not an error.
 
     The documentation promises ENOMEM for more than the kernel's limit; the code takes the limit instead.
 

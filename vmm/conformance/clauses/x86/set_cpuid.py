@@ -296,7 +296,7 @@ def mask_honoured(context: Context) -> None:
 
     Hiding components is how a migration pool of different CPUs is made.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime (EBX alone is KVM's); arch/x86/kvm/x86.c, __kvm_set_xcr.
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime (only EBX is KVM's); arch/x86/kvm/x86.c, __kvm_set_xcr.
     """
     full, less = maskable(context)
     vcpu = configured(context, context.host.facts.cpuid.with_xcr0(less))

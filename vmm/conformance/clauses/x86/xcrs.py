@@ -31,7 +31,7 @@ _GP, _UD = 13, 6
 # Components whose rules in XCR0 are known here; a later KVM may offer others, with rules of their own.
 _RULED = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM, XFeature.PKRU)
 _RULED |= xfeature.MPX | xfeature.AVX512 | xfeature.XTILE
-# A flag of struct kvm_xcrs that nobody has a use for.
+# An unused flag of struct kvm_xcrs.
 _NO_FLAG = 1 << 31
 
 
@@ -101,7 +101,7 @@ def rules(context: Context) -> None:
 
 @clause("xcrs.malformed", arch="x86", needs=(_XCRS,))
 def malformed(context: Context) -> None:
-    """More than 16 registers or flags are refused; no register is no change; only the first XCR0 entry counts.
+    """More than 16 registers or flags are refused; no register means no change; only the first XCR0 entry counts.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xcrs.
     """
