@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.memory import PAGE_SIZE, GuestMemory, MemoryUnavailable
 from vmm.kvm.system import Kvm
@@ -87,12 +88,7 @@ class DirtyLog(ABC):
 
     def dirty(self, region: int) -> set[int]:
         """Return the numbers of a region's pages that have a bit."""
-        value, found = _number(self.bitmaps[region]), set()
-        while value:
-            lowest = value & -value
-            found.add(lowest.bit_length() - 1)
-            value ^= lowest
-        return found
+        return set(bits(_number(self.bitmaps[region])))
 
     def stop(self) -> None:
         """Log no more."""

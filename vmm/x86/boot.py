@@ -27,9 +27,11 @@ from vmm.x86.registers import get_sregs, set_sregs
 
 __all__ = [
     "CR0",
+    "CR4_CET",
     "CR4_OSFXSR",
     "CR4_OSXMMEXCPT",
     "CR4_OSXSAVE",
+    "CR4_PKE",
     "DIRECTORIES",
     "KERNEL_SHADOW_STACK_TOKEN",
     "PAGE_2M",
@@ -59,6 +61,8 @@ CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
 CR4_OSXSAVE = 1 << 18
+CR4_PKE = 1 << 22
+CR4_CET = 1 << 23
 EFER_LONG_MODE = 0xD00  # NXE LMA LME
 _IO_BITMAP_AT = 104
 _TSS_LIMIT = _IO_BITMAP_AT + 8192

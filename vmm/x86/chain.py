@@ -59,7 +59,6 @@ _PKRU, _XTILEDATA = 1 << XFeature.PKRU, 1 << XFeature.XTILEDATA
 _CET = xfeature.mask(XFeature.CET_U, XFeature.CET_S)
 # IA32_U_CET: SH_STK_EN, WR_SHSTK_EN; and ENDBR_EN, NO_TRACK_EN, SUPPRESS_DIS.
 _SHSTK_BITS, _CET_BITS = 0x03, 0x37
-_CR4_OSXSAVE, _CR4_PKE, _CR4_CET = 1 << 18, 1 << 22, 1 << 23
 _TILE_ROW = 8  # words
 
 
@@ -97,8 +96,8 @@ class Level:
     @property
     def cr4(self) -> int:
         """The bits of CR4 beyond what every guest has."""
-        needed = _CR4_PKE if "pku" in self.extras else 0
-        return needed | (_CR4_CET if self.u_cet else 0) | (_CR4_OSXSAVE if self.xcr0 != _BASE else 0)
+        needed = boot.CR4_PKE if "pku" in self.extras else 0
+        return needed | (boot.CR4_CET if self.u_cet else 0) | (boot.CR4_OSXSAVE if self.xcr0 != _BASE else 0)
 
     @property
     def lines(self) -> int:
@@ -189,7 +188,7 @@ def configured(kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int
     offered = table.with_xcr0(table.xcr0 & chosen.xcr0)
     guest = Guest(kvm, payload, cpuid=offered, cr4=chosen.cr4, memory_size=memory_size)
     try:
-        if chosen.cr4 & _CR4_OSXSAVE:
+        if chosen.cr4 & boot.CR4_OSXSAVE:
             set_xcr0(guest.vcpu, chosen.xcr0)
         if chosen.u_cet:
             boot.write_shadow_stacks(guest.memory)

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.xfeature import XFeature
@@ -90,7 +91,7 @@ class Layout:
         """Read leaf 0xD of ``table``; ``features`` limits it to some components."""
         wanted = table.xcr0 | table.xss if features is None else features
         components = []
-        for number in xfeature.bits(wanted & ~3):
+        for number in bits(wanted & ~3):
             entry = table.find(0xD, number)
             if entry is not None and entry.eax:
                 components.append(_component(number, entry))
@@ -140,7 +141,7 @@ def host_layout() -> Layout:
     """Return the layout of the host's CPU (and so of every vCPU's area)."""
     top = cpuid.host(0xD, 0)
     found = []
-    for number in xfeature.bits((top.edx << 32 | top.eax) & ~3):
+    for number in bits((top.edx << 32 | top.eax) & ~3):
         found.append(_component(number, cpuid.host(0xD, number)))
     return Layout(found)
 

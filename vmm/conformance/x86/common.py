@@ -9,10 +9,12 @@ import random
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
 from vmm.conformance.needs import Need, capability
+from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
 from vmm.probe.x86.facts import CALLS
 from vmm.x86 import cpuid, permission, xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest
 from vmm.x86.registers import set_xcr0
@@ -29,7 +31,6 @@ __all__ = [
     "HOST_XSAVE",
     "MASKABLE",
     "NO_HOST_XFD",
-    "OSXSAVE",
     "PLAIN",
     "STRICT_MSRS",
     "SYSTEM_ATTRIBUTES",
@@ -57,7 +58,6 @@ __all__ = [
 # Components whose bytes mean nothing to the CPU, so that any pattern may stand in them.
 PLAIN = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM) | xfeature.AVX512
 TILEDATA = int(XFeature.XTILEDATA)
-OSXSAVE = 1 << 18
 
 
 def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
@@ -180,7 +180,7 @@ def pattern(features: int, seed: int, size: int = 4096) -> XsaveArea:
     """
     source = random.Random(seed)
     area = XsaveArea.initial(size)
-    for number in xfeature.bits(features):
+    for number in bits(features):
         if number == XFeature.FP:
             area.set_component(0, _x87(source))
         elif number == XFeature.SSE:
@@ -233,6 +233,6 @@ def judged_call(
 
 def vector_guest(context: Context, features: int | None = None, table: Cpuid | None = None) -> Guest:
     """A guest with the xstate payload, CR4.OSXSAVE set and XCR0 = ``features`` (all plain ones KVM offers)."""
-    guest = context.own(Guest(context.kvm, "xstate", cpuid=table or context.host.facts.cpuid, cr4=OSXSAVE))
+    guest = context.own(Guest(context.kvm, "xstate", cpuid=table or context.host.facts.cpuid, cr4=CR4_OSXSAVE))
     set_xcr0(guest.vcpu, plain_features(context) if features is None else features)
     return guest

@@ -77,7 +77,7 @@ PIECES: dict[str, _Piece] = {
     "XSAVE": _Piece(lambda vcpu, _: get_xsave(vcpu), set_xsave),
     "MSRS": _Piece(_get_msrs, _set_msrs),
     "DEBUGREGS": _struct("kvm_debugregs", registers.get_debugregs, registers.set_debugregs),
-    "EVENTS": _struct("kvm_vcpu_events", registers.get_events, registers.set_events),
+    "EVENTS": _struct("kvm_vcpu_events", Vcpu.get_events, Vcpu.set_events),
 }
 
 State = dict[str, Any]

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from vmm.kvm.bits import bits
 from vmm.state.errors import StreamError
 from vmm.state.value import Part, VcpuState
 from vmm.x86 import xfeature
@@ -129,11 +130,11 @@ def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
     if not shaped or len(_bytes(vcpu.parts, "XSAVE")) < 520 or not (clash := _disabled(vcpu.parts)):
         return vcpu, []
     data = bytearray(_bytes(vcpu.parts, "XSAVE"))
-    for bit in xfeature.bits(clash):
+    for bit in bits(clash):
         data[512 + bit // 8] &= ~(1 << bit % 8)
     notes = [
         f"vCPU {vcpu.identifier}: {xfeature.name(bit)} is dropped, XSTATE_BV named it while IA32_XFD disables it"
-        for bit in xfeature.bits(clash)
+        for bit in bits(clash)
     ]
     return vcpu.with_part("XSAVE", bytes(data)), notes
 

@@ -8,6 +8,7 @@ from functools import cache
 from weakref import WeakKeyDictionary
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
@@ -331,7 +332,7 @@ def permit(vcpu: VcpuState) -> None:
         return
     try:
         missing = wanted & ~permission.guest_permitted()
-        for feature in xfeature.bits(missing):
+        for feature in bits(missing):
             permission.request_guest(feature)
     except KvmError as error:
         raise StateRefused(

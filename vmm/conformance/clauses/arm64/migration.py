@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vmm._kvm import ffi, lib
+from vmm._kvm import ffi
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, VLS, Register, z
 from vmm.arm64.vector import VectorState
@@ -47,7 +47,7 @@ class _Saved:
 def _save(vcpu: Vcpu) -> _Saved:
     with judged("saving a vCPU"):
         registers = {Register(r): vcpu.get_one_reg(r) for r in vcpu.reg_list()}
-        events = bytes(ffi.buffer(vcpu.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events")))
+        events = bytes(ffi.buffer(vcpu.get_events()))
     return _Saved(registers, vcpu.mp_state, events)
 
 
@@ -58,7 +58,7 @@ def _restore(vcpu: Vcpu, saved: _Saved, order: Iterable[Register] | None = None)
             succeeds(f"writing {register}", vcpu.set_one_reg, register, saved.registers[register])
     events = ffi.new("struct kvm_vcpu_events *")
     ffi.memmove(events, saved.events, len(saved.events))
-    succeeds("KVM_SET_VCPU_EVENTS", vcpu.ioctl, lib.KVM_SET_VCPU_EVENTS, events)
+    succeeds("KVM_SET_VCPU_EVENTS", vcpu.set_events, events)
     succeeds(f"MP state {saved.mp_state}", setattr, vcpu, "mp_state", saved.mp_state)
 
 

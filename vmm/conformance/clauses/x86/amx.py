@@ -18,7 +18,6 @@ from vmm.conformance.x86 import state
 from vmm.conformance.x86.common import (
     AVX512,
     HOST_XFD,
-    OSXSAVE,
     TILE_GUESTS,
     judged_call,
     offers,
@@ -42,6 +41,7 @@ from vmm.guest.base import GuestError
 from vmm.kvm.exits import Budget, Exit
 from vmm.kvm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import DIFFERENT, Guest
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
@@ -404,7 +404,7 @@ def usable_without_permission(context: Context) -> None:
     judged_call(context, guest, f"churn_{vector_level(context)}", 20, privilege=3)
     image.check(guest)
     equal("tile components in the guest's CPUID", cpuid.supported(context.kvm).xcr0 & _XTILE, 0)
-    tiles = context.own(Guest(context.kvm, "amx", cpuid=cpuid.supported(context.kvm), cr4=OSXSAVE))
+    tiles = context.own(Guest(context.kvm, "amx", cpuid=cpuid.supported(context.kvm), cr4=CR4_OSXSAVE))
     # At CPL 3, where a KVM that interprets CPL 0 runs the guest's own instructions.
     _expect_fault(context, tiles, ("tilezero_once", "ldtilecfg_once"), "#UD", "no permission", privilege=3)
 

@@ -25,8 +25,9 @@ from vmm.conformance.x86.common import (
     plain_features,
     tile_table,
 )
+from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
-from vmm.x86 import permission, xfeature
+from vmm.x86 import permission
 from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, get_xsave, host_layout, set_xsave
 
 _TILES = (HOST_XFD, XCOMP_GUEST, XSAVE2)
@@ -94,7 +95,7 @@ def offsets_follow_host(context: Context) -> None:
     vcpu = configured(context)
     initial = XsaveArea.initial().normalised()
     layout = host_layout()
-    for number in xfeature.bits(plain_features(context) & ~3):
+    for number in bits(plain_features(context) & ~3):
         component = layout[number]
         start, length = component.ranges[0]
         area = XsaveArea.initial()
