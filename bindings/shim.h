@@ -95,7 +95,7 @@ struct vmm_scan {
 
 /*
  * Walk the dirty pages from `next` on and describe them as runs; those of zeros get their digest. Stops at `most_runs` runs or `most_pages` pages
- * with data and leaves `next` where to go on. Returns the number of runs, 0 at the end.
+ * with data and leaves `next` where to continue. Returns the number of runs, 0 at the end.
  */
 size_t vmm_scan_pages(struct vmm_scan *scan, struct vmm_page_run *runs, size_t most_runs, uint64_t most_pages);
 
@@ -121,7 +121,7 @@ struct vmm_transfer {
 
 /*
  * Send the pages of runs, or receive them in place, and store their digests. 0, -ENODATA where the line ends, or
- * -errno; after -EINTR the same call goes on.
+ * -errno; after -EINTR the same call continues.
  */
 long vmm_send_runs(struct vmm_transfer *transfer);
 long vmm_receive_runs(struct vmm_transfer *transfer);
@@ -168,7 +168,7 @@ void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
 /*
- * Stop another process, read its XSAVE area by PTRACE_GETREGSET (NT_X86_XSTATE) and let it go on. Returns the
+ * Stop another process, read its XSAVE area by PTRACE_GETREGSET (NT_X86_XSTATE) and let it continue. Returns the
  * number of bytes, or -errno.
  */
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);

@@ -88,7 +88,7 @@ at_user_ret:
 /* CPL0, the frame of #UD on the stack. */
 inside:
 	call	1f
-	addq	$2, (%rsp)		/* behind the UD2 */
+	addq	$2, (%rsp)		/* past the UD2 */
 	.globl	at_iret
 at_iret:
 	iretq
@@ -96,7 +96,7 @@ at_iret:
 	xorl	%edx, %edx
 	xsaves64 area
 	TICK
-	movl	$1, %eax		/* x87 alone is restored, but XCOMP_BV names component 11 */
+	movl	$1, %eax		/* only x87 is restored, but XCOMP_BV names component 11 */
 	xorl	%edx, %edx
 	.globl	at_xrstors
 at_xrstors:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * chain: a hash that runs through a vCPU's registers. Each step stores all registers, mixes them with some memory
- * into a digest and into their own next values, loads those and ticks: at a tick the registers alone hold the state
+ * into a digest and into their own next values, loads those and ticks: at a tick only the registers hold the state
  * (what they were loaded from is wiped), and one bit of it lost changes every later digest.
  *
  *	chain_sse, chain_avx, chain_avx512, chain_amx

@@ -42,7 +42,7 @@ Boot a Debian kernel with its own KVM on an emulated CPU and run a command there
 _EPILOG = """\
 The command's output and exit status become those of scripts/lab; 125 says that the machine failed, not the
 command.  Files that the command writes to /out come back with --out; it finds those of --in in /in.  The first
-run of a machine builds it (minutes), later ones take seconds: svm and sve go on from the state in which they were
+run of a machine builds it (minutes), later ones take seconds: svm and sve resume from the state in which they were
 booted once with the same kernel, options and package.
 
   scripts/lab amx                                      the conformance run with AMX, half of it in each of two
@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
     if len(commands) > (2 if options.pair else 1):
         parser.error("a second command after '--' is for --pair")
     if options.files is not None and not options.files.is_dir():
-        parser.error(f"--in {options.files} is no folder")
+        parser.error(f"--in {options.files} is not a folder")
     if options.shell and (commands or options.pair):
         parser.error("--shell goes with neither a command nor --pair")
     try:

@@ -48,7 +48,7 @@ class CpioWriter:
         self._entry(name, stat.S_IFREG | mode, content)
 
     def folder(self, name: str, mode: int = 0o755) -> None:
-        """Add a folder with the missing ones above it; a second time is no fault."""
+        """Add a folder with the missing ones above it; a second time does no harm."""
         if name in self._folders or name in ("", "."):
             return
         self._parents(name)

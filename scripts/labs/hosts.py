@@ -128,7 +128,7 @@ def load_profiles(path: Path) -> list[Profile]:
     except OSError as error:
         raise LabError(f"The host profiles {path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(f"The host profiles {path} are no TOML: {error}.") from None
+        raise LabError(f"The host profiles {path} are not TOML: {error}.") from None
     tables = content.pop("profile", None)
     if content or not isinstance(tables, list) or not tables:
         raise LabError(f"The host profiles {path} have to consist of [[profile]] tables and nothing else.")
@@ -194,7 +194,7 @@ def _finding(table: Any) -> Finding:
 
 
 def _check_types(table: Any, fields: Mapping[str, type | tuple[type, ...]], needed: Sequence[str]) -> None:
-    _require(isinstance(table, dict), "it is no table")
+    _require(isinstance(table, dict), "it is not a table")
     for key, value in table.items():
         _require(key in fields, f"'{key}' is none of {', '.join(fields)}")
         right = isinstance(value, fields[key]) and (not isinstance(value, bool) or fields[key] is bool)
@@ -224,17 +224,21 @@ def _check_values(profile: Profile) -> None:
     for word in profile.parameters:
         _require(isinstance(word, str) and bool(re.fullmatch(r"\S+", word)), f"{word!r} is not one kernel argument")
     for glob in profile.clauses:
-        _require(isinstance(glob, str) and bool(re.fullmatch(r"[\w.*?-]+", glob)), f"{glob!r} is no glob of clauses")
+        _require(
+            isinstance(glob, str) and bool(re.fullmatch(r"[\w.*?-]+", glob)), f"{glob!r} is not a glob of clauses"
+        )
     for name, value in profile.limits.items():
         _require(hasattr(resource, f"RLIMIT_{name.upper()}"), f"setrlimit knows no limit '{name}'")
         _require(type(value) is int and value >= -1, f"the limit {name} is a number, not {value!r}")
     blocked = () if profile.blocked == ("ALL",) else profile.blocked
     for name in (*profile.ignored, *blocked):
         known = isinstance(name, str) and f"SIG{name}" in signal.Signals.__members__
-        _require(known and name not in ("KILL", "STOP"), f"{name!r} is no signal that can be ignored or blocked")
+        _require(known and name not in ("KILL", "STOP"), f"{name!r} is not a signal that can be ignored or blocked")
     _require(isinstance(profile.release, str), "'release' of what was recorded is a string")
     for verdict, count in profile.totals.items():
-        _require(verdict in VERDICTS and type(count) is int and count >= 0, f"'{verdict}' is no count of a verdict")
+        _require(
+            verdict in VERDICTS and type(count) is int and count >= 0, f"'{verdict}' is not a count of a verdict"
+        )
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -253,7 +257,7 @@ def matching(profiles: Sequence[Profile], globs: Sequence[str]) -> list[Profile]
 def sample(profiles: Sequence[Profile], count: int, day: datetime.date) -> list[Profile]:
     """Return `count` profiles for a day, as evenly of all machines as can be, slow ones only if nothing else is left.
 
-    From day to day the choice goes on where it ended, so that all of them have their turn.
+    From day to day the choice continues where it ended, so that all of them have their turn.
     """
     groups = [_turns(profiles, machine) for machine in MACHINES]
     groups = [group for group in groups if group]

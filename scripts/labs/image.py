@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The initial file system of one run: the userland, our package, and the agent with what it is to do.
 
-Linux unpacks cpio archives that follow one another, so only the small last part is made anew for a run.
+Linux unpacks cpio archives that follow one another, so only the small last part is made for each run.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ STATE, CONSOLE = "state", "console.log"
 POOL_SIZE = 8
 _BOOT_SECONDS = 300.0
 _SAVE_SECONDS = 60.0
-_NO_LIMIT = 1 << 40  # bytes a second
+_NO_LIMIT = 1 << 40  # bytes per second
 
 
 def keep_machine(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command behind `scripts/matrix`: one conformance run on the host and in every machine, as one table.
+"""The command `scripts/matrix`: one conformance run on the host and in every machine, as one table.
 
 Rows are clauses, columns are machines with their kernels, cells are verdicts.  With `--hosts`, the host profiles.
 """
@@ -208,5 +208,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         list(pool.map(_run, columns))
     sys.stdout.write(_as_json(columns) if options.json else render(columns))
     bad = any(verdict in _BAD for column in columns for verdict in column.verdicts.values())
-    # A host without a usable KVM is no failure: that is what the machines are for.
+    # A host without a usable KVM is not a failure: that is what the machines are for.
     return int(bad or any(column.error for column in columns if column.name != "host"))

@@ -27,7 +27,7 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class NotServed(LabError):
-    """The archive does not have (any more) what was asked for; anything else that fails is a LabError."""
+    """The archive does not have, or no longer has, what was asked for; anything else that fails is a LabError."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class Archive:
             except LabError as error:
                 if "does not have a Release file" not in str(error):
                     raise
-                raise NotServed(f"The mirror has no suite {self.suite} of Debian (any more).") from None
+                raise NotServed(f"The mirror has no suite {self.suite} of Debian, or no longer has it.") from None
         configuration.write_text(apt_configuration(self._folder, self.arch))
         shutil.rmtree(self._folder, ignore_errors=True)
         folder.rename(self._folder)

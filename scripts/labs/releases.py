@@ -137,5 +137,5 @@ def _order(version: str) -> list[int]:
 
 def _not_served(archive: Archive, name: KernelName) -> NotServed:
     return NotServed(
-        f"Debian {archive.suite} serves no kernel {name.text} for {archive.arch} any more; choose another --kernel."
+        f"Debian {archive.suite} no longer serves the kernel {name.text} for {archive.arch}; choose another --kernel."
     )

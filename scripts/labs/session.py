@@ -122,7 +122,7 @@ def run_plans(cache: Cache, repository: Path, plans: Sequence[Plan], timeout: fl
 
 
 def _sweep(runs: Path) -> None:
-    """Remove what killed processes could not: folders that nobody asked to keep and whose process is gone."""
+    """Remove what killed processes could not: folders that were not to be kept and whose process is gone."""
     for folder in runs.iterdir() if runs.is_dir() else ():
         if not (folder / "kept").exists() and not Path("/proc", folder.name.rpartition("-")[2]).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -40,7 +40,7 @@ class Merger:
         self._totals: list[dict[str, Any]] = []
 
     def line(self, part: int, line: bytes) -> None:
-        """Take a line of a machine, counted from 0; one that is no record is passed on."""
+        """Take a line of a machine, counted from 0; one that is not a record is passed on."""
         try:
             record = json.loads(line)
             kind = record["record"]

@@ -103,7 +103,7 @@ class Guest:
         except BlockingIOError:
             pass
         except OSError:
-            self.outgoing = b""  # nobody is there to take them; why is found when its end is received
+            self.outgoing = b""  # nothing is there to take them; why is found when its end is received
 
     def receive(self) -> bool:
         """Take what has come through the channel; false at its end."""

@@ -54,7 +54,7 @@ class Relay:
         if self._input in ready:
             data = os.read(self._input, 4096)
             if not data:
-                self._input = -1  # the end of a pipe: let the machine go on
+                self._input = -1  # the end of a pipe: let the machine continue
             if ESCAPE in data:
                 self.left = True
                 return False

@@ -9,7 +9,7 @@ them, and `explained`: the reference of the finding, or null) and `lines`, what 
 * `as recorded`, `differs` (no alarm that is not explained, other totals or findings), `not recorded`
 * `alarm`: a clause ended with one that no finding explains
 * `no results`: the machine failed, or the run was cut short
-* `not served`: Debian does not have the profile's kernel any more
+* `not served`: Debian no longer has the profile's kernel
 """
 
 from __future__ import annotations

@@ -368,11 +368,11 @@ def test_an_open_error_gives_its_likely_cause(
     [
         (1000, False, "no permission to open PATH: join the group that owns it (here: GROUP) or run as root"),
         (0, False, "no permission to open PATH, although this is root: have the container or the sandbox pass it on"),
-        (0, True, "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without"),
+        (0, True, "PATH is on a file system that is mounted nodev, where no device may be opened: mount it without"),
         (
             1000,
             True,
-            "PATH is on a file system that is mounted nodev, where nobody may open a device: mount it without",
+            "PATH is on a file system that is mounted nodev, where no device may be opened: mount it without",
         ),
     ],
 )

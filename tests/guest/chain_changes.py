@@ -33,8 +33,8 @@ def _flip(value: int, legal: int, source: random.Random) -> int:
 
 
 if ARCHITECTURE == "x86":
+    from tests.x86.tile_config import TileConfig
     from vmm._kvm import lib
-    from vmm.x86.fields import TileConfig
     from vmm.x86.msr import get_msr, set_msr
     from vmm.x86.msr_names import Msr
     from vmm.x86.registers import get_regs, set_regs

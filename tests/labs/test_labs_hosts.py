@@ -103,20 +103,20 @@ def test_limits_and_what_is_done_before_hold_for_the_command_itself(tmp_path: Pa
         (('why = "nothing"', 'why = "x"\nlimits = { nofile = "a" }'), "the limit nofile is a number, not 'a'"),
         (('why = "nothing"', 'why = "x"\nparameters = ["a b"]'), "'a b' is not one kernel argument"),
         (('why = "nothing"', 'why = "x"\nparameters = [1]'), "1 is not one kernel argument"),
-        (('why = "nothing"', 'why = "x"\nignored = ["KILL"]'), "'KILL' is no signal"),
-        (('why = "nothing"', 'why = "x"\nblocked = [3]'), "3 is no signal"),
-        (('why = "nothing"', 'why = "x"\nignored = ["ALL"]'), "'ALL' is no signal"),
-        (('why = "nothing"', 'why = "x"\nclauses = ["a b"]'), "'a b' is no glob of clauses"),
+        (('why = "nothing"', 'why = "x"\nignored = ["KILL"]'), "'KILL' is not a signal"),
+        (('why = "nothing"', 'why = "x"\nblocked = [3]'), "3 is not a signal"),
+        (('why = "nothing"', 'why = "x"\nignored = ["ALL"]'), "'ALL' is not a signal"),
+        (('why = "nothing"', 'why = "x"\nclauses = ["a b"]'), "'a b' is not a glob of clauses"),
         (('why = "nothing"', 'why = "x"\ntimeout = 0'), "timeout is a number of seconds"),
-        (("PASS = 3", "PASSED = 3"), "sve.a64fx: 'PASSED' is no count of a verdict"),
-        (("PASS = 3", "PASS = -3"), "'PASS' is no count of a verdict"),
+        (("PASS = 3", "PASSED = 3"), "sve.a64fx: 'PASSED' is not a count of a verdict"),
+        (("PASS = 3", "PASS = -3"), "'PASS' is not a count of a verdict"),
         (('verdict = "FAIL"', 'verdict = "KNOWN"'), "a finding's verdict is one of FAIL, ERROR, TIMEOUT, XPASS"),
         (("arch/arm64/kvm/sys_regs.c, set_id", ""), "the finding id.one needs a reference"),
         (
             ('name = "svm.plain"\nmachine = "svm"', 'name = "sve.a64fx"\nmachine = "sve"'),
             "there are two of that name",
         ),
-        (("[[profile]]\nname", "[[profile]\nname"), "are no TOML"),
+        (("[[profile]]\nname", "[[profile]\nname"), "are not TOML"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_sentence(change: tuple[str, str], reason: str, tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_file_that_cannot_be_read_or_parsed_is_refused(tmp_path: Path) -> None
         with pytest.raises(LabError, match="cannot be read"):
             load_profiles(path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(LabError, match="are no TOML"):
+    with pytest.raises(LabError, match="are not TOML"):
         load_profiles(tmp_path / "bytes")
-    with pytest.raises(LabError, match="profile 1: it is no table"):
+    with pytest.raises(LabError, match="profile 1: it is not a table"):
         load_profiles(written("profile = [1]", tmp_path))
 
 

@@ -157,7 +157,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def kernel(cache: object, name: str, arch: str) -> Profile:
         if name == "sid:1.2":
-            raise NotServed("Debian sid serves no kernel sid:1.2 for amd64 any more; choose another --kernel.")
+            raise NotServed("Debian sid no longer serves the kernel sid:1.2 for amd64; choose another --kernel.")
         return dataclasses.replace(PROFILE, release=f"{name}.{arch}")
 
     monkeypatch.setattr(zoo, "fetch_kernel", kernel)
@@ -263,7 +263,7 @@ def test_a_profile_runs_under_its_conditions(tmp_path: Path, capfd: pytest.Captu
         (["amx", "--cpu", "skylake"], "amx has no model skylake; it has corei7_skylake_x"),
         (["amx", "--cpu", "ryzen,-nonsense"], "not known to amx: .*nonsense"),
         (["amx", "--cpus", "2"], "amx has one processor"),
-        (["sve", "--kernel", "sid:5.10"], "Debian sid serves no kernel sid:5.10 for arm64 any more"),
+        (["sve", "--kernel", "sid:5.10"], "Debian sid no longer serves the kernel sid:5.10 for arm64"),
     ],
 )
 def test_a_processor_or_kernel_that_is_not_there_is_one_sentence(words: list[str], reason: str) -> None:

@@ -91,7 +91,7 @@ def test_amx_state_survives_a_newer_kernel_and_back(tmp_path: Path, running: Run
     level = "amx+pku+xfd"
     save("amx", "6.12", level, tmp_path)
     notes = go_on("amx", "7.2", tmp_path)
-    assert "MSRS.U_CET: the state has it not" in notes
+    assert "MSRS.U_CET: not in the saved state" in notes
     refused = lab("amx", "--kernel", "6.12", "--in", str(tmp_path), "--", "vmm", "restore", "/in/a.vm")
     assert refused.returncode == 2 and "MSRS." in refused.stderr and "KVM refused" in refused.stderr
     predicted = compare(load_guest(str(tmp_path / "a.vm")), running.offer("amx", "6.12"), started=True)

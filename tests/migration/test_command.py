@@ -49,7 +49,7 @@ def test_send_moves_a_guest_to_receive(tmp_path: Path, right: str) -> None:
         assert receiver.wait(LIMIT) == 0, receiver.stderr.read()
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout == ""
-    assert re.match(r"vmm: the guest runs there after \d+ rounds.* ms of standing still", sent.stderr)
+    assert re.match(r"vmm: the guest runs there after \d+ rounds.* ms of downtime", sent.stderr)
     low, high = (int.from_bytes(bytes.fromhex(right)[at : at + 8], "little") for at in (0, 8))
     assert printed.startswith(f"done: {low:#x} {high:#x} {_STEPS:#x}")
 
@@ -70,7 +70,7 @@ def test_send_to_nobody_runs_the_guest_here(tmp_path: Path) -> None:
     assert sent.returncode == 1
     report = json.loads(sent.stdout)
     assert report["outcome"] == "kept" and report["guest"]["well"]
-    assert "goes on here" in sent.stderr and "start vmm receive there first" in sent.stderr
+    assert "continues here" in sent.stderr and "start vmm receive there first" in sent.stderr
     sent = _vmm("send", "exec:false", "chain", _LEVEL, "50")
     assert sent.returncode == 1
     assert "closed the line" in sent.stderr and sent.stdout.startswith("done: ")
@@ -79,11 +79,11 @@ def test_send_to_nobody_runs_the_guest_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("send", "nowhere", "chain"), "is no address"),
+        (("send", "nowhere", "chain"), "is not an address"),
         (("send", "a:1", "chain", "--tls-cert", "x"), "TLS needs --tls-cert, --tls-key and --tls-ca"),
         (("send", "a:1", "chain", "--rate", "fast"), "is not a size"),
         (("send", "exec:x", "chain", "--tls-cert", "x", "--tls-key", "x", "--tls-ca", "x"), "TLS needs TCP"),
-        (("receive", "exec:x"), "cannot be listened on"),
+        (("receive", "exec:x"), "cannot listen on"),
         (("receive", "[::1"), "is"),
         (("receive", "a:1", "--memory", "0"), "is not a size"),
     ],

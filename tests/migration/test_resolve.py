@@ -134,7 +134,7 @@ def test_a_receiver_that_never_answers_is_not_asked_forever() -> None:
     at, acts, reason = _settle(receiver, patience=0.7)
     assert (at, acts) == (At.HELD, [Act.SAVE])
     assert 0.6 < time.monotonic() - began < LIMIT
-    assert "nobody could say in 0.7 s whether the guest runs there" in reason
+    assert "it was not known within 0.7 s whether the guest runs there" in reason
 
 
 class _Refused(_Connector):

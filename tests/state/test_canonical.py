@@ -23,9 +23,9 @@ _plain = st.recursive(
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (b"\x5b" + b"\xff" * 8, "string that goes on 18446744073709551615 bytes behind the end"),
+        (b"\x5b" + b"\xff" * 8, "string that extends 18446744073709551615 bytes beyond the end"),
         (b"\x9b" + b"\xff" * 8, "container of 18446744073709551615 items in 0 bytes"),
-        (b"\x01\x01", "with 1 bytes behind its value"),
+        (b"\x01\x01", "with 1 bytes beyond its value"),
         (b"\x81" * 9 + b"\0", "nested deeper than 8"),
         (b"\xa2\x00\x00\x61a\x00", "not all numbers or all text"),
         (b"\x19\x00", "ends inside"),

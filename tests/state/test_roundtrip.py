@@ -136,7 +136,7 @@ def test_a_pipe_of_vmms_works(kvm: Kvm) -> None:
     ("words", "data", "sentence"),
     [
         (("restore", "-"), b"", "cut off inside the header"),
-        (("restore", "-"), b"not a state at all" * 10, "no stream"),
+        (("restore", "-"), b"not a state at all" * 10, "not a VM state stream"),
         (("restore", "-", "--ticks", "3"), b"", "--ticks and --save go together"),
         (("save", "chain", "no-such-level", "-o", "-"), b"", "this host's levels"),
         (("save", "chain", "-o", "-", "--ticks", "2000"), b"", "ask for fewer"),

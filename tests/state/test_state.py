@@ -238,7 +238,7 @@ def test_a_state_of_something_else_is_refused(kvm: Kvm, state: VmState) -> None:
         restore(kvm, replace(state, payload=replace(state.payload, digest=bytes(32))))  # type: ignore[type-var]
     with pytest.raises(StateRefused, match="one vCPU"):
         restore(kvm, replace(state, vcpus=()))
-    with pytest.raises(StateRefused, match="does not know: FUTURE"):
+    with pytest.raises(StateRefused, match="unknown to this version: FUTURE"):
         restore(kvm, with_vcpu(state, state.vcpus[0].with_part("FUTURE", b"x")))
 
 

@@ -216,7 +216,12 @@ def test_a_damaged_file_is_one_sentence_with_status_2(command: Command, tmp_path
     (tmp_path / "short").write_bytes(data[:900])
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "other").write_bytes(b"#!/bin/sh\n" * 10)
-    for name, what in (("damaged", "its digest"), ("short", "cut off"), ("empty", "cut off"), ("other", "no stream")):
+    for name, what in (
+        ("damaged", "its digest"),
+        ("short", "cut off"),
+        ("empty", "cut off"),
+        ("other", "not a VM state stream"),
+    ):
         for arguments in (("inspect", tmp_path / name), ("diff", tmp_path / name, stream("x86"))):
             status, out, err = command(*arguments)
             assert (status, out) == (2, "")

@@ -140,7 +140,7 @@ def test_a_flipped_bit_is_refused() -> None:
 
 
 def test_bytes_after_the_end_are_refused_in_a_file_and_left_on_a_line() -> None:
-    refused(TINY + b"\0", "behind the end")
+    refused(TINY + b"\0", "beyond the end")
     file = io.BytesIO(TINY + TINY + b"rest")
     assert read_state(file, exact=False) == read_state(file, exact=False) == tiny_state()
     assert file.read() == b"rest"
@@ -225,16 +225,16 @@ def test_a_skipped_section_is_named() -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda s: setattr(s, "magic", b"\x89PNG\r\n\x1a\n"), "no stream"),
+        (lambda s: setattr(s, "magic", b"\x89PNG\r\n\x1a\n"), "wrong magic number"),
         (lambda s: setattr(s, "format", 2), "format 2"),
         (lambda s: setattr(s, "format", 0), "format 0"),
         (lambda s: setattr(s, "arch", 3), "architecture 3"),
         (lambda s: setattr(s, "flags", 1), "flags 0x1"),
         (lambda s: setattr(s.pieces[0], "flags", 3), "flags 0x3"),
         (lambda s: setattr(s.pieces[0], "zero", 1), "0x1"),
-        (lambda s: setattr(s.pieces[0], "kind", "lower"), "no name"),
-        (lambda s: setattr(s.pieces[0], "kind", b"A\0B"), "no name"),
-        (lambda s: setattr(s.pieces[0], "kind", b"\xff\xfe"), "no name"),
+        (lambda s: setattr(s.pieces[0], "kind", "lower"), "not a name"),
+        (lambda s: setattr(s.pieces[0], "kind", b"A\0B"), "not a name"),
+        (lambda s: setattr(s.pieces[0], "kind", b"\xff\xfe"), "not a name"),
         (lambda s: setattr(s.pieces[0], "length", (1 << 64) - 1), "above the limit"),
         (lambda s: setattr(s.pieces[0], "length", (64 << 20) + 1), "above the limit"),
         (lambda s: setattr(s.pieces[0], "length", 64 << 20), "cut off"),
@@ -246,7 +246,7 @@ def test_an_invalid_head_is_refused(edit: Callable[[Sealed], object], match: str
 
 def test_an_end_that_lies_is_refused() -> None:
     stream = Sealed.open(TINY)
-    refused(stream.seal(count=len(stream.pieces) + 1), "its end speaks of")
+    refused(stream.seal(count=len(stream.pieces) + 1), "its end declares")
     refused(stream.seal(digest=bytes(31) + b"\1"), "digest of the whole stream")
     refused(stream.seal(end=Piece("END", 0, bytes(39))), "39 bytes")
     honest = TINY[-72:-32]

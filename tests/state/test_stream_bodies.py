@@ -210,8 +210,8 @@ def _frame(data: bytes, **options: object) -> bytes:
 @pytest.mark.parametrize(
     ("place", "data", "match"),
     [
-        ((0x2000, 4096, 0), bytes(4095), "4095 bytes of memory and speaks of 4096"),
-        ((0x2000, 4096, 0), bytes(4097), "speaks of 4096"),
+        ((0x2000, 4096, 0), bytes(4095), "4095 bytes of memory but declares 4096"),
+        ((0x2000, 4096, 0), bytes(4097), "declares 4096"),
         ((0x2000, 4096, 2), bytes(4096), "encoding 2"),
         ((0x2000, 100, 0), bytes(100), "not 1 to 256 pages"),
         ((0x2000, 0, 0), b"", "not 1 to 256 pages"),

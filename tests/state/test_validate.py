@@ -64,7 +64,7 @@ def test_a_missing_part_that_is_required_is_refused(label: str) -> None:
         if VCPU[state.arch][name].required:
             refused(without, f"vCPU 0: it is incomplete, it lacks {name}")
         elif name in ("VLS", "FINALIZE"):
-            refused(without, "belong together")
+            refused(without, "must be present together or not at all")
         else:
             validate(without)
     for name in state.machine:
@@ -89,20 +89,23 @@ def test_a_part_of_another_size_or_shape_is_refused(label: str) -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    refused(with_part("NESTED", b""), "does not know: NESTED")
-    refused(VmState("x86", X86.vcpus, X86.memory, {**X86.machine, "PIT": b""}), "does not know: PIT")
-    refused(VmState("arm64", X86.vcpus, X86.memory), "does not know")
+    refused(with_part("NESTED", b""), "unknown to this version: NESTED")
+    refused(VmState("x86", X86.vcpus, X86.memory, {**X86.machine, "PIT": b""}), "unknown to this version: PIT")
+    refused(VmState("arm64", X86.vcpus, X86.memory), "unknown to this version")
     refused(VmState("riscv", X86.vcpus, X86.memory), "architecture riscv")
 
 
 @pytest.mark.parametrize(
     ("number", "arguments", "match"),
-    [(164, bytes(7), "7 bytes of arguments"), (164, bytes(40), "40 bytes of arguments"), (1, bytes(8), "no business"),
-     (1 << 33, bytes(8), "no business")],
+    [(164, bytes(7), "7 bytes of arguments"), (164, bytes(40), "40 bytes of arguments"), (1, bytes(8), "not allowed"),
+     (1 << 33, bytes(8), "not allowed")],
 )  # fmt: skip
 def test_a_capability_that_is_not_state_is_refused(number: int, arguments: bytes, match: str) -> None:
     refused(VmState("x86", X86.vcpus, X86.memory, {**X86.machine, "CAPS": {number: arguments}}), match)
-    refused(VmState("arm64", SAMPLES["arm64"].vcpus, X86.memory, {"CAPS": {number: arguments}}), "no business")
+    refused(
+        VmState("arm64", SAMPLES["arm64"].vcpus, X86.memory, {"CAPS": {number: arguments}}),
+        "not allowed in a saved state",
+    )
 
 
 def test_a_capability_that_is_state_is_accepted() -> None:
@@ -123,12 +126,12 @@ def test_a_vm_without_vcpus_or_with_two_of_one_number_is_refused() -> None:
         ((MemoryState(0x2000, 0x1000), MemoryState(0, 0x2001)), "at 0x0: 8193 bytes are not whole pages"),
         ((MemoryState(0x800, 0x1000),), "not whole pages"),
         ((MemoryState(0, 0),), "not whole pages"),
-        ((MemoryState((1 << 52) - 4096, 8192),), "ends behind 0x10000000000000"),
+        ((MemoryState((1 << 52) - 4096, 8192),), "ends beyond 0x10000000000000"),
         (tuple(MemoryState(n << 20, 4096) for n in range(513)), "513 regions"),
         ((MemoryState(0, 0x2000, (Extent(0x2000, bytes(4096)),)),), "leaves its region"),
         ((MemoryState(0x1000, 0x1000, (Extent(0, bytes(4096)),)),), "leaves its region"),
         ((MemoryState(0, 0x2000, (Extent(0, bytes(8192)), Extent(0x1000, bytes(4096)))),), "overlaps"),
-        ((MemoryState(0, 0x2000, (Extent(0, bytes(100)),)),), "no whole pages"),
+        ((MemoryState(0, 0x2000, (Extent(0, bytes(100)),)),), "not whole pages"),
     ],
 )
 def test_memory_that_no_vm_has_is_refused(regions: tuple[MemoryState, ...], match: str) -> None:
@@ -218,12 +221,12 @@ def test_an_invalid_state_is_left_alone_by_normalisation(parts: dict[str, Part])
      0xC0010114, 0x40000010, 0x40000020, 0x4B564E00, 0x12345, 0xFFFFFFFF, 1 << 32 | 0x174, 0x10, 0x1C4],
 )  # fmt: skip
 def test_an_msr_that_is_not_state_is_refused(index: int) -> None:
-    refused(with_part("MSRS", {**registers("MSRS"), index: bytes(8)}), "no business with")
+    refused(with_part("MSRS", {**registers("MSRS"), index: bytes(8)}), "not allowed in this part of a saved state")
 
 
 @pytest.mark.parametrize(("part", "index"), [("XFD", 0x174), ("TSC", 0x174), ("XFD", 0xDA0), ("TSC", 0x1C4)])
 def test_an_msr_in_another_ones_place_is_refused(part: str, index: int) -> None:
-    refused(with_part(part, {**registers(part), index: bytes(8)}), f"{part}: a state has no business")
+    refused(with_part(part, {**registers(part), index: bytes(8)}), f"{part}: not allowed in this part")
 
 
 def test_an_msr_that_kvm_lists_is_allowed_unless_it_is_kept_elsewhere() -> None:
@@ -297,15 +300,15 @@ def with_register(name: str, identifier: int, value: bytes, state: VmState = SVE
 @pytest.mark.parametrize(
     ("identifier", "size", "match"),
     [
-        (0x2030_0000_0010_0000, 8, "no register id of arm64"),
-        (0x6030_0001_0010_0000, 8, "no register id of arm64"),
-        (0x6030_0000_1010_0000, 8, "no register id of arm64"),
+        (0x2030_0000_0010_0000, 8, "is not an arm64 register id"),
+        (0x6030_0001_0010_0000, 8, "is not an arm64 register id"),
+        (0x6030_0000_1010_0000, 8, "is not an arm64 register id"),
         (0x6030_0000_0010_0000, 4, "has 8 bytes by its id, and 4 here"),
         (0x60F0_0000_0010_0000, 8, "bytes by its id"),
         (0x6030_0000_0013_C000, 8, "belongs to another part"),
         (0x6030_0000_0099_0000, 8, "belongs to another part"),
-        (1, 1, "no register id"),
-        ((1 << 64) - 1, 8, "no register id"),
+        (1, 1, "not an arm64 register id"),
+        ((1 << 64) - 1, 8, "not an arm64 register id"),
     ],
 )
 def test_an_invalid_register_id_is_refused(identifier: int, size: int, match: str) -> None:
@@ -330,15 +333,15 @@ def test_bytes_beyond_the_vector_length_are_refused(register: arm64.Register, us
     for at in (used, register.size - 1):
         value = bytearray(register.size)
         value[at] = 1
-        refused(with_register("VECTORS", register, bytes(value)), f"{register} has bytes behind .* 512 bits")
+        refused(with_register("VECTORS", register, bytes(value)), f"{register} has bytes beyond .* 512 bits")
 
 
 @pytest.mark.parametrize(
     ("register", "match"),
     [
-        (arm64.z(0, 1), "slice behind the longest vector"),
-        (arm64.p(0, 31), "slice behind the longest vector"),
-        (arm64.ffr(1), "slice behind the longest vector"),
+        (arm64.z(0, 1), "slice beyond the longest vector"),
+        (arm64.p(0, 31), "slice beyond the longest vector"),
+        (arm64.ffr(1), "slice beyond the longest vector"),
         (arm64.VLS, "neither Z nor P nor FFR"),
         (arm64.Register(0x6080_0000_0015_0700), "neither Z nor P nor FFR"),
         (arm64.Register(0x6080_0000_0015_0400), "neither Z nor P nor FFR"),
@@ -352,10 +355,10 @@ def test_a_vector_register_that_a_vcpu_lacks_is_refused(register: arm64.Register
 
 def test_vectors_without_sve_and_sve_without_its_lengths_are_refused() -> None:
     plain = arm64_state()
-    refused(with_register("VECTORS", arm64.z(0), bytes(256), plain), "Z0 is there, and the vCPU has no SVE")
-    refused(with_part("VLS", VectorLengths([1]).encode(), plain), "belong together")
-    refused(with_part("FINALIZE", bytes(4), SVE), "belong together")
-    refused(with_part("INIT", arm64_parts()["INIT"], SVE), "belong together")
+    refused(with_register("VECTORS", arm64.z(0), bytes(256), plain), "Z0 is present, but the vCPU has no SVE")
+    refused(with_part("VLS", VectorLengths([1]).encode(), plain), "must be present together or not at all")
+    refused(with_part("FINALIZE", bytes(4), SVE), "must be present together or not at all")
+    refused(with_part("INIT", arm64_parts()["INIT"], SVE), "must be present together or not at all")
     validate(with_part("FINALIZE", bytes(4), plain))
 
 

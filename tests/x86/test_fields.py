@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.x86.tile_config import TileConfig
 from vmm.conformance.x86.tiles import FULL, TileImage, explain
-from vmm.x86.fields import BY_MSR, Cet, Cr4, Register, TileConfig, TileInfo, TmulInfo, Xcr0, Xfd, Xss, describe_msr
+from vmm.x86.fields import BY_MSR, Cet, Cr4, Register, TileInfo, TmulInfo, Xcr0, Xfd, Xss, describe_msr
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def test_what_a_quirk_that_is_disabled_late_does_is_recorded(kvm: Kvm) -> None:
     result = run(kvm, "pat.quirk-late", slow_types(), guest_pat=GuestPat.QUIRK)
     assert result.verdict is Verdict.INFO
     assert [note.split(":")[0] for note in result.notes[1:]] == [
-        "before", "disabled", "after the memslot was set anew",
+        "before", "disabled", "after the memslot was set again",
     ]  # fmt: skip
     assert all(note.endswith("UC pages are uncached") for note in result.notes[1:])
 

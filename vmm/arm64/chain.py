@@ -7,7 +7,7 @@ are the powers of two and the largest, so the digest does not depend on what oth
 
 >>> with Kvm() as kvm, make_guest(kvm, "sve256", steps=100, seed=1) as guest:
 ...     while isinstance(exit := guest.resume(ticks=10), Budget):
-...         ...  # save and restore the guest: at a tick its registers alone hold the chain
+...         ...  # save and restore the guest: at a tick only its registers hold the chain
 ...     guest.finish(exit)
 ...     assert digest(guest) == reference("sve256", 100, 1)
 """
@@ -79,7 +79,7 @@ def parse(level: str) -> Level:
     try:
         return _BY_NAME[level]
     except KeyError:
-        raise ValueError(f"{level!r} is no level of the chain payload: take one of {', '.join(LEVELS)}") from None
+        raise ValueError(f"{level!r} is not a level of the chain payload: take one of {', '.join(LEVELS)}") from None
 
 
 def available(kvm: Kvm) -> list[str]:
@@ -172,7 +172,7 @@ class _Arm64Chain(Chain):
         return words
 
     def _vectors(self, words: list[int]) -> None:
-        """Choose a length; what lies behind vectors and predicates of this length is not stored."""
+        """Choose a length; what lies beyond vectors and predicates of this length is not stored."""
         lengths = self._level.lengths
         vq = lengths[words[_ZCR] % len(lengths)]
         words[_ZCR] = vq - 1

@@ -99,7 +99,7 @@ class Guest(BaseGuest):
     def prepare(self, entry: str | int, *parameters: int, privilege: int = 0) -> None:
         """Point the vCPU at an entry point with its parameters in the mailbox; nothing runs yet."""
         if privilege:
-            raise PayloadError("arm64 payloads run at EL1 alone: leave --privilege at 0")
+            raise PayloadError("arm64 payloads run at EL1 only: leave --privilege at 0")
         super().prepare(entry, *parameters)
 
     def _enter(self, address: int, privilege: int) -> None:

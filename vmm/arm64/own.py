@@ -13,9 +13,10 @@ from vmm.kvm import ioctl as door
 from vmm.kvm.exits import Deadline, Exit, decode
 from vmm.kvm.vcpu import Vcpu
 
-__all__ = ["PR_SVE_GET_VL", "PR_SVE_SET_VL", "When", "run_with_vectors", "vector_length", "vectors_of"]
+__all__ = ["VL_MASK", "When", "run_with_vectors", "vector_length", "vectors_of"]
 
-PR_SVE_SET_VL, PR_SVE_GET_VL, _VL_MASK = 50, 51, 0xFFFF
+# PR_SVE_VL_LEN_MASK, uapi: the length in what the prctls of SVE return.
+VL_MASK = 0xFFFF
 
 
 class When(IntEnum):
@@ -53,15 +54,15 @@ def run_with_vectors(
 
 def vector_length() -> tuple[int, int]:
     """Return this thread's vector length in bytes, as PR_SVE_GET_VL and as RDVL say; KvmError without SVE."""
-    return door.prctl(PR_SVE_GET_VL, 0) & _VL_MASK, int(lib.vmm_host_rdvl())
+    return door.prctl(door.PR_SVE_GET_VL, 0) & VL_MASK, int(lib.vmm_host_rdvl())
 
 
 @contextmanager
 def vectors_of(size: int) -> Iterator[None]:
     """Give this thread vectors of ``size`` bytes inside the block; KvmError without SVE."""
-    own = door.prctl(PR_SVE_GET_VL, 0)
-    door.prctl(PR_SVE_SET_VL, size)
+    own = door.prctl(door.PR_SVE_GET_VL, 0)
+    door.prctl(door.PR_SVE_SET_VL, size)
     try:
         yield
     finally:
-        door.prctl(PR_SVE_SET_VL, own)
+        door.prctl(door.PR_SVE_SET_VL, own)

@@ -105,10 +105,6 @@ class VectorState:
         size = QUADWORD // 8
         return replace(self, z=z, p=tuple(value[:size] for value in self.p), ffr=self.ffr[:size])
 
-    def with_z(self, number: int, value: bytes) -> VectorState:
-        """Return the state with another Zn."""
-        return replace(self, z=(*self.z[:number], value, *self.z[number + 1 :]))
-
 
 def name(offset: int) -> str:
     """Say which register and byte an offset of the image is."""

@@ -283,7 +283,7 @@ static uint64_t copy_pieces(unsigned long n, int flushed, int written)
 		if (flushed)
 			flush(memory + at, PIECE);
 		memcpy(piece, memory + at, PIECE);
-		__asm__ volatile("" : : "r"(piece) : "memory"); /* or nobody would look at the copy */
+		__asm__ volatile("" : : "r"(piece) : "memory"); /* or the copy would be optimized away */
 		total += now_ns() - begin;
 		at = (at + PIECE) % REGION;
 	}

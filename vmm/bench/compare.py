@@ -42,7 +42,7 @@ OPERATIONS = (
     Operation("start to first exit", "start", "start", 1, Limit("ratio", 1.25)),
     Operation("vCPU state saved and restored", "state", "state", 30, Limit("ratio", 1.25), "state_subject"),
 )
-# In rounds of their own, behind the others: what they walk through empties the caches, and a process with more
+# In rounds of their own, after the others: what they walk through empties the caches, and a process with more
 # mappings makes a VM more slowly.
 MEMORY_OPERATIONS = (
     Operation("guest memory read", "read", "copy", 2, Limit("ratio", 1.25), "memory_subject"),

@@ -4,8 +4,8 @@
     python -m vmm.bench.migration_subject FOLDER
 
 It prints a line with 0, then answers ``migrate 1`` with the nanoseconds until a receiver had all memory of the
-guest, which may run, ``still 1`` with those for which the guest stood still in that migration, ``copy 1`` with those
-of the socket copy, and ``talk 1`` with those that the line alone takes for what is said while a guest stands still.
+guest, which may run, ``still 1`` with those for which the guest was paused in that migration, ``copy 1`` with those
+of the socket copy, and ``talk 1`` with those that the line itself takes for what is said while a guest is paused.
 Both receivers are processes of their own, and both have their memory before the clock starts.
 """
 
@@ -40,7 +40,7 @@ SIZE = 1 << 30
 _CHUNK = 1 << 20
 _ANY = "127.0.0.1:0"
 _DOWNTIME, _SILENCE = 0.02, 5.0  # seconds
-# What goes over the line while a guest stands still: state and digests, state, HANDOVER, RUNNING.
+# What goes over the line while a guest is paused: state and digests, state, HANDOVER, RUNNING.
 _TALK = (12 << 10, 12 << 10, 80, 48)
 # A guest that waits: HLT, where that leaves the guest, else a loop.
 _IDLE = ("hello", "halt", ()) if ARCHITECTURE == "x86" else ("dirty", "idle", (2000, 0))
@@ -65,7 +65,7 @@ def _child(run: Callable[[], object]) -> None:
 
 
 def _receive_guests(listener: Listener) -> None:
-    # A guest that has arrived is not needed any more.
+    # A guest that has arrived is no longer needed.
     options = TargetOptions(memory=SIZE, populate=True, idle_on_halt=True, limit=0.01)
     Keeper(
         lambda channel, hello, link: Target(channel, hello, link, options, _say).serve(), listener=listener, say=_say
@@ -135,7 +135,7 @@ class _Subject:
         return int(report.traffic.seconds * 1e9)
 
     def still(self) -> int:
-        """How long the guest stood still in the last migration."""
+        """How long the guest was paused in the last migration."""
         assert self._last and self._last.downtime
         return int(self._last.downtime * 1e9)
 
@@ -152,7 +152,7 @@ class _Subject:
             return perf_counter_ns() - begin
 
     def talk(self) -> int:
-        """As many bytes there and back as while a guest stands still."""
+        """As many bytes there and back as while a guest is paused."""
         with socket.create_connection(("127.0.0.1", self._plain)) as connected:
             tune(connected, _SILENCE)
             connected.sendall(b"t")
@@ -165,7 +165,7 @@ class _Subject:
 
 
 def _fill(memory: GuestMemory, start: int) -> None:
-    """Put something that is not zero into every page, behind what the payload uses."""
+    """Put something that is not zero into every page, beyond what the payload uses."""
     piece = os.urandom(1 << 20)
     for at in range(start, memory.size, len(piece)):
         memory.view[at : at + len(piece)] = piece

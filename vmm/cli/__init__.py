@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``vmm``: one module a subcommand, imported when it is used.
+"""The command ``vmm``: one module per subcommand, imported when it is used.
 
 Exit status: 0 nothing failed, 1 something failed, 2 wrong usage or no usable KVM, 4 nothing could run,
 130 interrupted.
@@ -27,10 +27,10 @@ _COMMANDS = {
     "check": "Check this KVM clause by clause.",
     "compat": "Judge from two probes whether a guest of one host may move to the other.",
     "diff": "Show how two saved states differ.",
-    "inspect": "Show what a file with a state holds.",
+    "inspect": "Show what a saved state holds.",
     "order": "Find the orders in which this KVM lets a state be restored.",
     "probe": "Show what this host's KVM offers.",
-    "receive": "Take guests that are migrated to this host.",
+    "receive": "Receive guests that are migrated to this host.",
     "restore": "Restore a saved guest and run it on.",
     "roundtrip": "Migrate a guest many times and see that it ends as if it had never moved.",
     "run": "Run one payload and show its exits and registers.",
@@ -80,7 +80,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _discard_output() -> None:
-    """Nobody takes our output any more: what is still buffered must not fail again at exit."""
+    """Nobody reads our output any longer: what is still buffered must not fail again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -61,16 +61,16 @@ def _measured(migration: bool, rounds: int) -> list[BenchResult]:
 @click.command("bench")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; see vmm.bench for its fields.")
 @click.option("--migration", is_flag=True, help="Migrate a guest of 1 GiB over loopback instead.")
-@click.option("--rounds", type=click.IntRange(2), default=ROUNDS, show_default=True, help="At most so many.")
+@click.option("--rounds", type=click.IntRange(2), default=ROUNDS, show_default=True, help="At most this many.")
 def command(as_json: bool, migration: bool, rounds: int) -> int:
     """Compare this VMM's speed with a C program that does the same.
 
     The C program is compiled with $CC (else cc or gcc) and drives the same guest, in turns with this one. The
-    times are medians, in microseconds an operation, with their quartiles. Exits with 0 if every one is within
+    times are medians, in microseconds per operation, with their quartiles. Exits with 0 if every one is within
     its limit, 1 if not, 2 without a C compiler or a usable KVM.
 
     With --migration a guest's memory is compared with a plain socket copy of the same bytes, and the time for
-    which an idle guest stands still with what the line alone takes.
+    which an idle guest is paused with what the line itself takes.
     """
     try:
         results = _measured(migration, rounds)
@@ -84,5 +84,5 @@ def command(as_json: bool, migration: bool, rounds: int) -> int:
         baseline = "plain sockets" if migration else "C"
         print(table(results, baseline))
         medians = f"medians (quartiles) of {results[0].rounds} rounds in turns with {baseline}"
-        print(f"\nmicroseconds an operation, {medians}")
+        print(f"\nmicroseconds per operation, {medians}")
     return 0 if within else 1

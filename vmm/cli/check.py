@@ -88,9 +88,9 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
 @click.command("check")
 @click.argument("globs", nargs=-1, metavar="[GLOB]...")
 @click.option("--list", "only_list", is_flag=True, help="Show the clauses and run none.")
-@click.option("--jobs", "-j", type=Count(1 << 16), help="Clauses at once (default: one a CPU).")
+@click.option("--jobs", "-j", type=Count(1 << 16), help="Clauses at once (default: one per CPU).")
 @click.option("--format", "style", type=click.Choice(FORMATS), default="text", show_default=True, help="Report.")
-@click.option("--output", "-o", metavar="FILE", help="Write the report there.")
+@click.option("--output", "-o", metavar="FILE", help="Write the report to this file.")
 @click.option("--shard", type=_Shard(), metavar="K/N", default="1/1", help="Only every N-th clause, from the K-th.")
 @click.option("--exhaustive", is_flag=True, help="Run all of what is otherwise sampled.")
 @click.option("--dangerous", is_flag=True, help="Also run what could harm an unfixed host kernel.")
@@ -129,7 +129,7 @@ def _check(
 ) -> int:  # fmt: skip
     part, whole = shard
     with Runner(jobs=jobs or os.cpu_count() or 1, pristine=True) as runner:
-        # The server alone imports the clauses: this process needs their names only.
+        # Only the server imports the clauses: this process needs just their names.
         clauses = matching(globs, runner.clauses)[part - 1 :: whole]
         with _output(output) as stream:
             totals = _run(runner, clauses, options, reporter(style, stream))

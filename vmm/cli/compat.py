@@ -23,7 +23,7 @@ _HEADER: dict[str, Any] = {"schema": "vmm-compat", "version": 1}
 @click.command("compat")
 @click.argument("files", nargs=-1, required=True, metavar="A.json B.json [MORE.json ...]")
 @click.option("--guest", metavar="STATE", help="Ask for the guest in this file of `vmm save`, on each of the hosts.")
-@click.option("--both", is_flag=True, help="Ask for the way back too.")
+@click.option("--both", is_flag=True, help="Also judge the way back.")
 @click.option("--strict", is_flag=True, help="A guest that needs masking may not run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every finding and mask.")
 def command(files: tuple[str, ...], guest: str | None, both: bool, strict: bool, as_json: bool) -> int:
@@ -35,13 +35,13 @@ def command(files: tuple[str, ...], guest: str | None, both: bool, strict: bool,
     without to run everywhere. No KVM is needed, and the hosts may be of any architecture.
 
     With --guest STATE the guest is the one in a file, with what it was started with, and any number of hosts is
-    asked. Nothing can be taken from it any more; "to do" is then for its stream or for the destination.
+    asked. Nothing can be taken from it; "to do" is then for its stream or for the destination.
 
     Exits with 0 if the guest may run, as it is or after masking; 1 if not, or if that is unknown; 2 for a file that
-    is no probe. With --both, or with more than two files, every pair counts.
+    is not a usable probe. With --both, or with more than two files, every pair counts.
     """
     if guest is not None and both:
-        raise click.UsageError("--both asks for the way back, and a guest in a file has none: give --guest alone")
+        raise click.UsageError("--both asks for the way back, which a saved guest does not have: leave it out")
     if guest is None and len(files) < 2:
         raise click.UsageError("two probes are compared, or more: write them with `vmm probe --json > HOST.json`")
     offers = [load(path) for path in files]

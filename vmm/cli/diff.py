@@ -21,12 +21,12 @@ __all__ = ["command"]
 @click.command("diff")
 @click.argument("first", type=click.File("rb"))
 @click.argument("second", type=click.File("rb"))
-@click.option("--memory", type=Size(), default="1G", show_default=True, help="The largest guest to take.")
+@click.option("--memory", type=Size(), default="1G", show_default=True, help="The largest guest to accept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(first: BinaryIO, second: BinaryIO, memory: int, as_json: bool) -> int:
     """Name the registers and fields that differ between two files with a state; ``-`` is standard input.
 
-    What goes on by itself, such as the time stamp counter, may differ. Exits with 0 if the states are the same,
+    State that changes by itself, such as the time stamp counter, may differ. Exits with 0 if the states are the same,
     1 if they differ, 2 if a file is damaged or no state.
     """
     if first.fileno() == second.fileno():

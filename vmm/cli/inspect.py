@@ -124,7 +124,7 @@ def describe(file: BinaryIO, wanted: str | None = None) -> dict[str, Any]:
             sections.append(_describe_section(section, decoder))
     if wanted is not None and not sections and not parts:
         names = ", ".join(dict.fromkeys([CONFIG, *header.machine, *sorted(header.kinds - {CONFIG})]))
-        raise click.UsageError(f"there is no section {wanted!r} in it, only {names}")
+        raise click.UsageError(f"it has no section {wanted!r}, only {names}")
     digest = reader.digest.hex() if reader.digest else None
     return {**_describe_header(reader, header), "sections": sections, "parts": parts, "sha256": digest}
 

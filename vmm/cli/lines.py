@@ -49,7 +49,7 @@ def line_options(command: _Command) -> _Command:
         click.option("--lease", metavar="FILE", help="Run the guest only with this file locked; for all sides."),
         click.option("--journal", metavar="FILE", help="Append JSON lines of what happens, and when."),
         click.option("--tolerate", multiple=True, metavar="GLOB",
-                     help="Go on without registers that differ, such as 'MSRS.KVM_*'; may be given again."),
+                     help="Continue without registers that differ, such as 'MSRS.KVM_*'; repeatable."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -88,7 +88,7 @@ def blockers(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     try:
         report = compare(*(parse(json.dumps(dict(facts)).encode(), "") for facts in (source, here)))
     except ProbeError as error:
-        return [f"the source's probe cannot be compared: {error}"]
+        return [f"the source's probe is not usable: {error}"]
     return [
         f"{found.name} is {found.source} at the source and {found.destination} here"
         for found in report.findings

@@ -25,8 +25,8 @@ __all__ = ["command"]
 @click.command("receive")
 @click.argument("where", metavar="ADDRESS")
 @click.option("--once", is_flag=True, help="End after the first guest; always so with - and fd:.")
-@click.option("--guests", type=click.IntRange(1, 32), default=4, show_default=True, help="At most so many at a time.")
-@click.option("--memory", type=Size(), default="4G", show_default=True, help="The largest guest to take.")
+@click.option("--guests", type=click.IntRange(1, 32), default=4, show_default=True, help="At most this many at once.")
+@click.option("--memory", type=Size(), default="4G", show_default=True, help="The largest guest to accept.")
 @click.option("--any-host", is_flag=True, help="Do not ask whether the hosts fit: restoring the guest will tell.")
 @click.option("--reread", is_flag=True, help="Read all memory once more before the guest may run here.")
 @click.option("--populate", is_flag=True, help="Have the host give all of the memory before it is copied.")
@@ -38,7 +38,7 @@ def command(
     limit: float, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease: str | None,
     journal: str | None, tolerate: tuple[str, ...],
 ) -> int:  # fmt: skip
-    """Take guests at ADDRESS and run them to their end.
+    """Receive guests at ADDRESS and run them to their end.
 
     ADDRESS is HOST:PORT, unix:PATH, fd:N, fd:IN,OUT or - (standard input and output, as in
     exec:'ssh HOST vmm receive -' on the other side; what is printed goes to standard error then). Without TLS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vmm restore``: a guest from a saved state goes on."""
+"""``vmm restore``: a guest resumes from its saved state."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["command"]
 
 @click.command("restore")
 @click.argument("file", type=click.File("rb"))
-@click.option("--ticks", type=Count(), help="Run so many ticks and no further.")
-@click.option("--save", "save_to", metavar="FILE", help="Save the state again after that; - is standard output.")
+@click.option("--ticks", type=Count(), help="Run this many ticks and no further.")
+@click.option("--save", "save_to", metavar="FILE", help="Save the state again afterwards; - is standard output.")
 @click.option("--tolerate", multiple=True, metavar="GLOB",
-              help="Go on without registers that KVM refuses, such as 'MSRS.KVM_*'; may be given again.")  # fmt: skip
+              help="Continue without registers that KVM refuses, such as 'MSRS.KVM_*'; repeatable.")  # fmt: skip
 @click.option("--payload", metavar="ELF", help="The guest's payload, where it did not come with this package.")
-@click.option("--memory", type=Size(), default="1G", show_default=True, help="The largest guest to take.")
-@click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds an exit.")
-@click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after so many.")
+@click.option("--memory", type=Size(), default="1G", show_default=True, help="The largest guest to accept.")
+@click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds per exit.")
+@click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after this many exits.")
 def command(
     file: BinaryIO, ticks: int | None, save_to: str | None, tolerate: tuple[str, ...], payload: str | None,
     memory: int, timeout: float, exits: int,

@@ -33,7 +33,7 @@ def _line(report: Report) -> str:
     verdict = "same digest" if report.good else "NOT THE SAME"
     size = f", {report.stream_bytes} bytes each" if report.stream_bytes else ""
     found = "".join(f"\n    {difference}" for difference in report.differences)
-    times = f"{report.median_ms:.2f} ms a migration (median), {report.seconds:.1f} s"
+    times = f"{report.median_ms:.2f} ms per migration (median), {report.seconds:.1f} s"
     return (
         f"{report.level}, {report.hop}: {report.rounds} migrations in {report.steps} steps: {verdict}, "
         f"{len(report.differences)} differences, {times}{size}"
@@ -71,7 +71,7 @@ def _hostile(kvm: Kvm, level: str, seed: int, timeout: float) -> list[hostile.Ou
 @click.command("roundtrip")
 @click.option("--rounds", type=Count(), default=100, show_default=True, help="Migrations.")
 @click.option("--level", "levels", multiple=True, metavar="LEVEL",
-              help="What is in its registers (default: the most there is); all; may be given again.")  # fmt: skip
+              help="What is in its registers (default: the most there is); all; repeatable.")  # fmt: skip
 @click.option("--steps", type=Count(), help="Steps of the chain (default: one more than there are moves).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the register contents.")
 @click.option("--hop", type=click.Choice(sorted(HOPS)), default="vm", show_default=True,
@@ -80,14 +80,14 @@ def _hostile(kvm: Kvm, level: str, seed: int, timeout: float) -> list[hostile.Ou
 @click.option("--hostile", "with_hostile", is_flag=True, help="Try damaged streams and impossible states as well.")
 @click.option("--verbose", "-v", is_flag=True, help="Show each hostile variant with its refusal.")
 @click.option("--timeout", type=Seconds(0.001), default=60.0, show_default=True, help="Seconds from tick to tick.")
-@click.option("--json", "as_json", is_flag=True, help="JSON lines: a report each, then hostile variants.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines: one per report, then hostile variants.")
 def command(
     rounds: int, levels: tuple[str, ...], steps: int | None, seed: int, hop: str, process: bool, with_hostile: bool,
     verbose: bool, timeout: float, as_json: bool,
 ) -> int:  # fmt: skip
     """Migrate a guest many times, and see that it ends with the same digest as one that never moved.
 
-    The guest's state lives in its registers alone between two steps; each migration is also captured again and
+    The guest's state lives only in its registers between two steps; each migration is also captured again and
     compared register by register, and moves to the next CPU. Exits with 1 if anything was lost or changed.
     """
     hop = "process" if process else hop

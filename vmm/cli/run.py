@@ -18,8 +18,8 @@ __all__ = ["command"]
 @click.argument("entry", required=False)
 @click.argument("parameters", nargs=-1)
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
-@click.option("--timeout", type=Seconds(0.001), default=5.0, show_default=True, help="Seconds an exit.")
-@click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after so many.")
+@click.option("--timeout", type=Seconds(0.001), default=5.0, show_default=True, help="Seconds per exit.")
+@click.option("--exits", type=Count(), default=1000, show_default=True, help="Stop after this many exits.")
 def command(
     payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, timeout: float, exits: int
 ) -> int:

@@ -36,8 +36,8 @@ def write(path: str, guest: BaseGuest) -> None:
 @click.argument("payload")
 @click.argument("entry", required=False)
 @click.argument("parameters", nargs=-1)
-@click.option("--output", "-o", required=True, metavar="FILE", help="Where the state goes; - is standard output.")
-@click.option("--ticks", type=Count(), default=10, show_default=True, help="Run so many ticks before.")
+@click.option("--output", "-o", required=True, metavar="FILE", help="Save the state here; - is standard output.")
+@click.option("--ticks", type=Count(), default=10, show_default=True, help="Run this many ticks first.")
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
 @click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds to get there.")
 def command(
@@ -47,13 +47,13 @@ def command(
     """Run PAYLOAD for some ticks and save the state of its VM: registers, memory, all.
 
     PAYLOAD, ENTRY and PARAMETERS are as in `vmm run`; of the payloads here chain, hello, dirty and those with
-    a churn entry tick. The file is readable by its owner alone and replaces an older one when it is complete.
+    a churn entry tick. Only its owner can read the file, which replaces an older one when it is complete.
     """
     with Kvm() as kvm, guests.make(kvm, payload, entry, parameters, privilege) as guest:
         exit = guest.resume(timeout, ticks=ticks)
         if not isinstance(exit, Budget):
             event = guest.event(exit)
             what = guest.describe(event) if event is not None else str(exit)
-            raise click.UsageError(f"the guest was not ticking any more before {ticks} ticks: {what}; ask for fewer")
+            raise click.UsageError(f"the guest stopped ticking before {ticks} ticks: {what}; ask for fewer")
         write(output, guest)
     return 0

@@ -29,9 +29,9 @@ __all__ = ["command"]
 _LASTING = 20.0  # seconds
 _WORDS = {
     At.MOVED: "the guest runs there",
-    At.KEPT: "the guest was not migrated and goes on here",
+    At.KEPT: "the guest was not migrated and continues here",
     At.LOST: "the guest is lost: it was started there, and its process died",
-    At.HELD: "nobody knows where the guest is, so it does not run here",
+    At.HELD: "the guest's whereabouts are unknown, so it does not run here",
 }
 
 
@@ -71,7 +71,7 @@ def _summary(report: Report) -> str:
         speed = traffic.sent / traffic.seconds / 1e6 if traffic.seconds else 0.0
         sentence += (
             f" after {traffic.rounds} rounds, {traffic.sent} bytes ({speed:.0f} MB/s) and "
-            f"{report.downtime * 1000:.1f} ms of standing still"
+            f"{report.downtime * 1000:.1f} ms of downtime"
         )
     if report.file:
         sentence += (
@@ -81,7 +81,7 @@ def _summary(report: Report) -> str:
 
 
 def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int) -> BaseGuest:
-    """Return the guest to migrate; a chain whose length nobody chose is still running when it is handed over."""
+    """Return the guest to migrate; a chain whose length was not chosen is still running when it is handed over."""
     return guests.make(kvm, payload, entry, parameters, privilege, lasting=_LASTING)
 
 
@@ -91,21 +91,21 @@ def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...
 @click.argument("entry", required=False)
 @click.argument("parameters", nargs=-1)
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
-@click.option("--downtime", type=Seconds(0), default=0.1, show_default=True, help="Seconds to stand still.")
-@click.option("--rate", type=Size(), help="Bytes a second at most, while the guest runs; such as 100M.")
+@click.option("--downtime", type=Seconds(0), default=0.1, show_default=True, help="Seconds the guest may be paused.")
+@click.option("--rate", type=Size(), help="Bytes per second at most, while the guest runs; such as 100M.")
 @click.option("--rounds", type=Count(), default=30, show_default=True, help="Rounds over memory at most.")
 @click.option("--stall", type=click.Choice(STALLS), default=STALLS[0], show_default=True,
               help="A guest that writes too fast is slowed down, stopped all the same, or stays.")  # fmt: skip
 @click.option("--compress", is_flag=True, help="Compress memory with zstandard.")
-@click.option("--ring", type=Count(1 << 20), metavar="ENTRIES", help="Use dirty rings of so many entries.")
-@click.option("--audit", is_flag=True, help="See that no page changed unlogged; the guest stands still longer.")
+@click.option("--ring", type=Count(1 << 20), metavar="ENTRIES", help="Use dirty rings with this many entries.")
+@click.option("--audit", is_flag=True, help="Check that no page changed unlogged; the guest is paused longer.")
 @click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
 @click.option("--longest-pause", type=Seconds(0.01), metavar="SECONDS",
-              help="How long the guest may stand still before the handover (default: --timeout).")  # fmt: skip
+              help="How long the guest may be paused before the handover (default: --timeout).")  # fmt: skip
 @click.option("--patience", type=Seconds(1), default=60.0, show_default=True,
-              help="Seconds to ask for a guest whose line was lost at the handover.")  # fmt: skip
+              help="Seconds to ask about a guest whose line was lost at the handover.")  # fmt: skip
 @click.option("--trust-refusal", is_flag=True, help="Take a refused connection as the receiver's end; see below.")
-@click.option("--hold", metavar="FILE", help="Where the state of a guest goes that nobody can tell about.")
+@click.option("--hold", metavar="FILE", help="Save the guest's state here if its fate is unknown.")
 @click.option("--limit", type=Seconds(0.001), default=3600.0, show_default=True, help="Seconds the guest may run.")
 @click.option("--tls-name", metavar="NAME", help="Who the other side's certificate is for, if not HOST.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
@@ -125,11 +125,11 @@ def command(
     Until the handover the guest is here whatever happens, and if the migration fails it runs here to its end.
     If the line is lost at the handover, vmm send asks the receiver whether the guest runs there, and does not
     run it as long as it does not know. If --patience is over, it writes the guest's state to a file and says what
-    to check. A refused connection is no answer, because a firewall refuses too: --trust-refusal is for networks
+    to check. A refused connection does not count, because a firewall refuses too: --trust-refusal is for networks
     without one.
 
     Exits with 0 if the guest was migrated, 1 if it was not and has come to its end here, 3 if it was lost or
-    nobody knows.
+    its fate is unknown.
     """
     found = address(parse, destination)
     security = tls(tls_cert, tls_key, tls_ca, tls_name)

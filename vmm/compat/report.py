@@ -82,7 +82,7 @@ class Report:
 def compare(source: Offer, destination: Offer, *, started: bool = False) -> Report:
     """Judge whether a guest with all of ``source``'s offer may run on ``destination``.
 
-    From a guest that was ``started`` nothing can be taken any more: what it would have to do without is a no.
+    From a guest that was ``started`` nothing can be taken: what it would have to do without is a no.
     """
     ours, theirs = source.about["architecture"], destination.about["architecture"]
     if ours != theirs:
@@ -111,18 +111,18 @@ def _dimensions(architecture: str) -> tuple[Dimension, ...]:
 
 
 def load(path: str, label: str | None = None) -> Offer:
-    """Read a probe; ProbeError if the file cannot be read or is no probe. ``label`` is its name in reports."""
+    """Read a probe; ProbeError if the file cannot be read or used. ``label`` is its name in reports."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
         raise ProbeError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > _LARGEST:
-        raise ProbeError(f"{path} is larger than {_LARGEST >> 20} MiB: it is no probe that `vmm probe --json` wrote")
+        raise ProbeError(f"{path} is larger than {_LARGEST >> 20} MiB: not a probe written by `vmm probe --json`")
     try:
         return parse(data, label or path)
     except ProbeError as error:
-        raise ProbeError(f"{path} is no probe that can be compared: {error}") from error
+        raise ProbeError(f"{path} is not a usable probe file: {error}") from error
 
 
 def parse(data: bytes, label: str) -> Offer:
@@ -132,13 +132,16 @@ def parse(data: bytes, label: str) -> Offer:
     except RecursionError:
         raise ProbeError("it is nested too deep") from None
     except ValueError as error:  # bad JSON, bad UTF-8, a number with too many digits
-        raise ProbeError(f"it is no JSON: {error}") from None
+        raise ProbeError(f"not valid JSON: {error}") from None
     document = Section(value, "the document")
     if not document.has("schema") or document.text("schema") != SCHEMA:
-        raise ProbeError("it was not written by `vmm probe --json`")
+        raise ProbeError("not written by `vmm probe --json`")
     if document.number("version") != VERSION:
         found = document.number("version")
-        raise ProbeError(f"its version is {found}, and this vmm reads {VERSION}: write it anew, or use another vmm")
+        raise ProbeError(
+            f"probe version {found} is not supported (expected {VERSION}): "
+            "re-run `vmm probe --json` with this release"
+        )
     architecture = document.text("architecture")
     if architecture not in ARCHITECTURES:
         raise ProbeError(f"its architecture is {architecture}, none of {', '.join(ARCHITECTURES)}")

@@ -30,7 +30,7 @@ def load_guest(path: str) -> Offer:
             if section.index < len(vcpus) and section.kind in header.vcpus[section.index][1]:
                 vcpus[section.index][section.kind] = read_part(section).part
     if not vcpus:
-        raise StreamError("the header", "it names no vCPU: there is no guest in it")
+        raise StreamError("the header", "it names no vCPU, so it holds no guest")
     for (identifier, _), parts in zip(header.vcpus, vcpus, strict=True):
         check_vcpu(header.arch, identifier, parts)
     architecture = module("saved", "compat", header.arch)

@@ -13,7 +13,7 @@ __all__ = ["fleet_lines", "host_line", "report_lines"]
 
 _SHORT = {Verdict.OK: "ok", Verdict.MASK: "mask", Verdict.UNKNOWN: "?", Verdict.NO: "no"}
 _WIDTH = 110
-_NAMES = 12  # of what blocks a pair; the report of the pair alone has them all
+_NAMES = 12  # of what blocks a pair; only the report of the pair has them all
 
 
 def host_line(offer: Offer) -> str:

@@ -88,7 +88,7 @@ def _text(value: Any) -> str:
 
 
 def _look(observed: Any = None) -> None:
-    """Count one look; a deadline is no observation that a clause could be right or wrong about."""
+    """Count one look; a deadline is not an observation that a clause could be right or wrong about."""
     looks.count += 1
     if isinstance(observed, Deadline):
         raise TimedOut("the guest did not leave in time")

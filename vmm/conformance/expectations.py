@@ -19,7 +19,7 @@ A file ``expectations/NAME.toml`` looks like this:
     mode = "Protected*"            # optional: only where KVM uses EL2 like this (arm64)
     erratum = "834220"             # optional: only where a CPU has this erratum (arm64)
     supports = "XTILEDATA"         # optional: only where KVM can give guests this xfeature (x86)
-    passes = "QEMU 10 mended it"   # optional: why some hosts that no key tells apart pass, so that PASS is no XPASS
+    passes = "QEMU 10 mended it"   # optional: why hosts that no key tells apart pass: PASS is then not an XPASS
     verdict = "TIMEOUT"            # optional: the guest hangs; ``observed`` is then the reason and ``what`` empty
 
 A KNOWN is one finding, not a licence for the clause: any other finding of it stays a FAIL. Where a clause has several

@@ -29,7 +29,7 @@ class Clause:
 
     ``statement`` is the docstring's first paragraph, ``source`` what follows "Source:". ``info`` clauses record and
     never fail. ``dangerous`` ones could harm an unfixed host and run only when asked for. Which release brought a
-    behaviour is no field: releases are backported, so a need measures the behaviour's own sign, and a release that
+    behaviour is not a field: releases are backported, so a need measures the behaviour's own sign, and a release that
     lacks it by fault has an expectation.
     """
 
@@ -104,7 +104,7 @@ def all_clauses(arch: str = ARCHITECTURE) -> list[Clause]:
 def matching(patterns: Iterable[str], identifiers: Iterable[str]) -> list[str]:
     """Return the ids that match one of the shell patterns (all if there is none).
 
-    Raises LookupError for a pattern that matches nothing, so that a typing error is no success.
+    Raises LookupError for a pattern that matches nothing, so that a typing error is not a success.
     """
     wanted, known = list(patterns), list(identifiers)
     for pattern in wanted:

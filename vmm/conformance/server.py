@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fork server: a pristine process that has never created a vCPU, and forks one child a clause.
+"""The fork server: a pristine process that has never created a vCPU, and forks one child per clause.
 
 The guest permission and its lock belong to a process, are inherited by fork and outlive every KVM fd, so
 no clause may run where another has run. Forking a process that has everything imported costs a
@@ -185,7 +185,7 @@ class _Server:
         with suppress(OSError):
             child.drain()
         if ended:
-            child.kill()  # what it may have left behind in its group
+            child.kill()  # what may remain in its process group
             self._finish(child, status)
 
     def _receive(self) -> None:

@@ -58,7 +58,7 @@ class BaseGuest(ABC):
         memory_size: int = MEMORY_SIZE,
         capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
     ) -> Self:
-        """Return a guest whose memory is zero and whose vCPU nothing was said to: what a state is restored to.
+        """Return an unconfigured guest with zeroed memory, ready for a restore.
 
         ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
         """
@@ -123,7 +123,7 @@ class BaseGuest(ABC):
         if len(parameters) > PARAMETERS:
             raise ValueError(f"a payload takes at most {PARAMETERS} parameters, not {len(parameters)}")
         address = entry if isinstance(entry, int) else self.payload.symbol(entry)
-        # Or the next KVM_RUN would move the new program counter on behind the old instruction.
+        # Or the next KVM_RUN would advance the new program counter past the old instruction.
         self.complete()
         for index, value in enumerate(parameters):
             self.mailbox.write("params", value, index)

@@ -52,7 +52,7 @@ class Chain(ABC):
         """Return the image that the guest stores after a tick, of the words that it loads before."""
 
     def tick(self) -> None:
-        """Go on behind the next tick."""
+        """Continue beyond the next tick."""
         self.ticks += 1
         self._image = self._registers(self._image)
         self._mix_step()

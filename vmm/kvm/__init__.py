@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM API as the kernel has it: one class a file descriptor, one door to the kernel."""
+"""The KVM API as the kernel has it: one class per file descriptor, one door to the kernel."""

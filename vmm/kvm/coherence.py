@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guest memory that the host's caches do not keep up with: what it needs before it is read, saved or sent.
 
-A device whose DMA is not snooped writes memory behind the caches, and a guest whose page attributes the CPU
-honours (x86: PAT) may do the same through an uncached or write-combining mapping. The VMM's own mapping is
+A device whose DMA is not snooped bypasses the caches, and a guest whose page attributes the CPU honours (x86:
+PAT) may do the same through an uncached or write-combining mapping. The VMM's own mapping is
 cached, so it may read a stale line, and a line that it wrote may not have reached memory. Such memory is
 ``Coherence.NON_COHERENT``: its cache lines are written back and invalidated before a read and after a write.
 Source: Intel SDM volume 3, 12.3 "Methods of caching available", 12.12 "Page attribute table"; the kernel's
@@ -35,7 +35,7 @@ class Coherence(StrEnum):
     """Whether the host's cached mapping of guest memory is always up to date."""
 
     COHERENT = "coherent"  # everybody who writes it is snooped: the caches are up to date
-    NON_COHERENT = "non-coherent"  # a device's DMA, or an uncached mapping of the guest, may pass the caches by
+    NON_COHERENT = "non-coherent"  # a device's DMA, or an uncached mapping of the guest, may bypass the caches
 
 
 class Policy(StrEnum):
@@ -110,7 +110,7 @@ def flush(base: int, ranges: Iterable[tuple[int, int]]) -> int:
 class Plan(Generic[R]):
     """What a migration has to do about coherence: ``flushed`` are the regions to read through flushes.
 
-    Those regions are sent whole once the vCPUs and the devices have stopped: KVM's dirty log knows nothing of
+    Those regions are sent whole once the vCPUs and the devices have stopped: KVM's dirty log does not see
     what a device wrote, so no earlier round may count.
     """
 
@@ -118,10 +118,10 @@ class Plan(Generic[R]):
     flushed: tuple[R, ...]
 
     def lines(self) -> list[str]:
-        """Return one sentence a region that needs care, for the migration's report."""
+        """Return one sentence per region that needs care, for the migration's report."""
         return [
             f"{_describe(region)} is read through {instruction()} and sent whole after the stop, because its "
-            "writers pass the caches and the dirty log by"
+            "writers bypass the caches and the dirty log"
             for region in self.flushed
         ]
 

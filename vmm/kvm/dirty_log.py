@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.memory import PAGE_SIZE, GuestMemory, MemoryUnavailable
 from vmm.kvm.system import Kvm
@@ -34,7 +35,7 @@ _ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
 
 
 def _enable(vm: VirtualMachine, capability: int, value: int) -> None:
-    """KVM_ENABLE_CAP. Not VirtualMachine.enable_cap: how its writes are watched is no part of a guest's state."""
+    """KVM_ENABLE_CAP. Not VirtualMachine.enable_cap: how its writes are watched is not part of a guest's state."""
     vm.ioctl(lib.KVM_ENABLE_CAP, ffi.new("struct kvm_enable_cap *", {"cap": capability, "args": [value]}))
 
 
@@ -87,12 +88,7 @@ class DirtyLog(ABC):
 
     def dirty(self, region: int) -> set[int]:
         """Return the numbers of a region's pages that have a bit."""
-        value, found = _number(self.bitmaps[region]), set()
-        while value:
-            lowest = value & -value
-            found.add(lowest.bit_length() - 1)
-            value ^= lowest
-        return found
+        return set(bits(_number(self.bitmaps[region])))
 
     def stop(self) -> None:
         """Log no more."""
@@ -203,7 +199,7 @@ class RingLog(DirtyLog):
 
 
 class RingMachine(VirtualMachine):
-    """A VM whose vCPUs have dirty rings of ``ring_entries`` entries each; a bitmap is not to be had then."""
+    """A VM whose vCPUs have dirty rings of ``ring_entries`` entries each; the bitmap log is then unavailable."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int, ring_entries: int) -> None:
         super().__init__(fd, vcpu_mmap_size)

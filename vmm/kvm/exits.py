@@ -154,7 +154,7 @@ class Unsupported(NamedTuple):
 
 @_exit
 class Deadline(NamedTuple):
-    """The time given to ``run`` passed; the guest may go on in another run."""
+    """The time given to ``run`` passed; the guest may continue in another run."""
 
 
 @_exit

@@ -49,7 +49,7 @@ class Handle:
         self._attribute(lib.KVM_GET_DEVICE_ATTR, group, attribute, address)
 
     def has_attribute(self, group: int, attribute: int) -> None:
-        """KVM_HAS_DEVICE_ATTR; raises KvmError (ENXIO) where it has not."""
+        """KVM_HAS_DEVICE_ATTR; raises KvmError (ENXIO) if it is missing."""
         self._attribute(lib.KVM_HAS_DEVICE_ATTR, group, attribute, ffi.NULL)
 
     def _attribute(self, request: int, group: int, attribute: int, address: Any) -> None:

@@ -21,6 +21,8 @@ from vmm._kvm import ffi, lib
 
 __all__ = [
     "NULL",
+    "PR_SVE_GET_VL",
+    "PR_SVE_SET_VL",
     "Call",
     "HostError",
     "Interposer",
@@ -45,7 +47,8 @@ NULL = ffi.NULL
 _PRCTLS = ("ARCH_GET_XCOMP_SUPP", "ARCH_GET_XCOMP_PERM", "ARCH_REQ_XCOMP_PERM",
            "ARCH_GET_XCOMP_GUEST_PERM", "ARCH_REQ_XCOMP_GUEST_PERM")  # fmt: skip
 # prctl options of an arm64 process, uapi linux/prctl.h.
-_ARM64_PRCTLS = {50: "PR_SVE_SET_VL", 51: "PR_SVE_GET_VL"}
+PR_SVE_SET_VL, PR_SVE_GET_VL = 50, 51
+_ARM64_PRCTLS = {PR_SVE_SET_VL: "PR_SVE_SET_VL", PR_SVE_GET_VL: "PR_SVE_GET_VL"}
 
 # What an errno of a call usually means; the errno's own text where nothing better is known.
 _MEANINGS = {
@@ -182,7 +185,7 @@ class Trace:
         self.record(call.kind, call.request, call.argument, result)
 
     def lines(self) -> list[str]:
-        """Return one line a call, as strace would write it."""
+        """Return one line per call, as strace would write it."""
         lines = [
             f"{Call(kind, -1, request, None).name}({_argument_text(kept, data)}) = {_result_text(result)}"
             for kind, request, kept, data, result in self._calls

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from vmm._kvm import ffi, lib
 from vmm.kvm import coherence as caches
+from vmm.kvm.bits import bits
 from vmm.kvm.coherence import Coherence
 from vmm.kvm.handle import Handle
 from vmm.kvm.ioctl import ioctl
@@ -145,13 +146,7 @@ class GuestMemory:
             lib.KVM_GET_DIRTY_LOG,
             ffi.new("struct kvm_dirty_log *", {"slot": self.slot, "dirty_bitmap": bitmap}),
         )
-        value = int.from_bytes(ffi.buffer(bitmap), "little")
-        pages = []
-        while value:
-            lowest = value & -value
-            pages.append(lowest.bit_length() - 1)
-            value ^= lowest
-        return pages
+        return list(bits(int.from_bytes(ffi.buffer(bitmap), "little")))
 
     def _offset(self, gpa: int, length: int) -> int:
         offset = gpa - self.gpa
@@ -181,7 +176,7 @@ class GuestMemory:
             yield number, bytes(self.view[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
 
     def current(self) -> memoryview:
-        """Return ``view`` with all that its writers wrote, flushed if they may pass the caches by."""
+        """Return ``view`` with all that its writers wrote, flushed if they may bypass the caches."""
         self.flush()
         return self.view
 

@@ -39,7 +39,7 @@ def _hint(path: str, error: OSError) -> str:
     """Say why a device could not be opened, and what to do."""
     if error.errno == errno.EACCES and _on_nodev(path):
         # fs/namei.c, may_open_dev: for root too.
-        return f"{path} is on a file system that is mounted nodev, where nobody may open a device: mount it without"
+        return f"{path} is on a file system that is mounted nodev, where no device may be opened: mount it without"
     if error.errno == errno.EACCES and os.geteuid() == 0:
         return f"no permission to open {path}, although this is root: have the container or the sandbox pass it on"
     hint = _HINTS.get(error.errno or 0, "{0} could not be opened: " + str(error.strerror))

@@ -78,7 +78,7 @@ class Vcpu(Handle):
                 return Deadline()
             if reason == lib.VMM_RUN_STOPPED:
                 return Stopped()
-            # VMM_RUN_SIGNAL: Python runs its handlers before the next call, then the guest goes on.
+            # VMM_RUN_SIGNAL: Python runs its handlers before the next call, then the guest resumes.
 
     def complete(self) -> None:
         """Finish a pending exit without running the guest, so that the registers are those after it.
@@ -121,6 +121,14 @@ class Vcpu(Handle):
     @mp_state.setter
     def mp_state(self, value: int) -> None:
         self.ioctl(lib.KVM_SET_MP_STATE, ffi.new("struct kvm_mp_state *", {"mp_state": value}))
+
+    def get_events(self) -> Any:
+        """KVM_GET_VCPU_EVENTS as a ``struct kvm_vcpu_events *``, which each architecture has its own fields of."""
+        return self.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events")
+
+    def set_events(self, events: Any) -> None:
+        """KVM_SET_VCPU_EVENTS."""
+        self.ioctl(lib.KVM_SET_VCPU_EVENTS, events)
 
     def get_one_reg(self, identifier: int) -> bytes:
         """KVM_GET_ONE_REG: the register's bytes, as many as its id says."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to stop copying a running guest's memory: what is left has to fit the time that the guest may stand still."""
+"""When to stop copying a running guest's memory: what is left has to fit the time that the guest may be paused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 __all__ = ["FIXED", "STALLS", "Convergence", "Decision", "Limits"]
 
-# What else takes time while the guest stands still: its registers, verifying, a few round trips. Seconds.
+# What else takes time while the guest is paused: its registers, verifying, a few round trips. Seconds.
 FIXED = 0.004
 STALLS = ("throttle", "stop", "abort")
 _STEP, _MOST = 0.2, 0.99
@@ -19,7 +19,7 @@ _PATIENT_ROUNDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the operator allows: seconds of downtime, rounds, bytes a second (0: no limit), and what to do with a
+    """What the operator allows: seconds of downtime, rounds, bytes per second (0: no limit), and what to do with a
     guest that writes faster than can be sent: slow it down, stop it all the same, or give up."""
 
     downtime: float = 0.1

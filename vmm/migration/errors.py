@@ -15,7 +15,7 @@ class LineLost(MigrationError):
 
 
 class Unreachable(MigrationError):
-    """No line could be made; ``refused`` if the other host answered that nobody listens there."""
+    """No line could be made; ``refused`` if the other host answered that nothing listens there."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)

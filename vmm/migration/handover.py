@@ -31,7 +31,7 @@ class At(Enum):
     KEPT = "the guest stays here"
     MOVED = "the guest is over there"
     LOST = "the guest was started over there, and its process died"
-    HELD = "nobody could say where the guest is: it is paused here"
+    HELD = "the guest's whereabouts are unknown: it is paused here"
     # the receiver
     FILLING = "the guest is over there, its memory is arriving"
     READY = "the guest is here, restored, and not allowed to run"
@@ -58,7 +58,7 @@ class Event(Enum):
     WAITING = "the receiver waits for HANDOVER"
     NEVER_RAN = "the receiver has discarded the guest, or died before it started it"
     DIED = "the receiver died after it had started the guest"
-    GONE = "the receiver's process is gone for certain; nobody knows more"
+    GONE = "the receiver's process is gone for certain; nothing else is known"
     GAVE_UP = "time is up"
     # the receiver
     VERIFIED = "the guest is restored and is what was sent"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which process it is: told to the other side, so that it can know for certain when that process is gone.
 
-A refused connection is no knowledge: firewalls refuse too, and addresses move. On the same host there is better:
+A refused connection proves nothing: firewalls refuse too, and addresses move. On the same host there is better:
 a pidfd, which the kernel makes readable when the process has ended (pidfd_open(2)).
 """
 
@@ -46,7 +46,7 @@ class Witness:
         return bool(self._pidfds)
 
     def gone(self, timeout: float = 0.0) -> bool:
-        """Wait up to ``timeout`` seconds for the end of all; False too where nobody can know."""
+        """Wait up to ``timeout`` seconds for the end of all; False too where that cannot be known."""
         deadline = time.monotonic() + timeout
         for descriptor in self._pidfds:
             poll = select.poll()

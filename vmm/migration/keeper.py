@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process behind ``vmm receive``: it listens, gives each guest a process of its own, and outlives them.
+"""The process of ``vmm receive``: it listens, gives each guest a process of its own, and outlives them.
 
 A guest's process notes in a pipe what it is about to do. When it is gone, however it went, its keeper still knows
 whether the guest was ever started, and tells the source that asks. If the keeper dies, the kernel kills the guests'
-processes (PR_SET_PDEATHSIG, prctl(2)): nobody runs a guest about which nobody can be asked.
+processes (PR_SET_PDEATHSIG, prctl(2)): no guest runs that nobody can be asked about.
 
 A new line for a guest that is here (RESOLVE) is answered by a child too, which relays to the guest's process.
 

@@ -225,7 +225,7 @@ class ChildLine(PipeLine):
         return status
 
     def close(self) -> None:
-        """Close the pipes. The child is left alone: it may run the guest by now."""
+        """Close the pipes. The child is left running: it may run the guest by now."""
         super().close()
 
 

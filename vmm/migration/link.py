@@ -77,7 +77,7 @@ class Link:
 
     @staticmethod
     def outlive() -> None:
-        """From now on this process goes on without its keeper, and without its terminal's Ctrl-C."""
+        """From now on this process continues without its keeper, and without its terminal's Ctrl-C."""
         lib.vmm_die_with_parent(0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -149,7 +149,7 @@ class Child:
                 settled.append(identifier)
 
     def forgettable(self) -> bool:
-        """Is it dead, and will its source not ask any more?"""
+        """Is it dead, and will its source never ask again?"""
         if self.status is None:
             return False
         over = time.monotonic() > self.died + self.patience + MARGIN

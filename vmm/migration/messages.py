@@ -126,7 +126,7 @@ def _facts(text: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the facts in HELLO are not JSON") from error
     if type(facts) is not dict:
-        raise ProtocolError("the facts in HELLO are no JSON object")
+        raise ProtocolError("the facts in HELLO are not a JSON object")
     return facts
 
 

@@ -27,7 +27,7 @@ __all__ = ["MemoryReceiver", "MemorySender", "Traffic"]
 # Pages with data in one message: 32 MiB. What Python does for a message finds the caches full of pages, so there
 # are few.
 _CHUNK, _COMPRESSED_CHUNK = 8192, 256
-# With a limit on the rate, messages a second at least.
+# With a limit on the rate, messages per second at least.
 _PACE = 20
 # Pages that are protected in one go, right before they are looked at: 64 MiB.
 _STRIDE = 16384
@@ -123,7 +123,7 @@ class MemorySender:
         self.traffic.sent += length + len(chunk.runs)
 
     def audit(self) -> None:
-        """Compare all memory that is not dirty with what was sent; the guest stands still.
+        """Compare all memory that is not dirty with what was sent; the guest is paused.
 
         Raises MigrationError for a page that changed without a word of KVM's about it.
         """

@@ -18,7 +18,7 @@ from vmm.state.errors import printable
 
 __all__ = ["DIED", "NEVER_RAN", "Doubt"]
 
-# Exit statuses of vmm receive, for who has nothing but those: behind exec: and pipes. From sysexits.h, where they
+# Exit statuses of vmm receive, for a caller that has nothing else: with exec: and pipes. From sysexits.h, where they
 # are TEMPFAIL and IOERR; 0 and 1 say that the guest ran there to its end.
 NEVER_RAN, DIED = 75, 74
 _STATUS = {0: Event.RUNNING, 1: Event.RUNNING, NEVER_RAN: Event.NEVER_RAN, DIED: Event.DIED}
@@ -102,7 +102,7 @@ class Doubt:
         return Event.LINE_LOST
 
     def _reconnect(self) -> Event:
-        """Make a new line, or find out that nobody will ever answer."""
+        """Make a new line, or find out that none will ever be answered."""
         while time.monotonic() < self._deadline:
             time.sleep(max(0.0, min(self._pause, self._deadline - time.monotonic())))
             self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
@@ -152,5 +152,5 @@ class Doubt:
         return self._gave_up()
 
     def _gave_up(self) -> Event:
-        self.reason = f"nobody could say in {self._patience:g} s whether the guest runs there ({self.reason})"
+        self.reason = f"it was not known within {self._patience:g} s whether the guest runs there ({self.reason})"
         return Event.GAVE_UP

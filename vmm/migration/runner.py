@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that runs in a thread of its own and can be paused, slowed down and let go on from another.
+"""A guest that runs in a thread of its own and can be paused, slowed down and resumed from another.
 
-That it runs in one place alone is what migration has to guarantee. ``Journal`` writes down when it does, and
+That it runs in only one place is what migration has to guarantee. ``Journal`` writes down when it does, and
 ``Lease`` makes it impossible to run where somebody else does: a lock on a file, which the kernel gives back when
 its process dies, however it dies.
 """
@@ -32,7 +32,7 @@ _MOST_IGNORED = 1_000_000
 class Journal:
     """A file of JSON lines, each with the event, the process id and CLOCK_MONOTONIC in nanoseconds.
 
-    It is for people: what it cannot write any more (a full disk) is left out, and ``failure`` says so once.
+    It is for people: what it can no longer write (a full disk) is left out, and ``failure`` says so once.
     """
 
     def __init__(self, path: str | None = None) -> None:

@@ -44,9 +44,9 @@ __all__ = ["Options", "Progress", "Report", "Source"]
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to migrate. ``patience`` are the seconds to ask what became of a guest whose line was lost at the
-    handover; ``longest_pause`` those that the guest may stand still before it at most (None: as long as it takes);
-    ``non_coherent`` says whether memory whose writers pass the caches by is moved; ``hold`` is the file
-    for the state of a guest that nobody can tell anything about."""
+    handover; ``longest_pause`` those that the guest may be paused before it at most (None: as long as it takes);
+    ``non_coherent`` says whether memory whose writers bypass the caches is moved; ``hold`` is the file
+    for the state of a guest whose fate is unknown."""
 
     limits: Limits = field(default_factory=Limits)
     compress: bool = False
@@ -62,7 +62,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a migration is: the round, bytes sent in all, bytes of the round, bytes a second, share throttled."""
+    """Where a migration is: the round, bytes sent in all, bytes of the round, bytes per second, share throttled."""
 
     round: int
     sent: int
@@ -184,7 +184,7 @@ class Source:
 
     @contextmanager
     def _bounded(self, line: Line) -> Iterator[None]:
-        """Cut the line when the guest has stood still for too long: a peer that trickles bytes is never silent."""
+        """Cut the line when the guest has been paused for too long: a peer that trickles bytes is never silent."""
         limit = self.options.longest_pause
         if limit is None:
             yield
@@ -198,11 +198,11 @@ class Source:
         except LineLost as error:
             if time.monotonic() - began < limit:
                 raise
-            raise LineLost(f"the guest stood still for {limit:g} s, the longest pause that is allowed") from error
+            raise LineLost(f"the guest was paused for {limit:g} s, the longest pause that is allowed") from error
         finally:
             timer.cancel()
         if time.monotonic() - began >= limit:  # the line was cut when all had been said
-            raise LineLost(f"the guest stood still for {limit:g} s, the longest pause that is allowed")
+            raise LineLost(f"the guest was paused for {limit:g} s, the longest pause that is allowed")
 
     # --- before the handover ----------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Source:
         return sender
 
     def _shell(self) -> VmState:
-        """Capture what a VM like this one is made from; the guest stands still for that."""
+        """Capture what a VM like this one is made from; the guest is paused for that."""
         self.runner.pause()
         self._guest_is_here()
         try:
@@ -257,10 +257,10 @@ class Source:
             limits = self.options.limits
             raise MigrationError(
                 f"the guest writes faster than can be sent: after {sender.traffic.rounds} rounds it would "
-                f"stand still for {self._convergence.estimate(left) * 1000:.0f} ms, and "
+                f"be paused for {self._convergence.estimate(left) * 1000:.0f} ms, and "
                 f"{limits.downtime * 1000:.0f} ms are allowed: allow more downtime, more rounds, or another --stall"
             )
-        sender.digests()  # now, so that only what still changes has to be read while the guest stands still
+        sender.digests()  # now, so that only what still changes has to be read while the guest is paused
 
     def _finish(self, sender: MemorySender) -> Ready:
         """Send what is left of the stopped guest; returns when the receiver has it all, and has it right."""

@@ -142,7 +142,7 @@ class Target:
         return capture(guest, memory=False)
 
     def _prepare(self, shell: VmState) -> BaseGuest:
-        """Make the VM, and all else that need not wait until the guest stands still."""
+        """Make the VM, and all else that need not wait until the guest is paused."""
         options = self._options
         self._kvm = Kvm()
         self._rehearse(self._kvm, shell)

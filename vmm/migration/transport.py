@@ -73,12 +73,12 @@ def parse(text: str) -> Address:
     elif ":" in host:
         raise MigrationError(f"{text!r} is ambiguous: write an IPv6 address as [ADDRESS]:PORT")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise MigrationError(f"{text!r} is no address: write HOST:PORT, unix:PATH, exec:COMMAND, fd:N or -")
+        raise MigrationError(f"{text!r} is not an address: write HOST:PORT, unix:PATH, exec:COMMAND, fd:N or -")
     return Address("tcp", text, host, int(port))
 
 
 def loopback(host: str) -> bool:
-    """Is ``host`` an address of this host alone, or its name?"""
+    """Is ``host`` an address of this host only, or its name?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -196,17 +196,17 @@ class Connector:
 
 
 def inherited_line(address: Address, timeout: float) -> Line:
-    """Return the line of an address of kind fd or stdio; MigrationError where that is no line.
+    """Return the line of an address of kind fd or stdio; MigrationError where that is not a line.
 
     Of standard output a copy is taken, and what else is printed goes to standard error from now on.
     """
     if address.kind == "exec":
-        raise MigrationError(f"{address.text} cannot be listened on: the other side is to start this one")
+        raise MigrationError(f"cannot listen on {address.text}: use exec: with `vmm send`, which starts the receiver")
     if address.kind == "stdio":
         for stream in (sys.stdin, sys.stdout):
             if stream is None or os.isatty(stream.fileno()):
                 raise MigrationError(
-                    "standard input and output are a terminal: - is for use behind another program, "
+                    "standard input and output are a terminal: use - when another program provides them, "
                     "as in exec:'ssh HOST vmm receive -'"
                 )
         sys.stdout.flush()
@@ -224,7 +224,7 @@ class Listener:
 
     def __init__(self, address: Address, timeout: float = TIMEOUT, tls: Tls | None = None) -> None:
         if not address.is_socket:
-            raise MigrationError(f"{address.text} cannot be listened on")
+            raise MigrationError(f"cannot listen on {address.text}")
         if tls:
             tls.context(server=True)  # wrong files are found now, not at the first guest
         self.address, self.timeout, self._tls = address, timeout, tls
@@ -237,7 +237,7 @@ class Listener:
                 errno.EADDRNOTAVAIL: "this host has no such address",
                 errno.EACCES: "no permission",
             }.get(error.errno or 0, error.strerror or str(error))
-            raise MigrationError(f"{address.text} cannot be listened on: {hint}") from error
+            raise MigrationError(f"cannot listen on {address.text}: {hint}") from error
         self.text = address.text
         if address.kind == "tcp":
             host, port = self._socket.getsockname()[:2]
@@ -300,7 +300,7 @@ class Listener:
         return SocketLine(connected, name, self.timeout)
 
     def close_copy(self) -> None:
-        """Close this process's copy after a fork; others go on listening."""
+        """Close this process's copy after a fork; others keep listening."""
         self._socket.close()
 
     def close(self) -> None:

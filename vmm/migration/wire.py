@@ -2,7 +2,7 @@
 """What is said on a line: a preamble, then messages that are checked before they are believed.
 
 All numbers are little-endian. Either side begins with 16 bytes: the magic, the oldest and the newest version it
-speaks (u16 each), four zeros. Both go on with the newest version that they share. A message is
+speaks (u16 each), four zeros. Both continue with the newest version that they share. A message is
 
     u32 sequence number | u16 kind | u16 zero | u64 length | body | SHA-256 of all before it
 

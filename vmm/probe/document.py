@@ -23,7 +23,7 @@ _HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,16}")
 
 
 class ProbeError(Exception):
-    """A file is no probe that can be compared; the message says where it is wrong."""
+    """A file is not a usable probe; the message says where it is wrong."""
 
 
 class Section:

@@ -2,7 +2,7 @@
 """JSON lines: the native format, of which the others are projections.
 
 The first line is the host: ``{"record": "host", "kernel": ..., "architecture": ..., "backend": ...,
-"capabilities": {...}, ...}``. Then one line a clause, in the catalogue's order: ``{"record": "clause", "id",
+"capabilities": {...}, ...}``. Then one line per clause, in the catalogue's order: ``{"record": "clause", "id",
 "verdict", "statement", "seconds"}`` and, where there is any, ``looks`` (how many things its assertions looked at),
 ``what``, ``expected``, ``observed``, ``finding``, ``reason``, ``reference``, ``notes``, ``trace``. The last line is
 ``{"record": "totals", "total": n, "PASS": n, ..., "seconds": s}`` with every verdict; a run that was cut short has

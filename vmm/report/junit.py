@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JUnit XML: one test suite an area. A failure is the kernel's, an error the harness's.
+"""JUnit XML: one test suite per area. A failure is the kernel's, an error the harness's.
 
 There is no official schema; this is what Jenkins and GitLab read.
 """

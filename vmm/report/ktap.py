@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KTAP version 1, nested: one test an area (the id up to its first dot), one subtest a clause.
+"""KTAP version 1, nested: one test per area (the id up to its first dot), one subtest per clause.
 
 Source: Documentation/dev-tools/ktap.rst. KNOWN is written as XFAIL ("ok", as kselftest counts it), XPASS and
 INFO are "ok" with a diagnostic line, TIMEOUT and ERROR are "not ok" with their directive. A last line of totals

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report for people: a line a clause, evidence where it failed, reasons for skips gathered at the end.
+"""The report for people: a line per clause, evidence where it failed, reasons for skips gathered at the end.
 
 On a terminal it is coloured and a line at the bottom shows what is running; in a pipe it is plain.
 """

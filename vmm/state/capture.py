@@ -106,7 +106,7 @@ def _capabilities(vm: VirtualMachine) -> dict[str, Part]:
 
 
 def _enable(state: VmState) -> dict[int, tuple[int, ...]]:
-    """Return the capabilities to enable; StateRefused for one that a state has no business with."""
+    """Return the capabilities to enable; StateRefused for one that is not allowed in a saved state."""
     part = state.machine.get("CAPS", {})
     if isinstance(part, bytes):
         raise StateRefused("CAPS has to be a set of capabilities: the state is damaged")
@@ -146,7 +146,7 @@ def restore_vcpu(
     chosen = policy or Policy()
     by_name = {step.name: step for step in steps()}
     if unknown := [name for name in state.parts if name not in by_name]:
-        raise StateRefused(f"the state has parts this version does not know: {', '.join(unknown)}")
+        raise StateRefused(f"the state has parts unknown to this version: {', '.join(unknown)}")
     for name in by_name if order is None else order:
         if name in state.parts:
             _restore_part(by_name[name], vcpu, state, chosen)
@@ -238,7 +238,7 @@ def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, ve
 def restore(
     kvm: Kvm, state: VmState, policy: Policy | None = None, *, payload: Payload | None = None, verify: bool = True
 ) -> BaseGuest:
-    """Return a new guest with this state, ready to run; nothing is left behind if that fails.
+    """Return a new guest with this state, ready to run; nothing remains if that fails.
 
     Raises StateRefused with the names of the registers that this KVM does not take or does not keep;
     ``policy`` says which of those the caller can live with.

@@ -62,7 +62,7 @@ def differences(first: VmState, second: VmState) -> list[Difference]:
         if number in ours_by_number and number in theirs_by_number:
             found += vcpu_differences(first.arch, ours_by_number[number], theirs_by_number[number])
         else:
-            found.append(Difference(f"vCPU {number}", "vCPU", "is in one of the states only"))
+            found.append(Difference(f"vCPU {number}", "vCPU", "is in only one of the states"))
     return found + memory_differences(first.memory, second.memory)
 
 
@@ -87,7 +87,7 @@ def _registers(
     arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]
 ) -> Iterator[tuple[str, str]]:
     module = architecture(arch)
-    if module is None:  # then nobody knows which register is volatile either
+    if module is None:  # then it is unknown which register is volatile, too
         yield from _plain(name, ours, theirs)
         return
     for register, values in module.different(name, ours, theirs, parts):

@@ -90,7 +90,7 @@ def _damaged_streams(kvm: Kvm, data: bytes) -> Iterator[Outcome]:
         yield _refused(f"one bit of section {kind} flipped", "section", partial(_take, kvm, flipped))
     for length in {0, 1, 7, 40, len(data) // 3, len(data) - 1, *(begin for _, begin, _ in sections)}:
         yield _refused(f"truncated after {length} bytes", "", partial(_take, kvm, data[:length]))
-    yield _refused("something behind the end", "", partial(_take, kvm, data + b"\0"))
+    yield _refused("something beyond the end", "", partial(_take, kvm, data + b"\0"))
 
 
 # --- states that no vCPU has ----------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _arm64_states(state: VmState) -> Iterator[tuple[str, str, VmState]]:
     pfr0 = next(number for number in registers if number & 0xFFFF == _PFR0)
     raised = int.from_bytes(registers[pfr0], "little") | 0xF << 56
     yield (
-        "an ID register with a feature the host has not",
+        "an ID register with a feature that the host lacks",
         "ID_AA64PFR0_EL1",
         _with(state, "IDREGS", {**registers, pfr0: raised.to_bytes(8, "little")}),
     )
@@ -215,7 +215,7 @@ def _other_setup_on_used_vcpu(kvm: Kvm, state: VmState) -> Outcome:
 
 
 def _twice(kvm: Kvm, state: VmState) -> Outcome:
-    """One state, two guests: both go on to the same end."""
+    """One state, two guests: both continue to the same end."""
     ends = []
     for _ in range(2):
         with restore(kvm, state) as guest:

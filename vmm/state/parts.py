@@ -32,15 +32,15 @@ class Shape:
         """Raise StreamError for a part of another shape."""
         if not isinstance(part, bytes):
             if self.largest:
-                raise StreamError(where, "it is a set of registers and has to be bytes")
+                raise StreamError(where, "it is a set of registers but has to be bytes")
             self._check_registers(where, part)
         elif not self.largest:
-            raise StreamError(where, "it is bytes and has to be a set of registers")
+            raise StreamError(where, "it is bytes but has to be a set of registers")
         elif not self.smallest <= len(part) <= self.largest:
             least = "" if self.smallest == self.largest else f"{self.smallest} to "
             raise StreamError(where, f"it has {len(part)} bytes and not {least}{self.largest}")
         elif len(part) % self.unit:
-            raise StreamError(where, f"{len(part)} bytes are no entries of {self.unit} bytes")
+            raise StreamError(where, f"{len(part)} bytes are not whole entries of {self.unit} bytes")
 
     def _check_registers(self, where: str, registers: Mapping[int, bytes]) -> None:
         if not 0 < len(registers) <= _REGISTERS:
@@ -120,7 +120,7 @@ def check_known(arch: str, name: str, part: Part, where: str) -> bool:
 
 def _check(where: str, shapes: Mapping[str, Shape], parts: Mapping[str, Part]) -> None:
     if unknown := [name for name in parts if name not in shapes]:
-        raise StreamError(where, f"it has parts that this version does not know: {', '.join(unknown)}")
+        raise StreamError(where, f"it has parts unknown to this version: {', '.join(unknown)}")
     if missing := [name for name, shape in shapes.items() if shape.required and name not in parts]:
         raise StreamError(where, f"it is incomplete, it lacks {', '.join(missing)}")
     for name, part in parts.items():
@@ -132,6 +132,6 @@ def _check_capabilities(state: VmState) -> None:
     assert not isinstance(part, bytes)
     for number, arguments in part.items():
         if number not in CAPABILITIES[state.arch]:
-            raise StreamError("the VM, CAPS", f"a state has no business with capability {number}")
+            raise StreamError("the VM, CAPS", f"capability {number} is not allowed in a saved state")
         if len(arguments) % 8 or len(arguments) > 8 * _ARGUMENTS:
             raise StreamError("the VM, CAPS", f"capability {number} has {len(arguments)} bytes of arguments")

@@ -98,7 +98,7 @@ def from_stream(data: bytes) -> VmState:
 
 
 class _Hop:
-    """One way to migrate: takes a guest that has left at a tick, returns the one that goes on."""
+    """One way to migrate: takes a guest that has left at a tick, returns the one that continues."""
 
     # Ticks that the guest comes on while it is moved.
     TICKS = 0

@@ -33,9 +33,9 @@ def _sentence(refusals: Iterable[tuple[str, str]]) -> str:
 class Policy:
     """Which refusals of registers the caller can live with: patterns of names such as ``MSRS.KVM_*``.
 
-    A register that this KVM has and the state has not keeps its reset value: with ``foreign``, a state that
+    A register that this KVM has and the state lacks keeps its reset value: with ``foreign``, a state that
     another kernel saved, that is worth a note; a state of this very kernel has lost something. What was
-    tolerated is in ``notes``, a sentence each.
+    tolerated is in ``notes``, one sentence per register.
     """
 
     def __init__(self, tolerate: Iterable[str] = (), *, foreign: bool = False) -> None:
@@ -44,8 +44,8 @@ class Policy:
         self.notes: list[str] = []
 
     def missing(self, names: Iterable[tuple[str, str]]) -> None:
-        """Note, or refuse, registers that the state has not; pairs of name and what this KVM has."""
-        why = "the state has it not, so it keeps its reset value"
+        """Note, or refuse, registers that the state lacks; pairs of name and what this KVM has."""
+        why = "not in the saved state; keeps its reset value"
         found = [(name, f"{why}{f' ({value})' if value else ''}") for name, value in names]
         if self.foreign:
             self.notes += [f"{name}: {text}" for name, text in found]

@@ -52,7 +52,7 @@ def _check_memory(memory: tuple[MemoryState, ...]) -> None:
         if region.gpa % PAGE or region.size % PAGE or region.size <= 0 or region.gpa < 0:
             raise StreamError(where, f"{region.size} bytes are not whole pages")
         if region.gpa + region.size > _ADDRESS_END:
-            raise StreamError(where, f"it ends behind {_ADDRESS_END:#x}, where no guest has memory")
+            raise StreamError(where, f"it ends beyond {_ADDRESS_END:#x}, where no guest has memory")
         if region.gpa < end:
             raise StreamError(where, "it overlaps another one")
         end = region.gpa + region.size

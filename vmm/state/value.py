@@ -71,7 +71,7 @@ _FROZEN = frozenset({bytes, Packed, MappingProxyType})
 
 
 def frozen(part: Part | Mapping[int, bytes] | bytearray) -> Part:
-    """Return a part that nobody can change, its registers in the order of their numbers."""
+    """Return a part that cannot be changed, its registers in the order of their numbers."""
     if type(part) in _FROZEN:
         return part  # type: ignore[return-value]
     if isinstance(part, Mapping):
@@ -157,7 +157,7 @@ class MemoryState:
                 runs.append((extent.gpa, bytearray(extent.data)))
             end = extent.gpa + len(extent.data)
         if end > gpa + size:
-            raise ValueError(f"memory ends at {end:#x}, behind its region of {size} bytes at {gpa:#x}")
+            raise ValueError(f"memory ends at {end:#x}, beyond its region of {size} bytes at {gpa:#x}")
         return cls(gpa, size, tuple(Extent(start, bytes(data)) for start, data in runs))
 
 

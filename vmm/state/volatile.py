@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes on by itself, and is therefore not compared: data files, an entry with a reason for each."""
+"""State that changes by itself (clocks, counters), so it is not compared: data files, each entry with its reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HANDLINGS = ("free", "forward", "not-saved")
 class Volatile:
     """One register (``*``: the whole part) and how it may differ.
 
-    ``free``: in any way; ``forward``: it may not go back; ``not-saved``: it is no part of a state.
+    ``free``: in any way; ``forward``: it may not go back; ``not-saved``: it is not part of a state.
     ``mask`` limits that to some bits.
     """
 
@@ -28,7 +28,7 @@ class Volatile:
     mask: int = ~0
 
     def excuses(self, ours: int, theirs: int) -> bool:
-        """Tell whether this difference between two values is one that is to be expected."""
+        """Tell whether this difference between two values is expected."""
         if (ours ^ theirs) & ~self.mask:
             return False
         return self.handling == "free" or (self.handling == "forward" and theirs >= ours)

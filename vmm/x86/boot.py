@@ -27,9 +27,11 @@ from vmm.x86.registers import get_sregs, set_sregs
 
 __all__ = [
     "CR0",
+    "CR4_CET",
     "CR4_OSFXSR",
     "CR4_OSXMMEXCPT",
     "CR4_OSXSAVE",
+    "CR4_PKE",
     "DIRECTORIES",
     "KERNEL_SHADOW_STACK_TOKEN",
     "PAGE_2M",
@@ -59,6 +61,8 @@ CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
 CR4_OSXSAVE = 1 << 18
+CR4_PKE = 1 << 22
+CR4_CET = 1 << 23
 EFER_LONG_MODE = 0xD00  # NXE LMA LME
 _IO_BITMAP_AT = 104
 _TSS_LIMIT = _IO_BITMAP_AT + 8192
@@ -138,7 +142,7 @@ def write_shadow_stacks(memory: GuestMemory) -> None:
 
 
 def write_pat_entries(memory: GuestMemory, entries: Sequence[int]) -> None:
-    """Have page n behind TYPED_PAGES select entry ``entries[n]`` of IA32_PAT; Intel SDM volume 3, 12.12.3."""
+    """Have page n from TYPED_PAGES on select entry ``entries[n]`` of IA32_PAT; Intel SDM volume 3, 12.12.3."""
     table = [TYPED_PAGES + 0x1000 * n | _PAGE_4K for n in range(512)]
     for number, entry in enumerate(entries):
         # PWT, PCD and, in a 4 KiB page, bit 7.

@@ -7,11 +7,11 @@ guest may have besides:
     +pku    PKRU
     +shstk  shadow stacks: IA32_U_CET, S_CET, PL0_SSP to PL3_SSP, INT_SSP_TAB, XSS, and SSP with a live stack
     +cet    the same with the bits of indirect branch tracking
-    +xfd    IA32_XFD_ERR (amx alone)
+    +xfd    IA32_XFD_ERR (amx only)
 
 >>> with Kvm() as kvm, make_guest(kvm, "avx512", steps=100, seed=1) as guest:
 ...     while isinstance(exit := guest.resume(ticks=10), Budget):
-...         ...  # save and restore the guest: at a tick its registers alone hold the chain
+...         ...  # save and restore the guest: at a tick only its registers hold the chain
 ...     guest.finish(exit)
 ...     assert digest(guest) == reference("avx512", 100, 1)
 """
@@ -59,7 +59,6 @@ _PKRU, _XTILEDATA = 1 << XFeature.PKRU, 1 << XFeature.XTILEDATA
 _CET = xfeature.mask(XFeature.CET_U, XFeature.CET_S)
 # IA32_U_CET: SH_STK_EN, WR_SHSTK_EN; and ENDBR_EN, NO_TRACK_EN, SUPPRESS_DIS.
 _SHSTK_BITS, _CET_BITS = 0x03, 0x37
-_CR4_OSXSAVE, _CR4_PKE, _CR4_CET = 1 << 18, 1 << 22, 1 << 23
 _TILE_ROW = 8  # words
 
 
@@ -97,8 +96,8 @@ class Level:
     @property
     def cr4(self) -> int:
         """The bits of CR4 beyond what every guest has."""
-        needed = _CR4_PKE if "pku" in self.extras else 0
-        return needed | (_CR4_CET if self.u_cet else 0) | (_CR4_OSXSAVE if self.xcr0 != _BASE else 0)
+        needed = boot.CR4_PKE if "pku" in self.extras else 0
+        return needed | (boot.CR4_CET if self.u_cet else 0) | (boot.CR4_OSXSAVE if self.xcr0 != _BASE else 0)
 
     @property
     def lines(self) -> int:
@@ -125,7 +124,7 @@ def parse(level: str) -> Level:
     try:
         return _BY_NAME[level]
     except KeyError:
-        raise ValueError(f"{level!r} is no level of the chain payload: take one of {', '.join(LEVELS)}") from None
+        raise ValueError(f"{level!r} is not a level of the chain payload: take one of {', '.join(LEVELS)}") from None
 
 
 def available(kvm: Kvm) -> list[str]:
@@ -189,7 +188,7 @@ def configured(kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int
     offered = table.with_xcr0(table.xcr0 & chosen.xcr0)
     guest = Guest(kvm, payload, cpuid=offered, cr4=chosen.cr4, memory_size=memory_size)
     try:
-        if chosen.cr4 & _CR4_OSXSAVE:
+        if chosen.cr4 & boot.CR4_OSXSAVE:
             set_xcr0(guest.vcpu, chosen.xcr0)
         if chosen.u_cet:
             boot.write_shadow_stacks(guest.memory)
@@ -228,7 +227,7 @@ _LEGAL = {
     _MXCSR: (0xFFFF, 0),
     _FCW: (0x1D00, 0x027F),  # rounding, one of the two high precisions, no exception
     _FSW: (0x7F7F, 0),  # without ES and B
-    _FTW: (0xFF, 0),  # a bit a register
+    _FTW: (0xFF, 0),  # one bit per register
     _RFLAGS: (0x8D5, 0),  # CF PF AF ZF SF OF
     _PKRU_AT: (0xFFFFFFFC, 0),  # key 0 stays accessible
     _XFD_ERR: (_XTILEDATA, 0),

@@ -160,7 +160,7 @@ class Cpuid:
         return self.edit(0xD, 0, eax=features & 0xFFFFFFFF, edx=features >> 32)
 
     def compare(self, other: Cpuid) -> list[str]:
-        """Return one line a difference: leaf, register, both values, and the features that differ."""
+        """Return one line per difference: leaf, register, both values, and the features that differ."""
         lines = []
         places = dict.fromkeys((e.function, e.index) for table in (self, other) for e in table)
         for function, index in places:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the CPUID feature bits that this package or its readers speak of.
+"""Names of the CPUID feature bits that this package or its readers mention.
 
 Keys are (leaf, subleaf, register), values map bit numbers to the names in the Intel SDM volume 2
 (instruction CPUID) and AMD APM volume 3 appendix E, as Linux spells them.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers by their fields: a class a register, bit positions as attributes, values that print by name.
+"""Registers by their fields: a class per register, bit positions as attributes, values that print by name.
 
 >>> str(Xfd(1 << 18))
 '0x40000 (XTILEDATA)'
@@ -7,7 +7,7 @@
 1
 
 A field is a bit number, or a (highest, lowest) pair of bit numbers. Source: Intel SDM volume 3, 2.5 (CR4),
-2.6 (XCR0); volume 1, 13.14 (XFD), 17.1.2 (U_CET, S_CET), 18.2 (TILECFG); volume 2, CPUID leaves 0x1D and 0x1E.
+2.6 (XCR0); volume 1, 13.14 (XFD), 17.1.2 (U_CET, S_CET); volume 2, CPUID leaves 0x1D and 0x1E.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ __all__ = [
     "Cet",
     "Cr4",
     "Register",
-    "TileConfig",
     "TileInfo",
     "TmulInfo",
     "Xcr0",
@@ -135,35 +134,6 @@ class TmulInfo(Register):
     """CPUID 0x1E.0 EBX: the limits of the tile multiplier."""
 
     fields: ClassVar[dict[str, int | tuple[int, int]]] = {"tmul_maxk": (7, 0), "tmul_maxn": (23, 8)}
-
-
-class TileConfig:
-    """The 64 bytes of TILECFG: ``palette``, ``start_row``, and for each of 8 tiles rows and bytes per row."""
-
-    def __init__(self, data: bytes) -> None:
-        if len(data) != 64:
-            raise ValueError(f"TILECFG has 64 bytes, not {len(data)}")
-        self.data = bytes(data)
-
-    @property
-    def palette(self) -> int:
-        """The palette; 0 is the initial state."""
-        return self.data[0]
-
-    @property
-    def start_row(self) -> int:
-        """Where an interrupted tile load or store goes on."""
-        return self.data[1]
-
-    def shape(self, tile: int) -> tuple[int, int]:
-        """Return (rows, bytes per row) of a tile."""
-        return self.data[48 + tile], int.from_bytes(self.data[16 + 2 * tile : 18 + 2 * tile], "little")
-
-    def __str__(self) -> str:
-        shapes = (
-            f"TMM{n} {rows}x{columns}" for n in range(8) for rows, columns in [self.shape(n)] if rows or columns
-        )
-        return f"palette {self.palette}, start_row {self.start_row}, {' '.join(shapes) or 'no tiles'}"
 
 
 # Which class describes which MSR, by number: XFD, XFD_ERR, U_CET, S_CET, XSS.

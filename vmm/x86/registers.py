@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rest of a vCPU's registers: general ones, segments and control registers, XCR0, events."""
+"""The rest of a vCPU's registers: general ones, segments and control registers, XCR0."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from vmm.kvm.vcpu import Vcpu
 __all__ = [
     "MAX_XCRS",
     "get_debugregs",
-    "get_events",
     "get_regs",
     "get_sregs",
     "get_xcr0",
     "get_xcrs",
     "raw",
     "set_debugregs",
-    "set_events",
     "set_regs",
     "set_sregs",
     "set_xcr0",
@@ -48,16 +46,6 @@ def get_sregs(vcpu: Vcpu) -> Any:
 def set_sregs(vcpu: Vcpu, sregs: Any) -> None:
     """KVM_SET_SREGS."""
     vcpu.ioctl(lib.KVM_SET_SREGS, sregs)
-
-
-def get_events(vcpu: Vcpu) -> Any:
-    """KVM_GET_VCPU_EVENTS as a ``struct kvm_vcpu_events *``."""
-    return vcpu.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events")
-
-
-def set_events(vcpu: Vcpu, events: Any) -> None:
-    """KVM_SET_VCPU_EVENTS."""
-    vcpu.ioctl(lib.KVM_SET_VCPU_EVENTS, events)
 
 
 def get_debugregs(vcpu: Vcpu) -> Any:
@@ -92,7 +80,7 @@ def set_xcrs(vcpu: Vcpu, entries: list[tuple[int, int]], *, count: int | None = 
 
 
 def set_xcr0(vcpu: Vcpu, value: int) -> None:
-    """KVM_SET_XCRS of XCR0 alone."""
+    """KVM_SET_XCRS of XCR0 only."""
     set_xcrs(vcpu, [(0, value)])
 
 

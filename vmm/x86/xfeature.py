@@ -7,8 +7,9 @@ initial configurations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum
+
+from vmm.kvm.bits import bits
 
 __all__ = [
     "AVX512",
@@ -17,7 +18,6 @@ __all__ = [
     "SUPERVISOR",
     "XTILE",
     "XFeature",
-    "bits",
     "describe",
     "mask",
     "name",
@@ -67,14 +67,6 @@ SUPERVISOR = mask(
 )  # fmt: skip
 # What needs a permission: arch/x86/include/asm/fpu/xstate.h, XFEATURE_MASK_USER_DYNAMIC.
 DYNAMIC = mask(XFeature.XTILEDATA)
-
-
-def bits(value: int) -> Iterator[int]:
-    """Yield the numbers of the set bits, lowest first."""
-    while value:
-        lowest = value & -value
-        yield lowest.bit_length() - 1
-        value ^= lowest
 
 
 def name(feature: int) -> str:

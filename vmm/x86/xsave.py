@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.xfeature import XFeature
@@ -70,7 +71,7 @@ class Component:
 
     @property
     def end(self) -> int:
-        """The first offset behind it."""
+        """The first offset beyond it."""
         return max(start + length for start, length in self.ranges)
 
 
@@ -90,7 +91,7 @@ class Layout:
         """Read leaf 0xD of ``table``; ``features`` limits it to some components."""
         wanted = table.xcr0 | table.xss if features is None else features
         components = []
-        for number in xfeature.bits(wanted & ~3):
+        for number in bits(wanted & ~3):
             entry = table.find(0xD, number)
             if entry is not None and entry.eax:
                 components.append(_component(number, entry))
@@ -140,7 +141,7 @@ def host_layout() -> Layout:
     """Return the layout of the host's CPU (and so of every vCPU's area)."""
     top = cpuid.host(0xD, 0)
     found = []
-    for number in xfeature.bits((top.edx << 32 | top.eax) & ~3):
+    for number in bits((top.edx << 32 | top.eax) & ~3):
         found.append(_component(number, cpuid.host(0xD, number)))
     return Layout(found)
 
@@ -332,7 +333,7 @@ class XsaveArea:
         return describe_byte(component.number, offset - component.ranges[0][0], component.name)
 
 
-# Room behind the largest area that this CPU has, so that a byte too many is counted and does no harm.
+# Room beyond the largest area that this CPU has, so that a byte too many is counted and does no harm.
 _CANARY = 4096
 
 
@@ -346,7 +347,7 @@ def get_xsave(vcpu: Vcpu, *, legacy: bool = False) -> XsaveArea:
     """KVM_GET_XSAVE2 (or, with ``legacy``, KVM_GET_XSAVE) as a value of the length KVM wrote.
 
     The buffer has room for the largest area of this CPU and is poisoned, and what was written is counted: no
-    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 speaks of the process's permission. State that ends
+    call says how large a vCPU's area is, and KVM_CAP_XSAVE2 reflects the process's permission. State that ends
     with the poison's byte is told from it by a second read with another poison.
     """
     data = get_xsave_raw(vcpu, largest_size() + _CANARY, legacy=legacy)
@@ -360,7 +361,7 @@ def get_xsave(vcpu: Vcpu, *, legacy: bool = False) -> XsaveArea:
 
 
 def _plausible(area: XsaveArea) -> bool:
-    """Tell whether an area ends where a component does, and behind all that its XSTATE_BV names."""
+    """Tell whether an area ends where a component does, and beyond all that its XSTATE_BV names."""
     size, named = len(area.data), area.xstate_bv
     user = [component for component in area.layout.components.values() if not component.supervisor]
     whole = size == LEGACY_SIZE or any(component.end == size for component in user)

@@ -60,7 +60,7 @@ def patch_body(patch: str) -> str:
 def build_bochs(cache: Cache) -> Path:
     """Return the emulator's executable file."""
     patches = sorted(SERIES.glob("*.patch"))
-    # A better description of a fault is no reason to build anew, so only what is applied is in the key.
+    # A better description of a fault is not a reason to rebuild, so only what is applied is in the key.
     bodies = [hashlib.sha256(patch_body(patch.read_text()).encode()).hexdigest() for patch in patches]
 
     def make(folder: Path) -> None:

@@ -21,7 +21,7 @@ __all__ = ["Amx", "configuration"]
 
 _MEGABYTE = 1 << 20
 
-#: Emulated instructions a second of emulated time.  Much less and timers fire all the time, much more and
+#: Emulated instructions per second of emulated time.  Much less and timers fire all the time, much more and
 #: every sleep takes long; from 100 to 400 million the machine is equally fast.
 _SPEED = 200_000_000
 

@@ -3,7 +3,7 @@
  * The first process of an emulated machine: prepares it, runs one command, tells the host, switches off.
  *
  * What to do is in files of the initial file system:
- *   /lab/modules   kernel modules to insert, one path a line, in order
+ *   /lab/modules   kernel modules to insert, one path per line, in order
  *   /lab/settings  "key value" lines: channel, address, shell, power, wait
  *   /lab/command   the command's words, each ended by a zero byte
  *   /lab/names     environment variables, "NAME=value" each ended by a zero byte
@@ -100,7 +100,7 @@ static double uptime(void)
 	return now.tv_sec + now.tv_nsec / 1e9;
 }
 
-/* The whole file with a zero byte behind it, or an empty string when there is none. */
+/* The whole file with a zero byte after it, or an empty string when there is none. */
 static char *read_file(const char *path, size_t *size)
 {
 	int file = open(path, O_RDONLY | O_CLOEXEC);
@@ -311,7 +311,7 @@ static void channel_read(void *data, size_t size)
 	}
 }
 
-/* A frame's payload with a zero byte behind it. */
+/* A frame's payload with a zero byte after it. */
 static char *take_frame(char *kind, size_t *size)
 {
 	unsigned char head[7];

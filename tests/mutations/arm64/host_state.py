@@ -10,9 +10,8 @@ from tests.mutations.arm64.lies import guest_left, values
 from tests.mutations.lies import RUN, after, succeed_with
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
-from vmm.arm64.own import PR_SVE_SET_VL
 from vmm.arm64.vector import AREA_SIZE
-from vmm.kvm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import PR_SVE_SET_VL, Call, Interposer
 
 _P, _FFR, _FPSR, _FPCR = 8192, 8704, 8736, 8744
 _SHORTEST = 16

@@ -25,9 +25,9 @@ from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import offers, xcr0_of
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.boot import CR4_OSXSAVE
 
 GET, SET, SET_SREGS, SET_CPUID = "KVM_GET_XCRS", "KVM_SET_XCRS", "KVM_SET_SREGS", "KVM_SET_CPUID2"
-OSXSAVE = 1 << 18
 GP, UD = 13, 6
 
 
@@ -167,14 +167,14 @@ lies("xcrs.no-osxsave-needed", xcr0_cannot_be_set_without_osxsave=lambda: refuse
 
 @mutation("xcrs.no-osxsave-needed")
 def clearing_osxsave_resets_xcr0() -> Interposer:
-    cleared = once(SET_SREGS, _read(1), when=lambda call: not call.argument.cr4 & OSXSAVE)
+    cleared = once(SET_SREGS, _read(1), when=lambda call: not call.argument.cr4 & CR4_OSXSAVE)
     return once(SET_SREGS, cleared)
 
 
 lies(
     "xcrs.no-osxsave-needed",
     setting_osxsave_loses_avx=lambda: once(
-        SET_SREGS, _read(0, ~4), when=lambda call: bool(call.argument.cr4 & OSXSAVE)
+        SET_SREGS, _read(0, ~4), when=lambda call: bool(call.argument.cr4 & CR4_OSXSAVE)
     ),
 )
 

@@ -10,8 +10,8 @@ from tests.mutations.lies import accept, answer, drift, once, refuse, succeed_wi
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import XMM3, XSTATE_BV, area, bits_of, flip, put, xsave_lie
 from vmm._kvm import lib
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86 import xfeature
 from vmm.x86.xsave import host_layout
 
 CHECK, REQUEST = "KVM_CHECK_EXTENSION", "ARCH_REQ_XCOMP_GUEST_PERM"
@@ -67,7 +67,7 @@ def the_components_lie_64_bytes_further() -> Interposer:
 @mutation("xsave.size.offsets-follow-host")
 def the_last_byte_of_each_component_is_stale() -> Interposer:
     def change(call: Call) -> None:
-        for number in xfeature.bits(bits_of(call) & ~3):
+        for number in bits(bits_of(call) & ~3):
             area(call)[host_layout()[number].end - 1] ^= 1
 
     return xsave_lie(change)
@@ -76,7 +76,7 @@ def the_last_byte_of_each_component_is_stale() -> Interposer:
 @mutation("xsave.size.offsets-follow-host")
 def the_byte_behind_each_component_comes_along() -> Interposer:
     def change(call: Call) -> None:
-        for number in xfeature.bits(bits_of(call) & ~3):
+        for number in bits(bits_of(call) & ~3):
             area(call)[host_layout()[number].end] = 1
 
     return xsave_lie(change)

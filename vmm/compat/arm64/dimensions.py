@@ -66,7 +66,7 @@ def values(document: Section) -> dict[str, int]:
 
 def _check(pattern: re.Pattern[str], text: str, section: Section) -> None:
     if not pattern.fullmatch(text):
-        raise ProbeError(f"{text!r} in {section.where} is no register")
+        raise ProbeError(f"{text!r} in {section.where} is not a register")
 
 
 def _scalars(document: Section) -> dict[str, int]:
@@ -107,7 +107,7 @@ def _vector_lengths(guest: Offer, destination: Offer) -> list[Finding]:
     if other.up_to(mine.maximum) == mine:
         return []
     common = [vq for vq in sorted(mine) if mine.up_to(vq) == other.up_to(vq)]
-    note = "KVM can cut a set at its upper end alone"
+    note = "KVM can cut a set only at its upper end"
     if not common:
         return [Finding(Verdict.MASK, name, str(mine), str(other), feature_mask("SVE"), note)]
     kept = mine.up_to(common[-1])

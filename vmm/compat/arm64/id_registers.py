@@ -126,7 +126,7 @@ def _field(register: str, field: Field, ours: int, theirs: int, guest: Offer, de
             return Finding(Verdict.MASK, name, str(ours), str(theirs), (mask,))
     owner = _owner(register, field.name)
     if owner:
-        note = "it cannot be changed alone"
+        note = "it cannot be changed on its own"
         return Finding(Verdict.MASK, name, str(ours), str(theirs), feature_mask(owner), note)
     note = f"the destination does not take {ours}, and nothing that both take can be written on the source"
     return Finding(Verdict.NO, name, str(ours), str(theirs), note=note)

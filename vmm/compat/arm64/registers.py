@@ -111,7 +111,7 @@ def caches(guest: Offer, destination: Offer) -> list[Finding]:
 
 
 def _selector(name: str) -> int | None:
-    """Return the CSSELR_EL1 of a CCSIDR's name; None for CLIDR_EL1 and what is no name."""
+    """Return the CSSELR_EL1 of a CCSIDR's name; None for CLIDR_EL1 and for what is not a name."""
     number = name.removeprefix("CCSIDR[").removesuffix("]")
     return int(number) if name.startswith("CCSIDR[") and number.isdecimal() else None
 

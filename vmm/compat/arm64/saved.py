@@ -18,7 +18,7 @@ _Parts = Mapping[str, bytes | Mapping[int, bytes]]
 
 
 def values(parts: _Parts, host: Mapping[str, str], memory_end: int) -> dict[str, int]:
-    """Return what a guest was given, from the parts of a vCPU's state, none of it writable any more.
+    """Return what a guest was given, from the parts of a vCPU's state, none of it writable any longer.
 
     ``memory_end`` is a guest physical address; ``host``, what the state says about its host, has the frequency of
     the counter, for which there is no register in a state.

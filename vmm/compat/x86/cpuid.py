@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from vmm.compat.offer import Finding, Mask, Offer, Verdict
 from vmm.compat.x86.cpuid_rules import AS_A_WHOLE, BY_CAPABILITY, NUMBERS, REQUIRED, SILENT
+from vmm.kvm.bits import bits
 from vmm.x86.cpuid_names import BITS, PLACES, RUNTIME, Place
-from vmm.x86.xfeature import bits
 
 __all__ = ["cpuid_key", "features", "forced_key", "has", "mask_features", "numbers", "others", "place_name"]
 

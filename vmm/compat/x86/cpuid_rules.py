@@ -75,9 +75,9 @@ SILENT: frozenset[tuple[int, str | None]] = frozenset({
     (0, None),  # highest leaf, vendor
     (1, "eax"), (1, "ebx"),  # model; APIC id, threads (CLFLUSH_SIZE is compared)
     (2, None), (3, None), (4, None), (5, None),  # caches, serial number, MONITOR
-    (6, "ebx"), (6, "ecx"), (6, "edx"),  # power management, of which KVM offers ARAT alone
+    (6, "ebx"), (6, "ecx"), (6, "edx"),  # power management, of which KVM offers only ARAT
     (7, "eax"),  # highest subleaf, of subleaf 0
-    (0xA, "ecx"), (0xA, "edx"),  # fixed counters as a bitmap; flags behind the numbers compared
+    (0xA, "ecx"), (0xA, "edx"),  # fixed counters as a bitmap; flags above the numbers compared
     (0xB, None), (0x1F, None),  # topology
     (0xD, None),  # compared as xfeatures
     (0x15, None), (0x16, None), (0x18, None), (0x1A, None),  # frequencies, TLBs, kind of core

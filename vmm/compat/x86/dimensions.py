@@ -66,7 +66,7 @@ def _leaves(section: Section, key: str, prefix: str) -> dict[str, int]:
     for text in section.texts(key):
         entry = _ENTRY.fullmatch(text)
         if entry is None:
-            raise ProbeError(f"{text!r} in {key!r} of {section.where} is no CPUID leaf")
+            raise ProbeError(f"{text!r} in {key!r} of {section.where} is not a CPUID leaf")
         for register in ("eax", "ebx", "ecx", "edx"):
             # As KVM, take the first of two entries for the same leaf.
             name = f"{prefix}.{entry['leaf']}.{int(entry['subleaf'])}.{register}"
@@ -84,7 +84,7 @@ def _registers(document: Section) -> dict[str, int]:
         section = document.section("feature_msrs")
         for index, _ in section.items():
             if not _INDEX.fullmatch(index):
-                raise ProbeError(f"{index!r} in {section.where} is no MSR's index")
+                raise ProbeError(f"{index!r} in {section.where} is not an MSR index")
             found[f"msr.{index.removeprefix('0x')}"] = section.section(index).number("value")
         found["known.feature_msrs"] = 1
     return found

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from vmm.compat.offer import Finding, Mask, Offer, Verdict
 from vmm.compat.x86.cpuid import has, mask_features
 from vmm.compat.x86.msr_rules import FEATURE_MSRS, FeatureMsr, Polarity
+from vmm.kvm.bits import bits
 from vmm.x86.msr_names import STATELESS, gate, name
-from vmm.x86.xfeature import bits
 
 __all__ = ["feature_msrs", "msrs"]
 

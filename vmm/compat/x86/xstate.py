@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from vmm.compat.offer import Finding, Mask, Offer, Verdict
 from vmm.compat.x86.cpuid import cpuid_key, forced_key, mask_features
 from vmm.compat.x86.cpuid_rules import BY_XFEATURE, GROUPS
+from vmm.kvm.bits import bits
 from vmm.x86.cpuid_names import Place
 from vmm.x86.fields import TileInfo, TmulInfo
-from vmm.x86.xfeature import AVX512, DYNAMIC, XTILE, XFeature, bits, name
+from vmm.x86.xfeature import AVX512, DYNAMIC, XTILE, XFeature, name
 
 __all__ = ["amx", "layout", "permission", "xfeatures"]
 
@@ -73,8 +74,7 @@ def _without(ends: tuple[Offer, Offer], component: int, what: str, ours: str, th
 def _groups(components: int) -> Iterator[int]:
     """Yield the components that go together, one bitmap for each group."""
     while components:
-        lowest = (components & -components).bit_length() - 1
-        group = components & _together(lowest)
+        group = components & _together(next(bits(components)))
         yield group
         components &= ~group
 

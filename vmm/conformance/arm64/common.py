@@ -72,7 +72,7 @@ def _guest_runs(host: Host) -> tuple[bool, str]:
 
 def _own_sve(host: Host) -> tuple[bool, str]:
     found = host.facts.host_lengths
-    return found is not None, f"its vector lengths are {'not to be had' if found is None else found}"
+    return found is not None, f"its vector lengths are {'not available' if found is None else found}"
 
 
 def _no_sve(host: Host) -> tuple[bool, str]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clauses, one package an architecture, one module an area."""
+"""The clauses, one package per architecture, one module per area."""

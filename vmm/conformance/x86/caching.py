@@ -5,7 +5,7 @@ One guest has a page of each memory type. In a round the same loads, each of whi
 every page, and the same stores; only ratios between pages of one round are judged, so the machine's speed, its
 load and the TSC's unit do not matter. Two controls belong to each round: a page whose lines are flushed before each
 batch shows what a load costs when it has to come from memory, and the base is measured a second time. Where the
-first is no slower, or the second differs from the first, the platform shows no caches or the machine does something
+first is not slower, or the second differs from the first, the platform shows no caches or the machine does something
 else meanwhile: nothing is judged then.
 """
 

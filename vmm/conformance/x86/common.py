@@ -9,10 +9,12 @@ import random
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
 from vmm.conformance.needs import Need, capability
+from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
 from vmm.probe.x86.facts import CALLS
 from vmm.x86 import cpuid, permission, xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest
 from vmm.x86.registers import set_xcr0
@@ -29,7 +31,6 @@ __all__ = [
     "HOST_XSAVE",
     "MASKABLE",
     "NO_HOST_XFD",
-    "OSXSAVE",
     "PLAIN",
     "STRICT_MSRS",
     "SYSTEM_ATTRIBUTES",
@@ -57,7 +58,6 @@ __all__ = [
 # Components whose bytes mean nothing to the CPU, so that any pattern may stand in them.
 PLAIN = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM) | xfeature.AVX512
 TILEDATA = int(XFeature.XTILEDATA)
-OSXSAVE = 1 << 18
 
 
 def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
@@ -102,7 +102,7 @@ def _host_xsave(host: Host) -> tuple[bool, str]:
 def _refuses_unknown_msrs(host: Host) -> tuple[bool, str]:
     told = host.facts.parameters.get("kvm.ignore_msrs", "not shown")
     takes = "takes" if host.facts.ignore_msrs else "refuses"
-    return not host.facts.ignore_msrs, f"KVM {takes} an MSR that nobody has (kvm.ignore_msrs is {told})"
+    return not host.facts.ignore_msrs, f"KVM {takes} an MSR that does not exist (kvm.ignore_msrs is {told})"
 
 
 # What this process may ask about its permissions, and what the kernel it runs on answers.
@@ -150,7 +150,7 @@ def static_features(context: Context) -> int:
 def permitted_size(features: int = -1) -> int:
     """Bytes of the area of a vCPU that has all that this process may give guests now, within ``features``.
 
-    The host's CPU may have components that its kernel does not use, so CPUID 0xD.0 ECX is no answer.
+    The host's CPU may have components that its kernel does not use, so CPUID 0xD.0 ECX is not the answer.
     Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (__user_state_size).
     """
     return max(LEGACY_SIZE, host_layout().size(permission.guest_permitted() & features))
@@ -180,7 +180,7 @@ def pattern(features: int, seed: int, size: int = 4096) -> XsaveArea:
     """
     source = random.Random(seed)
     area = XsaveArea.initial(size)
-    for number in xfeature.bits(features):
+    for number in bits(features):
         if number == XFeature.FP:
             area.set_component(0, _x87(source))
         elif number == XFeature.SSE:
@@ -233,6 +233,6 @@ def judged_call(
 
 def vector_guest(context: Context, features: int | None = None, table: Cpuid | None = None) -> Guest:
     """A guest with the xstate payload, CR4.OSXSAVE set and XCR0 = ``features`` (all plain ones KVM offers)."""
-    guest = context.own(Guest(context.kvm, "xstate", cpuid=table or context.host.facts.cpuid, cr4=OSXSAVE))
+    guest = context.own(Guest(context.kvm, "xstate", cpuid=table or context.host.facts.cpuid, cr4=CR4_OSXSAVE))
     set_xcr0(guest.vcpu, plain_features(context) if features is None else features)
     return guest

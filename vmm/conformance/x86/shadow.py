@@ -12,6 +12,7 @@ from vmm.kvm.ioctl import Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
 from vmm.x86 import boot, xfeature
+from vmm.x86.boot import CR4_CET, CR4_OSXSAVE
 from vmm.x86.guest import Guest
 from vmm.x86.msr import name, set_msr
 from vmm.x86.msr_names import Msr
@@ -20,10 +21,8 @@ from vmm.x86.xfeature import XFeature
 
 __all__ = [
     "CET",
-    "CR4_CET",
     "ENDBR_EN",
     "IBT",
-    "OSXSAVE",
     "SHSTK",
     "SH_STK_EN",
     "SSP_ID",
@@ -40,8 +39,6 @@ __all__ = [
     "twin",
 ]
 
-CR4_CET = 1 << 23
-OSXSAVE = 1 << 18
 _STACKS_SIZE = 0x2000
 SH_STK_EN, WR_SHSTK_EN, ENDBR_EN = 1, 2, 4
 SSP_ID = int(lib.KVM_REG_X86 | lib.KVM_REG_SIZE_U64 | lib.KVM_X86_REG_TYPE_KVM << 32 | lib.KVM_REG_GUEST_SSP)
@@ -84,7 +81,7 @@ def set_up_msr(vcpu: Vcpu, msr: int, value: int) -> None:
 
 def tracking_guest(context: Context, *, user: int) -> Guest:
     """A guest with the cet payload, CR4.CET and the given U_CET; it needs no shadow stacks and has none."""
-    cr4 = OSXSAVE | CR4_CET
+    cr4 = CR4_OSXSAVE | CR4_CET
     guest = context.own(Guest(context.kvm, "cet", cpuid=context.host.facts.cpuid, cr4=cr4))
     set_xcr0(guest.vcpu, features(context))
     if context.host.facts.cpuid.xss & CET:

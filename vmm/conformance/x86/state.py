@@ -18,7 +18,7 @@ from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 __all__ = ["NEEDS_APIC", "PIECES", "VOLATILE_MSRS", "State", "capture", "compare", "restore", "saved_msrs"]
 
-# What goes on by itself, or is written by KVM at each run.
+# State that changes by itself, or is written by KVM at each run.
 VOLATILE_MSRS = frozenset({Msr.TSC, Msr.TSC_DEADLINE, Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT})
 # Cannot be written, not even with the value read, while the local APIC is not in the kernel.
 NEEDS_APIC = frozenset({Msr.KVM_ASYNC_PF_INT})
@@ -77,7 +77,7 @@ PIECES: dict[str, _Piece] = {
     "XSAVE": _Piece(lambda vcpu, _: get_xsave(vcpu), set_xsave),
     "MSRS": _Piece(_get_msrs, _set_msrs),
     "DEBUGREGS": _struct("kvm_debugregs", registers.get_debugregs, registers.set_debugregs),
-    "EVENTS": _struct("kvm_vcpu_events", registers.get_events, registers.set_events),
+    "EVENTS": _struct("kvm_vcpu_events", Vcpu.get_events, Vcpu.set_events),
 }
 
 State = dict[str, Any]

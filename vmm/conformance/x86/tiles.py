@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
-from vmm.conformance.x86.common import OSXSAVE, judged_call, permit_tiles
+from vmm.conformance.x86.common import judged_call, permit_tiles
 from vmm.x86 import cpuid
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import DONE, Guest
 from vmm.x86.registers import set_xcr0
@@ -164,7 +165,7 @@ def tile_guest(context: Context, table: Cpuid | None = None, *, permit: bool = T
     if permit:
         permit_tiles(context)
     offered = cpuid.supported(context.kvm) if table is None else table
-    guest = context.own(Guest(context.kvm, "amx", cpuid=offered, cr4=OSXSAVE))
+    guest = context.own(Guest(context.kvm, "amx", cpuid=offered, cr4=CR4_OSXSAVE))
     set_xcr0(guest.vcpu, offered.xcr0)
     return guest
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from vmm._kvm import lib
 from vmm.arm64 import vcpu as vcpus
+from vmm.arm64.own import VL_MASK
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vls import MAX, QUADWORD, VectorLengths
-from vmm.kvm.ioctl import KvmError, prctl
+from vmm.kvm.ioctl import PR_SVE_GET_VL, PR_SVE_SET_VL, KvmError, prctl
 from vmm.kvm.system import Kvm
 from vmm.probe.arm64.first_exit import FIRST_EXIT, first_exit
 from vmm.probe.arm64.kernel_log import KernelLog
@@ -32,7 +33,6 @@ CAPABILITIES = (
 
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 HWCAP_SVE, HWCAP2_SVE2, HWCAP2_SME = 1 << 22, 1 << 1, 1 << 23
-_PR_SVE_SET_VL, _PR_SVE_GET_VL, _VL_MASK = 50, 51, 0xFFFF
 
 # MIDR_EL1.Implementer and PartNum of CPUs one meets.
 _IMPLEMENTERS = {
@@ -176,21 +176,21 @@ def _has(midr: int, erratum: str) -> bool:
 
 def host_lengths() -> VectorLengths:
     """Return the lengths that prctl(PR_SVE_SET_VL) gives, from the largest down; the thread's own stays."""
-    own = prctl(_PR_SVE_GET_VL, 0)
+    own = prctl(PR_SVE_GET_VL, 0)
     found = set()
     wanted = MAX * QUADWORD
     while wanted >= QUADWORD:
-        got = prctl(_PR_SVE_SET_VL, wanted) & _VL_MASK
+        got = prctl(PR_SVE_SET_VL, wanted) & VL_MASK
         found.add(got // QUADWORD)
         wanted = got - QUADWORD
-    prctl(_PR_SVE_SET_VL, own)
+    prctl(PR_SVE_SET_VL, own)
     return VectorLengths(found)
 
 
 def _host_lengths(hwcap: int) -> VectorLengths | None:
     try:
         return host_lengths() if hwcap & HWCAP_SVE else None
-    except KvmError:  # a seccomp filter that knows nothing of PR_SVE_SET_VL
+    except KvmError:  # a seccomp filter that does not know PR_SVE_SET_VL
         return None
 
 

@@ -33,7 +33,7 @@ CAPABILITIES = {name: int(getattr(lib, name)) for name in _NAMES} | {
     "KVM_CAP_X86_SMM": 117,
     "KVM_CAP_NESTED_STATE": 157,
 }
-# The calls behind the facts that may be None.
+# The calls that measure the facts that may be None.
 CALLS = {
     "xcomp_supported": "ARCH_GET_XCOMP_SUPP",
     "xcomp_guest_permitted": "ARCH_GET_XCOMP_GUEST_PERM",
@@ -114,7 +114,7 @@ class Facts:
         return self.answer(name) if value is None else xfeature.describe(value)
 
     def to_json(self) -> dict[str, object]:
-        """Return the facts as JSON values; CPUID as one line an entry."""
+        """Return the facts as JSON values; CPUID as one line per entry."""
         return {
             "backend": self.backend,
             "cpu": {"vendor": self.vendor, "model": self.model, "extension": self.extension},

@@ -34,6 +34,7 @@ from dataclasses import replace
 from typing import Any
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
@@ -136,7 +137,7 @@ def _permission(child: dict[str, Any], table: Cpuid) -> dict[str, Any]:
 
 
 def _components(table: Cpuid) -> list[int]:
-    return list(xfeature.bits(table.xcr0 | table.xss))
+    return list(bits(table.xcr0 | table.xss))
 
 
 def _xfeatures(table: Cpuid) -> dict[str, dict[str, Any]]:
@@ -204,12 +205,12 @@ def _measure_for_good(dynamic: int, listed: list[int]) -> dict[str, Any]:
 
 def _ask(kvm: Kvm, dynamic: int) -> dict[str, Any]:
     try:
-        for number in xfeature.bits(dynamic):
+        for number in bits(dynamic):
             permission.request_guest(number)
     except KvmError as error:
         return {"refused": str(error)}
     return {
-        "features": [xfeature.name(number) for number in xfeature.bits(dynamic)],
+        "features": [xfeature.name(number) for number in bits(dynamic)],
         "cpuid": cpuid.supported(kvm).packed.hex(),
         "xsave2": kvm.check_extension(lib.KVM_CAP_XSAVE2),
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the parts of an arm64 vCPU's state fit together: register ids, vector lengths, what lies behind them."""
+"""Whether the parts of an arm64 vCPU's state fit together: register ids, vector lengths, what lies beyond them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _lengths(where: str, parts: Mapping[str, Part]) -> VectorLengths | None:
     chosen = int.from_bytes(init[4:8], "little") & _SVE_BIT
     final = int.from_bytes(finalize, "little") & _SVE_BIT
     if bool(chosen) != (register is not None) or chosen != final:
-        raise StreamError(f"{where}, INIT", "the feature SVE, VLS and FINALIZE belong together: some are there alone")
+        raise StreamError(f"{where}, INIT", "SVE, VLS and FINALIZE must be present together or not at all")
     if register is None:
         return None
     assert isinstance(register, bytes)
@@ -68,7 +68,7 @@ def _lengths(where: str, parts: Mapping[str, Part]) -> VectorLengths | None:
 def _check_register(where: str, register: Register, value: bytes, groups: set[int]) -> None:
     number = int(register)
     if number >> 56 != _ARM64 or number >> 28 & 0xFFFFFF:
-        raise StreamError(where, f"{number:#x} is no register id of arm64")
+        raise StreamError(where, f"{number:#x} is not an arm64 register id")
     if register.size != len(value):
         raise StreamError(where, f"register {register} has {register.size} bytes by its id, and {len(value)} here")
     if register.group not in groups:
@@ -78,16 +78,16 @@ def _check_register(where: str, register: Register, value: bytes, groups: set[in
 def _check_vector(where: str, register: Register, value: bytes, lengths: VectorLengths | None) -> None:
     low = register & 0xFFFF
     if register.group == _CORE and low in _V and lengths is not None:
-        raise StreamError(where, f"{register} is there, which a vCPU with SVE has as Z only")
+        raise StreamError(where, f"{register} is present, which a vCPU with SVE has as Z only")
     if register.group != _SVE:
         return
     if lengths is None:
-        raise StreamError(where, f"{register} is there, and the vCPU has no SVE")
+        raise StreamError(where, f"{register} is present, but the vCPU has no SVE")
     is_z, is_p = low < 0x400, 0x400 <= low < 0x620
     if not (is_z or is_p) or len(value) != (_Z_BYTES if is_z else _P_BYTES):
         raise StreamError(where, f"{int(register):#x} is neither Z nor P nor FFR")
     if register.slice:
-        raise StreamError(where, f"{register} is a slice behind the longest vector of {8 * lengths.size} bits")
+        raise StreamError(where, f"{register} is a slice beyond the longest vector of {8 * lengths.size} bits")
     used = lengths.size if is_z else lengths.size // 8
     if any(value[used:]):
-        raise StreamError(where, f"{register} has bytes behind its vector length of {8 * lengths.size} bits")
+        raise StreamError(where, f"{register} has bytes beyond its vector length of {8 * lengths.size} bits")

@@ -59,8 +59,8 @@ def group_of(identifier: int) -> str:
     found = {_DEMUX: "CACHES", _FW: "FIRMWARE", _BITMAP: "FIRMWARE", _SVE: "VECTORS"}.get(register.group)
     if found is None:
         raise StateRefused(
-            f"KVM lists register {identifier:#x} of a group that this version does not know: "
-            "a state without it would not be whole"
+            f"KVM lists register {identifier:#x} of a group unknown to this version: "
+            "a state without it would be incomplete"
         )
     return found
 
@@ -209,7 +209,7 @@ _API = "Documentation/virt/kvm/api.rst, 4.82 KVM_ARM_VCPU_INIT and 4.119 KVM_ARM
 _FEATURES = "Documentation/virt/kvm/arm/vcpu-features.rst"
 _AFTER_INIT = Follows("INIT", "an uninitialised vCPU has no registers", _API)
 _AFTER_FINALIZE = Follows("FINALIZE", "SVE registers exist when the vector lengths are final", _API)
-_AFTER_IDREGS = Follows("IDREGS", "the ID registers decide which other registers and bits there are", _FEATURES)
+_AFTER_IDREGS = Follows("IDREGS", "the ID registers decide which other registers and bits exist", _FEATURES)
 
 STEPS: tuple[Step, ...] = (
     Step("INIT", "none: the VMM chose it", "KVM_ARM_VCPU_INIT", lambda vcpu: vcpu.chosen.get("INIT"), _restore_init),
@@ -219,12 +219,12 @@ STEPS: tuple[Step, ...] = (
     Step("FINALIZE", "none: the VMM chose it", "KVM_ARM_VCPU_FINALIZE",
          lambda vcpu: vcpu.chosen.get("FINALIZE"), _restore_finalize, (
         _AFTER_INIT,
-        Follows("VLS", "the vector lengths cannot change any more", _API),
+        Follows("VLS", "the vector lengths can no longer change", _API),
     )),
     _one_regs("IDREGS", _AFTER_INIT, _AFTER_FINALIZE),
     _one_regs("FIRMWARE", _AFTER_INIT, _AFTER_IDREGS),
     Step("LIST", "KVM_GET_REG_LIST", "KVM_GET_REG_LIST", _capture_list, _compare_list, (
-        Follows("IDREGS", "which registers there are depends on them", "arch/arm64/kvm/sys_regs.c, walk_one_sys_reg"),
+        Follows("IDREGS", "which registers exist depends on them", "arch/arm64/kvm/sys_regs.c, walk_one_sys_reg"),
         _AFTER_FINALIZE,
     )),
     _one_regs("CORE", _AFTER_INIT, _AFTER_IDREGS),

@@ -21,7 +21,7 @@ _PLAIN = (_NUMBER, _BYTES, _TEXT, _ARRAY, _MAP)
 
 
 class NotCanonical(ValueError):
-    """These bytes are no canonical encoding of a plain value; the message says where and why."""
+    """These bytes are not a canonical encoding of a plain value; the message says where and why."""
 
 
 def encode(value: Any) -> bytes:
@@ -32,7 +32,7 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """Return the value of an encoding; NotCanonical if another encoding of it is shorter or in order.
 
-    cbor2 sees only what the scan let pass: no tags, nothing of indefinite length, no length behind the end, at
+    cbor2 sees only what the scan let pass: no tags, nothing of indefinite length, no length beyond the end, at
     most MAX_DEPTH levels and MAX_ITEMS items. Before cbor2 6 it has no such limits of its own.
     """
     _scan(data)
@@ -67,7 +67,7 @@ def _scan(data: bytes) -> None:
         if major in (_BYTES, _TEXT):
             position += count
             if position > len(data):
-                raise NotCanonical(f"CBOR string that goes on {position - len(data)} bytes behind the end")
+                raise NotCanonical(f"CBOR string that extends {position - len(data)} bytes beyond the end")
         elif major in (_ARRAY, _MAP):
             inside = count * (2 if major == _MAP else 1)
             if inside > len(data) - position:
@@ -76,7 +76,7 @@ def _scan(data: bytes) -> None:
                 raise NotCanonical(f"CBOR nested deeper than {MAX_DEPTH} levels")
             levels.append((inside, major == _MAP, None))
     if position != len(data):
-        raise NotCanonical(f"CBOR with {len(data) - position} bytes behind its value")
+        raise NotCanonical(f"CBOR with {len(data) - position} bytes beyond its value")
 
 
 def _head(data: bytes, position: int) -> tuple[int, int, int]:

@@ -57,7 +57,7 @@ _PIECE = 2 << 20
 
 
 class Readable(Protocol):
-    """A pipe, a file, a socket's file: ``read`` blocks, and returns nothing at the end alone."""
+    """A pipe, a file, a socket's file: ``read`` blocks, and returns nothing only at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -123,7 +123,7 @@ class Writer:
     def section(self, kind: str, index: int, *body: bytes | memoryview, critical: bool = True) -> None:
         """Write one section; its body may be given in pieces."""
         if not is_kind(kind) or kind == END:
-            raise ValueError(f"{kind!r} is no kind of a section")
+            raise ValueError(f"{kind!r} is not a kind of section")
         self._section(kind, index, body, critical)
 
     def end(self) -> None:
@@ -167,7 +167,7 @@ class Reader:
         fixed = self._read(_FIXED.size, "the header")
         magic, self.format, arch, flags, length = _FIXED.unpack(fixed)
         if magic != MAGIC:
-            raise StreamError("byte 0", "this is no stream of a VM's state, its first bytes are others")
+            raise StreamError("byte 0", "not a VM state stream: wrong magic number")
         if self.format != FORMAT:
             raise StreamError("byte 8", f"the stream has format {self.format}, and this version reads {FORMAT} only")
         names = {code: name for name, code in ARCHITECTURES.items()}
@@ -216,7 +216,7 @@ class Reader:
         name, flags, zero, index, length = _PREFIX.unpack(prefix)
         kind = name.rstrip(b"\0").decode("latin-1")
         if not is_kind(kind):
-            raise StreamError(f"section {number} at byte {offset}", "its kind is no name: the stream is damaged")
+            raise StreamError(f"section {number} at byte {offset}", "its kind is not a name: the stream is damaged")
         where = _where(number, kind, index, offset)
         if flags & ~_CRITICAL or zero:
             raise StreamError(where, f"it has flags {flags:#x} and {zero:#x}, which this version does not know")
@@ -243,12 +243,12 @@ class Reader:
             raise StreamError(where, f"the end has {len(body)} bytes, not {_END.size}")
         count, digest = _END.unpack(body)
         if count != number:
-            raise StreamError(where, f"the stream has {number} sections, and its end speaks of {count}")
+            raise StreamError(where, f"the stream has {number} sections but its end declares {count}")
         if digest != self._all.digest():
             raise StreamError(where, "the digest of the whole stream is another one: sections were exchanged")
         self.digest = digest
         if self._exact and self._file.read(1):
-            raise StreamError(f"byte {self._offset}", "there are bytes behind the end of the stream")
+            raise StreamError(f"byte {self._offset}", "there are bytes beyond the end of the stream")
 
     def _read(self, size: int, where: str) -> bytes:
         pieces = []

@@ -24,7 +24,7 @@ from vmm.state.value import Part, VmState
 __all__ = ["CONFIG", "RESERVED", "Explain", "config_body", "header_body", "part_body", "part_value", "write_state"]
 
 CONFIG = "VMCONFIG"
-# Kinds that are no part's name.
+# Kinds that are not the name of a part.
 RESERVED = frozenset({CONFIG, MEMORY, END})
 
 # What a part holds, by the names of its registers and fields: (architecture, the part's name, all parts of the

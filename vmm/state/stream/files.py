@@ -29,7 +29,7 @@ def save(
     """Write a state to a file with mode 0600, replacing what was there at once when all is on the disk.
 
     A link is followed: the file that it names is replaced, and the link stays. A character device and a FIFO are
-    written to as they are; nothing else that is not a regular file is touched. Nothing is left behind if writing
+    written to as they are; nothing else that is not a regular file is touched. Nothing remains if writing
     fails. OSError, with ``path`` for its file: it is a folder, a socket or a disk, or its folder cannot take it.
     """
     try:
@@ -49,7 +49,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
         if not os.fspath(path) or target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, and the state is to stay")
+            raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, which cannot keep a state")
         descriptor, name = _unfinished(target)
         os.close(descriptor)
         if name is not None:

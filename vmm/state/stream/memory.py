@@ -32,7 +32,7 @@ def check_region(region: MemoryState) -> None:
     end = region.gpa
     for extent in region.extents:
         if extent.gpa % PAGE or len(extent.data) % PAGE or not extent.data:
-            raise ValueError(f"{len(extent.data)} bytes of memory at {extent.gpa:#x} are no whole pages")
+            raise ValueError(f"{len(extent.data)} bytes of memory at {extent.gpa:#x} are not whole pages")
         if extent.gpa < end or extent.gpa + len(extent.data) > region.gpa + region.size:
             raise ValueError(f"memory at {extent.gpa:#x} overlaps, goes back or leaves its region")
         end = extent.gpa + len(extent.data)
@@ -87,7 +87,7 @@ class MemoryDecoder:
         if encoding != _PLAIN:
             raise StreamError(section.where, f"memory with encoding {encoding} is not known to this version")
         if len(data) != length:
-            raise StreamError(section.where, f"it has {len(data)} bytes of memory and speaks of {length}")
+            raise StreamError(section.where, f"it holds {len(data)} bytes of memory but declares {length}")
         return gpa, data
 
     def _decompress(self, section: Section, data: memoryview, length: int) -> bytes:
@@ -96,10 +96,10 @@ class MemoryDecoder:
         try:
             promised = zstandard.get_frame_parameters(data).content_size
             if promised != length:
-                raise StreamError(section.where, f"its frame promises {promised} bytes, and it speaks of {length}")
+                raise StreamError(section.where, f"its frame promises {promised} bytes but it declares {length}")
             found = self._decompressor.decompress(data, max_output_size=length, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise StreamError(section.where, f"its zstandard frame is damaged ({error})") from error
         if len(found) != length:
-            raise StreamError(section.where, f"its frame holds {len(found)} bytes, and it speaks of {length}")
+            raise StreamError(section.where, f"its frame holds {len(found)} bytes but it declares {length}")
         return found

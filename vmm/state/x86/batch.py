@@ -96,7 +96,7 @@ class _Reader:
         if any(self._calls[number].result != count for number, count in self._counts):
             return None
         parts = {name: take() for name, take in self._takes}
-        # Linux 6.1 leaves nent alone.
+        # Linux 6.1 does not change nent.
         return parts if self._table.nent in (MAX_ENTRIES, len(parts["CPUID"]) // _ENTRY) else None
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from vmm.kvm.bits import bits
 from vmm.state.errors import StreamError
 from vmm.state.value import Part, VcpuState
 from vmm.x86 import xfeature
@@ -129,11 +130,11 @@ def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
     if not shaped or len(_bytes(vcpu.parts, "XSAVE")) < 520 or not (clash := _disabled(vcpu.parts)):
         return vcpu, []
     data = bytearray(_bytes(vcpu.parts, "XSAVE"))
-    for bit in xfeature.bits(clash):
+    for bit in bits(clash):
         data[512 + bit // 8] &= ~(1 << bit % 8)
     notes = [
         f"vCPU {vcpu.identifier}: {xfeature.name(bit)} is dropped, XSTATE_BV named it while IA32_XFD disables it"
-        for bit in xfeature.bits(clash)
+        for bit in bits(clash)
     ]
     return vcpu.with_part("XSAVE", bytes(data)), notes
 
@@ -141,14 +142,14 @@ def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
 def _check_msrs(where: str, part: str, parts: Mapping[str, Part], allowed: frozenset[int]) -> None:
     if stray := [index for index in _registers(parts, part) if index not in allowed]:
         names = ", ".join(name(index) for index in stray[:8])
-        raise StreamError(f"{where}, {part}", f"a state has no business with {names} there")
+        raise StreamError(f"{where}, {part}", f"not allowed in this part of a saved state: {names}")
 
 
 def _check_one_regs(where: str, registers: Mapping[int, bytes]) -> None:
     for identifier, value in registers.items():
         kind, index = identifier >> 32 & 0xFF, identifier & 0xFFFFFFFF
         if identifier >> 40 != _ONE_REG or len(value) != 8:
-            raise StreamError(where, f"{identifier:#x} with {len(value)} bytes is no 64-bit register of x86")
+            raise StreamError(where, f"{identifier:#x} with {len(value)} bytes is not an x86 register of 64 bits")
         known = index in allowed_msrs() if kind == _TYPE_MSR else kind == _TYPE_KVM and index == _GUEST_SSP
         if not known:
-            raise StreamError(where, f"a state has no business with register {identifier:#x}")
+            raise StreamError(where, f"register {identifier:#x} is not allowed in a saved state")

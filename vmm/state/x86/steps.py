@@ -8,6 +8,7 @@ from functools import cache
 from weakref import WeakKeyDictionary
 
 from vmm._kvm import ffi, lib
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
@@ -146,7 +147,7 @@ def _read_msrs(vcpu: Vcpu, asked: tuple[int, ...]) -> Part | None:
     found = _call_msrs(vcpu, lib.KVM_GET_MSRS, rows)
     if len(found) < len(rows):
         index = Packed.ROW.unpack_from(rows, len(found))[0]
-        raise Refused(f"KVM does not let {msr_name(index)} be read any more, which it did before")
+        raise Refused(f"KVM no longer lets {msr_name(index)} be read, although it did earlier")
     return Packed(found)
 
 
@@ -256,7 +257,7 @@ STEPS: tuple[Step, ...] = (
     )),
     Step("XSAVE", "KVM_GET_XSAVE2", "KVM_SET_XSAVE", _capture_xsave, _restore_xsave, (
         _AFTER_CPUID,
-        Follows("XFD", "an XSTATE_BV bit that IA32_XFD disables must not be left behind the write of IA32_XFD",
+        Follows("XFD", "an XSTATE_BV bit that IA32_XFD disables must not remain after the write of IA32_XFD",
                 "arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave; arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd"),
     )),
     _structure("LAPIC", (
@@ -321,7 +322,7 @@ def check_complete(parts: Mapping[str, Part]) -> None:
     data = raw("SREGS", parts["SREGS"], ffi.sizeof("struct kvm_sregs2"))
     cr4, efer = (int.from_bytes(data[at : at + _U64], "little") for at in _CR4_EFER)
     if cr4 >> 13 & 1 or efer >> 12 & 1:
-        raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved here")
+        raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved")
 
 
 def permit(vcpu: VcpuState) -> None:
@@ -331,7 +332,7 @@ def permit(vcpu: VcpuState) -> None:
         return
     try:
         missing = wanted & ~permission.guest_permitted()
-        for feature in xfeature.bits(missing):
+        for feature in bits(missing):
             permission.request_guest(feature)
     except KvmError as error:
         raise StateRefused(

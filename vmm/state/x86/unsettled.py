@@ -10,6 +10,7 @@ import random
 
 from vmm._kvm import ffi, lib
 from vmm.guest.base import BaseGuest
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
@@ -18,11 +19,9 @@ from vmm.x86 import boot, msr, permission, xfeature
 from vmm.x86.cpuid import get_cpuid
 from vmm.x86.registers import (
     get_debugregs,
-    get_events,
     get_regs,
     get_sregs,
     set_debugregs,
-    set_events,
     set_regs,
     set_sregs,
     set_xcr0,
@@ -46,7 +45,7 @@ def before(kvm: Kvm) -> None:
     """Request the guest permission for all dynamic components that KVM offers and the process may still get."""
     try:
         offered = permission.guest_supported(kvm) & xfeature.DYNAMIC & ~permission.guest_permitted()
-        for feature in xfeature.bits(offered):
+        for feature in bits(offered):
             permission.request_guest(feature)
     except KvmError as error:
         # EBUSY: a vCPU was made before; ENXIO, EINVAL: a kernel without them. Then the guest goes without.
@@ -67,7 +66,7 @@ def unsettle(guest: BaseGuest, seed: int) -> None:
         debug.db[number] = source.randrange(1, 1 << 40) << 3
     debug.dr7 = 0x400 | 0x55
     set_debugregs(vcpu, debug)
-    events = get_events(vcpu)
+    events = vcpu.get_events()
     events.nmi.masked = 1
     events.interrupt.shadow = 1
     if guest.vm.check_extension(lib.KVM_CAP_EXCEPTION_PAYLOAD):
@@ -76,7 +75,7 @@ def unsettle(guest: BaseGuest, seed: int) -> None:
         events.flags |= lib.KVM_VCPUEVENT_VALID_PAYLOAD
         events.exception.pending, events.exception.nr, events.exception.has_error_code = 1, 14, 1
         events.exception_has_payload, events.exception_payload = 1, 0x7777_2000
-    set_events(vcpu, events)
+    vcpu.set_events(events)
 
 
 def _general(vcpu: Vcpu, source: random.Random) -> None:
@@ -97,7 +96,7 @@ def _vectors(vcpu: Vcpu, source: random.Random) -> None:
     offered = get_cpuid(vcpu).xcr0
     set_xcr0(vcpu, offered)
     area = XsaveArea(get_xsave(vcpu).data)
-    for number in xfeature.bits(offered):
+    for number in bits(offered):
         if number in area.layout and area.layout[number].end <= len(area.data):
             area.set_component(number, _component(number, area.layout[number].size, source))
     area.mxcsr = 0x1FA0

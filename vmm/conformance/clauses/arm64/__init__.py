@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clauses about arm64: one module an area."""
+"""The clauses about arm64: one module per area."""

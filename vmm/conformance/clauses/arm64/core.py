@@ -134,7 +134,7 @@ def bad_offset(context: Context) -> None:
 
 @clause("core.pstate-validate", arch="arm64")
 def pstate(context: Context) -> None:
-    """PSTATE of a 64-bit vCPU without EL2 takes EL0 and EL1; AArch32 modes, EL2 and what is no mode are refused.
+    """PSTATE of a 64-bit vCPU without EL2 takes EL0 and EL1; AArch32 modes, EL2 and what is not a mode are refused.
 
     A KVM that took EL2 here gave its guest the hypervisor's level (CVE-2018-18021).
 

@@ -96,7 +96,7 @@ def vectors_before(context: Context) -> None:
 
 @clause("sve.finalize.core-sysreg-before-ok", arch="arm64", needs=(SVE,))
 def others_before(context: Context) -> None:
-    """Core, system and firmware registers can be read and written before FINALIZE: EPERM is for Z, P and FFR alone.
+    """Core, system and firmware registers can be read and written before FINALIZE: EPERM is for Z, P and FFR only.
 
     The documentation says without exception that the ONE_REG calls fail before FINALIZE; the code never did so.
 
@@ -159,7 +159,7 @@ def without_sve(context: Context) -> None:
 
 @clause("sve.finalize.unknown-einval", arch="arm64", needs=(SVE,))
 def unknown(context: Context) -> None:
-    """FINALIZE takes the number of a feature that can be finalized, SVE alone: all else is EINVAL.
+    """FINALIZE takes the number of a feature that can be finalized, only SVE: all else is EINVAL.
 
     1 << 4 would be the mask that VCPU_INIT takes.
 

@@ -69,7 +69,7 @@ def pfr0_sve(context: Context) -> None:
 
 @clause("id.pfr0-sve-not-writable", arch="arm64", needs=(SVE,))
 def pfr0_not_writable(context: Context) -> None:
-    """ID_AA64PFR0_EL1.SVE, FP and AdvSIMD cannot be written: SVE is chosen by VCPU_INIT alone.
+    """ID_AA64PFR0_EL1.SVE, FP and AdvSIMD cannot be written: only VCPU_INIT chooses SVE.
 
     FP and AdvSIMD are left out where KVM says that they can.
 
@@ -109,7 +109,7 @@ def zfr0_without_sve(context: Context) -> None:
 def zfr0_downgrade(context: Context) -> None:
     """A field of ID_AA64ZFR0_EL1 that KVM says is writable may be lowered before the first run; none may be raised.
 
-    Its SVEver is not 0 exactly where the host has SVE2: on a CPU with SVE alone there is nothing to lower. Before 6.7
+    Its SVEver is not 0 exactly where the host has SVE2: on a CPU with only SVE there is nothing to lower. Before 6.7
     (commit f89fbb350dd7) nothing but its own value could be written.
 
     Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs, arm64_check_features; arch/arm64/kernel/cpufeature.c.

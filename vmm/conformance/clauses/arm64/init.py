@@ -180,7 +180,7 @@ def reinit_same(context: Context) -> None:
 
 @clause("init.poweroff-ephemeral", arch="arm64")
 def poweroff(context: Context) -> None:
-    """POWER_OFF decides the MP state after the VCPU_INIT that carries it, and is no feature to be repeated.
+    """POWER_OFF decides the MP state after the VCPU_INIT that carries it, and is not a feature to be repeated.
 
     Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl_vcpu_init.
     """

@@ -45,14 +45,14 @@ def _refuse(context: Context, vcpu: Vcpu, wanted: VectorLengths) -> None:
 def encoding(context: Context) -> None:
     """Bit vq - 1 stands for vectors of vq times 128 bits; 128 bits are always there, more than 2048 never.
 
-    All 64 bytes are written, and none behind them.
+    All 64 bytes are written, and none beyond them.
 
     Source: Documentation/virt/kvm/api.rst, 4.68; arch/arm64/kvm/guest.c, get_sve_vls.
     """
     vcpu = sve_vcpu(context, finalized=False)
     for poison in (0xAA, 0x55):
         data = poisoned_get(vcpu, VLS, 2 * _VLS_BYTES, poison)
-        equal("what lies behind the register", data[_VLS_BYTES:], bytes([poison]) * _VLS_BYTES)
+        equal("what lies beyond the register", data[_VLS_BYTES:], bytes([poison]) * _VLS_BYTES)
         found = VectorLengths.decode(data[:_VLS_BYTES])
         true("vector lengths", 1 in found, found, "1 among them")
         true("the largest", found.maximum <= ARCHITECTURAL_MAX, found.maximum, f"at most {ARCHITECTURAL_MAX}")

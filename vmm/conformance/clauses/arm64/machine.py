@@ -149,7 +149,7 @@ def swapped_ids(context: Context) -> None:
     call(context, guest, "MRS CNTVCT_EL0", "execute", _MRS_CNT)
     value = guest.mailbox.values[0]
     true("CNTVCT_EL0 in the guest", start <= value < start << 1, value, f"from {start:#x} on")
-    true("CNTVCT_EL0 goes on", read(guest.vcpu, counter) >= value, read(guest.vcpu, counter), f"{value:#x} or more")
+    true("CNTVCT_EL0 counts on", read(guest.vcpu, counter) >= value, read(guest.vcpu, counter), f"{value:#x} or more")
     equal("CNTV_CVAL_EL0", read(guest.vcpu, comparator), 0x123456789A)
 
 
@@ -190,21 +190,21 @@ def events(context: Context) -> None:
     vcpu = plain_vcpu(context)
 
     def set_events(**fields: object) -> None:
-        vcpu.ioctl(lib.KVM_SET_VCPU_EVENTS, ffi.new("struct kvm_vcpu_events *", {"exception": fields}))
+        vcpu.set_events(ffi.new("struct kvm_vcpu_events *", {"exception": fields}))
 
-    start = succeeds("KVM_GET_VCPU_EVENTS", vcpu.get, lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events").exception
+    start = succeeds("KVM_GET_VCPU_EVENTS", vcpu.get_events).exception
     equal("a pending SError", start.serror_pending, 0)
     ras = start.serror_has_esr
     context.note(f"serror_has_esr is {ras}")
     pending = {"serror_pending": 1, "serror_has_esr": ras, "serror_esr": 0x1234 * ras}
     succeeds("KVM_SET_VCPU_EVENTS with a pending SError", set_events, **pending)
-    found = vcpu.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events").exception
+    found = vcpu.get_events().exception
     equal("a pending SError", found.serror_pending, 1)
     equal("its syndrome", found.serror_esr, 0x1234 * ras)
     equal("ext_dabt_pending", found.ext_dabt_pending, 0)
     reserved = ffi.new("struct kvm_vcpu_events *")
     reserved.reserved[11] = 1
-    refused("a reserved field", errno.EINVAL, vcpu.ioctl, lib.KVM_SET_VCPU_EVENTS, reserved)
+    refused("a reserved field", errno.EINVAL, vcpu.set_events, reserved)
     refused("padding", errno.EINVAL, set_events, pad=[0, 0, 0, 0, 1])
     if ras:
         refused("a syndrome of more than an ISS", errno.EINVAL, set_events, serror_pending=1, serror_has_esr=1,

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vmm._kvm import ffi, lib
+from vmm._kvm import ffi
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, VLS, Register, z
 from vmm.arm64.vector import VectorState
@@ -47,7 +47,7 @@ class _Saved:
 def _save(vcpu: Vcpu) -> _Saved:
     with judged("saving a vCPU"):
         registers = {Register(r): vcpu.get_one_reg(r) for r in vcpu.reg_list()}
-        events = bytes(ffi.buffer(vcpu.get(lib.KVM_GET_VCPU_EVENTS, "kvm_vcpu_events")))
+        events = bytes(ffi.buffer(vcpu.get_events()))
     return _Saved(registers, vcpu.mp_state, events)
 
 
@@ -58,12 +58,12 @@ def _restore(vcpu: Vcpu, saved: _Saved, order: Iterable[Register] | None = None)
             succeeds(f"writing {register}", vcpu.set_one_reg, register, saved.registers[register])
     events = ffi.new("struct kvm_vcpu_events *")
     ffi.memmove(events, saved.events, len(saved.events))
-    succeeds("KVM_SET_VCPU_EVENTS", vcpu.ioctl, lib.KVM_SET_VCPU_EVENTS, events)
+    succeeds("KVM_SET_VCPU_EVENTS", vcpu.set_events, events)
     succeeds(f"MP state {saved.mp_state}", setattr, vcpu, "mp_state", saved.mp_state)
 
 
 def _equal(what: str, found: _Saved, expected: _Saved) -> None:
-    """All but the counters, which go on, has to be the same."""
+    """All but the counters, which keep counting, has to be the same."""
     equal(f"{what}: the list", [str(r) for r in found.registers], [str(r) for r in expected.registers])
     no_difference(
         what,
@@ -95,7 +95,7 @@ def _moved(source: Guest, destination: Guest, saved: _Saved) -> None:
 
 @clause("mig.sve-idempotent", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
 def idempotent(context: Context) -> None:
-    """A state written to a vCPU of another VM is what is read from there, register by register; counters go on.
+    """A state written to a vCPU of another VM is what is read from there, register by register, except for counters.
 
     With SVE at every vector length, and without.
 
@@ -114,7 +114,7 @@ def idempotent(context: Context) -> None:
 
 @clause("mig.sve-guest-goes-on", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)
 def goes_on(context: Context) -> None:
-    """A guest that is moved between two exits goes on in the other VM and finds its vector registers.
+    """A guest that is moved between two exits resumes in the other VM and finds its vector registers.
 
     It leaves as often as it had to.
 

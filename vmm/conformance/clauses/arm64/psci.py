@@ -105,7 +105,7 @@ def psci_version(context: Context) -> None:
 
 @clause("vm.psci-unknown", arch="arm64", needs=(GUEST_RUNS,))
 def psci_unknown(context: Context) -> None:
-    """A call that nobody knows answers -1 and does not leave the guest.
+    """An unknown call answers -1 and does not leave the guest.
 
     Source: arch/arm64/kvm/hypercalls.c, kvm_smccc_call_handler; Arm DEN0028 (SMCCC), 5.2.
     """

@@ -25,7 +25,7 @@ from vmm.conformance.expect import equal, refused, refused_indicative, succeeds,
 from vmm.conformance.registry import clause
 from vmm.kvm.vcpu import Vcpu
 
-# Counters that go on by themselves.
+# Counters that change by themselves.
 _VOLATILE = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}
 _SVE_GROUP, _BEHIND_FFR, _CORE_GROUP = 0x15, 0x620, 0x10
 # The registers that a field of ID_AA64MMFR3_EL1 brings along.
@@ -43,7 +43,7 @@ def _names(registers: object) -> list[str]:
 
 
 def _list_into(vcpu: Vcpu, room: int) -> tuple[int, list[int]]:
-    """KVM_GET_REG_LIST with place for ``room`` ids and 8 poisoned ones behind; returns n and all places."""
+    """KVM_GET_REG_LIST with place for ``room`` ids and 8 poisoned ones after them; returns n and all places."""
     value = ffi.new("struct kvm_reg_list *", {"n": room, "reg": room + 8})
     for index in range(room + 8):
         value.reg[index] = 0xAAAA
@@ -70,18 +70,18 @@ def too_small(context: Context) -> None:
     equal("the length for a list that is one short", _needed(vcpu, count - 1), count)
     found, places = succeeds("a list that is long enough", _list_into, vcpu, count)
     equal("n", found, count)
-    equal("what lies behind the list", places[count:], [0xAAAA] * 8)
+    equal("what lies beyond the list", places[count:], [0xAAAA] * 8)
     true("ids", 0xAAAA not in places[:count], places[:count].count(0xAAAA), "all of the list written")
     more, places = succeeds("a longer list", _list_into, vcpu, count + 5)
     equal("n of a longer list", more, count)
-    equal("what lies behind the longer list", places[count:], [0xAAAA] * 13)
+    equal("what lies beyond the longer list", places[count:], [0xAAAA] * 13)
 
 
 @clause("reglist.sve-contents", arch="arm64", needs=(SVE,))
 def sve_contents(context: Context) -> None:
     """With SVE the list has the vector lengths, Z, P, FFR and ZCR_EL1 instead of V; without SVE it has none of them.
 
-    FPSR and FPCR are in both. Registers of which these clauses know nothing and that are in one alone are a note.
+    FPSR and FPCR are in both. Registers that are unknown to these clauses and in only one list are a note.
 
     Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices, copy_core_reg_indices; Documentation/virt/kvm/api.rst, 4.68.
     """
@@ -91,7 +91,7 @@ def sve_contents(context: Context) -> None:
     equal("listed with SVE", _names(with_sve & (wanted | vectors)), _names(wanted))
     equal("listed without SVE", _names(without & (wanted | vectors)), _names(vectors))
     if others := (with_sve ^ without) - wanted - vectors:
-        context.note(f"in one of the lists alone: {', '.join(_names(others))}")
+        context.note(f"in only one of the lists: {', '.join(_names(others))}")
     true("FPSR and FPCR", {FPSR, FPCR} <= with_sve & without, "missing", "in both lists")
 
 
@@ -142,8 +142,8 @@ def order(context: Context) -> None:
 def get_set_all(context: Context) -> None:
     """Every listed register can be read, and written with what was read, which then reads the same.
 
-    With SVE, where KVM has it, and without. The vector lengths cannot be written after FINALIZE, and counters go on;
-    what else changes by itself is a note.
+    With SVE, where KVM has it, and without. The vector lengths cannot be written after FINALIZE, and counters keep
+    counting; what else changes by itself is a note.
 
     Source: Documentation/virt/kvm/api.rst, 4.68, 4.69 and 4.84.
     """

@@ -84,7 +84,7 @@ def p_round_trip(context: Context) -> None:
 
 @clause("sve.reg.get-full-slice-zero-pad", arch="arm64", needs=(SVE,))
 def full_slice(context: Context) -> None:
-    """Reading writes the whole slice, 256 or 32 bytes: 0 beyond the vector length, and nothing behind the slice.
+    """Reading writes the whole slice, 256 or 32 bytes: 0 beyond the vector length, and nothing beyond the slice.
 
     Source: arch/arm64/kvm/guest.c, get_sve_reg (clear_user); Documentation/virt/kvm/api.rst, 4.68.
     """
@@ -97,7 +97,7 @@ def full_slice(context: Context) -> None:
             same_bytes(
                 f"{register} beyond the vector length", data[used : register.size], bytes(register.size - used)
             )
-            same_bytes(f"what lies behind {register}", data[register.size :], b"\xaa" * 64)
+            same_bytes(f"what lies beyond {register}", data[register.size :], b"\xaa" * 64)
             same_bytes(f"{register}", data[:used], value[:used])
 
 

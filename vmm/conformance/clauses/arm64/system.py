@@ -87,7 +87,7 @@ def implementation_ids(context: Context) -> None:
 
 @clause("vm.pauth-keys", arch="arm64", needs=(PAUTH,))
 def pauth_keys(context: Context) -> None:
-    """The ten halves of the pointer authentication keys keep their values, and are there with the feature alone.
+    """The ten halves of the pointer authentication keys keep their values, and exist only with the feature.
 
     Source: arch/arm64/kvm/sys_regs.c, ptrauth_visibility.
     """

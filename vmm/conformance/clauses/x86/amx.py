@@ -18,7 +18,6 @@ from vmm.conformance.x86 import state
 from vmm.conformance.x86.common import (
     AVX512,
     HOST_XFD,
-    OSXSAVE,
     TILE_GUESTS,
     judged_call,
     offers,
@@ -42,6 +41,7 @@ from vmm.guest.base import GuestError
 from vmm.kvm.exits import Budget, Exit
 from vmm.kvm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import DIFFERENT, Guest
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
@@ -288,7 +288,7 @@ def bad_configuration(context: Context) -> None:
         "reserved byte 2": good[:2] + b"\1" + good[3:],
         "no rows": good[:48] + b"\0" + good[49:],
         "17 rows": good[:48] + b"\x11" + good[49:],
-        "65 bytes a row": good[:16] + b"\x41\0" + good[18:],
+        "65 bytes per row": good[:16] + b"\x41\0" + good[18:],
     }
     for name, config in wrong.items():
         guest.memory.write(guest.payload.symbol("expected"), config)
@@ -326,7 +326,7 @@ def moved_between_threads(context: Context) -> None:
         try:
             os.sched_setaffinity(0, {cpu})
             exits.append(guest.resume(context.timeout, ticks=1))
-        except (OSError, GuestError) as error:  # a thread has nobody who would see it
+        except (OSError, GuestError) as error:  # nothing else would see it in a thread
             exits.append(error)
 
     for turn in range(19):
@@ -404,7 +404,7 @@ def usable_without_permission(context: Context) -> None:
     judged_call(context, guest, f"churn_{vector_level(context)}", 20, privilege=3)
     image.check(guest)
     equal("tile components in the guest's CPUID", cpuid.supported(context.kvm).xcr0 & _XTILE, 0)
-    tiles = context.own(Guest(context.kvm, "amx", cpuid=cpuid.supported(context.kvm), cr4=OSXSAVE))
+    tiles = context.own(Guest(context.kvm, "amx", cpuid=cpuid.supported(context.kvm), cr4=CR4_OSXSAVE))
     # At CPL 3, where a KVM that interprets CPL 0 runs the guest's own instructions.
     _expect_fault(context, tiles, ("tilezero_once", "ldtilecfg_once"), "#UD", "no permission", privilege=3)
 

@@ -28,7 +28,7 @@ def _fill(guest: Guest, data: bytes) -> None:
 
 
 def _compacted_tiles(area: XsaveArea) -> bytes:
-    """TILECFG and TILEDATA of a compacted area that holds only them: right behind the header, 64-byte aligned."""
+    """TILECFG and TILEDATA of a compacted area that holds only them: right after the header, 64-byte aligned."""
     return bytes(area.data[576 : 576 + 64 + 8192])
 
 
@@ -49,7 +49,7 @@ def xsave_standard(context: Context) -> None:
 
 @clause("amx.xsave-compacted", arch="x86", needs=_COMPACTING)
 def xsave_compacted(context: Context) -> None:
-    """XSAVEC and XSAVES in the guest write live tiles right behind the header and name them in XCOMP_BV.
+    """XSAVEC and XSAVES in the guest write live tiles right after the header and name them in XCOMP_BV.
 
     Source: Intel SDM volume 1, 13.10, 13.11, 13.4.3.
     """
@@ -62,7 +62,7 @@ def xsave_compacted(context: Context) -> None:
         equal(f"XCOMP_BV of {instruction}", area.xcomp_bv, 1 << 63 | _XTILE)
         image.check(guest, _compacted_tiles(area))
         rest = bytes(area.data[576 + 64 + 8192 :])
-        equal(f"bytes behind the {instruction} area", rest.count(0xAA), len(rest))
+        equal(f"bytes beyond the {instruction} area", rest.count(0xAA), len(rest))
 
 
 @clause("amx.xrstor-restores", arch="x86", needs=_COMPACTING)

@@ -15,14 +15,13 @@ from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import permission
+from vmm.x86.boot import CR4_CET
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest
 from vmm.x86.msr import get_msr, index_list, name, set_msr
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xfeature import XFeature
-
-_CR4_CET = 1 << 23
 
 
 def _without_cet(table: Cpuid) -> Cpuid:
@@ -40,11 +39,11 @@ def cr4_cet_reserved(context: Context) -> None:
     guest.call("read_cr4", timeout=context.timeout)
     # Not what the guest read: an emulated CPU may show it a bit of the host's.
     cr4 = int(get_sregs(guest.vcpu).cr4)
-    guest.call("write_cr4", cr4 | _CR4_CET, timeout=context.timeout)
+    guest.call("write_cr4", cr4 | CR4_CET, timeout=context.timeout)
     equal("faults of MOV to CR4", guest.mailbox.read("values", 15), 1)
     equal("the fault of MOV to CR4", guest.fault().name, "#GP")
     sregs = get_sregs(guest.vcpu)
-    sregs.cr4 |= _CR4_CET
+    sregs.cr4 |= CR4_CET
     refused("KVM_SET_SREGS with CR4.CET", errno.EINVAL, set_sregs, guest.vcpu, sregs)
     equal("CR4 after the refusals", get_sregs(guest.vcpu).cr4, cr4)
 

@@ -13,7 +13,6 @@ from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import shadow
 from vmm.conformance.x86.shadow import (
-    CR4_CET,
     ENDBR_EN,
     IBT,
     SH_STK_EN,
@@ -162,7 +161,7 @@ def guest_and_host_agree(context: Context) -> None:
 
 @clause("cet.ssp-not-a-guest-msr", arch="x86", needs=(SHSTK,))
 def internal_number(context: Context) -> None:
-    """KVM's internal number for SSP is no MSR of the guest's: RDMSR and WRMSR of it are #GP.
+    """KVM's internal number for SSP is not an MSR of the guest's: RDMSR and WRMSR of it are #GP.
 
     Source: arch/x86/kvm/x86.c, MSR_KVM_INTERNAL_GUEST_SSP; Linux 6.18.
     """
@@ -187,11 +186,11 @@ def needs_write_protect(context: Context) -> None:
     equal("the fault", guest.fault().name, "#GP")
     equal("CR0.WP afterwards", get_sregs(guest.vcpu).cr0 & _WP, _WP)
     guest.prepare("write_cr4", cr4)
-    boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4 & ~CR4_CET, cr0=boot.CR0 & ~_WP)
+    boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4 & ~boot.CR4_CET, cr0=boot.CR0 & ~_WP)
     guest.finish(guest.resume(context.timeout), "MOV to CR4")
     equal("faults of setting CR4.CET without CR0.WP", guest.mailbox.read("values", 15), 1)
     equal("the fault", guest.fault().name, "#GP")
-    equal("CR4.CET afterwards", get_sregs(guest.vcpu).cr4 & CR4_CET, 0)
+    equal("CR4.CET afterwards", get_sregs(guest.vcpu).cr4 & boot.CR4_CET, 0)
 
 
 @clause("cet.sregs-wp-hole", arch="x86", needs=(SHSTK,), info=True)

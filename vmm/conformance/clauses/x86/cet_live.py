@@ -12,6 +12,7 @@ from vmm.conformance.x86 import shadow, state
 from vmm.conformance.x86.shadow import SH_STK_EN, SHSTK, XSAVES, set_up_msr, shadow_guest
 from vmm.kvm.exits import Budget, Deadline, Exit, InternalError, Shutdown
 from vmm.x86 import boot
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import DONE, Fault, Guest, GuestError
 from vmm.x86.msr import get_msr, name
 from vmm.x86.msr_names import Msr
@@ -47,7 +48,7 @@ def _stopped_inside(context: Context) -> Guest:
 
 @clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES))
 def live_state(context: Context) -> None:
-    """A guest that is stopped inside an exception with user and supervisor shadow stacks goes on in a new VM.
+    """A guest that is stopped inside an exception with user and supervisor shadow stacks resumes in a new VM.
 
     Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP);
     Linux 6.18.
@@ -223,7 +224,7 @@ def xsaves_not_offered(context: Context) -> None:
     table = table.edit(0xD, 1, eax=leaf.eax & ~(1 << 3), ecx=0)
     leaf7 = table.get(7)
     table = table.edit(7, 0, ecx=leaf7.ecx & ~(1 << 7), edx=leaf7.edx & ~(1 << 20))
-    guest = context.own(Guest(context.kvm, "cet", cpuid=table, cr4=shadow.OSXSAVE))
+    guest = context.own(Guest(context.kvm, "cet", cpuid=table, cr4=CR4_OSXSAVE))
     set_xcr0(guest.vcpu, shadow.features(context))
     _call(context, guest, "xsaves", 1)
     faults = guest.mailbox.read("values", 15)

@@ -142,7 +142,7 @@ def ssp_one_reg(context: Context) -> None:
 def register_list(context: Context) -> None:
     """With SHSTK KVM_GET_REG_LIST has SSP: with room for none it is E2BIG and says how many there are.
 
-    SSP is alone there in Linux 6.18 to 7.2; other registers are recorded.
+    SSP is the only one in Linux 6.18 to 7.2; other registers are recorded.
 
     Source: arch/x86/kvm/x86.c, kvm_get_reg_list; Linux 6.18.
     """

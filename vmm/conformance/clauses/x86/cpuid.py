@@ -19,6 +19,7 @@ from vmm.conformance.x86.common import (
     permit_tiles,
     stay_on_one_cpu,
 )
+from vmm.kvm.bits import bits
 from vmm.probe.host import Host
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.cpuid import Cpuid
@@ -30,7 +31,7 @@ from vmm.x86.xsave import Layout
 
 # The components that have a name here; a newer KVM may offer more.
 _NAMED = xfeature.mask(*XFeature)
-# The first leaf that is no basic one.
+# The first leaf that is not a basic one.
 _HYPERVISOR = 0x40000000
 
 
@@ -67,7 +68,7 @@ def leaf_d1_size(context: Context) -> None:
         compacts = table.has("XSAVEC") or table.has("XSAVES")
         size = Layout.from_cpuid(table).compacted_size(table.xcr0 | table.xss) if compacts else 0
         equal(f"0xD.1 EBX {which}", table.get(0xD, 1).ebx, size)
-        supervisor = xfeature.mask(*(n for n in xfeature.bits(table.xss) if cpuid.host(0xD, n).ecx & 1))
+        supervisor = xfeature.mask(*(n for n in bits(table.xss) if cpuid.host(0xD, n).ecx & 1))
         subset(f"0xD.1 EDX:ECX {which} against the CPU's supervisor components", table.xss, supervisor)
 
 
@@ -79,7 +80,7 @@ def leaf_d_subleaf_kind(context: Context) -> None:
     """
     for which, table in _tables(context):
         advertised = (table.xcr0 | table.xss) & ~3
-        for number in xfeature.bits(advertised):
+        for number in bits(advertised):
             name = f"{xfeature.name(number)} {which}"
             entry = table.get(0xD, number)
             real = cpuid.host(0xD, number)
@@ -107,7 +108,7 @@ def leaf_d_xfd_bit(context: Context) -> None:
     for which, table in _tables(context):
         marked = xfeature.mask(*(e.index for e in table if e.function == 0xD and e.index >= 2 and e.ecx & 4))
         offered = (table.xcr0 | table.xss) & ~3 if table.has("XFD") else 0
-        by_cpu = xfeature.mask(*(n for n in xfeature.bits(offered) if cpuid.host(0xD, n).ecx & 4))
+        by_cpu = xfeature.mask(*(n for n in bits(offered) if cpuid.host(0xD, n).ecx & 4))
         equal(f"components with XFD {which}", marked, by_cpu)
 
 
@@ -235,7 +236,7 @@ def _ask(kvm: Any, nent: int) -> int:
 
 @clause("cpuid.nent-protocol", arch="x86")
 def nent_protocol(context: Context) -> None:
-    """A table that is too small fails with E2BIG and leaves nent alone; more room than 256 entries is no error.
+    """A table that is too small fails with E2BIG and nent unchanged; more room than 256 entries is not an error.
 
     The documentation promises ENOMEM for more than the kernel's limit; the code takes the limit instead.
 

@@ -166,7 +166,7 @@ def quirk_disabled_late(context: Context) -> None:
     """What KVM_X86_QUIRK_IGNORE_GUEST_PAT does when it is disabled after the guest has used its pages.
 
     Nothing documents it: the code drops no translation then, so pages keep the type they were mapped with until
-    something else drops them, such as a memslot that is set anew.
+    something else drops them, such as a memslot that is set again.
 
     Source: arch/x86/kvm/x86.c, kvm_vm_ioctl_enable_cap (KVM_CAP_DISABLE_QUIRKS2: no zap), in contrast to
     kvm_noncoherent_dma_assignment_start_or_stop.
@@ -178,7 +178,7 @@ def quirk_disabled_late(context: Context) -> None:
     memory = guest.guest.memory
     guest.guest.vm.set_memory_region(memory.slot, memory.gpa, 0, memory.address)
     memory.register()
-    context.note(f"after the memslot was set anew: {_level(guest)}")
+    context.note(f"after the memslot was set again: {_level(guest)}")
 
 
 def _level(guest: CachingGuest) -> str:

@@ -16,7 +16,6 @@ from vmm.conformance.x86 import state
 from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     MASKABLE,
-    OSXSAVE,
     STRICT_MSRS,
     configured,
     guest_supported,
@@ -27,19 +26,19 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
+from vmm.kvm.bits import bits
 from vmm.kvm.exits import Budget, Hlt, IoOut
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import cpuid, msr, xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import EXCEPTION, Guest
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import (
     get_debugregs,
-    get_events,
     get_regs,
     set_debugregs,
-    set_events,
     set_regs,
     set_xcr0,
 )
@@ -51,7 +50,7 @@ _BATCH = 100  # vCPUs in one VM: a VM costs more than a vCPU
 
 def _busy_vcpu(context: Context) -> Vcpu:
     """A vCPU in long mode whose every piece of state differs from that of a fresh one."""
-    guest = context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid, cr4=OSXSAVE))
+    guest = context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid, cr4=CR4_OSXSAVE))
     vcpu = guest.vcpu
     guest.prepare("_start", privilege=3)
     set_xcr0(vcpu, plain_features(context))
@@ -64,9 +63,9 @@ def _busy_vcpu(context: Context) -> Vcpu:
     debug = get_debugregs(vcpu)
     debug.db[0], debug.db[3] = 0x1000, 0x3000
     set_debugregs(vcpu, debug)
-    events = get_events(vcpu)
+    events = vcpu.get_events()
     events.nmi.masked = 1
-    set_events(vcpu, events)
+    vcpu.set_events(events)
     return vcpu
 
 
@@ -187,9 +186,9 @@ def _idempotent_halted(context: Context, msrs: tuple[int, ...]) -> None:
 def _idempotent_exception(context: Context, msrs: tuple[int, ...]) -> None:
     guest = context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid))
     guest.prepare("_start", privilege=3)
-    events = get_events(guest.vcpu)
+    events = guest.vcpu.get_events()
     events.exception.injected, events.exception.nr = 1, 6
-    set_events(guest.vcpu, events)
+    guest.vcpu.set_events(events)
     saved = state.capture(guest.vcpu, msrs)
     twin = _copy(context, guest, saved, "a pending #UD")
     no_difference("pending #UD", state.compare(saved, state.capture(twin.vcpu, msrs)))
@@ -332,7 +331,7 @@ def differences_are_named(context: Context) -> None:
     vcpu = configured(context)
     set_xsave(vcpu, pattern(plain_features(context), 25))
     saved = get_xsave(vcpu)
-    for number in xfeature.bits(plain_features(context) & ~1):
+    for number in bits(plain_features(context) & ~1):
         start, length = saved.layout[number].ranges[-1]
         offset = start + length // 2 + 3
         changed = XsaveArea(saved.data)

@@ -31,7 +31,7 @@ _BAD_POINTER = ffi.cast("void *", 0x10)
 _LOCK_BIT = 63
 # The exit status of a child that could not even ask.
 _BROKEN = 255
-# An option of arch_prctl that nobody has a use for; the next free number may get one.
+# An unused option of arch_prctl; the next free number may get one.
 _NO_OPTION = 0x7FFFFFFF
 # Large enough for the static components of today's CPUs, smaller than the 8 KiB of tile data.
 _SMALL_STACK = 8192
@@ -79,7 +79,7 @@ def hides_supervisor_and_lock(context: Context) -> None:
 
 @clause("perm.req-tiledata-ok", arch="x86", needs=(HOST_XFD, XCOMP_GUEST))
 def request_tiledata(context: Context) -> None:
-    """Requesting component 18 before the first vCPU adds exactly that bit to the guest permission alone.
+    """Requesting component 18 before the first vCPU adds exactly that bit, and only to the guest permission.
 
     Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm.
     """

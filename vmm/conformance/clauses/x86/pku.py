@@ -17,7 +17,6 @@ from vmm.x86.registers import get_sregs, set_sregs, set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
-_OSXSAVE, _PKE = 1 << 18, 1 << 22
 _VALUE, _OTHER = 0x55555550, 0xAAAAAAA0  # key 0 stays accessible: every page of the guest has it
 _PKRU = int(XFeature.PKRU)
 _PAGE = 2 << 20
@@ -39,7 +38,9 @@ def _features(context: Context) -> int:
 
 def _guest(context: Context) -> Guest:
     """A guest with CR4.PKE and all of XCR0."""
-    guest = context.own(Guest(context.kvm, "pku", cpuid=context.host.facts.cpuid, cr4=_OSXSAVE | _PKE))
+    guest = context.own(
+        Guest(context.kvm, "pku", cpuid=context.host.facts.cpuid, cr4=boot.CR4_OSXSAVE | boot.CR4_PKE)
+    )
     set_xcr0(guest.vcpu, _features(context))
     return guest
 
@@ -203,6 +204,6 @@ def ospke_mirror(context: Context) -> None:
     guest.prepare("_start")
     for enabled in (1, 0, 1):
         sregs = get_sregs(guest.vcpu)
-        sregs.cr4 = sregs.cr4 & ~_PKE | _PKE * enabled
+        sregs.cr4 = sregs.cr4 & ~boot.CR4_PKE | boot.CR4_PKE * enabled
         set_sregs(guest.vcpu, sregs)
         equal(f"OSPKE with CR4.PKE={enabled}", get_cpuid(guest.vcpu).get(7).ecx >> 4 & 1, enabled)

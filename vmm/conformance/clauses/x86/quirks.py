@@ -97,11 +97,11 @@ def _lint0(context: Context, *masks: int, refused_mask: int = 0) -> int:
 
 @clause("quirk.one-way", arch="x86", needs=(_QUIRKS2, capability("KVM_CAP_IRQCHIP")))
 def one_way(context: Context) -> None:
-    """A quirk that is disabled stays disabled: another KVM_ENABLE_CAP adds to the set, and an empty one is no reset.
+    """A disabled quirk stays disabled: another KVM_ENABLE_CAP adds to the set, and an empty one does not reset it.
 
     Seen in LVT LINT0 of a fresh local APIC, which KVM_X86_QUIRK_LINT0_REENABLED leaves unmasked. A call that is
     refused for another bit disables nothing, and a VM's quirks are its own. Before 6.16, and before a late release
-    of 6.12, the last call's set counted alone.
+    of 6.12, only the last call's set counted.
 
     Source: arch/x86/kvm/x86.c, kvm_vm_ioctl_enable_cap; arch/x86/kvm/lapic.c, kvm_lapic_reset.
     """

@@ -12,6 +12,7 @@ from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
 from vmm.conformance.x86.common import GUEST_XSAVE, configured, pattern, plain_features
+from vmm.kvm.bits import bits
 from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
@@ -112,7 +113,7 @@ def init_preserves(context: Context) -> None:
     seen = get_xsave(second).normalised()
     sregs = get_sregs(second)
     equal("CR0, CR4 and EFER after INIT", (sregs.cr0, sregs.cr4, sregs.efer), (0x10, 0, 0))
-    for number in xfeature.bits(plain):
+    for number in bits(plain):
         equal(f"bytes of {xfeature.name(number)} after INIT", seen.component(number), before.component(number))
 
 

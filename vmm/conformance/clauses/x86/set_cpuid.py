@@ -15,7 +15,6 @@ from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     HOST_XFD,
     MASKABLE,
-    OSXSAVE,
     TILE_GUESTS,
     XCOMP_GUEST,
     XSAVE2,
@@ -31,6 +30,7 @@ from vmm.conformance.x86.common import (
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid, Entry, get_cpuid, set_cpuid
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_sregs, set_sregs, set_xcr0
@@ -249,7 +249,7 @@ def runtime_size(context: Context) -> None:
     """
     table = context.host.facts.cpuid
     layout = Layout.from_cpuid(table)
-    guest = context.own(Guest(context.kvm, "hello", cpuid=table, cr4=OSXSAVE))
+    guest = context.own(Guest(context.kvm, "hello", cpuid=table, cr4=CR4_OSXSAVE))
     for value in _valid_values(plain_features(context)):
         size = layout.size(value)
         set_xcr0(guest.vcpu, value)
@@ -276,9 +276,9 @@ def osxsave_mirror(context: Context) -> None:
     for enabled in (False, True):
         # Say the opposite in the table: it must not matter.
         ecx = table.get(1).ecx & ~(1 << 27) | (not enabled) << 27
-        guest = context.own(Guest(context.kvm, "hello", cpuid=table.edit(1, 0, ecx=ecx), cr4=OSXSAVE * enabled))
+        guest = context.own(Guest(context.kvm, "hello", cpuid=table.edit(1, 0, ecx=ecx), cr4=CR4_OSXSAVE * enabled))
         sregs = get_sregs(guest.vcpu)
-        sregs.cr4 = sregs.cr4 & ~OSXSAVE | OSXSAVE * enabled
+        sregs.cr4 = sregs.cr4 & ~CR4_OSXSAVE | CR4_OSXSAVE * enabled
         set_sregs(guest.vcpu, sregs)
         seen = get_cpuid(guest.vcpu).get(1).ecx >> 27 & 1
         equal(f"OSXSAVE for the host, CR4.OSXSAVE={int(enabled)}", seen, int(enabled))
@@ -296,7 +296,7 @@ def mask_honoured(context: Context) -> None:
 
     Hiding components is how a migration pool of different CPUs is made.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime (EBX alone is KVM's); arch/x86/kvm/x86.c, __kvm_set_xcr.
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime (only EBX is KVM's); arch/x86/kvm/x86.c, __kvm_set_xcr.
     """
     full, less = maskable(context)
     vcpu = configured(context, context.host.facts.cpuid.with_xcr0(less))

@@ -80,7 +80,7 @@ def _answering(vm: VirtualMachine) -> list[int]:
 def test_flag(context: Context) -> None:
     """KVM_CREATE_DEVICE_TEST tells which device types there are and creates nothing; others are ENODEV.
 
-    Of the types that Linux 7.2 names for all architectures, x86 has VFIO alone. KVM_CAP_DEVICE_CTRL, which tells of
+    Of the types that Linux 7.2 names for all architectures, x86 has only VFIO. KVM_CAP_DEVICE_CTRL, which tells of
     the call, is recorded where it is 0, as on x86 in Linux 6.1.
 
     Source: virt/kvm/kvm_main.c, kvm_ioctl_create_device; Documentation/virt/kvm/api.rst 4.79.
@@ -90,7 +90,7 @@ def test_flag(context: Context) -> None:
     named = [kind for kind in _answering(vm) if kind in DEVICE_TYPES]
     equal("descriptors opened by the tests", len(os.listdir("/proc/self/fd")) - before, 0)
     expected = [int(lib.KVM_DEV_TYPE_VFIO)] if context.host.facts.memory_types.vfio else []
-    # A number that was free when another architecture's name got it is no VFIO, whatever it answers.
+    # A number that was free when another architecture's name got it is not VFIO, whatever it answers.
     equal("device types", [f"{kind} ({DEVICE_TYPES[kind]})" for kind in named],
           [f"{kind} ({DEVICE_TYPES[kind]})" for kind in expected])  # fmt: skip
     refused("type 4096 without the flag", errno.ENODEV, _create, vm, 4096, 0)

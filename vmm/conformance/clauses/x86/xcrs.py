@@ -13,14 +13,15 @@ from vmm.conformance.x86.common import (
     AVX,
     GUEST_XSAVE,
     MASKABLE,
-    OSXSAVE,
     configured,
     judged_call,
     maskable,
     plain_features,
 )
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.x86 import xfeature
+from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import set_cpuid
 from vmm.x86.guest import Guest
 from vmm.x86.registers import MAX_XCRS, get_sregs, get_xcr0, get_xcrs, set_sregs, set_xcr0, set_xcrs
@@ -31,7 +32,7 @@ _GP, _UD = 13, 6
 # Components whose rules in XCR0 are known here; a later KVM may offer others, with rules of their own.
 _RULED = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM, XFeature.PKRU)
 _RULED |= xfeature.MPX | xfeature.AVX512 | xfeature.XTILE
-# A flag of struct kvm_xcrs that nobody has a use for.
+# An unused flag of struct kvm_xcrs.
 _NO_FLAG = 1 << 31
 
 
@@ -54,7 +55,7 @@ def valid(value: int, offered: int) -> bool:
 
 def _candidates(offered: int) -> list[int]:
     """All subsets of the offered bits with known rules, and each bit that is not offered on top of x87 and SSE."""
-    positions = list(xfeature.bits(offered & _RULED))
+    positions = list(bits(offered & _RULED))
     subsets = [
         xfeature.mask(*(p for index, p in enumerate(positions) if choice >> index & 1))
         for choice in range(1 << len(positions))
@@ -101,7 +102,7 @@ def rules(context: Context) -> None:
 
 @clause("xcrs.malformed", arch="x86", needs=(_XCRS,))
 def malformed(context: Context) -> None:
-    """More than 16 registers or flags are refused; no register is no change; only the first XCR0 entry counts.
+    """More than 16 registers or flags are refused; no register means no change; only the first XCR0 entry counts.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xcrs.
     """
@@ -150,7 +151,7 @@ def no_osxsave_needed(context: Context) -> None:
     succeeds("KVM_SET_XCRS without CR4.OSXSAVE", set_xcr0, vcpu, value)
     for enabled in (True, False):
         sregs = get_sregs(vcpu)
-        sregs.cr4 = sregs.cr4 & ~OSXSAVE | OSXSAVE * enabled
+        sregs.cr4 = sregs.cr4 & ~CR4_OSXSAVE | CR4_OSXSAVE * enabled
         set_sregs(vcpu, sregs)
         equal(f"XCR0 after CR4.OSXSAVE={int(enabled)}", get_xcr0(vcpu), value)
 
@@ -174,7 +175,7 @@ def stale_after_cpuid(context: Context) -> None:
     equal("XCR0 after a narrower table", get_xcr0(vcpu), full)
 
 
-def _guest(context: Context, cr4: int = OSXSAVE) -> Guest:
+def _guest(context: Context, cr4: int = CR4_OSXSAVE) -> Guest:
     return context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid, cr4=cr4))
 
 

@@ -360,7 +360,7 @@ def migrates(context: Context) -> None:
 
 @clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, dangerous=True, timeout=60)
 def toggled_under_load(context: Context) -> None:
-    """A guest that toggles XFD with live tiles in a tight loop goes on and can use its tiles afterwards.
+    """A guest that toggles XFD with live tiles in a tight loop continues and can use its tiles afterwards.
 
     Source: arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd; arch/x86/kvm/vmx/vmx.c, vmx_set_msr.
     """

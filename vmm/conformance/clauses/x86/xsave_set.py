@@ -25,6 +25,7 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
+from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid, set_cpuid
@@ -110,16 +111,16 @@ def mxcsr_checked(context: Context) -> None:
     """
     vcpu = configured(context)
     plain = plain_features(context)
-    for bits in (1, 2, plain & 4, plain & 7):
-        if bits:
-            area = _only(bits)
+    for named in (1, 2, plain & 4, plain & 7):
+        if named:
+            area = _only(named)
             area.mxcsr = _BAD_MXCSR
-            refused(f"reserved MXCSR bit with XSTATE_BV {bits:#x}", errno.EINVAL, set_xsave, vcpu, area)
-    for bits in {0, plain & xfeature.AVX512}:
-        area = _only(bits)
+            refused(f"reserved MXCSR bit with XSTATE_BV {named:#x}", errno.EINVAL, set_xsave, vcpu, area)
+    for named in {0, plain & xfeature.AVX512}:
+        area = _only(named)
         area.mxcsr = _BAD_MXCSR
-        succeeds(f"reserved MXCSR bit with XSTATE_BV {bits:#x}", set_xsave, vcpu, area)
-        equal(f"MXCSR after XSTATE_BV {bits:#x}", get_xsave(vcpu).mxcsr, INITIAL_MXCSR)
+        succeeds(f"reserved MXCSR bit with XSTATE_BV {named:#x}", set_xsave, vcpu, area)
+        equal(f"MXCSR after XSTATE_BV {named:#x}", get_xsave(vcpu).mxcsr, INITIAL_MXCSR)
 
 
 @clause("xsave.set-atomic", arch="x86", needs=AREA)
@@ -145,7 +146,7 @@ def refusal_changes_nothing(context: Context) -> None:
 
 def _check_others(area: XsaveArea, seen: XsaveArea, cleared: int) -> None:
     """Every component but the cleared one has to be what was set, MXCSR included while SSE or AVX comes along."""
-    for number in xfeature.bits(area.xstate_bv):
+    for number in bits(area.xstate_bv):
         skip = 8 if number == 1 else 0
         name = f"bytes of {xfeature.name(number)} without {xfeature.name(cleared)}"
         equal(name, seen.component(number)[skip:], area.component(number)[skip:])
@@ -161,7 +162,7 @@ def clear_bit_means_initial(context: Context) -> None:
     """
     vcpu = configured(context)
     plain = plain_features(context)
-    for number in xfeature.bits(plain):
+    for number in bits(plain):
         set_xsave(vcpu, pattern(plain, 15))
         area = pattern(plain, 16)
         area.xstate_bv = plain & ~(1 << number)
@@ -219,12 +220,12 @@ def set_get_identity(context: Context) -> None:
     """
     vcpu = configured(context)
     plain = plain_features(context)
-    for features in (*(1 << number for number in xfeature.bits(plain)), plain):
+    for features in (*(1 << number for number in bits(plain)), plain):
         area = pattern(features, 19)
         succeeds(f"KVM_SET_XSAVE of {xfeature.describe(features)}", set_xsave, vcpu, area)
         seen = get_xsave(vcpu)
         equal("XSTATE_BV", seen.xstate_bv, features)
-        for number in xfeature.bits(features):
+        for number in bits(features):
             skip = 8 if number == 1 else 0  # MXCSR_MASK is the CPU's
             name = xfeature.name(number)
             equal(f"bytes of {name}", seen.component(number)[skip:], area.component(number)[skip:])

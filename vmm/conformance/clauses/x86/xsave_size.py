@@ -25,8 +25,9 @@ from vmm.conformance.x86.common import (
     plain_features,
     tile_table,
 )
+from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
-from vmm.x86 import permission, xfeature
+from vmm.x86 import permission
 from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, get_xsave, host_layout, set_xsave
 
 _TILES = (HOST_XFD, XCOMP_GUEST, XSAVE2)
@@ -59,7 +60,7 @@ def tracks_permission(context: Context) -> None:
 
 @clause("xsave.size.frozen-after-vcpu", arch="x86", needs=(XSAVE2, XCOMP_GUEST))
 def frozen_after_vcpu(context: Context) -> None:
-    """Once a vCPU exists KVM_CAP_XSAVE2 cannot change any more, whatever permission is asked for.
+    """Once a vCPU exists KVM_CAP_XSAVE2 can no longer change, whatever permission is asked for.
 
     So a VMM may cache it after its first vCPU.
 
@@ -94,11 +95,11 @@ def offsets_follow_host(context: Context) -> None:
     vcpu = configured(context)
     initial = XsaveArea.initial().normalised()
     layout = host_layout()
-    for number in xfeature.bits(plain_features(context) & ~3):
+    for number in bits(plain_features(context) & ~3):
         component = layout[number]
         start, length = component.ranges[0]
         area = XsaveArea.initial()
-        # Everywhere behind the header, so that a wrong offset brings the wrong bytes along.
+        # Everywhere beyond the header, so that a wrong offset brings the wrong bytes along.
         area.data[576:] = bytes((index * 7 + index // 256 | 1) & 0xFF for index in range(576, len(area.data)))
         area.xstate_bv = 1 << number
         succeeds(f"KVM_SET_XSAVE of {component.name} alone", set_xsave, vcpu, area)
@@ -148,7 +149,7 @@ def reads_area_size(context: Context) -> None:
 
 @clause("xsave.set-reads-tile-size", arch="x86", needs=_TILES)
 def reads_tile_size(context: Context) -> None:
-    """For a vCPU with tile data the XSAVE calls touch the whole area: 4096 bytes are not enough any more.
+    """For a vCPU with tile data the XSAVE calls touch the whole area: 4096 bytes are no longer enough.
 
     Source: arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl (KVM_SET_XSAVE: memdup_user of uabi_size).
     """
