@@ -149,16 +149,18 @@ def nm_each_instruction(context: Context) -> None:
         for armed in (True, False):
             _write(context, guest, Msr.XFD, _ARMED * armed)
             judged_call(context, guest, entry)
-            equal(f"faults of {entry} with XFD {_ARMED * armed:#x}", guest.mailbox.read("values", 15), int(armed))
+            equal(
+                f"faults of {entry} with IA32_XFD {_ARMED * armed:#x}", guest.mailbox.read("values", 15), int(armed)
+            )
             if armed:
                 equal(f"the fault of {entry}", guest.fault().name, "#NM")
-                equal(f"XFD_ERR after {entry}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+                equal(f"IA32_XFD_ERR after {entry}", _read(context, guest, Msr.XFD_ERR), _ARMED)
                 _write(context, guest, Msr.XFD_ERR, 0)
 
 
 @clause("xfd.err-survives-exit", arch="x86", needs=_TILES, timeout=60)
 def error_survives_exits(context: Context) -> None:
-    """XFD_ERR keeps 1<<18 over 1,000 exits between #NM and its handler's first read.
+    """IA32_XFD_ERR keeps 1<<18 over 1,000 exits between #NM and its handler's first read.
 
     Source: arch/x86/kvm/x86.c, vcpu_enter_guest (guest_fpu.xfd_err is loaded and cleared around each entry).
     """
@@ -184,7 +186,7 @@ while True:
 
 @clause("xfd.err-survives-preemption", arch="x86", needs=_TILES, timeout=60)
 def error_survives_preemption(context: Context) -> None:
-    """XFD_ERR is the guest's own while another process on the same CPU uses tiles.
+    """IA32_XFD_ERR is the guest's own while another process on the same CPU uses tiles.
 
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff (read before preemption is possible).
     """
@@ -214,8 +216,8 @@ def error_written_by_guest(context: Context) -> None:
     for value in (_ARMED, 0):
         equal(f"faults of WRMSR {value:#x}", _write(context, guest, Msr.XFD_ERR, value), 0)
         judged_call(context, guest, "ticks", 50)
-        equal("XFD_ERR in the guest", _read(context, guest, Msr.XFD_ERR), value)
-        equal("XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
+        equal("IA32_XFD_ERR in the guest", _read(context, guest, Msr.XFD_ERR), value)
+        equal("IA32_XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
 
 
 @clause("xfd.err-ts-untouched", arch="x86", needs=_TILES)
@@ -248,9 +250,9 @@ def error_is_sticky(context: Context) -> None:
     for turn in (1, 2):
         judged_call(context, guest, "tilezero_once")
         equal(f"faults of TILEZERO {turn}", guest.mailbox.read("values", 15), 1)
-        equal(f"XFD_ERR after #NM {turn}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+        equal(f"IA32_XFD_ERR after #NM {turn}", _read(context, guest, Msr.XFD_ERR), _ARMED)
     _write(context, guest, Msr.XFD, 0)
-    equal("XFD_ERR after disarming XFD", _read(context, guest, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR after disarming XFD", _read(context, guest, Msr.XFD_ERR), _ARMED)
 
 
 @clause("xfd.ldtilecfg-not-nm", arch="x86", needs=_TILES)
@@ -275,10 +277,10 @@ def passthrough(context: Context) -> None:
     """
     guest, image = _ready(context)
     judged_call(context, guest, "toggle_xfd", 1000)
-    equal("XFD for the host after 1000 toggles", get_msr(guest.vcpu, Msr.XFD), 0)
+    equal("IA32_XFD for the host after 1000 toggles", get_msr(guest.vcpu, Msr.XFD), 0)
     for value in (_ARMED, 0, _ARMED, 0):
         _write(context, guest, Msr.XFD, value)
-        equal("XFD for the host", get_msr(guest.vcpu, Msr.XFD), value)
+        equal("IA32_XFD for the host", get_msr(guest.vcpu, Msr.XFD), value)
     guest.call("load", timeout=context.timeout)
     verify(context, guest, image)
 
@@ -315,7 +317,7 @@ def error_not_leaked(context: Context) -> None:
     _arm(context, guest)
     judged_call(context, guest, "ldtilecfg_once")
     judged_call(context, guest, "tilezero_once")
-    equal("XFD_ERR of the guest", get_msr(guest.vcpu, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR of the guest", get_msr(guest.vcpu, Msr.XFD_ERR), _ARMED)
     permission.request_host(TILEDATA)
     ours = TileImage.random(3)
     stored = ffi.new("uint8_t[]", len(ours.tiles))
@@ -323,12 +325,12 @@ def error_not_leaked(context: Context) -> None:
     lib.vmm_host_tiles_store(stored)
     lib.vmm_host_tiles_release()
     equal("the VMM thread's tiles", explain(ours.data, FULL.data + bytes(ffi.buffer(stored))), [])
-    equal("XFD_ERR of the guest afterwards", _read(context, guest, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR of the guest afterwards", _read(context, guest, Msr.XFD_ERR), _ARMED)
 
 
 @clause("xfd.migrates", arch="x86", needs=_TILES)
 def migrates(context: Context) -> None:
-    """XFD and XFD_ERR come over in the MSR list, and on the destination the next tile instruction is #NM.
+    """IA32_XFD and IA32_XFD_ERR come over in the MSR list, and on the destination the next tile instruction is #NM.
 
     A VMM that leaves them out resumes a guest whose kernel believes XFD armed while it is not.
 
@@ -341,21 +343,21 @@ def migrates(context: Context) -> None:
     # Whether all other MSRs come over is what the clauses on migration look at.
     listed = tuple(index for index in state.saved_msrs(context.kvm) if index in (Msr.XFD, Msr.XFD_ERR))
     saved = state.capture(guest.vcpu, listed)
-    equal("the saved XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
-    equal("the saved XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
+    equal("the saved IA32_XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
+    equal("the saved IA32_XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
     twin = tile_guest(context, guest.cpuid, permit=False)
     image.load(twin)
     # MSRs before XSAVE: IA32_XFD decides which components KVM_SET_XSAVE takes.
     order = ("MP_STATE", "SREGS", "REGS", "XCRS", "MSRS", "XSAVE", "DEBUGREGS", "EVENTS")
     with judged("restoring the saved state"):
         state.restore(twin.vcpu, saved, order)
-    equal("XFD in the copy", _read(context, twin, Msr.XFD), _ARMED)
-    equal("XFD_ERR in the copy", _read(context, twin, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD in the copy", _read(context, twin, Msr.XFD), _ARMED)
+    equal("IA32_XFD_ERR in the copy", _read(context, twin, Msr.XFD_ERR), _ARMED)
     _write(context, twin, Msr.XFD_ERR, 0)
     judged_call(context, twin, "tilezero_once")
     equal("faults of TILEZERO in the copy", twin.mailbox.read("values", 15), 1)
     equal("the fault of TILEZERO in the copy", twin.fault().name, "#NM")
-    equal("XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
 
 
 @clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, dangerous=True, timeout=60)
