@@ -144,7 +144,7 @@ def restore_while_armed(context: Context) -> None:
         judged_call(context, guest, restore, _XTILE)
         equal(f"faults of {restore} after {save}", guest.mailbox.read("values", 15), 1)
         equal(f"the fault of {restore} after {save}", guest.fault().name, "#NM")
-        equal(f"XFD_ERR of {restore} after {save}", _error(context, guest), _ARMED)
+        equal(f"IA32_XFD_ERR of {restore} after {save}", _error(context, guest), _ARMED)
         _write(context, guest, Msr.XFD_ERR, 0)
         area = guest_area(guest)
         area.xstate_bv &= ~(1 << TILEDATA)

@@ -64,7 +64,7 @@ def _check_demand(guest: Guest) -> None:
 
 @clause("xfd.reset", arch="x86", needs=_TILES)
 def reset(context: Context) -> None:
-    """A fresh vCPU with AMX has XFD and XFD_ERR 0, the architecture's values, not the host's armed XFD.
+    """A fresh vCPU with AMX has IA32_XFD and IA32_XFD_ERR 0, the architecture's values, not the host's armed XFD.
 
     Source: arch/x86/kernel/fpu/xstate.c, __fpstate_reset (guest); Intel SDM volume 1, 13.14.
     """
@@ -76,7 +76,7 @@ def reset(context: Context) -> None:
 
 @clause("xfd.set-rules-with-tiles", arch="x86", needs=_TILES)
 def set_rules(context: Context) -> None:
-    """With tile data in its CPUID a vCPU's XFD and XFD_ERR take 0 and 1<<18 from the host, and no other bit.
+    """With tile data in CPUID, IA32_XFD and IA32_XFD_ERR take 0 and 1<<18 from the host, and no other bit.
 
     Source: arch/x86/kvm/x86.c, kvm_set_msr_common (kvm_guest_supported_xfd).
     """
@@ -92,7 +92,7 @@ def set_rules(context: Context) -> None:
 
 @clause("xfd.guest-write-rules", arch="x86", needs=_TILES)
 def guest_write_rules(context: Context) -> None:
-    """The guest's WRMSR to XFD and XFD_ERR takes 0 and 1<<18, reads them back, and is #GP for reserved bits.
+    """The guest can set IA32_XFD and IA32_XFD_ERR to 0 and 1<<18 and reads that back; reserved bits are #GP.
 
     Source: arch/x86/kvm/x86.c, kvm_set_msr_common; Intel SDM volume 1, 13.14.
     """
@@ -109,7 +109,7 @@ def guest_write_rules(context: Context) -> None:
 
 @clause("xfd.needs-tiledata-in-cpuid", arch="x86", needs=_TILES)
 def needs_tiledata(context: Context) -> None:
-    """With XFD but without tile data in the guest's CPUID, every WRMSR of 1<<18 to XFD is #GP, also the second.
+    """With XFD but without tile data in the guest's CPUID, every WRMSR of 1<<18 to IA32_XFD is #GP, also the second.
 
     Source: arch/x86/kvm/x86.c, kvm_set_msr_common (kvm_guest_supported_xfd is 0).
     """
@@ -124,9 +124,9 @@ def needs_tiledata(context: Context) -> None:
 
 @clause("xfd.nm-delivery", arch="x86", needs=(*_TILES, offers("XGETBV1")))
 def nm_delivery(context: Context) -> None:
-    """With XFD armed a tile instruction is #NM at itself with XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
+    """With XFD armed a tile instruction is #NM at itself with IA32_XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
 
-    The guest does what an operating system does: read XFD_ERR, clear it, disarm XFD, retry.
+    The guest does what an operating system does: read IA32_XFD_ERR, clear it, disarm XFD, retry.
 
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; Intel SDM volume 1, 13.14.
     """
@@ -208,7 +208,7 @@ def error_survives_preemption(context: Context) -> None:
 
 @clause("xfd.err-guest-write", arch="x86", needs=_TILES)
 def error_written_by_guest(context: Context) -> None:
-    """A value that the guest writes to XFD_ERR without any #NM stays there over exits until it writes 0.
+    """A value that the guest writes to IA32_XFD_ERR without any #NM stays there over exits until it writes 0.
 
     Source: arch/x86/kvm/vmx/vmx.c, vmx_set_msr; arch/x86/kvm/x86.c, kvm_set_msr_common (MSR_IA32_XFD_ERR).
     """
@@ -222,9 +222,9 @@ def error_written_by_guest(context: Context) -> None:
 
 @clause("xfd.err-ts-untouched", arch="x86", needs=_TILES)
 def task_switched_nm(context: Context) -> None:
-    """An #NM because of CR0.TS leaves XFD_ERR 0, also while XFD is armed.
+    """An #NM because of CR0.TS leaves IA32_XFD_ERR 0, also while XFD is armed.
 
-    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; fixed in 6.15 to not read XFD_ERR then.
+    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; fixed in 6.15 to not read IA32_XFD_ERR then.
     """
     guest, _ = _ready(context)
     _arm(context, guest)
@@ -240,7 +240,7 @@ def task_switched_nm(context: Context) -> None:
 
 @clause("xfd.err-sticky-or", arch="x86", needs=_TILES)
 def error_is_sticky(context: Context) -> None:
-    """A second #NM without the first one's XFD_ERR being cleared leaves the bit set; nothing but a write clears it.
+    """A second #NM with IA32_XFD_ERR not cleared after the first leaves the bit set; only a write clears it.
 
     Source: Intel SDM volume 1, 13.14.
     """
@@ -289,7 +289,7 @@ def passthrough(context: Context) -> None:
 def host_isolation(context: Context) -> None:
     """The VMM thread's own tiles survive guests that arm XFD, take #NM and load tiles; the guest's survive the VMM's.
 
-    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, vcpu_enter_guest (XFD_ERR = 0).
+    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, vcpu_enter_guest (IA32_XFD_ERR = 0).
     """
     guest, image = _ready(context)
     permission.request_host(TILEDATA)
@@ -309,9 +309,9 @@ def host_isolation(context: Context) -> None:
 
 @clause("xfd.err-not-leaked-to-host", arch="x86", needs=_TILES)
 def error_not_leaked(context: Context) -> None:
-    """A guest that leaves with XFD_ERR set does not disturb the VMM's own first use of tiles.
+    """A guest that leaves with IA32_XFD_ERR set does not disturb the VMM's own first use of tiles.
 
-    Source: arch/x86/kvm/x86.c, vcpu_enter_guest (XFD_ERR is written 0 after the exit).
+    Source: arch/x86/kvm/x86.c, vcpu_enter_guest (IA32_XFD_ERR is written 0 after the exit).
     """
     guest, _ = _ready(context)
     _arm(context, guest)
