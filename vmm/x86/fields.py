@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
 __all__ = [
@@ -136,8 +137,8 @@ class TmulInfo(Register):
     fields: ClassVar[dict[str, int | tuple[int, int]]] = {"tmul_maxk": (7, 0), "tmul_maxn": (23, 8)}
 
 
-# Which class describes which MSR, by number: XFD, XFD_ERR, U_CET, S_CET, XSS.
-BY_MSR: dict[int, type[Register]] = {0x1C4: Xfd, 0x1C5: Xfd, 0x6A0: Cet, 0x6A2: Cet, 0xDA0: Xss}
+# Which class describes which MSR.
+BY_MSR: dict[int, type[Register]] = {Msr.XFD: Xfd, Msr.XFD_ERR: Xfd, Msr.U_CET: Cet, Msr.S_CET: Cet, Msr.XSS: Xss}
 
 
 def describe_msr(index: int, value: Any) -> str:

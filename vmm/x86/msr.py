@@ -10,7 +10,7 @@ from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
-from vmm.x86.msr_names import Msr
+from vmm.x86 import msr_names
 
 __all__ = [
     "MAX_BATCH",
@@ -30,11 +30,8 @@ MAX_BATCH = 256
 
 
 def name(index: int) -> str:
-    """Return an MSR's name with its number, such as ``IA32_XSS (0xda0)``."""
-    try:
-        return f"{Msr(index).name} ({index:#x})"
-    except ValueError:
-        return f"MSR {index:#x}"
+    """Return an MSR's name with its number, such as ``IA32_XSS (0xda0)``; ``MSR 0x200`` where it has none."""
+    return f"{msr_names.name(index)} ({index:#x})" if index in msr_names.NAMED else msr_names.name(index)
 
 
 def index_list(kvm: Kvm) -> list[int]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["KNOWN", "NOBODY", "STATELESS", "Msr", "gate", "name"]
+__all__ = ["KNOWN", "NAMED", "NOBODY", "STATELESS", "Msr", "gate", "name", "saved_name"]
 
 
 class Msr(IntEnum):
-    """The MSRs this package names.
+    """The MSRs this package uses. A member is called as in saved states: its name without IA32_.
 
     Source: Intel SDM volume 4; Hyper-V TLFS for HV_*; Documentation/virt/kvm/x86/msr.rst for KVM_*.
     """
@@ -72,6 +72,8 @@ class Msr(IntEnum):
     TSC_AUX = 0xC0000103
 
 
+_MEMBERS = frozenset(Msr)
+
 # A feature that KVM_GET_SUPPORTED_CPUID never has: a VMM adds it by leaves of its own.
 NOBODY = "Hyper-V enlightenments"
 _HYPERV = (NOBODY,)
@@ -82,7 +84,7 @@ _CET = ("SHSTK", "IBT")
 _RANGES: dict[int, tuple[str, tuple[str, ...]]] = {
     0x10: ("IA32_TSC", ()),
     0x34: ("SMI_COUNT", ("SMM",)),
-    0x3A: ("IA32_FEAT_CTL", ("VMX", "SMX", "SGX")),
+    0x3A: ("IA32_FEATURE_CONTROL", ("VMX", "SMX", "SGX")),
     0x3B: ("IA32_TSC_ADJUST", ("TSC_ADJUST",)),
     0x48: ("IA32_SPEC_CTRL", ("SPEC_CTRL", "SPEC_CTRL_SSBD", "AMD_IBRS", "AMD_STIBP", "AMD_SSBD", "INTEL_STIBP")),
     0x8B: ("IA32_UCODE_REV", ()),
@@ -166,13 +168,21 @@ _KNOWN = {
     for offset, spelled in enumerate(names.split())
 }
 KNOWN = frozenset(_KNOWN)
+# Those that KVM leaves out of its list of MSRs to save, or that are part of another structure too.
+_UNLISTED = {0x1B: "IA32_APIC_BASE", 0xFE: "IA32_MTRRCAP", 0x2FF: "IA32_MTRR_DEF_TYPE"}
+NAMED = KNOWN | _UNLISTED.keys()
 # What is written acts at once, and nothing is kept: IA32_PERF_GLOBAL_OVF_CTRL and AMD's two. Linux 6.1 lists them.
 STATELESS = frozenset({0x390, 0xC0000302, 0xC0000303})
 
 
 def name(index: int) -> str:
     """Return an MSR's name, such as IA32_XFD; ``MSR 0x1c4`` where it has none here."""
-    return _KNOWN[index][0] if index in _KNOWN else f"MSR {index:#x}"
+    return _KNOWN[index][0] if index in _KNOWN else _UNLISTED.get(index, f"MSR {index:#x}")
+
+
+def saved_name(index: int) -> str:
+    """Return an MSR's name in a saved state and for ``--tolerate``, such as XFD; its number if format 1 has none."""
+    return Msr(index).name if index in _MEMBERS else f"{index:#x}"
 
 
 def gate(index: int) -> tuple[str, ...]:

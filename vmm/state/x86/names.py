@@ -9,13 +9,13 @@ from typing import Any
 from vmm._kvm import ffi, lib
 from vmm.state.errors import StateRefused
 from vmm.state.value import Part
-from vmm.x86 import msr
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.fields import Cr4, Xcr0, describe_msr
+from vmm.x86.msr_names import saved_name
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import Layout, XsaveArea
 
-__all__ = ["STRUCTURES", "describe", "different", "explain", "msr_name", "one_reg_name", "raw", "requests"]
+__all__ = ["STRUCTURES", "describe", "different", "explain", "one_reg_name", "raw", "requests"]
 
 _U64 = 8
 # The parts that are one structure of the kernel's.
@@ -38,17 +38,12 @@ def requests(name: str) -> tuple[str, str]:
     return f"KVM_GET_{suffix}", f"KVM_SET_{suffix}"
 
 
-def msr_name(index: int) -> str:
-    """Return an MSR's name, or its number where it has none."""
-    return msr.name(index).split(" (")[0].replace("MSR ", "")
-
-
 def one_reg_name(identifier: int) -> str:
     """Return the name of a register of KVM_GET_REG_LIST."""
     kind, index = identifier >> 32 & 0xFF, identifier & 0xFFFFFFFF
     if kind == lib.KVM_X86_REG_TYPE_KVM:
         return "GUEST_SSP" if index == lib.KVM_REG_GUEST_SSP else f"KVM_{index:#x}"
-    return msr_name(index)
+    return saved_name(index)
 
 
 def explain(name: str, parts: Mapping[str, Part]) -> dict[str, str]:
@@ -76,7 +71,9 @@ def describe(name: str, part: Part) -> dict[str, str]:
         return {name: str(int.from_bytes(part, "little"))}
     if name == "ONE_REGS":
         return {one_reg_name(number): f"{int.from_bytes(value, 'little'):#x}" for number, value in part.items()}
-    return {msr_name(number): describe_msr(number, int.from_bytes(value, "little")) for number, value in part.items()}
+    return {
+        saved_name(number): describe_msr(number, int.from_bytes(value, "little")) for number, value in part.items()
+    }
 
 
 def _describe_xcrs(data: bytes) -> dict[str, str]:

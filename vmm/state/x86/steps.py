@@ -16,11 +16,11 @@ from vmm.kvm.vm import VirtualMachine
 from vmm.state.errors import StateRefused
 from vmm.state.step import Follows, Policy, Step
 from vmm.state.value import Packed, Part, Registers, VcpuState
-from vmm.state.x86.names import STRUCTURES, describe, different, explain, msr_name, one_reg_name, raw, requests
+from vmm.state.x86.names import STRUCTURES, describe, different, explain, one_reg_name, raw, requests
 from vmm.x86 import msr, permission, xfeature
 from vmm.x86.cpuid import Cpuid, get_cpuid, set_cpuid
 from vmm.x86.fields import describe_msr
-from vmm.x86.msr_names import Msr
+from vmm.x86.msr_names import Msr, saved_name
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 __all__ = [
@@ -147,7 +147,7 @@ def _read_msrs(vcpu: Vcpu, asked: tuple[int, ...]) -> Part | None:
     found = _call_msrs(vcpu, lib.KVM_GET_MSRS, rows)
     if len(found) < len(rows):
         index = Packed.ROW.unpack_from(rows, len(found))[0]
-        raise Refused(f"KVM no longer lets {msr_name(index)} be read, although it did earlier")
+        raise Refused(f"KVM no longer lets {msr.name(index)} be read, although it did earlier")
     return Packed(found)
 
 
@@ -175,7 +175,9 @@ def _restore_msrs(name: str) -> Callable[[Vcpu, Part, Policy], None]:
             rows = rows[len(_call_msrs(vcpu, lib.KVM_SET_MSRS, rows)) :]
             if rows:  # KVM refused the first of them
                 index, _, value = Packed.ROW.unpack_from(rows)
-                refusals.append((f"{name}.{msr_name(index)}", f"KVM refused the value {describe_msr(index, value)}"))
+                refusals.append(
+                    (f"{name}.{saved_name(index)}", f"KVM refused the value {describe_msr(index, value)}")
+                )
                 rows = rows[Packed.ROW.size :]
         policy.refuse_all(refusals)
 

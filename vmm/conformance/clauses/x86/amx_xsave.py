@@ -10,7 +10,7 @@ from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offer
 from vmm.conformance.x86.tiles import AREA_SIZE, guest_area, loaded, verify
 from vmm.x86 import xfeature
 from vmm.x86.guest import Guest
-from vmm.x86.msr_names import Msr
+from vmm.x86.msr_names import Msr, name
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
 
@@ -97,7 +97,7 @@ def xrstor_initialises(context: Context) -> None:
 
 def _write(context: Context, guest: Guest, msr: Msr, value: int) -> None:
     judged_call(context, guest, "wrmsr", msr, value)
-    equal(f"faults of WRMSR {msr.name} {value:#x}", guest.mailbox.read("values", 15), 0)
+    equal(f"faults of WRMSR {name(msr)} {value:#x}", guest.mailbox.read("values", 15), 0)
 
 
 def _error(context: Context, guest: Guest) -> int:
@@ -144,7 +144,7 @@ def restore_while_armed(context: Context) -> None:
         judged_call(context, guest, restore, _XTILE)
         equal(f"faults of {restore} after {save}", guest.mailbox.read("values", 15), 1)
         equal(f"the fault of {restore} after {save}", guest.fault().name, "#NM")
-        equal(f"XFD_ERR of {restore} after {save}", _error(context, guest), _ARMED)
+        equal(f"IA32_XFD_ERR of {restore} after {save}", _error(context, guest), _ARMED)
         _write(context, guest, Msr.XFD_ERR, 0)
         area = guest_area(guest)
         area.xstate_bv &= ~(1 << TILEDATA)

@@ -17,6 +17,7 @@ from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     MASKABLE,
     STRICT_MSRS,
+    XSAVE2,
     configured,
     guest_supported,
     maskable,
@@ -92,7 +93,7 @@ def _restored(context: Context, saved: state.State, orders: list[tuple[str, ...]
                 no_difference(f"order {name}", state.compare(saved, state.capture(vcpu, msrs)))
 
 
-@clause("mig.order-matrix", arch="x86", needs=(GUEST_XSAVE,), timeout=60)
+@clause("mig.order-matrix", arch="x86", needs=(GUEST_XSAVE, XSAVE2), timeout=60)
 def order_matrix(context: Context) -> None:
     """After KVM_SET_CPUID2 the pieces of a vCPU's state can be restored in any order with the same result.
 
@@ -140,7 +141,7 @@ def _copy(context: Context, guest: Guest, saved: state.State, what: str) -> Gues
     return twin
 
 
-@clause("mig.idempotent", arch="x86", needs=(GUEST_XSAVE,), timeout=30)
+@clause("mig.idempotent", arch="x86", needs=(GUEST_XSAVE, XSAVE2), timeout=30)
 def idempotent(context: Context) -> None:
     """Saving, restoring into a new VM and saving again gives the same state, at 20 points of a running guest.
 
@@ -220,7 +221,7 @@ def io_completion(context: Context) -> None:
     equal("the exit that follows", guest.resume(context.timeout), IoOut(0x3F8, 1, 1))
 
 
-@clause("mig.fewer-xfeatures", arch="x86", needs=(MASKABLE,))
+@clause("mig.fewer-xfeatures", arch="x86", needs=(MASKABLE, XSAVE2))
 def fewer_xfeatures(context: Context) -> None:
     """The state of a guest that was offered fewer components names no others, and restores where only those exist.
 
@@ -241,7 +242,7 @@ def fewer_xfeatures(context: Context) -> None:
     image.check(twin)
 
 
-@clause("mig.more-features-rejected", arch="x86")
+@clause("mig.more-features-rejected", arch="x86", needs=(XSAVE2,))
 def more_features_rejected(context: Context) -> None:
     """State with a component that this KVM lacks is refused with EINVAL, never taken without it.
 
@@ -322,7 +323,7 @@ def _too_many(context: Context, what: str, call: Callable[[], int]) -> None:
         context.note(f"{what} in one batch are done")
 
 
-@clause("mig.python-diff", arch="x86", needs=(GUEST_XSAVE,))
+@clause("mig.python-diff", arch="x86", needs=(GUEST_XSAVE, XSAVE2))
 def differences_are_named(context: Context) -> None:
     """A byte changed between save and restore is reported as exactly that register and byte, and nothing else.
 

@@ -9,6 +9,7 @@ from vmm.conformance.expect import equal, judged, succeeds
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
+from vmm.conformance.x86.common import XSAVE2
 from vmm.probe.host import Host
 from vmm.x86 import boot, xfeature
 from vmm.x86.cpuid import get_cpuid
@@ -68,7 +69,7 @@ def _check_area(guest: Guest, value: int) -> None:
     equal("PKRU in the area", _pkru(area), value)
 
 
-@clause("pku.xsave-slot", arch="x86", needs=PKU)
+@clause("pku.xsave-slot", arch="x86", needs=(*PKU, XSAVE2))
 def xsave_slot(context: Context) -> None:
     """What the guest writes to PKRU is in the XSAVE area, and what is set there is what the guest reads.
 
@@ -95,7 +96,7 @@ def survives_exits(context: Context) -> None:
         equal(f"RDPKRU at CPL{privilege}", guest.mailbox.values[0], _VALUE + 4 * privilege)
 
 
-@clause("pku.host-pkru-zero", arch="x86", needs=PKU)
+@clause("pku.host-pkru-zero", arch="x86", needs=(*PKU, XSAVE2))
 def host_pkru_zero(context: Context) -> None:
     """The area has the guest's PKRU also while the VMM thread's own PKRU is 0, its initial value.
 
@@ -115,7 +116,7 @@ def host_pkru_zero(context: Context) -> None:
         lib.vmm_wrpkru(ours)
 
 
-@clause("pku.set-clear-bit-keeps", arch="x86", needs=PKU)
+@clause("pku.set-clear-bit-keeps", arch="x86", needs=(*PKU, XSAVE2))
 def clear_bit_keeps(context: Context) -> None:
     """KVM_SET_XSAVE with XSTATE_BV[9] clear leaves the guest's PKRU as it is, unlike every other component.
 
@@ -129,7 +130,7 @@ def clear_bit_keeps(context: Context) -> None:
     equal("RDPKRU in the guest", _read(context, guest), _VALUE)
 
 
-@clause("pku.new-vm", arch="x86", needs=PKU)
+@clause("pku.new-vm", arch="x86", needs=(*PKU, XSAVE2))
 def new_vm(context: Context) -> None:
     """PKRU comes over to a new VM with the XSAVE area.
 

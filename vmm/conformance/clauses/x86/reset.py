@@ -11,7 +11,7 @@ from vmm.conformance.expect import equal, judged, no_difference, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
-from vmm.conformance.x86.common import GUEST_XSAVE, configured, pattern, plain_features
+from vmm.conformance.x86.common import GUEST_XSAVE, XSAVE2, configured, pattern, plain_features
 from vmm.kvm.bits import bits
 from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
@@ -47,7 +47,7 @@ def reset_values(context: Context) -> None:
     equal("EFER", sregs.efer, 0)
 
 
-@clause("reset.by-writing-back", arch="x86", needs=(GUEST_XSAVE,))
+@clause("reset.by-writing-back", arch="x86", needs=(GUEST_XSAVE, XSAVE2))
 def reset_by_writing_back(context: Context) -> None:
     """A used vCPU to which a fresh one's state is written is in every saved register like a fresh one.
 
@@ -78,7 +78,7 @@ def reset_by_writing_back(context: Context) -> None:
 @clause(
     "init.preserves",
     arch="x86",
-    needs=(GUEST_XSAVE, capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI")),
+    needs=(GUEST_XSAVE, XSAVE2, capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI")),
 )
 def init_preserves(context: Context) -> None:
     """INIT leaves XCR0, IA32_PAT, CR0.CD and NW, x87 and the vector registers alone; RIP, CR4, EFER are reset.

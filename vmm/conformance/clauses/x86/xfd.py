@@ -32,7 +32,7 @@ def msr_list(context: Context) -> None:
 
 @clause("xfd.set-rules", arch="x86", needs=_KNOWN)
 def set_rules(context: Context) -> None:
-    """Without dynamic components in its CPUID a vCPU's XFD and XFD_ERR take 0 from the host and nothing else.
+    """Without dynamic components in CPUID, IA32_XFD and IA32_XFD_ERR take 0 from the host and nothing else.
 
     A refused value is a count of 0 MSRs set, no errno.
 

@@ -64,7 +64,7 @@ def _check_demand(guest: Guest) -> None:
 
 @clause("xfd.reset", arch="x86", needs=_TILES)
 def reset(context: Context) -> None:
-    """A fresh vCPU with AMX has XFD and XFD_ERR 0, the architecture's values, not the host's armed XFD.
+    """A fresh vCPU with AMX has IA32_XFD and IA32_XFD_ERR 0, the architecture's values, not the host's armed XFD.
 
     Source: arch/x86/kernel/fpu/xstate.c, __fpstate_reset (guest); Intel SDM volume 1, 13.14.
     """
@@ -76,7 +76,7 @@ def reset(context: Context) -> None:
 
 @clause("xfd.set-rules-with-tiles", arch="x86", needs=_TILES)
 def set_rules(context: Context) -> None:
-    """With tile data in its CPUID a vCPU's XFD and XFD_ERR take 0 and 1<<18 from the host, and no other bit.
+    """With tile data in CPUID, IA32_XFD and IA32_XFD_ERR take 0 and 1<<18 from the host, and no other bit.
 
     Source: arch/x86/kvm/x86.c, kvm_set_msr_common (kvm_guest_supported_xfd).
     """
@@ -92,7 +92,7 @@ def set_rules(context: Context) -> None:
 
 @clause("xfd.guest-write-rules", arch="x86", needs=_TILES)
 def guest_write_rules(context: Context) -> None:
-    """The guest's WRMSR to XFD and XFD_ERR takes 0 and 1<<18, reads them back, and is #GP for reserved bits.
+    """The guest can set IA32_XFD and IA32_XFD_ERR to 0 and 1<<18 and reads that back; reserved bits are #GP.
 
     Source: arch/x86/kvm/x86.c, kvm_set_msr_common; Intel SDM volume 1, 13.14.
     """
@@ -109,7 +109,7 @@ def guest_write_rules(context: Context) -> None:
 
 @clause("xfd.needs-tiledata-in-cpuid", arch="x86", needs=_TILES)
 def needs_tiledata(context: Context) -> None:
-    """With XFD but without tile data in the guest's CPUID, every WRMSR of 1<<18 to XFD is #GP, also the second.
+    """With XFD but without tile data in the guest's CPUID, every WRMSR of 1<<18 to IA32_XFD is #GP, also the second.
 
     Source: arch/x86/kvm/x86.c, kvm_set_msr_common (kvm_guest_supported_xfd is 0).
     """
@@ -124,9 +124,9 @@ def needs_tiledata(context: Context) -> None:
 
 @clause("xfd.nm-delivery", arch="x86", needs=(*_TILES, offers("XGETBV1")))
 def nm_delivery(context: Context) -> None:
-    """With XFD armed a tile instruction is #NM at itself with XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
+    """With XFD armed a tile instruction is #NM at itself with IA32_XFD_ERR 1<<18 and CR0.TS 0, and its retry works.
 
-    The guest does what an operating system does: read XFD_ERR, clear it, disarm XFD, retry.
+    The guest does what an operating system does: read IA32_XFD_ERR, clear it, disarm XFD, retry.
 
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; Intel SDM volume 1, 13.14.
     """
@@ -149,16 +149,18 @@ def nm_each_instruction(context: Context) -> None:
         for armed in (True, False):
             _write(context, guest, Msr.XFD, _ARMED * armed)
             judged_call(context, guest, entry)
-            equal(f"faults of {entry} with XFD {_ARMED * armed:#x}", guest.mailbox.read("values", 15), int(armed))
+            equal(
+                f"faults of {entry} with IA32_XFD {_ARMED * armed:#x}", guest.mailbox.read("values", 15), int(armed)
+            )
             if armed:
                 equal(f"the fault of {entry}", guest.fault().name, "#NM")
-                equal(f"XFD_ERR after {entry}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+                equal(f"IA32_XFD_ERR after {entry}", _read(context, guest, Msr.XFD_ERR), _ARMED)
                 _write(context, guest, Msr.XFD_ERR, 0)
 
 
 @clause("xfd.err-survives-exit", arch="x86", needs=_TILES, timeout=60)
 def error_survives_exits(context: Context) -> None:
-    """XFD_ERR keeps 1<<18 over 1,000 exits between #NM and its handler's first read.
+    """IA32_XFD_ERR keeps 1<<18 over 1,000 exits between #NM and its handler's first read.
 
     Source: arch/x86/kvm/x86.c, vcpu_enter_guest (guest_fpu.xfd_err is loaded and cleared around each entry).
     """
@@ -184,7 +186,7 @@ while True:
 
 @clause("xfd.err-survives-preemption", arch="x86", needs=_TILES, timeout=60)
 def error_survives_preemption(context: Context) -> None:
-    """XFD_ERR is the guest's own while another process on the same CPU uses tiles.
+    """IA32_XFD_ERR is the guest's own while another process on the same CPU uses tiles.
 
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff (read before preemption is possible).
     """
@@ -206,7 +208,7 @@ def error_survives_preemption(context: Context) -> None:
 
 @clause("xfd.err-guest-write", arch="x86", needs=_TILES)
 def error_written_by_guest(context: Context) -> None:
-    """A value that the guest writes to XFD_ERR without any #NM stays there over exits until it writes 0.
+    """A value that the guest writes to IA32_XFD_ERR without any #NM stays there over exits until it writes 0.
 
     Source: arch/x86/kvm/vmx/vmx.c, vmx_set_msr; arch/x86/kvm/x86.c, kvm_set_msr_common (MSR_IA32_XFD_ERR).
     """
@@ -214,15 +216,15 @@ def error_written_by_guest(context: Context) -> None:
     for value in (_ARMED, 0):
         equal(f"faults of WRMSR {value:#x}", _write(context, guest, Msr.XFD_ERR, value), 0)
         judged_call(context, guest, "ticks", 50)
-        equal("XFD_ERR in the guest", _read(context, guest, Msr.XFD_ERR), value)
-        equal("XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
+        equal("IA32_XFD_ERR in the guest", _read(context, guest, Msr.XFD_ERR), value)
+        equal("IA32_XFD_ERR for the host", get_msr(guest.vcpu, Msr.XFD_ERR), value)
 
 
 @clause("xfd.err-ts-untouched", arch="x86", needs=_TILES)
 def task_switched_nm(context: Context) -> None:
-    """An #NM because of CR0.TS leaves XFD_ERR 0, also while XFD is armed.
+    """An #NM because of CR0.TS leaves IA32_XFD_ERR 0, also while XFD is armed.
 
-    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; fixed in 6.15 to not read XFD_ERR then.
+    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff; fixed in 6.15 to not read IA32_XFD_ERR then.
     """
     guest, _ = _ready(context)
     _arm(context, guest)
@@ -238,7 +240,7 @@ def task_switched_nm(context: Context) -> None:
 
 @clause("xfd.err-sticky-or", arch="x86", needs=_TILES)
 def error_is_sticky(context: Context) -> None:
-    """A second #NM without the first one's XFD_ERR being cleared leaves the bit set; nothing but a write clears it.
+    """A second #NM with IA32_XFD_ERR not cleared after the first leaves the bit set; only a write clears it.
 
     Source: Intel SDM volume 1, 13.14.
     """
@@ -248,9 +250,9 @@ def error_is_sticky(context: Context) -> None:
     for turn in (1, 2):
         judged_call(context, guest, "tilezero_once")
         equal(f"faults of TILEZERO {turn}", guest.mailbox.read("values", 15), 1)
-        equal(f"XFD_ERR after #NM {turn}", _read(context, guest, Msr.XFD_ERR), _ARMED)
+        equal(f"IA32_XFD_ERR after #NM {turn}", _read(context, guest, Msr.XFD_ERR), _ARMED)
     _write(context, guest, Msr.XFD, 0)
-    equal("XFD_ERR after disarming XFD", _read(context, guest, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR after disarming XFD", _read(context, guest, Msr.XFD_ERR), _ARMED)
 
 
 @clause("xfd.ldtilecfg-not-nm", arch="x86", needs=_TILES)
@@ -275,10 +277,10 @@ def passthrough(context: Context) -> None:
     """
     guest, image = _ready(context)
     judged_call(context, guest, "toggle_xfd", 1000)
-    equal("XFD for the host after 1000 toggles", get_msr(guest.vcpu, Msr.XFD), 0)
+    equal("IA32_XFD for the host after 1000 toggles", get_msr(guest.vcpu, Msr.XFD), 0)
     for value in (_ARMED, 0, _ARMED, 0):
         _write(context, guest, Msr.XFD, value)
-        equal("XFD for the host", get_msr(guest.vcpu, Msr.XFD), value)
+        equal("IA32_XFD for the host", get_msr(guest.vcpu, Msr.XFD), value)
     guest.call("load", timeout=context.timeout)
     verify(context, guest, image)
 
@@ -287,7 +289,7 @@ def passthrough(context: Context) -> None:
 def host_isolation(context: Context) -> None:
     """The VMM thread's own tiles survive guests that arm XFD, take #NM and load tiles; the guest's survive the VMM's.
 
-    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, vcpu_enter_guest (XFD_ERR = 0).
+    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; arch/x86/kvm/x86.c, vcpu_enter_guest (IA32_XFD_ERR = 0).
     """
     guest, image = _ready(context)
     permission.request_host(TILEDATA)
@@ -307,15 +309,15 @@ def host_isolation(context: Context) -> None:
 
 @clause("xfd.err-not-leaked-to-host", arch="x86", needs=_TILES)
 def error_not_leaked(context: Context) -> None:
-    """A guest that leaves with XFD_ERR set does not disturb the VMM's own first use of tiles.
+    """A guest that leaves with IA32_XFD_ERR set does not disturb the VMM's own first use of tiles.
 
-    Source: arch/x86/kvm/x86.c, vcpu_enter_guest (XFD_ERR is written 0 after the exit).
+    Source: arch/x86/kvm/x86.c, vcpu_enter_guest (IA32_XFD_ERR is written 0 after the exit).
     """
     guest, _ = _ready(context)
     _arm(context, guest)
     judged_call(context, guest, "ldtilecfg_once")
     judged_call(context, guest, "tilezero_once")
-    equal("XFD_ERR of the guest", get_msr(guest.vcpu, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR of the guest", get_msr(guest.vcpu, Msr.XFD_ERR), _ARMED)
     permission.request_host(TILEDATA)
     ours = TileImage.random(3)
     stored = ffi.new("uint8_t[]", len(ours.tiles))
@@ -323,12 +325,12 @@ def error_not_leaked(context: Context) -> None:
     lib.vmm_host_tiles_store(stored)
     lib.vmm_host_tiles_release()
     equal("the VMM thread's tiles", explain(ours.data, FULL.data + bytes(ffi.buffer(stored))), [])
-    equal("XFD_ERR of the guest afterwards", _read(context, guest, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR of the guest afterwards", _read(context, guest, Msr.XFD_ERR), _ARMED)
 
 
 @clause("xfd.migrates", arch="x86", needs=_TILES)
 def migrates(context: Context) -> None:
-    """XFD and XFD_ERR come over in the MSR list, and on the destination the next tile instruction is #NM.
+    """IA32_XFD and IA32_XFD_ERR come over in the MSR list, and on the destination the next tile instruction is #NM.
 
     A VMM that leaves them out resumes a guest whose kernel believes XFD armed while it is not.
 
@@ -341,21 +343,21 @@ def migrates(context: Context) -> None:
     # Whether all other MSRs come over is what the clauses on migration look at.
     listed = tuple(index for index in state.saved_msrs(context.kvm) if index in (Msr.XFD, Msr.XFD_ERR))
     saved = state.capture(guest.vcpu, listed)
-    equal("the saved XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
-    equal("the saved XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
+    equal("the saved IA32_XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
+    equal("the saved IA32_XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
     twin = tile_guest(context, guest.cpuid, permit=False)
     image.load(twin)
     # MSRs before XSAVE: IA32_XFD decides which components KVM_SET_XSAVE takes.
     order = ("MP_STATE", "SREGS", "REGS", "XCRS", "MSRS", "XSAVE", "DEBUGREGS", "EVENTS")
     with judged("restoring the saved state"):
         state.restore(twin.vcpu, saved, order)
-    equal("XFD in the copy", _read(context, twin, Msr.XFD), _ARMED)
-    equal("XFD_ERR in the copy", _read(context, twin, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD in the copy", _read(context, twin, Msr.XFD), _ARMED)
+    equal("IA32_XFD_ERR in the copy", _read(context, twin, Msr.XFD_ERR), _ARMED)
     _write(context, twin, Msr.XFD_ERR, 0)
     judged_call(context, twin, "tilezero_once")
     equal("faults of TILEZERO in the copy", twin.mailbox.read("values", 15), 1)
     equal("the fault of TILEZERO in the copy", twin.fault().name, "#NM")
-    equal("XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
+    equal("IA32_XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
 
 
 @clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, dangerous=True, timeout=60)
