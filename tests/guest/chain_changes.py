@@ -33,7 +33,6 @@ def _flip(value: int, legal: int, source: random.Random) -> int:
 
 
 if ARCHITECTURE == "x86":
-    from tests.x86.tile_config import TileConfig
     from vmm._kvm import lib
     from vmm.x86.msr import get_msr, set_msr
     from vmm.x86.msr_names import Msr
@@ -89,8 +88,10 @@ if ARCHITECTURE == "x86":
     def _tile_row(tile: int, row: int, source: random.Random) -> Change:
         def change(guest: Any) -> bool:
             area = get_xsave(guest.vcpu)
-            rows, columns = TileConfig(area.component(XFeature.XTILECFG)).shape(tile)
-            if row >= rows:
+            # Intel SDM volume 1, 18.2: bytes per row as 16-bit numbers from byte 16 on, rows from byte 48 on.
+            config = area.component(XFeature.XTILECFG)
+            columns = int.from_bytes(config[16 + 2 * tile : 18 + 2 * tile], "little")
+            if row >= config[48 + tile]:
                 return False
             start = area.layout[XFeature.XTILEDATA].ranges[0][0] + 1024 * tile + 64 * row
             area.data[start + source.randrange(columns)] ^= 1 << source.randrange(8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,11 @@ def _judge(result: dict[str, object]) -> None:
     least = max(number for kind, number in _LEAST.items() if level.startswith(kind))
     assert result["unnoticed"] == [] and result["rewritten"] and result["long"], result
     assert isinstance(result["made"], int) and result["made"] >= least, result
+
+
+def test_what_runs_in_a_machine_imports_nothing_of_the_tests() -> None:
+    # A machine has the package and the source of chain_changes.py, and nothing else of this tree.
+    assert not re.search(r"^\s*(from|import) tests\b", (_HERE / "chain_changes.py").read_text(), re.MULTILINE)
 
 
 def _results(command: list[str], levels: list[str]) -> None:

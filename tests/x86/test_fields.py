@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.x86.tile_config import TileConfig
-from vmm.conformance.x86.tiles import FULL, TileImage, explain
+from vmm.conformance.x86.tiles import TileImage, explain
 from vmm.x86.fields import BY_MSR, Cet, Cr4, Register, TileInfo, TmulInfo, Xcr0, Xfd, Xss, describe_msr
 
 
@@ -55,14 +54,6 @@ def test_an_msr_is_described_by_its_fields() -> None:
     assert describe_msr(0x277, 6) == "0x6"
     assert describe_msr(0x277, None) == "unreadable"
     assert set(BY_MSR) == {0x1C4, 0x1C5, 0x6A0, 0x6A2, 0xDA0}
-
-
-def test_tilecfg_is_printed_by_tile() -> None:
-    text = str(TileConfig(FULL.data))
-    assert text.startswith("palette 1, start_row 0, TMM0 16x64 TMM1 16x64")
-    assert str(TileConfig(bytes(64))) == "palette 0, start_row 0, no tiles"
-    with pytest.raises(ValueError, match="64 bytes, not 63"):
-        TileConfig(bytes(63))
 
 
 def _changed(*moves: tuple[slice, slice]) -> list[str]:
