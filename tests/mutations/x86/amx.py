@@ -189,7 +189,7 @@ lies(
 lies(
     "amx.bad-tilecfg-gp",
     "xfd.ldtilecfg-not-nm",
-    the_right_tile_configurationfaults=lambda: in_tile_guest("ldtilecfg_once", faults(1, GP)),
+    the_right_tile_configuration_faults=lambda: in_tile_guest("ldtilecfg_once", faults(1, GP)),
 )
 
 lies("amx.cpu-migration", one_byte_of_a_tile_stays_on_the_old_thread=lambda: before_run(10, lose(6, 1)))
