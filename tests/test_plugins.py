@@ -188,9 +188,11 @@ def test_is_not_reached():
 @pytest.mark.parametrize("apart", [False, True], ids=["here", "apart"])
 def test_a_signal_ends_pytest_and_what_the_test_started(tmp_path: Path, number: signal.Signals, apart: bool) -> None:
     program = _SLEEPERS.replace("MARKER", "@pytest.mark.apart" if apart else "")
+    # Not ignored because this run's own parent ignores it, as nohup does with SIGHUP.
     process = subprocess.Popen(
-        _pytest(tmp_path, program, "-s"), cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        _pytest(tmp_path, program, "-s"), cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     pids = [int(word) for word in process.stderr.readline().split()]
     process.send_signal(number)
