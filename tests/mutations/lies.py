@@ -32,6 +32,8 @@ __all__ = [
     "both",
     "called",
     "drift",
+    "fewer_entries",
+    "given",
     "honest",
     "kvm_table",
     "nth",
@@ -250,6 +252,11 @@ class Shared:
         ffi.cast("uint8_t *", self.at(self.payload.symbol(symbol) + offset))[0] ^= bits
 
 
+def given(*parameters: int) -> Callable[[Shared], bool]:
+    """Met by a guest whose first parameters are these."""
+    return lambda guest: all(guest.get("params", at) == value for at, value in enumerate(parameters))
+
+
 def after_entry(
     entry: str,
     change: Callable[[Shared], object],
@@ -274,6 +281,15 @@ def after_entry(
         return result
 
     return interposer
+
+
+def fewer_entries() -> Interposer:
+    """The guest leaves less often than it ticks."""
+
+    def change(call: Call) -> None:
+        call.argument.entries -= 100
+
+    return after(RUN, change)
 
 
 def after_run(change: Callable[[int], object], ticks: int = 5) -> Interposer:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.mutations.lies import Shared, after_entry
+from tests.mutations.lies import Proceed, Shared, after_entry, both
 from tests.mutations.x86.lies import timed
 from tests.mutations.x86.mtrr import cache_disable_slows_the_guest_down
 from vmm._kvm import ffi, lib
@@ -31,7 +30,6 @@ from vmm.x86.cpuid import Cpuid, Entry
 from vmm.x86.memory_types import GuestPat, MemoryType, MemoryTypes, Quirk, describe_quirks, pat, vfio_groups
 
 pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"memory types are x86's; this is {ARCHITECTURE}")
-Proceed = Callable[[], int]
 
 
 def test_pat_has_each_type_in_its_entry() -> None:
@@ -166,22 +164,11 @@ def honouring(call: Call, proceed: Proceed) -> int:
 
 def slow_types() -> Interposer:
     """UC, UC- and WC loads are slow, and so are UC stores."""
-    lies = (
+    return both(
         honouring,
         timed("loads", 40, MemoryType.UC, MemoryType.UC_MINUS, MemoryType.WC),
         timed("stores", 40, MemoryType.UC, MemoryType.UC_MINUS),
     )
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        for lie in lies:
-            proceed = _bound(lie, call, proceed)
-        return proceed()
-
-    return interposer
-
-
-def _bound(lie: Interposer, call: Call, proceed: Proceed) -> Proceed:
-    return lambda: lie(call, proceed)
 
 
 @pytest.mark.kvm

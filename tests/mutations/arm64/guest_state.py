@@ -10,10 +10,10 @@ from tests.mutations.arm64.lies import (
     GET,
     before_entry,
     change_now,
+    executed,
     flip,
     forget,
     get_now,
-    guest_left,
     has_sve,
     number,
     of,
@@ -67,24 +67,18 @@ def _before(entry: str, change: Change, payload: str = "sve") -> Interposer:
 # --- undefined, or trapped by the guest itself ----------------------------------------------------
 
 
-def _executed(instruction: int, change: Callable[[Shared], object]) -> Interposer:
-    return guest_left("execute", change, when=lambda guest: bool(guest.get("params") == instruction))
-
-
 lies(
     "guest.sve-undef-without",
-    rdvl_works_without_sve=lambda: _executed(_RDVL, values(15, lambda old: 0)),
-    sve_traps_as_such_without_it=lambda: _executed(_RDVL, lambda guest: guest.set("esr", 0x19 << 26)),
-    an_undefined_instruction_is_skipped=lambda: _executed(
-        _RDVL, lambda guest: guest.set("elr", guest.get("elr") + 4)
-    ),
-    advsimd_is_undefined_without_sve=lambda: _executed(_MOVI_V0, values(15, lambda old: 1)),
+    rdvl_works_without_sve=lambda: executed(_RDVL, values(15, lambda old: 0)),
+    sve_traps_as_such_without_it=lambda: executed(_RDVL, lambda guest: guest.set("esr", 0x19 << 26)),
+    an_undefined_instruction_is_skipped=lambda: executed(_RDVL, lambda guest: guest.set("elr", guest.get("elr") + 4)),
+    advsimd_is_undefined_without_sve=lambda: executed(_MOVI_V0, values(15, lambda old: 1)),
 )
 
 lies(
     "guest.sve-own-trap",
-    the_guests_own_trap_does_not_come=lambda: _executed(_RDVL, values(15, lambda old: 0)),
-    the_guests_own_trap_is_another_exception=lambda: _executed(_RDVL, lambda guest: guest.set("esr", 0)),
+    the_guests_own_trap_does_not_come=lambda: executed(_RDVL, values(15, lambda old: 0)),
+    the_guests_own_trap_is_another_exception=lambda: executed(_RDVL, lambda guest: guest.set("esr", 0)),
 )
 
 

@@ -7,7 +7,19 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from tests.mutations.lies import RUN, Condition, Proceed, Shared, after, after_entry, answer, before, called, nth
+from tests.mutations.lies import (
+    RUN,
+    Condition,
+    Proceed,
+    Shared,
+    after,
+    after_entry,
+    answer,
+    before,
+    called,
+    given,
+    nth,
+)
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import PC, SYSTEM, Register, v, z
 from vmm.kvm.ioctl import Call, Interposer
@@ -259,7 +271,7 @@ ZCR = SYSTEM["ZCR_EL1"]
 
 def executed(instruction: int | None, change: Callable[[Shared], object], payload: str = "hello") -> Interposer:
     """Spoil what the guest left behind an instruction; None is any."""
-    when = None if instruction is None else lambda guest: bool(guest.get("params") == instruction)
+    when = None if instruction is None else given(instruction)
     return guest_left("execute", change, payload=payload, when=when)
 
 

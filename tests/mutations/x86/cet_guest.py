@@ -6,7 +6,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, before, called, kvm_table, nth, once, toggle
+from tests.mutations.lies import (
+    RUN,
+    Proceed,
+    Shared,
+    after,
+    after_run,
+    before,
+    called,
+    given,
+    kvm_table,
+    nth,
+    once,
+    toggle,
+)
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import entry, set_msr_now
 from tests.mutations.x86.lies import (
@@ -15,6 +28,7 @@ from tests.mutations.x86.lies import (
     before_entry,
     faults,
     get_ssp_now,
+    guest_writes,
     host_reads,
     in_cet_guest,
     set_in_guest,
@@ -28,10 +42,6 @@ from vmm.x86.msr_names import Msr
 
 SET_SREGS, GET_SREGS, INIT = "KVM_SET_SREGS", "KVM_GET_SREGS", "KVM_SIGNAL_MSI"
 CET, WP, WRITES, TRACKING = 1 << 23, 1 << 16, 2, 4
-
-
-def _first(value: int) -> Callable[[Shared], bool]:
-    return lambda guest: guest.get("params") == value
 
 
 lies(
@@ -103,11 +113,7 @@ lies(
 
 def _writes(index: int, value: int, number: int, vector: int = GP) -> Interposer:
     """Let one WRMSR of the guest fault, or not."""
-
-    def matches(guest: Shared) -> bool:
-        return (guest.get("params"), guest.get("params", 1)) == (index, value)
-
-    return in_cet_guest("wrmsr", faults(number, vector), matches)
+    return guest_writes("cet", index, value, number, vector)
 
 
 lies(
@@ -115,7 +121,7 @@ lies(
     the_guest_cannot_write_u_cet=lambda: _writes(Msr.U_CET, 0x3D if kvm_table().has("IBT") else 3, 1),
     the_host_does_not_see_what_the_guest_wrote_to_pl3_ssp=lambda: host_reads(Msr.PL3_SSP, lambda value: 0),
     the_guest_does_not_see_what_the_host_wrote_to_the_interrupt_table=lambda: in_cet_guest(
-        "rdmsr", lambda guest: guest.set("values", 0x7890), _first(Msr.INT_SSP_TAB)
+        "rdmsr", lambda guest: guest.set("values", 0x7890), given(Msr.INT_SSP_TAB)
     ),
     the_guest_can_set_a_reserved_bit_of_s_cet=lambda: _writes(Msr.S_CET, 1 << 9, 0),
     the_guest_can_set_an_odd_pl3_ssp=lambda: _writes(Msr.PL3_SSP, 1, 0),
@@ -204,40 +210,28 @@ def init_resets_xcr0_but_for_x87() -> Interposer:
 GET_CPUID = "KVM_GET_CPUID2"
 
 
-@mutation("setcpuid.runtime-size-0xd1")
-def the_compacted_size_does_not_follow_ia32_xss() -> Interposer:
+def _compacted_size(said: Callable[[list[int]], int]) -> Interposer:
+    """Lie about the compacted size, given the true sizes so far."""
     sizes: list[int] = []
 
     def change(call: Call) -> None:
         found = entry(call, 0xD, 1)
         sizes.append(found.ebx)
-        found.ebx = sizes[0]
+        found.ebx = said(sizes)
 
     return after(GET_CPUID, change)
 
 
-@mutation("setcpuid.runtime-size-0xd1")
-def the_compacted_size_never_shrinks() -> Interposer:
-    sizes: list[int] = []
-
-    def change(call: Call) -> None:
-        found = entry(call, 0xD, 1)
-        sizes.append(found.ebx)
-        found.ebx = max(sizes)
-
-    return after(GET_CPUID, change)
+def _short_of_supervisor_cet(sizes: list[int]) -> int:
+    return sizes[-1] - (8 if sizes[-1] > sorted(set(sizes))[:2][-1] else 0)
 
 
-@mutation("setcpuid.runtime-size-0xd1")
-def the_compacted_size_is_8_bytes_short_with_supervisor_cet() -> Interposer:
-    sizes: list[int] = []
-
-    def change(call: Call) -> None:
-        found = entry(call, 0xD, 1)
-        sizes.append(found.ebx)
-        found.ebx -= 8 if found.ebx > sorted(set(sizes))[:2][-1] else 0
-
-    return after(GET_CPUID, change)
+lies(
+    "setcpuid.runtime-size-0xd1",
+    the_compacted_size_does_not_follow_ia32_xss=lambda: _compacted_size(lambda sizes: sizes[0]),
+    the_compacted_size_never_shrinks=lambda: _compacted_size(max),
+    the_compacted_size_is_8_bytes_short_with_supervisor_cet=lambda: _compacted_size(_short_of_supervisor_cet),
+)
 
 
 @mutation("setcpuid.runtime-size-0xd1")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, before, called, nth
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, before, called, given, nth
 from tests.mutations.x86.buffers import change_msr, msr_values, place, set_msr_now, spoil
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.caching import page
@@ -34,6 +34,7 @@ __all__ = [
     "get_ssp_now",
     "guest_did_not_fault",
     "guest_faulted",
+    "guest_writes",
     "host_reads",
     "in_cet_guest",
     "in_tile_guest",
@@ -126,7 +127,7 @@ def batch_value(call: Call, index: int) -> int | None:
 
 def after_msr_entry(entry: str, change: Callable[[Shared], object], index: int = Msr.PAT) -> Interposer:
     """Lie about what RDMSR or WRMSR of one MSR in the hello payload left."""
-    return after_entry(entry, change, when=lambda shared: shared.get("params") == index)
+    return after_entry(entry, change, when=given(index))
 
 
 def guest_faulted(shared: Shared) -> None:
@@ -173,6 +174,11 @@ def in_tile_guest(
 ) -> Interposer:
     """After each run from an entry point of the amx payload, spoil what it left in memory."""
     return after_entry(name, change, payload="amx", when=when)
+
+
+def guest_writes(payload: str, index: int, value: int, number: int, vector: int = GP) -> Interposer:
+    """Let one WRMSR of a guest with this payload fault ``number`` times."""
+    return after_entry("wrmsr", faults(number, vector), payload=payload, when=given(index, value))
 
 
 def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:

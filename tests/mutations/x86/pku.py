@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, once, refuse
+from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, given, once, refuse
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import XSTATE_BV, area, bits_of, entry, flip, place, put, spoil, xsave_lie
 from vmm._kvm import lib
@@ -19,7 +19,7 @@ SET, GET_CPUID, OSPKE = "KVM_SET_XSAVE", "KVM_GET_CPUID2", 1 << 4
 
 def _in_guest(name: str, change: Callable[[Shared], object], first: int | None = None) -> Interposer:
     """Spoil what an entry point left, if its first parameter is this one."""
-    when = None if first is None else lambda guest: bool(guest.get("params") == first)
+    when = None if first is None else given(first)
     return after_entry(name, change, payload="pku", when=when)
 
 

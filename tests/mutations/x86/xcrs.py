@@ -15,6 +15,7 @@ from tests.mutations.lies import (
     after_entry,
     before,
     drift,
+    given,
     kvm_table,
     offered,
     once,
@@ -216,7 +217,7 @@ lies(
     xsetbv_without_osxsave_is_gp=lambda: after_entry("xsetbv", lambda guest: guest.set("vector", GP)),
     every_fault_of_xsetbv_is_ud=lambda: after_entry("xsetbv", lambda guest: guest.set("vector", UD)),
     xsetbv_works_at_cpl3=lambda: after_entry("xsetbv", _faults(0), when=lambda guest: guest.user),
-    xsetbv_of_xcr1_is_ignored=lambda: after_entry("xsetbv", _faults(0), when=lambda guest: guest.get("params") == 1),
+    xsetbv_of_xcr1_is_ignored=lambda: after_entry("xsetbv", _faults(0), when=given(1)),
     the_upper_half_of_rcx_counts=lambda: after_entry(
         "xsetbv", _faults(1), when=lambda guest: bool(guest.get("params") >> 32)
     ),
@@ -225,7 +226,7 @@ lies(
         "xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.user
     ),
     a_faulting_xsetbv_of_xcr1_changes_xcr0=lambda: after_entry(
-        "xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.get("params") == 1
+        "xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=given(1)
     ),
 )
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
-from tests.mutations.lies import RUN, Shared, after, after_run, answer, before
+from tests.mutations.lies import RUN, Shared, after, after_run, answer, before, given
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, set_msr_now
-from tests.mutations.x86.lies import GP, NM, UD, before_run, faults, in_tile_guest, lose
+from tests.mutations.x86.lies import GP, NM, UD, before_run, faults, guest_writes, host_reads, in_tile_guest, lose
 from vmm._kvm import lib
 from vmm.conformance.x86.tiles import FULL
 from vmm.kvm.ioctl import Call, Interposer
@@ -19,30 +18,19 @@ GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"
 ARMED, TS = 1 << 18, 1 << 3
 
 
-def _host_reads(index: int, value: Callable[[int], int]) -> Interposer:
-    """Let the host read another value of an MSR."""
-    return after(GET, change_msr(index, value))
-
-
 def _guest_reads(index: int, value: int) -> Interposer:
     """Let the guest read another value of an MSR."""
-    return in_tile_guest(
-        "rdmsr", lambda guest: guest.set("values", value), lambda guest: guest.get("params") == index
-    )
+    return in_tile_guest("rdmsr", lambda guest: guest.set("values", value), given(index))
 
 
 def _guest_writes(index: int, value: int, number: int, vector: int = GP) -> Interposer:
     """Let one WRMSR of the guest fault, or not."""
-
-    def matches(guest: Shared) -> bool:
-        return (guest.get("params"), guest.get("params", 1)) == (index, value)
-
-    return in_tile_guest("wrmsr", faults(number, vector), matches)
+    return guest_writes("amx", index, value, number, vector)
 
 
 lies(
     "xfd.reset",
-    a_fresh_vcpu_has_the_hosts_armed_xfd=lambda: _host_reads(Msr.XFD, lambda value: ARMED),
+    a_fresh_vcpu_has_the_hosts_armed_xfd=lambda: host_reads(Msr.XFD, lambda value: ARMED),
     a_fresh_guest_reads_an_error=lambda: _guest_reads(Msr.XFD_ERR, ARMED),
 )
 
@@ -60,7 +48,7 @@ lies(
     "xfd.set-rules-with-tiles",
     "xfd.guest-write-rules",
     "xfd.passthrough-coherent",
-    the_host_always_reads_0_from_ia32_xfd=lambda: _host_reads(Msr.XFD, lambda value: 0),
+    the_host_always_reads_0_from_ia32_xfd=lambda: host_reads(Msr.XFD, lambda value: 0),
 )
 
 lies("xfd.set-rules-with-tiles", the_host_cannot_set_ia32_xfd_err=lambda: answer(SET, 0, of_msr(Msr.XFD_ERR)))
@@ -136,7 +124,7 @@ lies(
 
 lies(
     "xfd.err-guest-write",
-    the_host_reads_no_error_that_the_guest_wrote=lambda: _host_reads(Msr.XFD_ERR, lambda value: 0),
+    the_host_reads_no_error_that_the_guest_wrote=lambda: host_reads(Msr.XFD_ERR, lambda value: 0),
 )
 
 lies(
@@ -188,13 +176,13 @@ lies("xfd.host-isolation", the_threads_tiles_cost_the_guest_a_byte=lambda: befor
 
 lies(
     "xfd.err-not-leaked-to-host",
-    the_guests_error_ends_with_the_exit=lambda: _host_reads(Msr.XFD_ERR, lambda value: 0),
+    the_guests_error_ends_with_the_exit=lambda: host_reads(Msr.XFD_ERR, lambda value: 0),
     the_hosts_first_tile_takes_the_guests_error=lambda: _guest_reads(Msr.XFD_ERR, 0),
 )
 
 lies(
     "xfd.migrates",
-    ia32_xfd_is_not_saved=lambda: _host_reads(Msr.XFD, lambda value: 0),
+    ia32_xfd_is_not_saved=lambda: host_reads(Msr.XFD, lambda value: 0),
     ia32_xfd_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD, lambda value: 0)),
     the_error_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD_ERR, lambda value: 0)),
 )
