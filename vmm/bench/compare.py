@@ -57,7 +57,7 @@ def compare_all(rounds: int, seconds: float, progress: Callable[[int, int], None
     """Do what vmm.bench.run says."""
     if rounds < 2:
         raise ValueError(f"{rounds} rounds have no median to compare: ask for 2 or more")
-    if not _has_workload():
+    if find_spec(f"vmm.bench.{ARCHITECTURE}") is None:
         raise BenchUnavailable(f"vmm bench has no guest to measure on {ARCHITECTURE} yet")
     Kvm().close()  # where there is none, this says it best
     with TemporaryDirectory(prefix="vmm-bench-") as name:
@@ -74,13 +74,6 @@ def compare_all(rounds: int, seconds: float, progress: Callable[[int, int], None
             subjects = {"subject": first, "state_subject": second, "memory_subject": third}
             with baseline(program, folder, memory_size, tick) as theirs:
                 return _phases(subjects, theirs, rounds, seconds, progress)
-
-
-def _has_workload() -> bool:
-    try:
-        return find_spec(f"vmm.bench.{ARCHITECTURE}") is not None
-    except ModuleNotFoundError:  # not even the package
-        return False
 
 
 def _phases(

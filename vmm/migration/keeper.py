@@ -156,10 +156,9 @@ class Keeper:
         now = time.monotonic()
         idle = [other for other in here if other.alone and not other.started and now > other.alone + _ALONE_FOR]
         if not self._once and idle and now < child.pending + _DECISION:
-            for other in idle[:1]:
-                if not other.released:
-                    other.released = True
-                    other.ring(RELEASE)
+            if not idle[0].released:
+                idle[0].released = True
+                idle[0].ring(RELEASE)
             return None
         return f"this receiver takes {self._most} guests at a time, and has {max(len(here), 1)}"
 

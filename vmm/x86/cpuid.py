@@ -25,6 +25,7 @@ __all__ = [
     "Cpuid",
     "Entry",
     "get_cpuid",
+    "has_leaf",
     "host",
     "model",
     "set_cpuid",
@@ -233,6 +234,11 @@ def host(function: int, index: int = 0) -> Entry:
     registers = ffi.new("uint32_t[4]")
     lib.vmm_cpuid(function, index, registers)
     return Entry(function, index, 0, *registers)
+
+
+def has_leaf(function: int) -> bool:
+    """Has this CPU an extended leaf (0x80000000 on)? One above the highest answers as the highest basic leaf does."""
+    return host(0x80000000).eax >= function
 
 
 def vendor(leaf: Callable[[int], Entry]) -> str:

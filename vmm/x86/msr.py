@@ -14,6 +14,7 @@ from vmm.x86 import msr_names
 
 __all__ = [
     "MAX_BATCH",
+    "get_feature_msr",
     "get_msr",
     "get_msrs",
     "get_readable",
@@ -57,6 +58,12 @@ def get_msrs(vcpu: Vcpu, indices: Iterable[int]) -> list[int]:
     batch = _batch([(index, 0) for index in indices])
     done = vcpu.ioctl(lib.KVM_GET_MSRS, batch)
     return [entry.data for entry in batch.entries[0:done]]
+
+
+def get_feature_msr(kvm: Kvm, index: int) -> int | None:
+    """KVM_GET_MSRS of /dev/kvm: a feature MSR's value, None if KVM has no such. KvmError before Linux 4.17."""
+    batch = _batch([(index, 0)])
+    return int(batch.entries[0].data) if kvm.ioctl(lib.KVM_GET_MSRS, batch) == 1 else None
 
 
 def get_readable(vcpu: Vcpu, indices: Iterable[int]) -> dict[int, int]:

@@ -161,8 +161,7 @@ def measure(kvm: Kvm) -> Facts:
     return Facts(
         backend=backend,
         vendor=cpuid.vendor(cpuid.host),
-        # A leaf above the highest would answer as the highest basic one does.
-        model=cpuid.model(cpuid.host) if cpuid.host(0x80000000).eax >= 0x80000004 else "unknown",
+        model=cpuid.model(cpuid.host) if cpuid.has_leaf(0x80000004) else "unknown",
         xcr0=int(lib.vmm_xgetbv(0)) if lib.vmm_has_osxsave() else 0,
         **answers,
         cpuid=table,

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
-from vmm.x86 import cpuid
+from vmm.x86 import cpuid, msr
 from vmm.x86.cpuid import Cpuid
 
 __all__ = [
@@ -50,7 +49,7 @@ def extension() -> str:
     """Return which virtualization extension the CPU has: "VMX", "SVM" or nothing (CPUID 1.ECX, 80000001H.ECX)."""
     if cpuid.host(1).ecx >> 5 & 1:
         return "VMX"
-    if cpuid.host(0x80000000).eax >= 0x80000001 and cpuid.host(0x80000001).ecx >> 2 & 1:
+    if cpuid.has_leaf(0x80000001) and cpuid.host(0x80000001).ecx >> 2 & 1:
         return "SVM"
     return ""
 
@@ -134,9 +133,8 @@ def ignores_msrs(kvm: Kvm) -> bool:
 
 
 def _feature_msr(kvm: Kvm, index: int) -> int | None:
-    """Return an MSR by KVM_GET_MSRS of /dev/kvm, None where KVM refuses it."""
-    value = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(index, 0, 0)]})
+    """Return an MSR by KVM_GET_MSRS of /dev/kvm, None where KVM refuses it or the call."""
     try:
-        return int(value.entries[0].data) if kvm.ioctl(lib.KVM_GET_MSRS, value) == 1 else None
+        return msr.get_feature_msr(kvm, index)
     except KvmError:
         return None  # before Linux 4.17 the call is a vCPU's only

@@ -174,12 +174,8 @@ def _feature_msrs(kvm: Kvm) -> dict[int, int]:
         kvm.ioctl(lib.KVM_GET_MSR_FEATURE_INDEX_LIST, listed)
     except KvmError:
         return {}  # before Linux 4.17
-    found = {}
-    for index in listed.indices[0 : listed.nmsrs]:
-        value = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(index, 0, 0)]})
-        if kvm.ioctl(lib.KVM_GET_MSRS, value) == 1:
-            found[index] = int(value.entries[0].data)
-    return found
+    values = {index: msr.get_feature_msr(kvm, index) for index in listed.indices[0 : listed.nmsrs]}
+    return {index: value for index, value in values.items() if value is not None}
 
 
 def _measure_for_good(dynamic: int, listed: list[int]) -> dict[str, Any]:

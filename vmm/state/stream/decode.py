@@ -204,9 +204,9 @@ def check_fields(arch: str, found: Mapping[str, StatePart], wheres: Mapping[str,
     field that ``explain`` does not name says nothing.
     """
     parts = {name: part.part for name, part in found.items()}
-    known = [name for name in parts if check_known(arch, name, parts[name], wheres[name])]
+    known = {name: part for name, part in parts.items() if check_known(arch, name, part, wheres[name])}
     for name in known:
-        check_readable(arch, wheres[name], name, {other: parts[other] for other in known})
+        check_readable(arch, wheres[name], name, known)
     for name in known:
         if found[name].fields:
             _compare(wheres[name], found[name].fields, explain(arch, name, parts))
