@@ -41,9 +41,12 @@ def mutation(*clauses: str) -> Callable[[Factory], Factory]:
 def lies(clause: str, /, *more: str, **factories: Factory) -> None:
     """Register mutations of each clause that are one expression: ``what_the_kernel_does_wrong=lambda: interposer``.
 
-    The lambda makes an interposer of its own for each use, which may keep state.
+    The lambda makes an interposer of its own for each use, which may keep state. An imported function is refused:
+    a mutation belongs to the architecture whose module its factory stands in.
     """
     for name, factory in factories.items():
+        if factory.__name__ != "<lambda>":
+            raise ValueError(f"{name} is made by a function: write it as lambda: {factory.__name__}()")
         _register((clause, *more), name, factory)
 
 

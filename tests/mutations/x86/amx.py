@@ -89,7 +89,7 @@ def the_tiles_are_zero_after_an_exit() -> Interposer:
     return after_run(lambda fd: spoil(fd, clear))
 
 
-lies("amx.tile-roundtrip-all8", the_guest_with_tiles_leaves_less_often_than_it_ticks=fewer_entries)
+lies("amx.tile-roundtrip-all8", the_guest_with_tiles_leaves_less_often_than_it_ticks=lambda: fewer_entries())
 
 
 lies(

@@ -186,7 +186,7 @@ def _clear(view: memoryview) -> None:
     view[XSTATE_BV] = 0
 
 
-lies("xsave.survives-exits", the_guest_leaves_less_often_than_it_ticks=fewer_entries)
+lies("xsave.survives-exits", the_guest_leaves_less_often_than_it_ticks=lambda: fewer_entries())
 
 
 @mutation("xsave.legacy-get-agrees")
