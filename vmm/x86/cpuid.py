@@ -215,13 +215,13 @@ def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
     vcpu.chosen["CPUID"] = table.packed
 
 
-def get_cpuid(vcpu: Vcpu) -> Cpuid:
-    """KVM_GET_CPUID2: the vCPU's table, with the bits that KVM keeps up to date.
+def get_cpuid(vcpu: Vcpu, room: int = MAX_ENTRIES) -> Cpuid:
+    """KVM_GET_CPUID2 with room for so many entries: the vCPU's table, with the bits that KVM keeps up to date.
 
     Linux 6.1 leaves nent as it was on success, so the entries written are told apart from poison.
     """
-    buffer = _buffer(MAX_ENTRIES)
-    ffi.memmove(buffer.entries, _POISON * MAX_ENTRIES, _ENTRY.size * MAX_ENTRIES)
+    buffer = _buffer(room)
+    ffi.memmove(buffer.entries, _POISON * room, _ENTRY.size * room)
     vcpu.ioctl(lib.KVM_GET_CPUID2, buffer)
     packed = bytes(ffi.buffer(buffer.entries, buffer.nent * _ENTRY.size))
     while packed.endswith(_POISON):

@@ -17,6 +17,7 @@ __all__ = [
     "get_xcr0",
     "get_xcrs",
     "raw",
+    "set_cr4_bits",
     "set_debugregs",
     "set_regs",
     "set_sregs",
@@ -46,6 +47,13 @@ def get_sregs(vcpu: Vcpu) -> Any:
 def set_sregs(vcpu: Vcpu, sregs: Any) -> None:
     """KVM_SET_SREGS."""
     vcpu.ioctl(lib.KVM_SET_SREGS, sregs)
+
+
+def set_cr4_bits(vcpu: Vcpu, bits: int, *, on: bool) -> None:
+    """Set or clear bits of CR4 by KVM_SET_SREGS; the rest stays."""
+    sregs = get_sregs(vcpu)
+    sregs.cr4 = sregs.cr4 & ~bits | bits * on
+    set_sregs(vcpu, sregs)
 
 
 def get_debugregs(vcpu: Vcpu) -> Any:

@@ -9,7 +9,7 @@ from tests.mutations.lies import Condition, Proceed, accept, after, answer, drif
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, msr_values, of_msr
 from tests.mutations.x86.lies import host_reads, of_ssp, one_reg_number, ssp_reads
-from vmm.conformance.clauses.x86.cet_state import UNKNOWN_ID
+from vmm.conformance.x86.shadow import UNKNOWN_ID
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr_names import Msr
 

@@ -10,7 +10,7 @@ from vmm._kvm import ffi, lib
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.guest import Guest
 from vmm.arm64.id_registers import mask_index
-from vmm.arm64.registers import Register, sysreg
+from vmm.arm64.registers import SYSTEM, Register, sysreg
 from vmm.arm64.system_registers import FEATURES
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vector import VectorState, differences
@@ -26,6 +26,7 @@ from vmm.probe.host import Host
 
 __all__ = [
     "BAD_ADDRESS",
+    "COUNTERS",
     "GUEST_RUNS",
     "HOLE",
     "MASKS",
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "enter",
     "features",
+    "finish",
     "get_bad",
     "hold",
     "in_time",
@@ -61,6 +63,8 @@ __all__ = [
 # An address that no process has mapped.
 BAD_ADDRESS = 0x10
 _HOLD_TICKS = 50
+# Counters that change by themselves.
+COUNTERS = frozenset({SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]})
 
 SVE = capability("KVM_CAP_ARM_SVE")
 MASKS = capability("KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES")
@@ -225,6 +229,12 @@ def call(context: Context, guest: Guest, what: str, entry: str, *parameters: int
     """Run an entry point that has to come to its event, which is returned: DONE, or that something was different."""
     with judged(what):
         return guest.call(entry, *parameters, timeout=context.timeout)
+
+
+def finish(context: Context, guest: Guest, what: str) -> int:
+    """Run a guest that is prepared or has left to its event, which has to come and is returned."""
+    with judged(what):
+        return guest.finish(guest.resume(context.timeout))
 
 
 def compare(guest: Guest, what: str, event: int, state: VectorState) -> None:

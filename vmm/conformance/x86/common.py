@@ -51,6 +51,7 @@ __all__ = [
     "static_features",
     "stay_on_one_cpu",
     "tile_table",
+    "untiled_features",
     "vector_guest",
     "vector_level",
 ]
@@ -157,8 +158,13 @@ def permitted_size(features: int = -1) -> int:
 
 
 def stay_on_one_cpu() -> None:
-    """Keep this process on one CPU: KVM hands out CPUID leaves that differ between CPUs (APIC ids, caches)."""
+    """Keep this process on one CPU, for example because CPUID leaves differ between CPUs (APIC ids, caches)."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def untiled_features(context: Context) -> int:
+    """All of XCR0 that KVM offers but tiles, which need a permission and which a kernel before 6.4 offers by half."""
+    return int(context.host.facts.cpuid.xcr0) & ~xfeature.XTILE
 
 
 def plain_features(context: Context) -> int:

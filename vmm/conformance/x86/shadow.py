@@ -8,13 +8,12 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
 from vmm.conformance.needs import Need
 from vmm.conformance.x86 import state
-from vmm.kvm.ioctl import Refused
+from vmm.conformance.x86.common import untiled_features
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
-from vmm.x86 import boot, xfeature
+from vmm.x86 import boot
 from vmm.x86.boot import CR4_CET, CR4_OSXSAVE
 from vmm.x86.guest import Guest
-from vmm.x86.msr import name, set_msr
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
@@ -26,10 +25,10 @@ __all__ = [
     "SHSTK",
     "SH_STK_EN",
     "SSP_ID",
+    "UNKNOWN_ID",
     "XSAVES",
     "SavedState",
     "capture",
-    "features",
     "restore",
     "set_ssp",
     "set_up_msr",
@@ -42,6 +41,8 @@ __all__ = [
 _STACKS_SIZE = 0x2000
 SH_STK_EN, WR_SHSTK_EN, ENDBR_EN = 1, 2, 4
 SSP_ID = int(lib.KVM_REG_X86 | lib.KVM_REG_SIZE_U64 | lib.KVM_X86_REG_TYPE_KVM << 32 | lib.KVM_REG_GUEST_SSP)
+# The highest of KVM's own registers: a later kernel may have a second one.
+UNKNOWN_ID = SSP_ID | 0xFFFFFFFF
 CET = 1 << XFeature.CET_U | 1 << XFeature.CET_S
 
 
@@ -68,22 +69,16 @@ def set_ssp(vcpu: Vcpu, value: int) -> None:
     vcpu.set_one_reg(SSP_ID, value.to_bytes(8, "little"))
 
 
-def features(context: Context) -> int:
-    """All of XCR0 that KVM offers but tiles, which need a permission and which a kernel before 6.4 offers by half."""
-    return int(context.host.facts.cpuid.xcr0) & ~xfeature.XTILE
-
-
 def set_up_msr(vcpu: Vcpu, msr: int, value: int) -> None:
     """Set an MSR before anything is judged; Refused if KVM does not take it."""
-    if not set_msr(vcpu, msr, value):
-        raise Refused(f"{name(msr)} = {value:#x} was refused")
+    state.set_msrs(vcpu, {msr: value})
 
 
 def tracking_guest(context: Context, *, user: int) -> Guest:
     """A guest with the cet payload, CR4.CET and the given U_CET; it needs no shadow stacks and has none."""
     cr4 = CR4_OSXSAVE | CR4_CET
     guest = context.own(Guest(context.kvm, "cet", cpuid=context.host.facts.cpuid, cr4=cr4))
-    set_xcr0(guest.vcpu, features(context))
+    set_xcr0(guest.vcpu, untiled_features(context))
     if context.host.facts.cpuid.xss & CET:
         set_up_msr(guest.vcpu, Msr.XSS, context.host.facts.cpuid.xss & CET)
     set_up_msr(guest.vcpu, Msr.U_CET, user)

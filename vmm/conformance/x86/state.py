@@ -16,7 +16,18 @@ from vmm.x86.fields import describe_msr
 from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
-__all__ = ["NEEDS_APIC", "PIECES", "VOLATILE_MSRS", "State", "capture", "compare", "restore", "saved_msrs"]
+__all__ = [
+    "NEEDS_APIC",
+    "PIECES",
+    "VOLATILE_MSRS",
+    "State",
+    "capture",
+    "compare",
+    "restore",
+    "saved_msrs",
+    "saved_xfd_msrs",
+    "set_msrs",
+]
 
 # State that changes by itself, or is written by KVM at each run.
 VOLATILE_MSRS = frozenset({Msr.TSC, Msr.TSC_DEADLINE, Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT})
@@ -37,13 +48,19 @@ def saved_msrs(kvm: Kvm) -> tuple[int, ...]:
     return tuple(index for index in msr.index_list(kvm) if index not in VOLATILE_MSRS | NEEDS_APIC)
 
 
+def saved_xfd_msrs(kvm: Kvm) -> tuple[int, ...]:
+    """Return those of them that are XFD's: whether all others come over is what the clauses on migration look at."""
+    return tuple(index for index in saved_msrs(kvm) if index in (Msr.XFD, Msr.XFD_ERR))
+
+
 def _get_msrs(vcpu: Vcpu, indices: tuple[int, ...]) -> dict[int, int]:
     """Return the values of the MSRs that can be read and stay as they are while nothing runs."""
     first, second = msr.get_readable(vcpu, indices), msr.get_readable(vcpu, indices)
     return {index: value for index, value in first.items() if second.get(index) == value}
 
 
-def _set_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
+def set_msrs(vcpu: Vcpu, values: dict[int, int]) -> None:
+    """Set MSRs; Refused, with its name and value, for the first that KVM does not take."""
     pairs = list(values.items())
     done = msr.set_msrs(vcpu, pairs)
     if done < len(pairs):
@@ -75,7 +92,7 @@ PIECES: dict[str, _Piece] = {
     "REGS": _struct("kvm_regs", registers.get_regs, registers.set_regs),
     "XCRS": _Piece(lambda vcpu, _: registers.get_xcr0(vcpu), _set_xcr0),
     "XSAVE": _Piece(lambda vcpu, _: get_xsave(vcpu), set_xsave),
-    "MSRS": _Piece(_get_msrs, _set_msrs),
+    "MSRS": _Piece(_get_msrs, set_msrs),
     "DEBUGREGS": _struct("kvm_debugregs", registers.get_debugregs, registers.set_debugregs),
     "EVENTS": _struct("kvm_vcpu_events", Vcpu.get_events, Vcpu.set_events),
 }

@@ -19,6 +19,7 @@ from vmm.conformance.arm64.common import (
     SVE,
     call,
     compare,
+    finish,
     hold,
     in_time,
     lengths,
@@ -30,7 +31,7 @@ from vmm.conformance.arm64.common import (
 )
 from vmm.conformance.clauses.arm64.id_registers import mrs, msr
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, judged, no_difference, refused, succeeds, true
+from vmm.conformance.expect import Violation, equal, no_difference, refused, succeeds, true
 from vmm.conformance.needs import Need, capability
 from vmm.conformance.registry import clause
 from vmm.kvm.exits import Budget, Exit, Unsupported
@@ -95,8 +96,7 @@ def own_trap(context: Context) -> None:
     for zen, faults in ((0, 1), (3, 0), (0, 1)):
         guest.prepare("execute", _RDVL, 0)
         write(guest.vcpu, SYSTEM["CPACR_EL1"], boot.CPACR & ~(3 << 16) | zen << 16)
-        with judged(f"a guest with ZEN {zen}"):
-            guest.finish(guest.resume(context.timeout))
+        finish(context, guest, f"a guest with ZEN {zen}")
         equal(f"faults with ZEN {zen}", guest.mailbox.values[15], faults)
         if faults:
             equal("the exception class", guest.fault().exception_class, _SVE_TRAP)
@@ -254,9 +254,7 @@ def _step(context: Context, guest: Guest, ticks: int = 1) -> None:
 
 
 def _finish(context: Context, guest: Guest, what: str, state: VectorState) -> None:
-    with judged(what):
-        event = guest.finish(guest.resume(context.timeout))
-    compare(guest, what, event, state)
+    compare(guest, what, finish(context, guest, what), state)
 
 
 def _start(guest: Guest, state: VectorState, ticks: int) -> None:

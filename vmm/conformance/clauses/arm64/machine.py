@@ -9,10 +9,10 @@ from vmm._kvm import ffi, lib
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.arm64.vcpu import read, write
-from vmm.conformance.arm64.common import GUEST_RUNS, call, enter, plain_guest, plain_vcpu
+from vmm.conformance.arm64.common import GUEST_RUNS, call, enter, finish, plain_guest, plain_vcpu
 from vmm.conformance.clauses.arm64.id_registers import mrs
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, refused, refused_indicative, succeeds, true
+from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.kvm.exits import Exit, MmioRead, MmioWrite
@@ -26,11 +26,6 @@ _NO_GRANULE = 0xF  # ID_AA64MMFR0_EL1.TGran4
 
 def _run(context: Context, guest: Guest) -> Exit:
     return succeeds("KVM_RUN", guest.resume, context.timeout)
-
-
-def _event(context: Context, guest: Guest, what: str) -> int:
-    with judged(what):
-        return guest.finish(guest.resume(context.timeout))
 
 
 @clause("guest.runs", arch="arm64")
@@ -69,7 +64,7 @@ def mmio_exit(context: Context) -> None:
     equal("the second exit", _run(context, guest), MmioRead(_UNBACKED + 8, 4))
     guest.vcpu.reply(0xCAFEBABE)
     equal("the third exit", _run(context, guest), MmioWrite(_UNBACKED + 16, 1, ord("H")))
-    equal("the event", _event(context, guest, "the rest of the run"), guest.DONE)
+    equal("the event", finish(context, guest, "the rest of the run"), guest.DONE)
     equal("what the guest read", guest.mailbox.values[0], 0xCAFEBABE)
 
 
@@ -88,7 +83,7 @@ def sign_extension(context: Context) -> None:
             guest.prepare("load", _UNBACKED + 0x40, size, signed)
             equal("the exit", _run(context, guest), MmioRead(_UNBACKED + 0x40, size))
             guest.vcpu.reply(value)
-            _event(context, guest, f"a guest that loaded {size} bytes")
+            finish(context, guest, f"a guest that loaded {size} bytes")
             low = value & (1 << 8 * size) - 1
             expected = low | ((1 << 64) - (1 << 8 * size)) * (signed and low >> 8 * size - 1)
             equal(f"{size} bytes {'with' if signed else 'without'} sign", guest.mailbox.values[0], expected)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from vmm._kvm import ffi
 from vmm.arm64.guest import Guest
-from vmm.arm64.registers import SYSTEM, VLS, Register, z
+from vmm.arm64.registers import VLS, Register, z
 from vmm.arm64.vector import VectorState
 from vmm.conformance.arm64.common import (
+    COUNTERS,
     GUEST_RUNS,
     SVE,
     compare,
@@ -31,7 +32,6 @@ from vmm.kvm.exits import Budget
 from vmm.kvm.vcpu import Vcpu
 
 _SYSREG = 0x13
-_COUNTERS = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}
 _TICKS, _SHUFFLES = 9, 4
 
 
@@ -70,7 +70,7 @@ def _equal(what: str, found: _Saved, expected: _Saved) -> None:
         [
             f"{register}: {found.registers[register].hex()} and not {value.hex()}"
             for register, value in expected.registers.items()
-            if found.registers[register] != value and register not in _COUNTERS
+            if found.registers[register] != value and register not in COUNTERS
         ],
         compared=len(expected.registers),
     )

@@ -11,6 +11,7 @@ from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.system_registers import field, replaced
 from vmm.arm64.vcpu import read, write
 from vmm.conformance.arm64.common import (
+    COUNTERS,
     MASKS,
     SVE,
     enter,
@@ -25,8 +26,6 @@ from vmm.conformance.expect import equal, refused, refused_indicative, succeeds,
 from vmm.conformance.registry import clause
 from vmm.kvm.vcpu import Vcpu
 
-# Counters that change by themselves.
-_VOLATILE = {SYSTEM["CNTVCT_EL0"], SYSTEM["CNTPCT_EL0"]}
 _SVE_GROUP, _BEHIND_FFR, _CORE_GROUP = 0x15, 0x620, 0x10
 # The registers that a field of ID_AA64MMFR3_EL1 brings along.
 _BY_FIELD = {"TCRX": ("TCR2_EL1",), "S1PIE": ("PIR_EL1", "PIRE0_EL1"), "SCTLRX": ("SCTLR2_EL1",)}
@@ -149,7 +148,7 @@ def get_set_all(context: Context) -> None:
     """
     for vcpu in (*([sve_vcpu(context)] if features(context) else []), plain_vcpu(context)):
         values = {r: succeeds(f"reading {r}", vcpu.get_one_reg, r) for r in listed(vcpu)}
-        moving = {r for r, value in values.items() if vcpu.get_one_reg(r) != value} - _VOLATILE
+        moving = {r for r, value in values.items() if vcpu.get_one_reg(r) != value} - COUNTERS
         if moving:
             context.note(f"change by themselves: {', '.join(_names(moving))}")
         for register, value in values.items():
@@ -157,7 +156,7 @@ def get_set_all(context: Context) -> None:
                 refused_indicative(context, "writing VLS", errno.EPERM, vcpu.set_one_reg, register, value)
             else:
                 succeeds(f"writing {register}", vcpu.set_one_reg, register, value)
-        for register in values.keys() - _VOLATILE - moving:
+        for register in values.keys() - COUNTERS - moving:
             equal(f"{register} written with what it read", vcpu.get_one_reg(register), values[register])
 
 

@@ -43,7 +43,6 @@ from vmm.kvm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import DIFFERENT, Guest
-from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, host_layout, set_xsave
@@ -111,8 +110,7 @@ def restore_in_new_vm(context: Context) -> None:
     Source: Documentation/virt/kvm/api.rst 4.43, 4.134; arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave.
     """
     guest, image = loaded(context, 5)
-    # Whether all other MSRs come over is what the clauses on migration look at.
-    msrs = tuple(index for index in state.saved_msrs(context.kvm) if index in (Msr.XFD, Msr.XFD_ERR))
+    msrs = state.saved_xfd_msrs(context.kvm)
     saved = state.capture(guest.vcpu, msrs)
     twin = _twin(context, guest)
     with judged("restoring the saved state"):

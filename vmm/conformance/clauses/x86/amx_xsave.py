@@ -115,7 +115,7 @@ def save_while_armed(context: Context) -> None:
     for instruction in _SAVES:
         guest.call("load", timeout=context.timeout)
         _write(context, guest, Msr.XFD, _ARMED)
-        guest.memory.write(guest.payload.symbol("area"), bytes(576) + bytes([0x55]) * (16384 - 576))
+        _fill(guest, bytes(576) + bytes([0x55]) * (AREA_SIZE - 576))
         judged_call(context, guest, instruction, _XTILE)
         equal(f"faults of {instruction}", guest.mailbox.read("values", 15), 0)
         area = guest_area(guest)
@@ -138,7 +138,7 @@ def restore_while_armed(context: Context) -> None:
     guest, _ = loaded(context, 15)
     for save, restore in _PAIRS:
         guest.call("load", timeout=context.timeout)
-        guest.memory.write(guest.payload.symbol("area"), bytes(16384))
+        _fill(guest, bytes(AREA_SIZE))
         judged_call(context, guest, save, _XTILE)
         _write(context, guest, Msr.XFD, _ARMED)
         judged_call(context, guest, restore, _XTILE)

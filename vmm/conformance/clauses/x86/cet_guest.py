@@ -12,13 +12,13 @@ from vmm.conformance.expect import Violation, equal, judged, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import shadow
+from vmm.conformance.x86.common import untiled_features
 from vmm.conformance.x86.shadow import (
     ENDBR_EN,
     IBT,
     SH_STK_EN,
     SHSTK,
     XSAVES,
-    features,
     set_up_msr,
     shadow_guest,
     ssp,
@@ -221,7 +221,7 @@ def compacted_size_follows(context: Context) -> None:
     """
     guest = shadow_guest(context, user=0)
     layout = Layout.from_cpuid(context.host.facts.cpuid)
-    for xcr0 in (features(context), 3):
+    for xcr0 in (untiled_features(context), 3):
         set_xcr0(guest.vcpu, xcr0)
         for xss in (0, 1 << _CET_U, shadow.CET, 0):
             _call(context, guest, "wrmsr", Msr.XSS, xss)
@@ -253,7 +253,7 @@ def init_clears(context: Context) -> None:
     cpuid.set_cpuid(second, table)
     registers = {Msr.U_CET: 1, Msr.S_CET: 1, Msr.PL0_SSP: 0x1000, Msr.PL1_SSP: 0x2000, Msr.PL2_SSP: 0x3000,
                  Msr.PL3_SSP: 0x4000, Msr.INT_SSP_TAB: 0x5000}  # fmt: skip
-    set_xcr0(second, features(context))
+    set_xcr0(second, untiled_features(context))
     for msr, value in {**registers, Msr.XSS: table.xss & shadow.CET}.items():
         set_up_msr(second, msr, value)
     shadow.set_ssp(second, 0x6000)
@@ -261,5 +261,5 @@ def init_clears(context: Context) -> None:
     for msr in registers:
         equal(f"{name(msr)} after INIT", get_msr(second, msr), 0)
     equal("SSP after INIT", ssp(second), 0)
-    equal("XCR0 after INIT", get_xcr0(second), features(context))
+    equal("XCR0 after INIT", get_xcr0(second), untiled_features(context))
     equal("IA32_XSS after INIT", get_msr(second, Msr.XSS), table.xss & shadow.CET)

@@ -9,6 +9,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, judged, no_difference, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import shadow, state
+from vmm.conformance.x86.common import untiled_features
 from vmm.conformance.x86.shadow import SH_STK_EN, SHSTK, XSAVES, set_up_msr, shadow_guest
 from vmm.kvm.exits import Budget, Deadline, Exit, InternalError, Shutdown
 from vmm.x86 import boot
@@ -225,7 +226,7 @@ def xsaves_not_offered(context: Context) -> None:
     leaf7 = table.get(7)
     table = table.edit(7, 0, ecx=leaf7.ecx & ~(1 << 7), edx=leaf7.edx & ~(1 << 20))
     guest = context.own(Guest(context.kvm, "cet", cpuid=table, cr4=CR4_OSXSAVE))
-    set_xcr0(guest.vcpu, shadow.features(context))
+    set_xcr0(guest.vcpu, untiled_features(context))
     _call(context, guest, "xsaves", 1)
     faults = guest.mailbox.read("values", 15)
     if context.host.backend == "kvm_intel":

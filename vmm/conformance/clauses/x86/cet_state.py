@@ -10,7 +10,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import STRICT_MSRS, configured
-from vmm.conformance.x86.shadow import IBT, SHSTK, SSP_ID, XSAVES, set_ssp, ssp
+from vmm.conformance.x86.shadow import IBT, SHSTK, SSP_ID, UNKNOWN_ID, XSAVES, set_ssp, ssp
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.msr import get_msr, index_list, name, set_msr
@@ -18,8 +18,6 @@ from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
 _CET_U, _CET_S = 1 << XFeature.CET_U, 1 << XFeature.CET_S
-# The highest of KVM's own registers: a later kernel may have a second one.
-UNKNOWN_ID = SSP_ID | 0xFFFFFFFF
 _ENABLE = (Msr.U_CET, Msr.S_CET)
 _POINTERS = (Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
 

@@ -150,9 +150,11 @@ def types_ignored(context: Context) -> None:
     expect_cached(context, guest.switched("MTRRs of type UC", switch))
 
 
-def _cd_quirk(context: Context) -> bool:
-    """Tell whether KVM_X86_QUIRK_CD_NW_CLEARED can be disabled: it is there, and on, unless somebody does."""
-    return bool(context.host.facts.memory_types.quirks & Quirk.CD_NW_CLEARED)
+def _skip_without_cd_quirk(context: Context) -> None:
+    """Skip unless KVM_X86_QUIRK_CD_NW_CLEARED can be disabled: it is there, and on, unless somebody does."""
+    quirks = context.host.facts.memory_types.quirks
+    if not quirks & Quirk.CD_NW_CLEARED:
+        context.skip(f"KVM_CAP_DISABLE_QUIRKS2 is {quirks:#x}, without CD_NW_CLEARED")
 
 
 def _cd_reads_back(guest: CachingGuest) -> None:
@@ -170,9 +172,8 @@ def cache_disable_ignored(context: Context) -> None:
 
     Source: Documentation/virt/kvm/x86/errata.rst, CR0.CD; arch/x86/kvm/svm/svm.c, svm_set_cr0.
     """
-    quirks = context.host.facts.memory_types.quirks
-    if context.host.backend == "kvm_amd" and quirks and not _cd_quirk(context):
-        context.skip(f"KVM_CAP_DISABLE_QUIRKS2 is {quirks:#x}, without CD_NW_CLEARED")
+    if context.host.backend == "kvm_amd" and context.host.facts.memory_types.quirks:
+        _skip_without_cd_quirk(context)
     guest = CachingGuest(context)
     _cd_reads_back(guest)
     expect_cached(context, guest.switched("CR0.CD", lambda on: setattr(guest, "cr0", _CD * on)))
@@ -184,8 +185,7 @@ def cache_disable_honoured(context: Context) -> None:
 
     Source: arch/x86/kvm/svm/svm.c, svm_set_cr0; Documentation/virt/kvm/api.rst 7.31.
     """
-    if not _cd_quirk(context):
-        context.skip(f"KVM_CAP_DISABLE_QUIRKS2 is {context.host.facts.memory_types.quirks:#x}, without CD_NW_CLEARED")
+    _skip_without_cd_quirk(context)
     guest = CachingGuest(context, quirks=Quirk.CD_NW_CLEARED)
     _cd_reads_back(guest)
     expect_uncached(context, guest.switched("CR0.CD", lambda on: setattr(guest, "cr0", _CD * on)))

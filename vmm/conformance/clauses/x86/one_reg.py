@@ -11,6 +11,7 @@ from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import STRICT_MSRS, configured
+from vmm.conformance.x86.shadow import UNKNOWN_ID
 from vmm.conformance.x86.state import VOLATILE_MSRS
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import msr
@@ -57,7 +58,7 @@ def identifiers_validated(context: Context) -> None:
         "type 0": good & ~(0xFF << 32),
         # The highest numbers, because a later kernel may give the next ones a meaning.
         "type 255": good & ~(0xFF << 32) | 0xFF << 32,
-        "an unknown KVM register": good & ~0xFFFFFFFFFF | lib.KVM_X86_REG_TYPE_KVM << 32 | 0xFFFFFFFF,
+        "an unknown KVM register": UNKNOWN_ID,
         "an unknown MSR": msr_id(UNKNOWN_MSR),
     }
     for name, identifier in wrong.items():

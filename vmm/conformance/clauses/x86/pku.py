@@ -9,12 +9,12 @@ from vmm.conformance.expect import equal, judged, succeeds
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
-from vmm.conformance.x86.common import XSAVE2
+from vmm.conformance.x86.common import XSAVE2, untiled_features
 from vmm.probe.host import Host
-from vmm.x86 import boot, xfeature
+from vmm.x86 import boot
 from vmm.x86.cpuid import get_cpuid
 from vmm.x86.guest import Guest
-from vmm.x86.registers import get_sregs, set_sregs, set_xcr0
+from vmm.x86.registers import set_cr4_bits, set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
@@ -32,17 +32,12 @@ def _measure(host: Host) -> tuple[bool, str]:
 PKU = (Need("PKU for guests", _measure),)
 
 
-def _features(context: Context) -> int:
-    """All of XCR0 but tiles, which a kernel before 6.4 offers by half."""
-    return int(context.host.facts.cpuid.xcr0) & ~xfeature.XTILE
-
-
 def _guest(context: Context) -> Guest:
     """A guest with CR4.PKE and all of XCR0."""
     guest = context.own(
         Guest(context.kvm, "pku", cpuid=context.host.facts.cpuid, cr4=boot.CR4_OSXSAVE | boot.CR4_PKE)
     )
-    set_xcr0(guest.vcpu, _features(context))
+    set_xcr0(guest.vcpu, untiled_features(context))
     return guest
 
 
@@ -152,7 +147,7 @@ def without_xcr0(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_load_guest_pkru (CR4.PKE is enough).
     """
     guest = _guest(context)
-    set_xcr0(guest.vcpu, _features(context) & ~(1 << _PKRU))
+    set_xcr0(guest.vcpu, untiled_features(context) & ~(1 << _PKRU))
     ours = lib.vmm_rdpkru()
     _churn(context, guest, 50, _VALUE)
     equal("RDPKRU in the guest", guest.mailbox.values[0], _VALUE)
@@ -204,7 +199,5 @@ def ospke_mirror(context: Context) -> None:
     guest = _guest(context)
     guest.prepare("_start")
     for enabled in (1, 0, 1):
-        sregs = get_sregs(guest.vcpu)
-        sregs.cr4 = sregs.cr4 & ~boot.CR4_PKE | boot.CR4_PKE * enabled
-        set_sregs(guest.vcpu, sregs)
+        set_cr4_bits(guest.vcpu, boot.CR4_PKE, on=bool(enabled))
         equal(f"OSPKE with CR4.PKE={enabled}", get_cpuid(guest.vcpu).get(7).ecx >> 4 & 1, enabled)

@@ -38,13 +38,13 @@ def capabilities(context: Context) -> None:
     for bit in range(64):
         value = 1 << bit
         if mask & value:
-            succeeds(f"disabling quirk {value:#x}", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, value)
+            succeeds(f"disabling quirk {value:#x}", _disable, vm, value)
         else:
-            refused(f"quirk {value:#x}", errno.EINVAL, vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, value)
+            refused(f"quirk {value:#x}", errno.EINVAL, _disable, vm, value)
             both = value | mask & -mask
-            refused(f"quirks {both:#x}", errno.EINVAL, vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, both)
+            refused(f"quirks {both:#x}", errno.EINVAL, _disable, vm, both)
         succeeds(f"KVM_CAP_DISABLE_QUIRKS {value:#x}", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS, value)
-    succeeds("all quirks together", vm.enable_cap, lib.KVM_CAP_DISABLE_QUIRKS2, mask)
+    succeeds("all quirks together", _disable, vm, mask)
 
 
 @clause("quirk.ignore-guest-pat", arch="x86", needs=(_QUIRKS2,))

@@ -24,7 +24,7 @@ from vmm.x86 import xfeature
 from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import set_cpuid
 from vmm.x86.guest import Guest
-from vmm.x86.registers import MAX_XCRS, get_sregs, get_xcr0, get_xcrs, set_sregs, set_xcr0, set_xcrs
+from vmm.x86.registers import MAX_XCRS, get_xcr0, get_xcrs, set_cr4_bits, set_xcr0, set_xcrs
 from vmm.x86.xfeature import XFeature
 
 _XCRS = capability("KVM_CAP_XCRS")
@@ -150,9 +150,7 @@ def no_osxsave_needed(context: Context) -> None:
     value = plain_features(context)
     succeeds("KVM_SET_XCRS without CR4.OSXSAVE", set_xcr0, vcpu, value)
     for enabled in (True, False):
-        sregs = get_sregs(vcpu)
-        sregs.cr4 = sregs.cr4 & ~CR4_OSXSAVE | CR4_OSXSAVE * enabled
-        set_sregs(vcpu, sregs)
+        set_cr4_bits(vcpu, CR4_OSXSAVE, on=enabled)
         equal(f"XCR0 after CR4.OSXSAVE={int(enabled)}", get_xcr0(vcpu), value)
 
 

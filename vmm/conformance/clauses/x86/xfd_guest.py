@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, true
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
-from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers
+from vmm.conformance.x86.common import TILE_GUESTS, TILEDATA, judged_call, offers, stay_on_one_cpu
 from vmm.conformance.x86.tiles import FULL, TileImage, data_entries, explain, tile_guest, verify
 from vmm.x86 import boot, permission, xfeature
 from vmm.x86.guest import Guest
@@ -191,7 +190,7 @@ def error_survives_preemption(context: Context) -> None:
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff (read before preemption is possible).
     """
     guest, _ = _ready(context)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    stay_on_one_cpu()
     competitor = subprocess.Popen([sys.executable, "-c", _COMPETITOR], stdout=subprocess.PIPE)
     try:
         assert competitor.stdout is not None
@@ -340,8 +339,7 @@ def migrates(context: Context) -> None:
     judged_call(context, guest, "ldtilecfg_once")
     _arm(context, guest)
     _write(context, guest, Msr.XFD_ERR, _ARMED)
-    # Whether all other MSRs come over is what the clauses on migration look at.
-    listed = tuple(index for index in state.saved_msrs(context.kvm) if index in (Msr.XFD, Msr.XFD_ERR))
+    listed = state.saved_xfd_msrs(context.kvm)
     saved = state.capture(guest.vcpu, listed)
     equal("the saved IA32_XFD", saved["MSRS"].get(Msr.XFD), _ARMED)
     equal("the saved IA32_XFD_ERR", saved["MSRS"].get(Msr.XFD_ERR), _ARMED)
