@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["descendants", "end", "state", "supervise"]
+__all__ = ["descendants", "end", "gone", "state", "supervise"]
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _ASKED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -35,6 +35,11 @@ def state(pid: int) -> tuple[str, int] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return fields[0], int(fields[1])
+
+
+def gone(pid: int) -> bool:
+    """Say whether a process has ended, reaped or not."""
+    return (state(pid) or "Z")[0] == "Z"
 
 
 def descendants(pid: int) -> list[int]:

@@ -53,7 +53,7 @@ def architectures(name: str) -> set[str]:
 
 
 SOURCES = {module_name(path): path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
-PACKAGES = {name for name, path in SOURCES.items() if path.name == "__init__.py"}
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 
 
 def imports(tree: ast.Module) -> set[str]:
@@ -70,7 +70,7 @@ def imports(tree: ast.Module) -> set[str]:
     return {name for name in found if name.split(".")[0] == "vmm" and name != "vmm"}
 
 
-GRAPH = {name: imports(ast.parse(path.read_text())) for name, path in SOURCES.items()}
+GRAPH = {name: imports(tree) for name, tree in TREES.items()}
 
 
 # Rooms and floors
@@ -128,14 +128,13 @@ def test_only_the_door_calls_the_kernel() -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_has_its_licence_and_its_purpose(name: str) -> None:
-    text = SOURCES[name].read_text()
-    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
-    assert ast.get_docstring(ast.parse(text))
+    assert SOURCES[name].read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert ast.get_docstring(TREES[name])
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if not name.startswith("vmm.conformance.clauses")])
 def test_a_module_exports_what_it_defines_each_once(name: str) -> None:
-    tree = ast.parse(SOURCES[name].read_text())
+    tree = TREES[name]
     assigned = [
         node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
@@ -158,18 +157,20 @@ def test_a_module_exports_what_it_defines_each_once(name: str) -> None:
 # What mirrors what
 
 
+def clause_modules(arch: str) -> set[str]:
+    """The names of the modules of an architecture's clauses."""
+    return {path.stem for path in (ROOT / "conformance" / "clauses" / arch).glob("*.py")} - {"__init__"}
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_module_among_the_clauses_has_clauses(arch: str) -> None:
-    folder = ROOT / "conformance" / "clauses" / arch
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert modules == {clause.function.__module__.split(".")[-1] for clause in all_clauses(arch)}
+    assert clause_modules(arch) == {clause.function.__module__.split(".")[-1] for clause in all_clauses(arch)}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_module_of_clauses_has_a_module_of_lies_with_its_name(arch: str) -> None:
-    clauses = {path.stem for path in (ROOT / "conformance" / "clauses" / arch).glob("*.py")} - {"__init__"}
     lies = {path.stem for path in (TESTS / "mutations" / arch).glob("*.py")} - VOCABULARY
-    assert lies == clauses
+    assert lies == clause_modules(arch)
 
 
 def test_a_folder_of_tests_is_a_room_of_the_package() -> None:

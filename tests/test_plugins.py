@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.patience import LIMIT, eventually
-from tests.processes import state
+from tests.processes import gone
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PLUGINS = ("apart", "ending", "guard", "summary")
@@ -104,7 +104,7 @@ def test_tidies_up(monkeypatch, tmp_path):
 """
 
 
-def _pytest(folder: Path, program: str, *options: str, **variables: str) -> list[str]:
+def _pytest(folder: Path, program: str, *options: str) -> list[str]:
     """The command that runs a file of tests under these plugins."""
     (folder / "test_it.py").write_text(program)
     plugins = [word for name in _PLUGINS for word in ("-p", f"tests.plugins.{name}")]
@@ -199,7 +199,7 @@ def test_a_signal_ends_pytest_and_what_the_test_started(tmp_path: Path, number: 
     _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == (2 if number == signal.SIGINT else 128 + number)
     assert "reached" not in stderr
-    assert all(eventually(lambda pid=pid: (state(pid) or "Z")[0] == "Z") for pid in pids)  # type: ignore[misc]
+    assert all(eventually(lambda pid=pid: gone(pid)) for pid in pids)  # type: ignore[misc]
 
 
 def test_a_run_in_which_nothing_ran_has_not_passed(tmp_path: Path) -> None:

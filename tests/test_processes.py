@@ -41,11 +41,6 @@ def terminal_pair() -> tuple[int, int]:
         pytest.skip(f"no terminals here: {error.strerror}")
 
 
-def _gone(pid: int) -> bool:
-    found = processes.state(pid)
-    return found is None or found[0] == "Z"
-
-
 @pytest.mark.parametrize(("program", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 128 + 9)])
 def test_the_status_is_that_of_the_command(program: str, status: int) -> None:
     process = _supervise("sh", "-c", f"echo said; {program}")
@@ -67,7 +62,7 @@ def test_a_signal_also_ends_what_hides_from_it(number: signal.Signals) -> None:
     process.send_signal(number)
     process.communicate(timeout=LIMIT)
     assert process.returncode == 128 + number
-    assert eventually(lambda: _gone(stray))
+    assert eventually(lambda: processes.gone(stray))
 
 
 def test_a_signal_that_is_ignored_from_the_start_stays_so() -> None:
@@ -120,4 +115,4 @@ def test_what_a_command_leaves_running_is_ended_and_named() -> None:
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert err.startswith(f"left running, and ended now: {out.strip()} (")
-    assert _gone(int(out))
+    assert processes.gone(int(out))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.test_command import _BARE_DEV, hidden
 from tests.patience import LIMIT, eventually
-from tests.processes import descendants, state
+from tests.processes import descendants, gone
 
 _SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 # The scripts set up .venv where it is not up to date, which is no business of a test's.
@@ -99,4 +99,4 @@ def test_a_signal_to_scripts_test_ends_all_that_it_started(tmp_path: Path, numbe
     started = descendants(process.pid)
     process.send_signal(number)
     assert process.wait(LIMIT) == 128 + number
-    assert all((state(pid) or "Z")[0] == "Z" for pid in started)
+    assert all(gone(pid) for pid in started)

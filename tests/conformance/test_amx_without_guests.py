@@ -22,17 +22,16 @@ from typing import Any
 import pytest
 
 from tests.conformance.amx_without_guests import about
+from tests.patience import LIMIT
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.system import Kvm
-
-_LIMIT = 600  # seconds; it takes ten
 
 pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason="AMX is x86's")
 
 
 def _results(kind: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.conformance.amx_without_guests", kind]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LIMIT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5 * LIMIT)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     if "unusable" in found[0]:
         pytest.skip(found[0]["unusable"])

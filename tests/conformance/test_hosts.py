@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.probe.recorded_hosts import INVENTED, RECORDED, invented, recorded
+from tests.probe.recorded_hosts import INVENTED, RECORDED, recorded
 from vmm.conformance import expectations
 from vmm.conformance.needs import unmet
 from vmm.conformance.registry import Clause, all_clauses
@@ -39,13 +39,13 @@ def test_every_need_gives_a_measured_value_on_this_host(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recorded_host_runs_most_of_what_its_machine_was_built_for(name: str) -> None:
-    runs = _runs(recorded(name))
+    runs = _runs(_HOSTS[name])
     assert len(runs) > (60 if name.startswith(("svm", "pvm")) else 100)
     assert any(identifier.startswith("xfd.nm") for identifier in runs) is name.startswith("amx")
 
 
 def test_a_cpu_with_amx_whose_kvm_has_none_runs_no_clause_that_gives_a_guest_tiles() -> None:
-    runs = _runs(invented("a CPU with AMX and a KVM without"))
+    runs = _runs(_HOSTS["a CPU with AMX and a KVM without"])
     giving = {clause.id for clause in _CLAUSES["x86"] if any("supports AMX guests" in str(n) for n in clause.needs)}
     assert giving and not runs & giving
     assert {"perm.req-tiledata-ok", "setcpuid.perm-eperm", "amx.no-perm-vcpu-fully-usable"} <= runs
@@ -53,33 +53,33 @@ def test_a_cpu_with_amx_whose_kvm_has_none_runs_no_clause_that_gives_a_guest_til
 
 
 def test_a_process_that_may_not_ask_is_told_apart_from_a_kernel_that_cannot_answer() -> None:
-    forbidden = invented("a KVM with AMX and a process that may not ask for it")
-    old = invented("a kernel before 5.16")
+    forbidden = _HOSTS["a KVM with AMX and a process that may not ask for it"]
+    old = _HOSTS["a kernel before 5.16"]
     needs = _clause("perm.guest-default").needs
     assert "fails with EPERM" in str(unmet(needs, forbidden)) and "seccomp" in str(unmet(needs, forbidden))
     assert "this kernel has no ARCH_GET_XCOMP_SUPP (EINVAL)" in str(unmet(needs, old))
 
 
 def test_a_process_that_may_not_ask_runs_no_clause_that_gives_a_guest_tiles() -> None:
-    runs = _runs(invented("a KVM with AMX and a process that may not ask for it"))
+    runs = _runs(_HOSTS["a KVM with AMX and a process that may not ask for it"])
     assert not {clause.id for clause in _CLAUSES["x86"] if GUEST_AMX in clause.needs} & runs
     assert {"cpuid.0xd0-size", "xsave.fresh-init", "xcrs.rules"} <= runs
 
 
 def test_a_kernel_without_kvm_get_xsave2_runs_no_clause_that_reads_an_area() -> None:
-    runs = _runs(invented("a kernel before 5.16"))
+    runs = _runs(_HOSTS["a kernel before 5.16"])
     assert not {name for name in runs if name.startswith(("xsave.", "amx.", "setcpuid.keeps"))}
     assert {"xcrs.rules", "setcpuid.after-run", "cpuid.0xd0-size"} <= runs
 
 
 def test_a_cpu_without_xsave_runs_no_clause_about_the_area_or_xcr0() -> None:
-    runs = _runs(invented("a CPU without XSAVE"))
+    runs = _runs(_HOSTS["a CPU without XSAVE"])
     assert not {name for name in runs if name.startswith(("xcrs.", "amx.", "xfd.nm"))}
     assert not runs & {"xsave.fresh-init", "xsave.set-header-checks", "xsave.set-mxcsr", "perm.supp-is-host-xcr0"}
 
 
 def test_a_kvm_that_ignores_unknown_msrs_is_not_asked_to_refuse_them() -> None:
-    strict, lax = _runs(recorded("amx-7.2")), _runs(invented("kvm.ignore_msrs=1"))
+    strict, lax = _runs(_HOSTS["amx-7.2"]), _runs(_HOSTS["kvm.ignore_msrs=1"])
     assert {"mig.msr-batch-partial", "mtrr.cap", "onereg.id-validation"} <= strict - lax
 
 
@@ -91,7 +91,7 @@ def test_every_expectation_can_be_asked_of_this_host(name: str) -> None:
 
 
 def test_the_back_end_decides_and_not_the_cpu_below_it() -> None:
-    host = invented("a CPU with AMX and a KVM without")
+    host = _HOSTS["a CPU with AMX and a KVM without"]
     assert "pku.host-pkru-zero" not in expectations.load(host)
     assert "setcpuid.mask-honoured" in expectations.load(host)
     intel = replace(host, facts=replace(host.facts, backend="kvm_intel"))

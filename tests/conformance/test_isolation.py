@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.patience import LIMIT, TIME_SCALE, eventually
+from tests.processes import gone, state
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.runner import Job, Runner
-from vmm.kvm.system import Kvm
 
 pytestmark = pytest.mark.kvm
 _PRELOAD = ["tests.conformance.isolation_clauses"]
@@ -29,11 +29,6 @@ with Runner(preload=["tests.conformance.isolation_clauses"], pristine=PRISTINE) 
 """
 
 
-@pytest.fixture(autouse=True)
-def _needs_kvm(kvm: Kvm) -> None:
-    """Skip where there is no KVM."""
-
-
 def _run(*clauses: str, time_scale: float = TIME_SCALE) -> dict[str, ClauseResult]:
     options = Options(time_scale=time_scale)
     with Runner(preload=_PRELOAD) as runner:
@@ -41,22 +36,8 @@ def _run(*clauses: str, time_scale: float = TIME_SCALE) -> dict[str, ClauseResul
 
 
 def _children(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, ProcessLookupError):
-            continue
-        if parent == pid:
-            found.append(int(path.parent.name))
-    return found
-
-
-def _gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    every = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [child for child in every if (found := state(child)) and found[1] == pid]
 
 
 def _left_behind() -> bool:
@@ -116,7 +97,7 @@ def test_no_process_is_left_when_the_client_dies(number: signal.Signals, pristin
     process, server, clauses = _driver(pristine)
     process.send_signal(number)
     process.communicate(timeout=LIMIT)
-    assert eventually(lambda: all(map(_gone, [server, *clauses])))
+    assert eventually(lambda: all(map(gone, [server, *clauses])))
 
 
 @_PRISTINE
@@ -125,7 +106,7 @@ def test_no_clause_is_left_when_the_server_dies(pristine: bool) -> None:
     os.kill(server, signal.SIGKILL)
     _, stderr = process.communicate(timeout=LIMIT)
     assert "the clause server ended with status -9" in stderr
-    assert eventually(lambda: all(map(_gone, clauses)))
+    assert eventually(lambda: all(map(gone, clauses)))
 
 
 def test_a_forked_server_that_cannot_start_says_why() -> None:
@@ -149,4 +130,4 @@ def test_ctrl_c_ends_the_command_with_130_and_leaves_nothing() -> None:
     _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert stderr.decode().strip() == "vmm: interrupted"
-    assert eventually(lambda: all(map(_gone, [*servers, *clauses])))
+    assert eventually(lambda: all(map(gone, [*servers, *clauses])))

@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 
 from tests.patience import LIMIT
-from vmm.kvm.system import Kvm
 from vmm.probe import process
 
 pytestmark = pytest.mark.kvm
 _CHECK = [sys.executable, "-m", "vmm", "check", "--format", "json", "--time-scale", "10"]
-
-
-@pytest.fixture(autouse=True)
-def _needs_kvm(kvm: Kvm) -> None:
-    """Skip where there is no KVM."""
 
 
 def _limit(which: int, value: int) -> Callable[[], None]:

@@ -36,11 +36,6 @@ def _options(policy: Policy) -> Options:
     return Options(limits=Limits(downtime=0.5), patience=LIMIT, non_coherent=policy)
 
 
-@pytest.fixture(autouse=True)
-def _needs(kvm: Kvm) -> None:
-    """All of these need a KVM."""
-
-
 def test_non_coherent_memory_is_not_moved_under_the_policy_refuse(tmp_path: Path) -> None:
     pair = Pair(make=_device_memory, source=_options(Policy.REFUSE), reached=False).run(tmp_path)
     assert pair.report["outcome"] == "kept" and pair.there is None and pair.here is not None

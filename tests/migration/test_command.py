@@ -17,7 +17,6 @@ import pytest
 from tests.migration.test_tls import Authority, authority, stranger  # noqa: F401  (fixtures)
 from tests.patience import LIMIT
 from vmm.arch import module
-from vmm.kvm.system import Kvm
 from vmm.migration.transport import Listener, parse
 
 pytestmark = pytest.mark.kvm
@@ -27,11 +26,6 @@ _LEVEL, _STEPS, _SEED = "sse", 20000, 7
 @pytest.fixture(scope="module")
 def right() -> str:
     return bytes(module("chain").reference(_LEVEL, _STEPS, _SEED)).hex()
-
-
-@pytest.fixture(autouse=True)
-def _needs(kvm: Kvm) -> None:
-    """Every test here needs a KVM."""
 
 
 def _vmm(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:

@@ -283,15 +283,21 @@ def test_a_connector_asks_the_same_host_the_second_time(monkeypatch: pytest.Monk
 # --- whose process --------------------------------------------------------------------------------
 
 
-def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
+@contextmanager
+def other_process() -> Iterator[tuple[subprocess.Popen[str], Incarnation]]:
+    """A process that waits for its end, and who it says that it is."""
     program = "from vmm.migration.incarnation import Incarnation; print(Incarnation.own().text, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout
-        text = child.stdout.readline().strip()
-        witness = Witness(Incarnation(text))
-        both = Witness(Incarnation(text), Incarnation.own())
+        yield child, Incarnation(child.stdout.readline().strip())
+
+
+def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
+    with other_process() as (child, incarnation):
+        witness = Witness(incarnation)
+        both = Witness(incarnation, Incarnation.own())
         assert witness.watches and not witness.gone() and both.watches
         child.kill()
         assert witness.gone(LIMIT) and not both.gone()
@@ -300,7 +306,7 @@ def test_a_process_is_known_to_be_gone_only_when_it_is() -> None:
     assert not witness.watches and not witness.gone()
     assert not Witness(Incarnation.own(), Incarnation("elsewhere")).watches
     # Who is gone already, or has another start time, may be anybody.
-    assert not Witness(Incarnation(text)).watches
+    assert not Witness(incarnation).watches
     own = Incarnation.own().text
     assert not Witness(Incarnation(own + "1")).watches
     assert not Witness(Incarnation("other-boot " + own.partition(" ")[2])).watches

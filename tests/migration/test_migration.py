@@ -127,11 +127,6 @@ def right() -> str:
     return bytes(module("chain").reference(_LEVEL, _STEPS, _SEED)).hex()
 
 
-@pytest.fixture(autouse=True)
-def _needs(kvm: Kvm) -> None:
-    """Every test here needs a KVM."""
-
-
 # --- migrations that take place -------------------------------------------------------------------
 
 

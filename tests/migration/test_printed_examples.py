@@ -7,12 +7,11 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.patience import LIMIT
+from tests.patience import LIMIT, eventually
 from vmm.kvm.system import Kvm
 
 pytestmark = pytest.mark.kvm
@@ -35,7 +34,4 @@ def test_a_receiver_behind_a_pipe_ends_with_the_sender_that_kept_its_guest(kvm: 
     command = [*_VMM, "send", f"exec:{receive}", "chain", "sse", "50"]
     sent = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=_ROOT)
     assert sent.returncode == 1, sent.stderr
-    limit = time.monotonic() + LIMIT
-    while "ended" not in said.read_text() and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert "ended" in said.read_text()
+    assert eventually(lambda: "ended" in said.read_text())

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.migration.test_lines import other_process
 from tests.patience import LIMIT, patiently
 from vmm.migration.errors import MigrationError, Unreachable
 from vmm.migration.handover import SOURCE, Act, At, Machine
@@ -207,14 +207,8 @@ def test_how_a_child_ended_is_understood(ending: str, at: At) -> None:
 
 def test_a_local_process_that_is_gone_is_not_waited_for() -> None:
     """Behind pipes nobody answers, but a process of this host is known to be gone."""
-    program = "from vmm.migration.incarnation import Incarnation; print(Incarnation.own().text, flush=True); input()"
-    import subprocess
-
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout
-        witness = Witness(Incarnation(child.stdout.readline().strip()))
+    with other_process() as (child, incarnation):
+        witness = Witness(incarnation)
         ours, theirs = socket.socketpair()
         connector = Connector(parse(f"fd:{ours.fileno()}"), LIMIT)
         theirs.close()

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import LIMIT
-from vmm.kvm.system import Kvm
+from tests.patience import LIMIT, eventually
 from vmm.migration import keeper
 from vmm.migration.line import SocketLine
 from vmm.migration.messages import Hello
@@ -27,11 +26,6 @@ _VMM = [sys.executable, "-m", "vmm"]
 _SENT = ["chain", "sse", "12000", "7", "--downtime", "0.5", "--json"]
 
 
-@pytest.fixture(autouse=True)
-def _needs(kvm: Kvm) -> None:
-    """Every test here needs a KVM."""
-
-
 class Receiver:
     """A `vmm receive` of its own, its address, and what it said."""
 
@@ -40,9 +34,7 @@ class Receiver:
         with open(log, "w") as said:
             command = [*_VMM, "receive", "127.0.0.1:0", *options]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        limit = time.monotonic() + LIMIT
-        while "receiving at " not in self.said() and time.monotonic() < limit:
-            time.sleep(0.02)
+        assert eventually(lambda: "receiving at " in self.said()), self.said()
         host, _, port = self.said().split("receiving at ")[1].split()[0].rpartition(":")
         self.address = host, int(port)
 

@@ -28,14 +28,7 @@ _PR_SVE_GET_VL = 51
 _ARCH_PRCTL = 158  # the system call's number, x86-64
 _ARCH_PRCTLS = {"ARCH_GET_XCOMP_PERM": 0x1022, "ARCH_GET_XCOMP_GUEST_PERM": 0x1024}
 _LIBC = ctypes.CDLL(None)
-
-
-_OWNER = pytest.StashKey[int]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Remember which process is pytest's own."""
-    config.stash[_OWNER] = os.getpid()
+_OWNER = os.getpid()  # pytest's own process, which imports this
 
 
 def _prctls() -> Iterator[tuple[str, object]]:
@@ -85,8 +78,8 @@ def _differences(before: dict[str, object], after: dict[str, object]) -> list[st
 
 
 @pytest.fixture(autouse=True)
-def _leaves_the_process_as_it_was(pytestconfig: pytest.Config) -> Iterator[None]:
-    if os.getpid() != pytestconfig.stash[_OWNER]:  # a process of the test's own
+def _leaves_the_process_as_it_was() -> Iterator[None]:
+    if os.getpid() != _OWNER:  # a process of the test's own
         yield
         return
     before, threads = process_state(), set(threading.enumerate())

@@ -15,7 +15,7 @@ from vmm.probe.x86.facts import CAPABILITIES, Facts
 from vmm.x86.cpuid import REGISTERS, Cpuid, Entry
 from vmm.x86.memory_types import GuestPat, MemoryTypes, Quirk
 
-__all__ = ["INVENTED", "RECORDED", "invented", "recorded"]
+__all__ = ["INVENTED", "RECORDED", "recorded"]
 
 RECORDED = (*X86, *ARM64)
 _ENTRY = re.compile(r"([0-9a-f]{8})\.(\d+): " + " ".join(f"{name}=([0-9a-f]{{8}})" for name in REGISTERS))
@@ -123,8 +123,3 @@ INVENTED = {
         "amx-7.2", xcr0=(1 << 63) - 1, xcomp_supported=(1 << 63) - 1, guest_supported=(1 << 63) - 1, kernel="9.9.9"
     ),
 }
-
-
-def invented(name: str) -> Host:
-    """Return an invented host by its name."""
-    return INVENTED[name]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LIMIT
 from tests.probe import seccomp
 from vmm._kvm import lib
 from vmm.arch import ARCHITECTURE
@@ -254,7 +255,7 @@ main()
 
 def _under_seccomp(program: str, number: int) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program, str(number)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program, str(number)], capture_output=True, text=True, timeout=LIMIT, check=False
     )
     if done.returncode == seccomp.UNAVAILABLE:
         pytest.skip(done.stderr.strip())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutations.lies import Proceed, Shared, after_entry, both
+from tests.mutations.lies import Proceed, Shared, after_entry, answer, both
 from tests.mutations.x86.lies import timed
 from tests.mutations.x86.mtrr import cache_disable_slows_the_guest_down
 from vmm._kvm import ffi, lib
@@ -265,10 +265,7 @@ def test_a_vfio_group_that_behaves_passes_and_one_that_does_not_fails(kvm: Kvm, 
     facts = {"groups": ("noiommu-0",)}
     assert run(kvm, "dev.vfio-files", Group(), **facts).verdict is Verdict.PASS
 
-    def careless(call: Call, proceed: Proceed) -> int:
-        return 0 if call.name == "KVM_SET_DEVICE_ATTR" else proceed()
-
-    twice = run(kvm, "dev.vfio-files", careless, **facts)
+    twice = run(kvm, "dev.vfio-files", answer("KVM_SET_DEVICE_ATTR", 0), **facts)
     assert (twice.verdict, twice.what) == (Verdict.FAIL, "ADD of the same group")
 
 
@@ -279,10 +276,7 @@ def test_a_non_coherent_group_without_effect_fails(kvm: Kvm, folder: Path) -> No
         pytest.skip("this KVM honours PAT, so it cannot stand in for one that ignores it")
     assert run(kvm, "dev.vfio-coherent", Group(), **facts).verdict is Verdict.PASS
 
-    def careless(call: Call, proceed: Proceed) -> int:
-        return 0 if call.name == "KVM_SET_DEVICE_ATTR" else proceed()
-
-    assert run(kvm, "dev.vfio-coherent", careless, **facts).verdict is Verdict.FAIL
+    assert run(kvm, "dev.vfio-coherent", answer("KVM_SET_DEVICE_ATTR", 0), **facts).verdict is Verdict.FAIL
     (folder / "12").touch()
     recorded = run(kvm, "dev.vfio-coherent", Group(), groups=("12",))
     assert recorded.verdict is Verdict.PASS and any(note.startswith("with group 12") for note in recorded.notes)
