@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cache import Cache
-from .config import DEFAULT_KERNEL, KERNELS, TOOL_SUITE
+from .config import CHECK, DEFAULT_KERNEL, KERNELS, TOOL_SUITE
 from .errors import LabError
 from .kept import POOL_SIZE
 from .machines import MODES, Machine, Options, Port
@@ -26,9 +26,6 @@ from .shards import Merger, divisible, shard_command
 __all__ = ["main", "make_plans", "parse"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# Emulated processors are slow: the clauses' time limits are for real ones. And the emulators have one thread for all
-# of their processors, so that two clauses at once only take turns.
-_DEFAULT_COMMAND = ("vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1")
 _MOST_SHARDS = 2
 
 _DESCRIPTION = """\
@@ -164,7 +161,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Sequence[str]]) -> list[Plan]:
     """Return the machines to run: one, or two with a cable."""
     if not options.pair:
-        command = _shell() if options.shell else [*(commands[0] if commands else _DEFAULT_COMMAND)]
+        command = _shell() if options.shell else [*(commands[0] if commands else CHECK)]
         shards = _shards(options, commands, command)
         if shards > 1:
             merger = Merger(shards)
@@ -180,7 +177,7 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
     ends = [end.detach() for end in socket.socketpair()]
     plans = []
     for index, label in enumerate("ab"):
-        words = commands[min(index, len(commands) - 1)] if commands else _DEFAULT_COMMAND
+        words = commands[min(index, len(commands) - 1)] if commands else CHECK
         plans.append(
             Plan(
                 _machine(cache, options, index),

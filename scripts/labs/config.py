@@ -6,6 +6,7 @@ from __future__ import annotations
 __all__ = [
     "BOCHS_SUITE",
     "BOCHS_VERSION",
+    "CHECK",
     "DEFAULT_KERNEL",
     "KERNELS",
     "PYTHON_PACKAGES",
@@ -28,6 +29,10 @@ PYTHON_PACKAGES = (
 #: The suite these come from, and the Python it has.
 PYTHON_SUITE = "trixie"
 PYTHON_VERSION = "3.13"
+
+#: What a machine runs unless told otherwise. Emulated processors are slow: the clauses' limits are for real ones.
+#: And the emulators have one thread for all of their processors, so that two clauses at once only take turns.
+CHECK = ("vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1")
 
 #: kernel series -> the suite that has it, oldest first
 KERNELS = {"6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}

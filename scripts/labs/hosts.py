@@ -35,6 +35,7 @@ from .errors import LabError
 from .machines import MODES
 from .processors import parse_processor
 from .releases import parse_kernel
+from .session import MACHINES
 
 __all__ = ["ALARMS", "VERDICTS", "Finding", "Profile", "load_profiles", "matching", "sample"]
 
@@ -42,7 +43,6 @@ VERDICTS = ("PASS", "KNOWN", "SKIP", "INFO", "FAIL", "ERROR", "TIMEOUT", "XPASS"
 #: the verdicts that fail a run unless a finding explains them
 ALARMS = ("FAIL", "ERROR", "TIMEOUT", "XPASS")
 
-MACHINES = ("svm", "amx", "sve")
 _SECONDS = 600.0
 
 
@@ -186,7 +186,8 @@ def _profile(table: Any) -> Profile:
 
 
 def _finding(table: Any) -> Finding:
-    _check_types(table, dict.fromkeys(("clause", "verdict", "reference"), str), ("clause", "verdict", "reference"))
+    fields = dict.fromkeys(("clause", "verdict", "reference"), str)
+    _check_types(table, fields, tuple(fields))
     finding = Finding(**table)
     _require(finding.verdict in ALARMS, f"a finding's verdict is one of {', '.join(ALARMS)}, not {finding.verdict}")
     _require(bool(finding.reference.strip()), f"the finding {finding.clause} needs a reference")

@@ -16,7 +16,7 @@ from .config import TOOL_SUITE
 from .errors import LabError, run_tool
 from .hostroot import HostRoot
 from .packages import Archive, NotServed, Package
-from .releases import find_release, parse_kernel
+from .releases import IMAGES, find_release, parse_kernel
 from .vmlinux import flatten, unpack_bzimage
 
 __all__ = ["Kernel", "fetch_kernel", "module_order", "strip_signature"]
@@ -27,7 +27,6 @@ _MODULES = {
     "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
 }
 
-_IMAGES = "linux-image-"
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
 
@@ -74,9 +73,9 @@ def fetch_kernel(cache: Cache, name: str, arch: str) -> Kernel:
         raise
     except LabError as error:
         # The indices may be older than what the mirror has; if they are not, the reason is another.
-        before = archive.versions(_IMAGES)
+        before = archive.versions(IMAGES)
         archive.refresh()
-        if archive.versions(_IMAGES) == before:
+        if archive.versions(IMAGES) == before:
             raise error from None
         return _fetch(archive, find_release(archive, named))
 
@@ -104,7 +103,7 @@ def _fetch(archive: Archive, release: str) -> Kernel:
 
 def _packages(archive: Archive, release: str) -> list[Package]:
     """Return the packages with the image and the modules: one up to 6.12, several in newer suites."""
-    image = f"{_IMAGES}{release}"
+    image = f"{IMAGES}{release}"
     names = re.findall(
         rf"\blinux-(?:base|binary|modules)-{re.escape(release)}", archive.fields(image).get("Depends", "")
     )

@@ -19,17 +19,17 @@ from pathlib import Path
 
 from .config import DEFAULT_KERNEL, KERNELS
 from .errors import LabError
-from .hosts import load_profiles, matching, sample
+from .hosts import ALARMS, load_profiles, matching, sample
 from .progress import note
 from .recording import record
-from .zoo import Outcome, as_json, as_text, failed, run_profiles
+from .session import MACHINES
+from .zoo import Outcome, as_json, as_text, failed, records, run_profiles
 
 __all__ = ["Column", "main", "parse_results", "render"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _LAB = _REPOSITORY / "scripts" / "lab"
 _HOSTS = Path(__file__).resolve().parent / "hosts.toml"
-_BAD = ("FAIL", "ERROR", "TIMEOUT", "XPASS")
 
 #: How a verdict is written in a cell; the words themselves make wide columns.
 _CELLS = {"PASS": "ok", "SKIP": "-", "KNOWN": "known", "INFO": "info"}
@@ -48,15 +48,7 @@ class Column:
 
 def parse_results(text: str) -> dict[str, str]:
     """Return the verdict of each clause in the JSON lines of `vmm check`; other lines are passed over."""
-    verdicts = {}
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "id" in record and "verdict" in record:
-            verdicts[str(record["id"])] = str(record["verdict"])
-    return verdicts
+    return {str(each["id"]): str(each["verdict"]) for each in records(text) if "id" in each and "verdict" in each}
 
 
 def render(columns: Sequence[Column]) -> str:
@@ -67,7 +59,7 @@ def render(columns: Sequence[Column]) -> str:
         cells = (column.verdicts.get(clause, "") for column in columns)
         rows.append([clause, *(_CELLS.get(cell, cell) for cell in cells)])
     rows.append(["passed", *(_count(column, ("PASS",)) for column in columns)])
-    rows.append(["failed", *(_count(column, _BAD) for column in columns)])
+    rows.append(["failed", *(_count(column, ALARMS) for column in columns)])
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "-" * len(lines[0]))
@@ -88,7 +80,7 @@ def _columns(options: argparse.Namespace) -> list[Column]:
     columns = []
     if "host" in options.machines:
         columns.append(Column("host", [*_host_command(), *check]))
-    for machine in ("svm", "amx", "sve"):
+    for machine in MACHINES:
         if machine not in options.machines:
             continue
         for kernel in kernels:
@@ -135,7 +127,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--machines",
         type=lambda text: text.split(","),
-        default=["host", "svm", "amx", "sve"],
+        default=["host", *MACHINES],
         metavar="LIST",
         help="of host, svm, amx, sve (default all)",
     )
@@ -154,7 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--record", action="store_true", help="write the totals into the file")
     options = parser.parse_args(arguments)
-    unknown = set(options.machines) - {"host", "svm", "amx", "sve"}
+    unknown = set(options.machines) - {"host", *MACHINES}
     if unknown:
         parser.error(f"no such machine: {', '.join(sorted(unknown))}")
     if options.hosts is None and (options.sample is not None or options.record):
@@ -207,6 +199,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(_run, columns))
     sys.stdout.write(_as_json(columns) if options.json else render(columns))
-    bad = any(verdict in _BAD for column in columns for verdict in column.verdicts.values())
+    bad = any(verdict in ALARMS for column in columns for verdict in column.verdicts.values())
     # A host without a usable KVM is not a failure: that is what the machines are for.
     return int(bad or any(column.error for column in columns if column.name != "host"))

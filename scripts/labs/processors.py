@@ -37,6 +37,11 @@ class Processor:
             near = difflib.get_close_matches(self.model, models, 5, 0.5) or sorted(models)
             raise LabError(f"--cpu {self.text}: {machine} has no model {self.model}; it has {', '.join(near)}.")
 
+    def require_no_lengths(self) -> None:
+        """Raise LabError if vector lengths are asked for, which only sve has."""
+        if self.lengths:
+            raise LabError(f"--cpu {self.text}: a set of vector lengths, vq=, is for sve.")
+
 
 def parse_processor(text: str) -> Processor:
     """Return what a `--cpu` asks for.

@@ -125,8 +125,7 @@ class Svm(_Qemu):
 
     def processor(self) -> str:
         wanted = self.options.processor
-        if wanted.lengths:
-            raise LabError(f"--cpu {wanted.text}: a set of vector lengths, vq=, is for sve.")
+        wanted.require_no_lengths()
         # CMPXCHG16B sometimes leaves garbage in EFLAGS in QEMU 7.2, and the kernel's allocator lives on it: without
         # this, one boot of ten ends in a double fault on a busy host.
         features = [f"{'+' if on else '-'}{name}" for name, on in wanted.features.items()]
@@ -171,12 +170,12 @@ class Sve(_Qemu):
     def processor(self) -> str:
         wanted = self.options.processor
         properties: dict[str, bool] = {}
-        model = wanted.model or "max"
+        model, lengths = wanted.model or "max", wanted.lengths
         if model == "max":
             # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the
             # larger addresses of LPA2 cost a second for each virtual machine that ends.
             properties = {"pauth-impdef": wanted.features.get("pauth", True), "lpa2": False, "sve": True}
-        lengths = wanted.lengths or (_LENGTHS if model == "max" else None)
+            lengths = lengths or _LENGTHS
         properties |= wanted.features
         if lengths and properties.get("sve", True):
             properties |= vector_properties(lengths)

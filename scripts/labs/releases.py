@@ -17,7 +17,7 @@ from .config import KERNELS
 from .errors import LabError
 from .packages import Archive, NotServed
 
-__all__ = ["FLAVOURS", "KernelName", "find_release", "parse_kernel"]
+__all__ = ["FLAVOURS", "IMAGES", "KernelName", "find_release", "parse_kernel"]
 
 #: flavour -> how the names of its packages end
 FLAVOURS = {
@@ -29,7 +29,7 @@ FLAVOURS = {
 }
 
 _DEFAULT_FLAVOUR = "cloud"  # it has fewer drivers to start, and all that is needed here
-_PREFIX = "linux-image-"
+IMAGES = "linux-image-"
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,15 @@ def _kind(word: str) -> str:
         return "flavour"
     if re.fullmatch(r"\d[a-z0-9.+~-]*", word):
         return "version"
-    return "package" if re.fullmatch(rf"{_PREFIX}\d[a-z0-9.+~-]+", word) else ""
+    return "package" if re.fullmatch(rf"{IMAGES}\d[a-z0-9.+~-]+", word) else ""
 
 
 def find_release(archive: Archive, name: KernelName) -> str:
     """Return the release (what `uname -r` will say) that a suite has for a name; raise NotServed if it has none."""
     if name.package:
-        release = name.package.removeprefix(_PREFIX)
-        if release not in _releases(archive, ""):
+        if name.package not in archive.versions(IMAGES):
             raise _not_served(archive, name)
-        return release
+        return name.package.removeprefix(IMAGES)
     ending = FLAVOURS[name.flavour].format(arch=archive.arch)
     if not name.version:
         return _newest(archive, name, ending)
@@ -102,8 +101,8 @@ def find_release(archive: Archive, name: KernelName) -> str:
 
 def _newest(archive: Archive, name: KernelName, ending: str) -> str:
     """Return the release that the suite's package without a version stands for."""
-    depends = archive.fields(f"{_PREFIX}{ending}").get("Depends", "")
-    match = re.search(rf"\b{_PREFIX}(\d[^ ,]*)", depends)
+    depends = archive.fields(f"{IMAGES}{ending}").get("Depends", "")
+    match = re.search(rf"\b{IMAGES}(\d[^ ,]*)", depends)
     if match is None or not _begins(match[1], name.series):
         raise _not_served(archive, name)
     return match[1]
@@ -111,11 +110,11 @@ def _newest(archive: Archive, name: KernelName, ending: str) -> str:
 
 def _releases(archive: Archive, ending: str) -> dict[str, str]:
     """Return the releases with an ending, and the version of the package of each."""
-    pattern = re.compile(rf"{_PREFIX}(\d.*)")
+    pattern = re.compile(rf"{IMAGES}(\d.*)")
     found = {}
-    for package, version in archive.versions(_PREFIX).items():
+    for package, version in archive.versions(IMAGES).items():
         match = pattern.fullmatch(package)
-        if match is not None and _flavour_of(match[1]) == ending if ending else match is not None:
+        if match is not None and _flavour_of(match[1]) == ending:
             found[match[1]] = version
     return found
 

@@ -20,7 +20,7 @@ from .packages import Archive
 __all__ = ["build_userland", "leave_out"]
 
 # The script that starts our command, as an installation would have it.
-_VMM = b"#!/usr/bin/python3\nfrom vmm.cli import main\n\nmain()\n"
+_VMM = b"#!/usr/bin/python3\nfrom vmm.__main__ import main\n\nmain()\n"
 
 _ETC = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",

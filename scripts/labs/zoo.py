@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import Cache
+from .config import CHECK
 from .errors import LabError
 from .hosts import ALARMS, VERDICTS, Profile
 from .kept import POOL_SIZE
@@ -35,7 +36,7 @@ from .packages import NotServed
 from .progress import note
 from .session import MACHINES
 
-__all__ = ["STATES", "Outcome", "as_json", "as_text", "failed", "judge", "run_profiles"]
+__all__ = ["STATES", "Outcome", "as_json", "as_text", "failed", "judge", "records", "run_profiles"]
 
 STATES = ("as recorded", "differs", "not recorded", "alarm", "no results", "not served")
 _FAILED = ("alarm", "no results")
@@ -43,9 +44,6 @@ _FAILED = ("alarm", "no results")
 _LAB = Path(__file__).resolve().parents[1] / "lab"
 _POOL = "hosts"  # out of the way of the machines that everybody uses
 _BUILDING = 1800.0  # seconds that a machine may take to be built
-
-# As scripts/lab's own command, without its shards: the profiles themselves run at the same time.
-_CHECK = ("vmm", "check", "--format", "json", "--time-scale", "20", "--jobs", "1")
 
 
 @dataclass
@@ -116,7 +114,8 @@ def _run(cache: Cache, profile: Profile, where: Sequence[str], clauses: Sequence
         return Outcome(profile, "not served", lines=[str(error)])
     except LabError as error:
         return Outcome(profile, "no results", lines=str(error).splitlines())
-    check = profile.command([*_CHECK, *(clauses or profile.clauses)])
+    # Without the shards of scripts/lab: the profiles themselves run at the same time.
+    check = profile.command([*CHECK, *(clauses or profile.clauses)])
     words = [sys.executable, str(_LAB), *profile.options(), *where, "--", *check]
     start = time.monotonic()
     try:
@@ -137,8 +136,8 @@ def _run(cache: Cache, profile: Profile, where: Sequence[str], clauses: Sequence
 
 def judge(profile: Profile, release: str, output: str, errors: str, status: int, *, whole: bool = True) -> Outcome:
     """Return what the output of a profile's run amounts to; only if `whole` are its totals compared."""
-    records = _records(output)
-    clauses = [record for record in records if record.get("record") == "clause"]
+    read = records(output)
+    clauses = [record for record in read if record.get("record") == "clause"]
     totals = Counter(str(record["verdict"]) for record in clauses)
     outcome = Outcome(
         profile, "", release, totals={verdict: totals[verdict] for verdict in VERDICTS if totals[verdict]}
@@ -149,7 +148,7 @@ def judge(profile: Profile, release: str, output: str, errors: str, status: int,
             reference = explained.pop((record["id"], record["verdict"]), None)
             outcome.alarms.append({**record, "explained": reference})
     outcome.lines += [_alarm_line(alarm) for alarm in outcome.alarms if alarm["explained"] is None]
-    if not any(record.get("record") == "totals" for record in records):
+    if not any(record.get("record") == "totals" for record in read):
         outcome.state = "no results"
         outcome.lines += [
             f"cut short after {len(clauses)} clauses, status {status}",
@@ -172,16 +171,17 @@ def _state(profile: Profile, outcome: Outcome, whole: bool) -> str:
     return "differs" if outcome.lines or not whole else "as recorded"
 
 
-def _records(output: str) -> list[dict[str, Any]]:
-    records = []
+def records(output: str) -> list[dict[str, Any]]:
+    """Return the JSON objects among the lines of an output; other lines are passed over."""
+    found = []
     for line in output.splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict):
-            records.append(record)
-    return records
+            found.append(record)
+    return found
 
 
 def _alarm_line(alarm: dict[str, Any]) -> str:

@@ -271,7 +271,7 @@ def test_recording_changes_one_line_per_profile(counts: dict[str, int]) -> None:
 
 
 def test_a_file_that_cannot_be_recorded_to_is_left_as_it_was(tmp_path: Path) -> None:
-    text = WHOLE.replace("recorded = {", "recorded = {").replace('name = "svm.plain"', '"name" = "svm.plain"')
+    text = WHOLE.replace('name = "svm.plain"', '"name" = "svm.plain"')
     path = written(text, tmp_path)
     with pytest.raises(LabError, match="could not be written"):
         record(path, {"svm.plain": ("7.2.1", {"PASS": 5})})

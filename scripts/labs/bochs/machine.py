@@ -78,8 +78,7 @@ class Amx(Machine):
     def _try_processor(self) -> None:
         """Have the emulator itself say whether it has the processor."""
         wanted = self.options.processor
-        if wanted.lengths:
-            raise LabError(f"--cpu {wanted.text}: a set of vector lengths, vq=, is for sve.")
+        wanted.require_no_lengths()
         with self.cache.scratch("processor-") as folder:
             listing = folder / "models"
             run_tool([self._bochs, "--help", "cpu"], "Starting Bochs", log=listing, timeout=_START_SECONDS)

@@ -18,6 +18,7 @@ from vmm.arm64.vls import MAX, VectorLengths
 from vmm.compat.arm64.id_registers import FEATURES, feature_mask, id_registers, missing_features
 from vmm.compat.arm64.registers import caches, firmware, registers
 from vmm.compat.offer import Capabilities, Dimension, Finding, Mask, Offer, Verdict
+from vmm.kvm.bits import bits
 from vmm.probe.document import ProbeError, Section
 
 __all__ = ["CAPABILITIES", "DIMENSIONS", "IMPLEMENTATION", "values"]
@@ -94,7 +95,7 @@ def _features(guest: Offer, destination: Offer) -> list[Finding]:
 
 
 def _lengths(bitmap: int) -> VectorLengths:
-    return VectorLengths(number + 1 for number in range(bitmap.bit_length()) if bitmap >> number & 1)
+    return VectorLengths(number + 1 for number in bits(bitmap))
 
 
 def _vector_lengths(guest: Offer, destination: Offer) -> list[Finding]:
