@@ -39,6 +39,7 @@ __all__ = [
     "nth",
     "offered",
     "once",
+    "opposite",
     "refuse",
     "succeed_with",
     "toggle",
@@ -149,6 +150,19 @@ def drift(name: str, errno: int, when: Condition = always) -> Interposer:
         matches = called(call) == name and when(call)
         result = proceed()
         return -errno if matches and result < 0 else result
+
+    return interposer
+
+
+def opposite(name: str, errno: int, when: Condition = always) -> Interposer:
+    """A success becomes a refusal with ``errno``, and a refusal a success."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        matches = called(call) == name and when(call)
+        result = proceed()
+        if matches:
+            return 0 if result < 0 else -errno
+        return result
 
     return interposer
 

@@ -26,7 +26,6 @@ from vmm.kvm.ioctl import Call, Interposer
 from vmm.kvm.system import Kvm
 
 __all__ = [
-    "BAD_ADDRESS",
     "COUNTER",
     "EVENTS",
     "FINALIZE",
@@ -68,7 +67,6 @@ GET, SET, LIST = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_GET_REG_LIST"
 INIT, FINALIZE, EVENTS = "KVM_ARM_VCPU_INIT", "KVM_ARM_VCPU_FINALIZE", "KVM_GET_VCPU_EVENTS"
 # Below this no address is a process's: what a clause passes on purpose.
 _LOWEST = 0x1000
-BAD_ADDRESS = 0x10
 
 View = memoryview
 Spoil = Callable[[View], object]

@@ -37,6 +37,7 @@ __all__ = [
     "put",
     "rows",
     "set_msr_now",
+    "sets",
     "shorten",
     "spoil",
     "top_byte",
@@ -203,6 +204,11 @@ def change_msr(index: int, value: Callable[[int], int]) -> Change:
 def of_msr(*indices: int) -> Condition:
     """Met by a batch that begins with one of these MSRs."""
     return lambda call: call.argument.nmsrs > 0 and call.argument.entries[0].index in indices
+
+
+def sets(index: int, value: int) -> Condition:
+    """Met by a batch that sets only this MSR, to this value."""
+    return lambda call: msr_values(call) == [(index, value)]
 
 
 def get_msr_now(fd: int, index: int) -> int:

@@ -18,6 +18,7 @@ from tests.mutations.lies import (
     kvm_table,
     nth,
     once,
+    opposite,
     toggle,
 )
 from tests.mutations.registry import lies, mutation
@@ -25,6 +26,7 @@ from tests.mutations.x86.buffers import entry, set_msr_now
 from tests.mutations.x86.lies import (
     GP,
     UD,
+    after_init,
     before_entry,
     faults,
     get_ssp_now,
@@ -40,7 +42,7 @@ from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86 import boot
 from vmm.x86.msr_names import Msr
 
-SET_SREGS, GET_SREGS, INIT = "KVM_SET_SREGS", "KVM_GET_SREGS", "KVM_SIGNAL_MSI"
+SET_SREGS, GET_SREGS = "KVM_SET_SREGS", "KVM_GET_SREGS"
 CET, WP, WRITES, TRACKING = 1 << 23, 1 << 16, 2, 4
 
 
@@ -154,16 +156,10 @@ def _hole(call: Call) -> bool:
     return bool(call.argument.cr4 & CET) and not call.argument.cr0 & WP
 
 
-@mutation("cet.sregs-wp-hole")
-def the_contradiction_has_the_other_result() -> Interposer:
-    def interposer(call: Call, proceed: Proceed) -> int:
-        matches = call.name == SET_SREGS and _hole(call)
-        result = proceed()
-        if matches:
-            return 0 if result < 0 else -errno.EINVAL
-        return result
-
-    return interposer
+lies(
+    "cet.sregs-wp-hole",
+    the_contradiction_has_the_other_result=lambda: opposite(SET_SREGS, errno.EINVAL, _hole),
+)
 
 
 @mutation("cet.sregs-wp-hole")
@@ -184,18 +180,14 @@ def the_contradiction_ends_in_another_way() -> Interposer:
     return interposer
 
 
-def _after_init(lie: Interposer) -> Interposer:
-    return once(INIT, lie)
-
-
 lies(
     "cet.init",
-    init_leaves_u_cet=lambda: _after_init(host_reads(Msr.U_CET, lambda value: 1)),
-    init_leaves_s_cet=lambda: _after_init(host_reads(Msr.S_CET, lambda value: 1)),
-    init_leaves_pl2_ssp=lambda: _after_init(host_reads(Msr.PL2_SSP, lambda value: 0x3000)),
-    init_leaves_the_interrupt_table=lambda: _after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000)),
-    init_leaves_ssp=lambda: _after_init(ssp_reads(lambda value: 0x6000)),
-    init_resets_ia32_xss=lambda: _after_init(host_reads(Msr.XSS, lambda value: 0)),
+    init_leaves_u_cet=lambda: after_init(host_reads(Msr.U_CET, lambda value: 1)),
+    init_leaves_s_cet=lambda: after_init(host_reads(Msr.S_CET, lambda value: 1)),
+    init_leaves_pl2_ssp=lambda: after_init(host_reads(Msr.PL2_SSP, lambda value: 0x3000)),
+    init_leaves_the_interrupt_table=lambda: after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000)),
+    init_leaves_ssp=lambda: after_init(ssp_reads(lambda value: 0x6000)),
+    init_resets_ia32_xss=lambda: after_init(host_reads(Msr.XSS, lambda value: 0)),
 )
 
 
@@ -204,7 +196,7 @@ def init_resets_xcr0_but_for_x87() -> Interposer:
     def change(call: Call) -> None:
         call.argument.xcrs[0].value = 1
 
-    return _after_init(after("KVM_GET_XCRS", change))
+    return after_init(after("KVM_GET_XCRS", change))
 
 
 GET_CPUID = "KVM_GET_CPUID2"
@@ -240,6 +232,3 @@ def the_guest_cannot_set_ia32_xss() -> Interposer:
         return guest.get("params", 1) == 1 << 11
 
     return in_cet_guest("wrmsr", faults(1, GP), matches)
-
-
-GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"

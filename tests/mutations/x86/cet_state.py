@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, once, refuse
+from tests.mutations.lies import Proceed, accept, after, answer, drift, once, refuse
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import change_msr, msr_values, of_msr
+from tests.mutations.x86.buffers import change_msr, of_msr, sets
 from tests.mutations.x86.lies import host_reads, of_ssp, one_reg_number, ssp_reads
 from vmm.conformance.x86.shadow import UNKNOWN_ID
 from vmm.kvm.ioctl import Call, Interposer
@@ -17,19 +17,14 @@ GET, SET, GET_REG, SET_REG = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_ONE_REG", 
 GET_LIST = "KVM_GET_REG_LIST"
 
 
-def _is(index: int, value: int) -> Condition:
-    """Met by a batch that sets this MSR alone, to this value."""
-    return lambda call: msr_values(call) == [(index, value)]
-
-
 def _takes(index: int, value: int) -> Interposer:
     """The MSR takes a value that it has to refuse."""
-    return answer(SET, 1, _is(index, value))
+    return answer(SET, 1, sets(index, value))
 
 
 def _refuses(index: int, value: int) -> Interposer:
     """The MSR refuses a value that it has to take."""
-    return answer(SET, 0, _is(index, value))
+    return answer(SET, 0, sets(index, value))
 
 
 lies(
@@ -49,7 +44,7 @@ def _after_refused(index: int, value: int, instead: int) -> Interposer:
         nonlocal begun
         result = proceed()
         if call.name == SET:
-            begun = result == 0 and _is(index, value)(call)
+            begun = result == 0 and sets(index, value)(call)
         elif begun and call.name == GET:
             change_msr(index, lambda _: instead)(call)
         return result
@@ -74,7 +69,7 @@ lies(
     u_cet_takes_tracking_without_ibt=lambda: _takes(Msr.U_CET, 1 << 2),
     s_cet_takes_the_legacy_bitmap_without_ibt=lambda: _takes(Msr.S_CET, 1 << 12),
     s_cet_takes_shadow_stack_writes_without_shstk=lambda: once(
-        SET, _takes(Msr.S_CET, 2), when=_is(Msr.S_CET, 1 << 5)
+        SET, _takes(Msr.S_CET, 2), when=sets(Msr.S_CET, 1 << 5)
     ),
     u_cet_is_refused_unless_there_are_both_features=lambda: answer(SET, 0, of_msr(Msr.U_CET)),
 )

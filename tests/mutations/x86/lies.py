@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, before, called, given, nth
-from tests.mutations.x86.buffers import change_msr, msr_values, place, set_msr_now, spoil
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answer, before, called, given, nth, once
+from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, place, set_msr_now, spoil
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.caching import page
 from vmm.conformance.x86.shadow import SSP_ID
@@ -18,14 +18,13 @@ from vmm.x86.xfeature import XFeature
 
 __all__ = [
     "CONFIGURATION",
-    "GET",
-    "GET_REG",
     "GP",
     "MEMTYPE",
     "NM",
     "SLOW",
     "TILES",
     "UD",
+    "after_init",
     "after_msr_entry",
     "batch_value",
     "before_entry",
@@ -39,6 +38,7 @@ __all__ = [
     "in_cet_guest",
     "in_tile_guest",
     "lose",
+    "msr_readable",
     "of_ssp",
     "one_reg_number",
     "set_in_guest",
@@ -85,12 +85,28 @@ def host_reads(index: int, value: Callable[[int], int]) -> Interposer:
     return after(GET, change_msr(index, value))
 
 
+def msr_readable(index: int, value: int) -> Interposer:
+    """Let the host read one MSR, with this value, whether KVM has it or not."""
+
+    def change(call: Call) -> bool:
+        change_msr(index, lambda old: value)(call)
+        return True
+
+    return answer(GET, 1, lambda call: of_msr(index)(call) and change(call))
+
+
+def after_init(lie: Interposer) -> Interposer:
+    """A lie that begins with the INIT signal, which KVM_SIGNAL_MSI sends."""
+    return once("KVM_SIGNAL_MSI", lie)
+
+
 def of_ssp(call: Call) -> bool:
     """Met by a call about SSP."""
     return bool(call.argument.id == SSP_ID)
 
 
 def one_reg_number(call: Call) -> Any:
+    """What the address in a kvm_one_reg or a kvm_device_attr points at."""
     return ffi.cast("uint64_t *", call.argument.addr)
 
 

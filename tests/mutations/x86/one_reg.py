@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, once, refuse, succeed_with
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, set_msr_now
-from vmm._kvm import ffi, lib
+from tests.mutations.x86.lies import one_reg_number
+from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr import msr_id
@@ -18,16 +18,12 @@ from vmm.x86.msr_names import Msr
 GET, SET, CHECK = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_CHECK_EXTENSION"
 
 
-def _value(call: Call) -> Any:
-    return ffi.cast("uint64_t *", call.argument.addr)
-
-
 def _of(index: int) -> Condition:
     return lambda call: bool(call.argument.id == msr_id(index))
 
 
 def _flip(call: Call) -> None:
-    _value(call)[0] ^= 1 << 8
+    one_reg_number(call)[0] ^= 1 << 8
 
 
 lies(
@@ -100,7 +96,7 @@ def what_kvm_set_one_reg_writes_is_half_of_the_register() -> Interposer:
     def interposer(call: Call, proceed: Proceed) -> int:
         result = proceed()
         if call.name == SET and result >= 0:
-            set_msr_now(call.fd, Msr.PAT, 0x00070406 << 32 | int(_value(call)[0]) & 0xFFFFFFFF)
+            set_msr_now(call.fd, Msr.PAT, 0x00070406 << 32 | int(one_reg_number(call)[0]) & 0xFFFFFFFF)
         return result
 
     return interposer

@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, honest, nth, once, refuse, toggle
 from tests.mutations.registry import lies, mutation
-from vmm._kvm import ffi, lib
+from tests.mutations.x86.lies import one_reg_number
+from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86 import permission
 
@@ -198,15 +199,11 @@ lies(
 HAS, GET, SET = "KVM_HAS_DEVICE_ATTR", "KVM_GET_DEVICE_ATTR", "KVM_SET_DEVICE_ATTR"
 
 
-def _value(call: Call) -> Any:
-    return ffi.cast("uint64_t *", call.argument.addr)
-
-
 def _attribute(change: Callable[[int], int]) -> Interposer:
     """Change the value that KVM_GET_DEVICE_ATTR brings."""
 
     def spoil(call: Call) -> None:
-        _value(call)[0] = change(_value(call)[0])
+        one_reg_number(call)[0] = change(one_reg_number(call)[0])
 
     return after(GET, spoil)
 

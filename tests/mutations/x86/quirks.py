@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.lies import Condition, Proceed, accept, after, drift, nth, once, refuse, succeed_with
+from tests.mutations.lies import Condition, Proceed, accept, after, drift, nth, once, opposite, refuse, succeed_with
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -61,15 +61,12 @@ lies(
 )
 
 
-@mutation("quirk.ignore-guest-pat")
-def disabling_the_quirk_of_pat_has_the_other_result() -> Interposer:
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == ENABLE and call.argument.args[0] == Quirk.IGNORE_GUEST_PAT:
-            return 0 if result < 0 else -errno.EINVAL
-        return result
-
-    return interposer
+lies(
+    "quirk.ignore-guest-pat",
+    disabling_the_quirk_of_pat_has_the_other_result=lambda: opposite(
+        ENABLE, errno.EINVAL, _quirks(Quirk.IGNORE_GUEST_PAT)
+    ),
+)
 
 
 def _put_lint0(call: Call, value: int) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from tests.mutations.lies import after, answer, before, once, refuse, toggle
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import ST7, XMM3, bits_of, change_msr, flip, of_msr, top_byte, xsave_lie
+from tests.mutations.x86.buffers import ST7, XMM3, bits_of, change_msr, flip, top_byte, xsave_lie
+from tests.mutations.x86.lies import after_init, msr_readable
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr_names import Msr
 
@@ -24,22 +25,12 @@ def _xcr0(value: int) -> Interposer:
     return after(GET_XCRS, change)
 
 
-def _msr(index: int, value: int) -> Interposer:
-    """Let one MSR be readable, with this value."""
-
-    def change(call: Call) -> bool:
-        change_msr(index, lambda old: value)(call)
-        return True
-
-    return answer(GET_MSRS, 1, lambda call: of_msr(index)(call) and change(call))
-
-
 lies(
     "reset.xcr0-xss-xfd",
     xcr0_is_0_after_reset=lambda: _xcr0(0),
-    ia32_xss_has_cet_after_reset=lambda: _msr(Msr.XSS, 0x800),
-    ia32_xfd_err_is_not_0_after_reset=lambda: _msr(Msr.XFD_ERR, 1 << 18),
-    ia32_pat_is_all_write_back_after_reset=lambda: _msr(Msr.PAT, 0x0606060606060606),
+    ia32_xss_has_cet_after_reset=lambda: msr_readable(Msr.XSS, 0x800),
+    ia32_xfd_err_is_not_0_after_reset=lambda: msr_readable(Msr.XFD_ERR, 1 << 18),
+    ia32_pat_is_all_write_back_after_reset=lambda: msr_readable(Msr.PAT, 0x0606060606060606),
     caches_are_enabled_after_reset=lambda: after(GET_SREGS, toggle("cr0", 0x60000000)),
     cr4_has_osxsave_after_reset=lambda: after(GET_SREGS, toggle("cr4", 1 << 18)),
     efer_has_sce_after_reset=lambda: after(GET_SREGS, toggle("efer", 1)),
@@ -72,20 +63,16 @@ def rbx_survives_the_reset() -> Interposer:
 lies("reset.by-writing-back", a_register_cannot_be_changed=lambda: answer(SET_XCRS, 0))
 
 
-def _after_init(lie: Interposer) -> Interposer:
-    return once(INIT, lie)
-
-
 def _registers(change: Callable[[Call], None]) -> Interposer:
-    return _after_init(after(GET_REGS, change))
+    return after_init(after(GET_REGS, change))
 
 
 lies(
     "init.preserves",
-    init_resets_xcr0=lambda: _after_init(_xcr0(1)),
-    init_resets_ia32_pat=lambda: _after_init(_msr(Msr.PAT, 0x0007040600070406)),
-    init_clears_a_byte_of_xmm3=lambda: _after_init(xsave_lie(flip(XMM3))),
-    init_clears_a_byte_of_the_highest_component=lambda: _after_init(xsave_lie(flip(top_byte()))),
+    init_resets_xcr0=lambda: after_init(_xcr0(1)),
+    init_resets_ia32_pat=lambda: after_init(msr_readable(Msr.PAT, 0x0007040600070406)),
+    init_clears_a_byte_of_xmm3=lambda: after_init(xsave_lie(flip(XMM3))),
+    init_clears_a_byte_of_the_highest_component=lambda: after_init(xsave_lie(flip(top_byte()))),
 )
 
 
@@ -108,12 +95,12 @@ def init_leaves_rbx() -> Interposer:
 lies(
     "init.preserves",
     init_is_not_received=lambda: answer(INIT, 1),
-    the_vcpu_goes_on_running_after_init=lambda: _after_init(after("KVM_GET_MP_STATE", toggle("mp_state", 2))),
+    the_vcpu_goes_on_running_after_init=lambda: after_init(after("KVM_GET_MP_STATE", toggle("mp_state", 2))),
 )
 
 
 def _control(register: str, value: int) -> Interposer:
-    return _after_init(after(GET_SREGS, lambda call: setattr(call.argument, register, value)))
+    return after_init(after(GET_SREGS, lambda call: setattr(call.argument, register, value)))
 
 
 lies(
@@ -122,5 +109,5 @@ lies(
     init_sets_cr0_cd_and_nw=lambda: _control("cr0", 0x60000010),
     init_leaves_cr4=lambda: _control("cr4", 0x220),
     init_leaves_efer=lambda: _control("efer", 0x100),
-    init_clears_a_byte_of_st7=lambda: _after_init(xsave_lie(flip(ST7))),
+    init_clears_a_byte_of_st7=lambda: after_init(xsave_lie(flip(ST7))),
 )

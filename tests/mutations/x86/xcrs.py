@@ -24,12 +24,12 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import offers, xcr0_of
+from tests.mutations.x86.lies import GP, UD, faults
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.boot import CR4_OSXSAVE
 
 GET, SET, SET_SREGS, SET_CPUID = "KVM_GET_XCRS", "KVM_SET_XCRS", "KVM_SET_SREGS", "KVM_SET_CPUID2"
-GP, UD = 13, 6
 
 
 def _read(value: int, mask: int = 0) -> Interposer:
@@ -188,16 +188,6 @@ def a_table_below_xcr0_is_refused() -> Interposer:
     return once(SET, refuse(SET_CPUID, errno.EINVAL, lambda call: bool(full & ~offers(call))))
 
 
-def _faults(count: int, vector: int = GP) -> Callable[[Shared], None]:
-    """Change what the handler in the guest counted."""
-
-    def change(guest: Shared) -> None:
-        guest.set("values", count, 15)
-        guest.set("vector", vector)
-
-    return change
-
-
 lies(
     "xcrs.guest-equals-host",
     the_guests_xgetbv_reads_a_stale_value=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 1)),
@@ -207,19 +197,21 @@ lies(
 lies(
     "xcrs.guest-equals-host",
     "xcrs.xsetbv-rules",
-    a_valid_xsetbv_faults=lambda: after_entry("xsetbv", _faults(1), when=lambda guest: guest.get("params", 1) == 3),
+    a_valid_xsetbv_faults=lambda: after_entry(
+        "xsetbv", faults(1, GP), when=lambda guest: guest.get("params", 1) == 3
+    ),
 )
 
-lies("xcrs.guest-equals-host", xgetbv_faults_at_cpl3=lambda: after_entry("xgetbv", _faults(1)))
+lies("xcrs.guest-equals-host", xgetbv_faults_at_cpl3=lambda: after_entry("xgetbv", faults(1, GP)))
 
 lies(
     "xcrs.xsetbv-cpl-ud",
     xsetbv_without_osxsave_is_gp=lambda: after_entry("xsetbv", lambda guest: guest.set("vector", GP)),
     every_fault_of_xsetbv_is_ud=lambda: after_entry("xsetbv", lambda guest: guest.set("vector", UD)),
-    xsetbv_works_at_cpl3=lambda: after_entry("xsetbv", _faults(0), when=lambda guest: guest.user),
-    xsetbv_of_xcr1_is_ignored=lambda: after_entry("xsetbv", _faults(0), when=given(1)),
+    xsetbv_works_at_cpl3=lambda: after_entry("xsetbv", faults(0, GP), when=lambda guest: guest.user),
+    xsetbv_of_xcr1_is_ignored=lambda: after_entry("xsetbv", faults(0, GP), when=given(1)),
     the_upper_half_of_rcx_counts=lambda: after_entry(
-        "xsetbv", _faults(1), when=lambda guest: bool(guest.get("params") >> 32)
+        "xsetbv", faults(1, GP), when=lambda guest: bool(guest.get("params") >> 32)
     ),
     xsetbv_with_an_upper_half_of_rcx_does_nothing=lambda: _read(1),
     a_faulting_xsetbv_at_cpl3_takes_effect=lambda: after_entry(
@@ -237,10 +229,10 @@ def _xsetbv(value: int, change: Callable[[Shared], None]) -> Interposer:
 
 lies(
     "xcrs.xsetbv-rules",
-    the_guest_may_leave_x87_out=lambda: _xsetbv(2, _faults(0)),
-    the_guest_may_enable_avx_without_sse=lambda: _xsetbv(5, _faults(0)),
-    the_guest_may_enable_half_of_the_tile_components=lambda: _xsetbv(1 << 17 | 7, _faults(0)),
-    an_invalid_xsetbv_is_ud=lambda: _xsetbv(0, _faults(1, UD)),
+    the_guest_may_leave_x87_out=lambda: _xsetbv(2, faults(0, GP)),
+    the_guest_may_enable_avx_without_sse=lambda: _xsetbv(5, faults(0, GP)),
+    the_guest_may_enable_half_of_the_tile_components=lambda: _xsetbv(1 << 17 | 7, faults(0, GP)),
+    an_invalid_xsetbv_is_ud=lambda: _xsetbv(0, faults(1, UD)),
     # After the guest's fault, XCR0 really changes.
     an_invalid_xsetbv_takes_effect=lambda: _xsetbv(5, lambda guest: _set_now(guest.vcpu, 3)),
 )

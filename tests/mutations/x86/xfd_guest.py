@@ -7,7 +7,7 @@ from itertools import count
 
 from tests.mutations.lies import RUN, Shared, after, after_run, answer, before, given
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, set_msr_now
+from tests.mutations.x86.buffers import change_msr, of_msr, set_msr_now, sets
 from tests.mutations.x86.lies import GP, NM, UD, before_run, faults, guest_writes, host_reads, in_tile_guest, lose
 from vmm._kvm import lib
 from vmm.conformance.x86.tiles import FULL
@@ -36,12 +36,8 @@ lies(
 
 lies(
     "xfd.set-rules-with-tiles",
-    ia32_xfd_takes_the_tile_configurations_bit=lambda: answer(
-        SET, 1, lambda call: msr_values(call) == [(Msr.XFD, 1 << 17)]
-    ),
-    ia32_xfd_err_takes_bit_63_with_tiles=lambda: answer(
-        SET, 1, lambda call: msr_values(call) == [(Msr.XFD_ERR, 1 << 63)]
-    ),
+    ia32_xfd_takes_the_tile_configurations_bit=lambda: answer(SET, 1, sets(Msr.XFD, 1 << 17)),
+    ia32_xfd_err_takes_bit_63_with_tiles=lambda: answer(SET, 1, sets(Msr.XFD_ERR, 1 << 63)),
 )
 
 lies(
