@@ -111,11 +111,11 @@ def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
 @line_options
 def command(
-    destination: str, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, downtime:
-    float, rate: int | None, rounds: int, stall: str, compress: bool, ring: int | None, audit: bool, timeout:
-    float, longest_pause: float | None, patience: float, trust_refusal: bool, hold: str | None, limit: float,
-    tls_name: str | None, as_json: bool, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease:
-    str | None, journal: str | None, tolerate: tuple[str, ...],
+    destination: str, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, downtime: float,
+    rate: int | None, rounds: int, stall: str, compress: bool, ring: int | None, audit: bool, timeout: float,
+    longest_pause: float | None, patience: float, trust_refusal: bool, hold: str | None, limit: float,
+    tls_name: str | None, as_json: bool, tls_cert: str | None, tls_key: str | None, tls_ca: str | None,
+    lease: str | None, journal: str | None, tolerate: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Run PAYLOAD as `vmm run` does and migrate it to DESTINATION, where `vmm receive` waits.
 
