@@ -260,4 +260,6 @@ def test_a_constructor_that_fails_half_way_leaves_nothing(kvm: Kvm) -> None:
     fail(2)  # what is made once for a process is made by the first
     before = _resources()
     fail(20)
-    assert _resources()[:2] == before[:2]
+    after = _resources()
+    assert after[0] == before[0]
+    assert after[1] < before[1] + 10  # Python maps a new arena now and then; 20 guests would leave 40 mappings

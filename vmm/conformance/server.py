@@ -252,6 +252,7 @@ class _Server:
 
 def serve(channel: socket.socket, preload: Iterable[str]) -> None:
     """Import everything a clause needs, measure the host, and serve jobs until the client is gone."""
+    gc.disable()  # what is imported stays: looking for garbage among it would be in vain
     for module in preload:
         importlib.import_module(module)
     clauses = {clause.id: clause for clause in all_clauses()}
@@ -267,7 +268,7 @@ def serve(channel: socket.socket, preload: Iterable[str]) -> None:
             return
         greeting = {"host": host.to_json(), "lines": host.lines(), "clauses": list(clauses)}
         channel.sendall(json.dumps(greeting).encode() + b"\n")
-        gc.collect()
+        gc.enable()
         gc.freeze()  # children must not copy pages just because their collector looks at them
         _Server(channel, host, clauses).loop()
 

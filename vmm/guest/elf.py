@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import SEEK_END
+from struct import Struct
 from typing import Any, BinaryIO
 
 from elftools.common.exceptions import ELFError
-from elftools.common.utils import parse_cstring_from_stream, struct_parse
+from elftools.common.utils import struct_parse
 from elftools.elf.structs import ELFStructs
 
 __all__ = ["Elf", "ElfError", "Segment", "read"]
@@ -21,7 +23,7 @@ ElfError = ELFError
 
 _MAGIC = b"\x7fELF"
 _BITS = {1: 32, 2: 64}  # EI_CLASS
-_LITTLE = {1: True, 2: False}  # EI_DATA
+_ORDER = {1: "<", 2: ">"}  # EI_DATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """The header's facts under the names of the ELF specification (EM_X86_64, ET_EXEC), segments and symbols."""
+    """The header's facts under the names of the ELF specification (EM_X86_64, ET_EXEC), segments and symbols.
+
+    Symbols are read of 64-bit files only: there are no other payloads.
+    """
 
     machine: str
     bits: int
@@ -52,7 +57,7 @@ def read(file: BinaryIO) -> Elf:
     if ident[:4] != _MAGIC:
         raise ELFError("no ELF magic")
     bits = _BITS[ident[4]]
-    structs = ELFStructs(little_endian=_LITTLE[ident[5]], elfclass=bits)
+    structs = ELFStructs(little_endian=_ORDER[ident[5]] == "<", elfclass=bits)
     structs.create_basic_structs()
     header = struct_parse(structs.Elf_Ehdr, file, 0)
     structs.create_advanced_structs(header["e_type"], header["e_machine"], header["e_ident"]["EI_OSABI"])
@@ -69,19 +74,27 @@ def read(file: BinaryIO) -> Elf:
         type=str(header["e_type"]),
         entry=header["e_entry"],
         segments=tuple(Segment(s["p_paddr"], s["p_offset"], s["p_filesz"], s["p_memsz"]) for s in loaded),
-        symbols=dict(_symbols(file, structs, sections)),
+        symbols=dict(_symbols(file, _ORDER[ident[5]], sections)) if bits == 64 else {},
     )
 
 
-def _symbols(file: BinaryIO, structs: ELFStructs, sections: list[Any]) -> Iterator[tuple[str, int]]:
+def _symbols(file: BinaryIO, order: str, sections: list[Any]) -> Iterator[tuple[str, int]]:
+    """Yield the names and values of 64-bit symbols, a table at a time: construct takes ten times as long for each."""
+    entry = Struct(order + "I4xQ8x")  # st_name, st_value
     for section in sections:
         if section["sh_type"] != "SHT_SYMTAB":
             continue
-        if not section["sh_entsize"]:
-            raise ELFError("a symbol table with entries of no size")
-        names = sections[section["sh_link"]]["sh_offset"]
-        for offset in range(0, section["sh_size"], section["sh_entsize"]):
-            symbol = struct_parse(structs.Elf_Sym, file, section["sh_offset"] + offset)
-            name = parse_cstring_from_stream(file, names + symbol["st_name"])
-            if name:
-                yield name.decode("utf-8", "replace"), symbol["st_value"]
+        if section["sh_entsize"] != entry.size or section["sh_size"] % entry.size:
+            raise ELFError(f"a symbol table whose entries are not of {entry.size} bytes")
+        names = _bytes(file, sections[section["sh_link"]])
+        for name, value in entry.iter_unpack(_bytes(file, section)):
+            text = names[name : names.index(0, name)]
+            if text:
+                yield text.decode("utf-8", "replace"), value
+
+
+def _bytes(file: BinaryIO, section: Any) -> bytes:
+    if section["sh_offset"] + section["sh_size"] > file.seek(0, SEEK_END):
+        raise ELFError("a section that is not all in the file")
+    file.seek(section["sh_offset"])
+    return file.read(section["sh_size"])

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import struct
 
-from vmm._kvm import lib
 from vmm.conformance.clauses.x86.reset import send_init
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, judged, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import shadow
-from vmm.conformance.x86.common import untiled_features
+from vmm.conformance.x86.common import LOCAL_APICS, untiled_features, with_local_apics
 from vmm.conformance.x86.shadow import (
     ENDBR_EN,
     IBT,
@@ -39,7 +38,7 @@ _CP = 21
 _DEPTH = 12
 _CET_U, _CET_S = int(XFeature.CET_U), int(XFeature.CET_S)
 _WP = 1 << 16
-_MESSAGES = (capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI"))
+_MESSAGES = (LOCAL_APICS, capability("KVM_CAP_SIGNAL_MSI"))
 _USER_BOTH = SH_STK_EN | 2
 
 
@@ -245,8 +244,7 @@ def init_clears(context: Context) -> None:
 
     Source: arch/x86/kvm/x86.c, kvm_xstate_reset; arch/x86/kvm/vmx/vmx.c, vmx_vcpu_reset; Linux 6.18.
     """
-    vm = context.vm()
-    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm = with_local_apics(context.vm())
     vm.create_vcpu(0)
     second = vm.create_vcpu(1)
     table = context.host.facts.cpuid

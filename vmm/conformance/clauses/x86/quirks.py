@@ -10,6 +10,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
+from vmm.conformance.x86.common import LOCAL_APICS, with_local_apics
 from vmm.kvm.vm import VirtualMachine
 from vmm.x86.memory_types import GuestPat, Quirk, describe_quirks
 
@@ -85,8 +86,7 @@ def _disable(vm: VirtualMachine, mask: int) -> None:
 
 def _lint0(context: Context, *masks: int, refused_mask: int = 0) -> int:
     """Return LVT LINT0 of the first vCPU of a VM in which quirks were disabled, one set after the other."""
-    with context.kvm.create_vm() as vm:
-        vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    with with_local_apics(context.kvm.create_vm()) as vm:
         if refused_mask:
             refused(f"quirks {refused_mask:#x}", errno.EINVAL, _disable, vm, refused_mask)
         for mask in masks:
@@ -95,7 +95,7 @@ def _lint0(context: Context, *masks: int, refused_mask: int = 0) -> int:
     return int.from_bytes(bytes(ffi.buffer(lapic))[_LVT0 : _LVT0 + 4], "little")
 
 
-@clause("quirk.one-way", arch="x86", needs=(_QUIRKS2, capability("KVM_CAP_IRQCHIP")))
+@clause("quirk.one-way", arch="x86", needs=(_QUIRKS2, LOCAL_APICS))
 def one_way(context: Context) -> None:
     """A disabled quirk stays disabled: another KVM_ENABLE_CAP adds to the set, and an empty one does not reset it.
 

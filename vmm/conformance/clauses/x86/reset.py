@@ -11,7 +11,15 @@ from vmm.conformance.expect import equal, judged, no_difference, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
-from vmm.conformance.x86.common import GUEST_XSAVE, XSAVE2, configured, pattern, plain_features
+from vmm.conformance.x86.common import (
+    GUEST_XSAVE,
+    LOCAL_APICS,
+    XSAVE2,
+    configured,
+    pattern,
+    plain_features,
+    with_local_apics,
+)
 from vmm.kvm.bits import bits
 from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
@@ -78,7 +86,7 @@ def reset_by_writing_back(context: Context) -> None:
 @clause(
     "init.preserves",
     arch="x86",
-    needs=(GUEST_XSAVE, XSAVE2, capability("KVM_CAP_IRQCHIP"), capability("KVM_CAP_SIGNAL_MSI")),
+    needs=(GUEST_XSAVE, XSAVE2, LOCAL_APICS, capability("KVM_CAP_SIGNAL_MSI")),
 )
 def init_preserves(context: Context) -> None:
     """INIT leaves XCR0, IA32_PAT, CR0.CD and NW, x87 and the vector registers alone; RIP, CR4, EFER are reset.
@@ -87,8 +95,7 @@ def init_preserves(context: Context) -> None:
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_reset (init_event); Intel SDM volume 3, table 11-1.
     """
-    vm = context.vm()
-    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm = with_local_apics(context.vm())
     vm.create_vcpu(0)
     second = vm.create_vcpu(1)
     cpuid.set_cpuid(second, context.host.facts.cpuid)
