@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -30,7 +31,14 @@ time.sleep(float(sys.argv[1]))
 
 def _supervise(*command: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-I", str(Path(processes.__file__)), *command]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        words, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True, preexec_fn=_without_nohup
+    )
+
+
+def _without_nohup() -> None:
+    """These tests may run below nohup(1), whose SIG_IGN every program inherits."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def terminal_pair() -> tuple[int, int]:
