@@ -26,7 +26,7 @@ size_t vmm_ioctls(int fd, struct vmm_call *calls, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         calls[i].result = vmm_ioctl(fd, calls[i].request, calls[i].argument);
-        if (calls[i].result < 0)
+        if (calls[i].result < 0 || (calls[i].wanted >= 0 && calls[i].result != calls[i].wanted))
             return i;
     }
     return count;

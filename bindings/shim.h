@@ -176,13 +176,17 @@ long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
 long vmm_sigaltstack(size_t size);
 #endif
 
-/* Calls of one descriptor, made in order up to the first that fails; `result` is ioctl's or -errno. */
+/*
+ * Calls of one descriptor, made in order up to the first that fails or whose `result` is not the one `wanted`;
+ * `result` is ioctl's or -errno. A negative `wanted` is content with any success.
+ */
 struct vmm_call {
     unsigned long request;
     void *argument;
+    long wanted;
     long result;
 };
-/* Returns how many were made without failing. */
+/* Returns how many went as wanted before one did not. */
 size_t vmm_ioctls(int fd, struct vmm_call *calls, size_t count);
 
 #ifdef __aarch64__

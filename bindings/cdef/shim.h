@@ -7,6 +7,7 @@ long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
 struct vmm_call {
     unsigned long request;
     void *argument;
+    long wanted;
     long result;
 };
 

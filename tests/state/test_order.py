@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from vmm.kvm.system import Kvm
 from vmm.report import order as report
 from vmm.state import trials
-from vmm.state.capture import capture, steps
+from vmm.state.capture import capture
 from vmm.state.order import Edge, Matrix, discover, linear_extension
+from vmm.state.vcpu import steps
 
 NAMES = tuple("ABCDEFG")
 pairs = st.sets(

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.state.sealed import Piece, Sealed
 from tests.state.state_samples import explain, tiny_state
 from tests.state.stream_cases import TINY, read, refused, sealed, written
+from vmm.state.architecture import ARCHITECTURES, of
 from vmm.state.errors import StreamError
-from vmm.state.parts import MACHINE, VCPU
+from vmm.state.parts import vcpu_shapes
 from vmm.state.stream.container import Reader, Writer
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
@@ -25,7 +26,9 @@ from vmm.state.value import Extent, MemoryState, PayloadIdentity, VcpuState, VmS
 # --- what is written comes back -------------------------------------------------------------------
 
 # Kinds of the stream's own, and parts that have a shape.
-_TAKEN = {"VMCONFIG", "MEMORY", "END", *VCPU["x86"], *VCPU["arm64"], *MACHINE["x86"], *MACHINE["arm64"]}
+_TAKEN = {"VMCONFIG", "MEMORY", "END"}.union(
+    *map(vcpu_shapes, ARCHITECTURES), *(of(arch).MACHINE for arch in ARCHITECTURES)
+)
 _numbers = st.integers(0, (1 << 64) - 1)
 _kinds = st.from_regex(r"\A[A-Z][A-Z0-9_]{0,15}\Z").filter(lambda name: name not in _TAKEN)
 _parts = st.dictionaries(

@@ -13,12 +13,15 @@ from tests.state.state_samples import GUEST_SSP, SAMPLES, XFD, arm64_parts, arm6
 from vmm.arch import ARCHITECTURE
 from vmm.arm64 import registers as arm64
 from vmm.arm64.vls import VectorLengths
-from vmm.state.compare import architecture
+from vmm.state.architecture import ARCHITECTURES, Architecture, here, of
+from vmm.state.arm64 import parts as arm64_parts_module
 from vmm.state.errors import StreamError
-from vmm.state.parts import CAPABILITIES, MACHINE, VCPU
+from vmm.state.parts import vcpu_shapes
+from vmm.state.piece import Structure
 from vmm.state.validate import normalise, validate
 from vmm.state.value import Extent, MemoryState, Part, VcpuState, VmState
-from vmm.state.x86.check import allowed_msrs
+from vmm.state.x86 import parts as x86_parts_module
+from vmm.state.x86.msrs import NOT_IN_MSRS, allowed_msrs
 from vmm.x86 import msr
 from vmm.x86.msr_names import Msr
 
@@ -61,7 +64,7 @@ def test_a_missing_part_that_is_required_is_refused(label: str) -> None:
     state = SAMPLES[label]
     for name in state.vcpus[0].parts:
         without = VmState(state.arch, (state.vcpus[0].without(name),), state.memory, state.machine)
-        if VCPU[state.arch][name].required:
+        if vcpu_shapes(state.arch)[name].required:
             refused(without, f"vCPU 0: it is incomplete, it lacks {name}")
         elif name in ("VLS", "FINALIZE"):
             refused(without, "must be present together or not at all")
@@ -241,9 +244,7 @@ def test_an_msr_that_kvm_lists_is_allowed_unless_it_is_kept_elsewhere() -> None:
 @pytest.mark.kvm
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"MSRs are x86's; this is {ARCHITECTURE}")
 def test_every_msr_that_this_kvm_lists_is_allowed(kvm: object) -> None:
-    from vmm.state.x86.steps import _NOT_IN_MSRS
-
-    listed = set(msr.index_list(kvm)) - _NOT_IN_MSRS  # type: ignore[arg-type]
+    listed = set(msr.index_list(kvm)) - NOT_IN_MSRS  # type: ignore[arg-type]
     assert listed, "KVM lists no MSRs"
     assert not sorted(listed - allowed_msrs()), "add them to msrs.toml, if they are state"
 
@@ -365,22 +366,32 @@ def test_vectors_without_sve_and_sve_without_its_lengths_are_refused() -> None:
 # --- the table of parts ---------------------------------------------------------------------------
 
 
-def test_the_parts_here_are_those_of_a_capture() -> None:
-    from vmm.state.capture import steps
-
-    assert [step.name for step in steps()] == list(VCPU[ARCHITECTURE])
-    module = architecture()
-    assert module is not None and CAPABILITIES[ARCHITECTURE] == module.CAPABILITIES
-    required = {name for name, shape in VCPU[ARCHITECTURE].items() if shape.required}
-    assert required == set(module._REQUIRED)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_piece_is_captured_once_and_has_a_name_of_its_own(arch: str) -> None:
+    names = [piece.name for piece in of(arch).PIECES]
+    assert sorted(of(arch).CAPTURE_ORDER) == sorted(names) and len(set(names)) == len(names)
+    assert not set(names) & set(of(arch).MACHINE)
 
 
-@pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"structures of x86; this is {ARCHITECTURE}")
 def test_a_structure_has_its_size_in_the_kernels_header() -> None:
     from vmm._kvm import ffi
-    from vmm.state.x86.names import STRUCTURES
 
-    for name, kind in STRUCTURES.items():
-        shape = VCPU["x86"][name]
-        assert shape.smallest == shape.largest == ffi.sizeof(f"struct {kind}")
-    assert set(MACHINE) == set(VCPU)
+    found = [piece for piece in of(ARCHITECTURE).PIECES if isinstance(piece, Structure)]
+    assert found
+    for piece in found:
+        assert piece.shape.smallest == piece.shape.largest == ffi.sizeof(f"struct {piece.struct}"), piece.name
+
+
+def test_the_capabilities_of_a_state_are_those_of_the_kernels_header() -> None:
+    from vmm._kvm import lib
+
+    wanted = {"x86": ("KVM_CAP_EXCEPTION_PAYLOAD", "KVM_CAP_X86_TRIPLE_FAULT_EVENT"), "arm64": ()}[ARCHITECTURE]
+    assert {getattr(lib, name) for name in wanted} == here().CAPABILITIES
+
+
+# mypy holds these modules against the type, whichever architecture it runs on.
+_KNOWN: tuple[Architecture, ...] = (x86_parts_module, arm64_parts_module)
+
+
+def test_both_architectures_are_known_on_every_host() -> None:
+    assert (of("x86"), of("arm64")) == _KNOWN

@@ -19,7 +19,7 @@ from vmm.bench.answer import answer, serve
 from vmm.bench.subject import prepared
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.capture import capture_vcpu, restore_vcpu
+from vmm.state.vcpu import capture_vcpu, restore_vcpu
 
 __all__ = ["main"]
 

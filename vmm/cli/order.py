@@ -11,8 +11,8 @@ import click
 
 from vmm.kvm.system import Kvm
 from vmm.report import order as report
-from vmm.state.capture import steps
 from vmm.state.trials import measure
+from vmm.state.vcpu import steps
 
 __all__ = ["command"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno as errno_module
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +23,7 @@ __all__ = [
     "NULL",
     "PR_SVE_GET_VL",
     "PR_SVE_SET_VL",
+    "Batch",
     "Call",
     "HostError",
     "Interposer",
@@ -31,7 +32,6 @@ __all__ = [
     "Trace",
     "arch_prctl",
     "arch_prctl_value",
-    "batch",
     "errno_name",
     "interpose",
     "ioctl",
@@ -290,14 +290,34 @@ def ioctl(fd: int, request: int, argument: Any = NULL) -> int:
     return result
 
 
-def batch(fd: int, calls: Any, count: int) -> int:
-    """Make the calls of a ``struct vmm_call[]`` in one go and return how many were made before one failed.
+class Batch:
+    """Calls of one descriptor that are made in order, as often as wanted, at the price of one.
 
-    While somebody observes, each call has to pass by itself: then none is made, and the result is -1.
+    ``rows`` are (request, argument, result that it has to have, negative for any success). ``calls`` is the
+    ``struct vmm_call[]`` that holds each call's ``result``.
     """
-    if _trace is not None or _interposers:
-        return -1
-    return int(lib.vmm_ioctls(fd, calls, count))
+
+    def __init__(self, rows: Sequence[tuple[int, Any, int]]) -> None:
+        self._rows = rows  # they own the arguments
+        self.calls = ffi.new("struct vmm_call[]", rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def run(self, fd: int, start: int = 0, stop: int | None = None) -> int:
+        """Make the calls from ``start`` to ``stop``; return the number of the first that went otherwise, or ``stop``.
+
+        While somebody observes, each call passes the door by itself.
+        """
+        end = len(self._rows) if stop is None else stop
+        if _trace is None and not _interposers:
+            return start + int(lib.vmm_ioctls(fd, self.calls + start, end - start))
+        for number in range(start, end):
+            request, argument, wanted = self._rows[number]
+            result = self.calls[number].result = _enter_ioctl(fd, request, argument)
+            if result < 0 or 0 <= wanted != result:
+                return number
+        return end
 
 
 def ioctl_value(fd: int, request: int, argument: int = 0) -> int:

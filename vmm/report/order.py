@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from xml.sax.saxutils import escape
 
 from vmm.state.order import Edge, Matrix
-from vmm.state.step import Step
+from vmm.state.piece import Piece
 
 __all__ = ["lines", "reduced", "svg", "to_json"]
 
@@ -36,7 +36,7 @@ def _reaches(start: str, end: str, pairs: list[tuple[str, str]]) -> bool:
     return end in seen
 
 
-def _documented(matrix: Matrix, steps: Iterable[Step]) -> list[tuple[str, str, str]]:
+def _documented(matrix: Matrix, steps: Iterable[Piece]) -> list[tuple[str, str, str]]:
     """Return the constraints this project keeps that this KVM was not seen to enforce."""
     pairs = [(edge.first, edge.then) for edge in matrix.edges]
     return [
@@ -47,7 +47,7 @@ def _documented(matrix: Matrix, steps: Iterable[Step]) -> list[tuple[str, str, s
     ]
 
 
-def lines(matrix: Matrix, steps: tuple[Step, ...]) -> list[str]:
+def lines(matrix: Matrix, steps: tuple[Piece, ...]) -> list[str]:
     """Return the result for people."""
     found = [f"order of our restore: {' '.join(matrix.names)}", "", "what this KVM enforces:"]
     found += [f"  {edge}" for edge in matrix.edges] or ["  nothing"]
@@ -60,7 +60,7 @@ def lines(matrix: Matrix, steps: tuple[Step, ...]) -> list[str]:
     return found + [f"unexpected: {text}" for text in matrix.surprises]
 
 
-def to_json(matrix: Matrix, steps: tuple[Step, ...]) -> dict[str, object]:
+def to_json(matrix: Matrix, steps: tuple[Piece, ...]) -> dict[str, object]:
     """Return the result as JSON values."""
     return {
         "order": list(matrix.names),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a guest to its state and back: steps in their order, whole or not at all.
+"""From a guest to its state and back, whole or not at all.
 
 >>> state = capture(guest)
 >>> with restore(kvm, state) as twin:
@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 from vmm.arch import ARCHITECTURE, module
 from vmm.guest.base import BaseGuest
 from vmm.guest.payload import Payload, load, names
-from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
-from vmm.state.compare import Difference, architecture, memory_differences, vcpu_differences
+from vmm.state.architecture import here
+from vmm.state.compare import Difference, memory_differences, vcpu_differences
 from vmm.state.errors import StateRefused, printable
-from vmm.state.step import Policy, Step
+from vmm.state.step import Policy
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
+from vmm.state.vcpu import capture_vcpu, restore_vcpu
 
 __all__ = [
     "capture",
     "capture_memory",
-    "capture_vcpu",
     "finish",
     "foreign",
     "identity",
@@ -37,24 +35,8 @@ __all__ = [
     "prepare",
     "restore",
     "restore_memory",
-    "restore_vcpu",
-    "steps",
     "verify_vcpu",
 ]
-
-
-@cache
-def _module() -> Any:
-    found = architecture()
-    if found is None:
-        raise StateRefused(f"states of {ARCHITECTURE} are not known here")
-    return found
-
-
-def steps() -> tuple[Step, ...]:
-    """Return the steps of the running architecture, in the order of a restore."""
-    known: tuple[Step, ...] = _module().STEPS
-    return known
 
 
 def identity(payload: Payload) -> PayloadIdentity:
@@ -66,30 +48,6 @@ def identity(payload: Payload) -> PayloadIdentity:
 
 
 # --- capture --------------------------------------------------------------------------------------
-
-
-def capture_vcpu(vcpu: Vcpu) -> VcpuState:
-    """Return a vCPU's state. A pending exit has to be completed before (BaseGuest.complete)."""
-    short_cut = _short_cut()
-    parts = short_cut.capture(vcpu) if short_cut else None
-    if parts is None:
-        parts = {name: part for name, read in _readers() if (part := read(vcpu)) is not None}
-        if short_cut:
-            short_cut.learn(vcpu, parts)
-    _module().check_complete(parts)
-    return VcpuState({step.name: parts[step.name] for step in steps() if step.name in parts}, vcpu.identifier)
-
-
-@cache
-def _short_cut() -> Any:
-    """Return what makes all calls of a capture or restore in one go; None where there is no such thing."""
-    return module("batch", "state") if ARCHITECTURE == "x86" else None
-
-
-@cache
-def _readers() -> tuple[tuple[str, Callable[[Vcpu], Part | None]], ...]:
-    by_name = {step.name: step for step in steps()}
-    return tuple((name, by_name[name].capture) for name in _module().CAPTURE_ORDER)
 
 
 def capture_memory(guest: BaseGuest) -> tuple[MemoryState, ...]:
@@ -110,7 +68,7 @@ def _enable(state: VmState) -> dict[int, tuple[int, ...]]:
     part = state.machine.get("CAPS", {})
     if isinstance(part, bytes):
         raise StateRefused("CAPS has to be a set of capabilities: the state is damaged")
-    if strange := set(part) - _module().CAPABILITIES:
+    if strange := set(part) - here().CAPABILITIES:
         raise StateRefused(f"CAPS: capabilities {sorted(strange)} are not enabled for a state")
     return {
         number: tuple(int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 8))
@@ -122,44 +80,13 @@ def capture(guest: BaseGuest, *, memory: bool = True) -> VmState:
     """Return the state of a guest that has left; its pending exit is completed first."""
     guest.complete()
     vcpu = capture_vcpu(guest.vcpu)
-    machine = {**_capabilities(guest.vm), **_module().capture_machine(guest.vm)}
-    about = {"kernel": platform.release(), "machine": platform.machine(), **_module().about()}
+    machine = {**_capabilities(guest.vm), **here().capture_machine(guest.vm)}
+    about = {"kernel": platform.release(), "machine": platform.machine(), **here().about()}
     contents = capture_memory(guest) if memory else tuple(MemoryState(m.gpa, m.size) for m in guest.vm.memories)
     return VmState(ARCHITECTURE, (vcpu,), contents, machine, identity(guest.payload), about)
 
 
 # --- restore --------------------------------------------------------------------------------------
-
-
-def restore_vcpu(
-    vcpu: Vcpu, state: VcpuState, policy: Policy | None = None, order: Iterable[str] | None = None
-) -> None:
-    """Write a vCPU's parts, in the order of the steps or in another one.
-
-    Raises StateRefused with the name of the part or register that this KVM refuses; what was written stays.
-    """
-    if order is None:
-        usual = [step.name for step in steps() if step.name in state.parts]
-        short_cut = _short_cut() if len(usual) == len(state.parts) else None
-        if short_cut and short_cut.restore(vcpu, state.parts, usual):
-            return
-    chosen = policy or Policy()
-    by_name = {step.name: step for step in steps()}
-    if unknown := [name for name in state.parts if name not in by_name]:
-        raise StateRefused(f"the state has parts unknown to this version: {', '.join(unknown)}")
-    for name in by_name if order is None else order:
-        if name in state.parts:
-            _restore_part(by_name[name], vcpu, state, chosen)
-
-
-def _restore_part(step: Step, vcpu: Vcpu, state: VcpuState, policy: Policy) -> None:
-    try:
-        step.restore(vcpu, state.parts[step.name], policy)
-    except KvmError as error:
-        why = _module().why(step.name, state, error)
-        raise StateRefused(f"{step.name}: {step.set} refused it with {error.errno_name}{why}") from error
-    except Refused as error:
-        raise StateRefused(f"{step.name}: {error}") from error
 
 
 def verify_vcpu(vcpu: Vcpu, state: VcpuState, policy: Policy | None = None) -> None:
@@ -210,8 +137,8 @@ def prepare(kvm: Kvm, state: VmState, payload: Payload | None = None) -> BaseGue
     if len(state.vcpus) != 1 or len(state.memory) != 1 or state.memory[0].gpa:
         raise StateRefused("guests here have one vCPU and one memory region at 0: this state has others")
     found = _payload(state, payload)
-    _module().check_complete(state.vcpus[0].parts)
-    _module().permit(state.vcpus[0])
+    here().check_complete(state.vcpus[0].parts)
+    here().permit(state.vcpus[0])
     guest: BaseGuest = module("guest").Guest.empty(kvm, found, state.memory[0].size, _enable(state))
     return guest
 
@@ -225,7 +152,7 @@ def restore_memory(guest: BaseGuest, contents: Sequence[MemoryState]) -> None:
 
 def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, verify: bool = True) -> None:
     """Write the vCPU and the VM's parts of a state to a prepared guest, and capture them again to compare."""
-    known = _module()
+    known = here()
     chosen = policy or Policy()
     chosen.foreign = foreign(state)
     known.check_complete(state.vcpus[0].parts)

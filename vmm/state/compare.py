@@ -4,41 +4,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
 
-from vmm.arch import ARCHITECTURE, module
+from vmm.arch import ARCHITECTURE
 from vmm.state import volatile
+from vmm.state.architecture import of
+from vmm.state.piece import Change
 from vmm.state.value import PAGE, MemoryState, Part, VcpuState, VmState
 
-__all__ = ["Difference", "architecture", "compare", "differences", "memory_differences", "vcpu_differences"]
-
-
-_ONLY_SECOND, _ABSENT = "only in the second state", "absent, "
+__all__ = ["Difference", "compare", "differences", "memory_differences", "vcpu_differences"]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs: ``name`` is part and register, ``values`` both values."""
+    """One thing that differs: ``name`` is part and register, ``values`` both values for people.
+
+    ``only_second`` is the value of what the second state has and the first has not (empty for a whole part); None if
+    this is no such difference.
+    """
 
     where: str
     name: str
     values: str
-
-    @property
-    def only_second(self) -> str | None:
-        """What the second state has and the first has not; None if this is no such difference."""
-        if self.values == _ONLY_SECOND:
-            return ""
-        return self.values.removeprefix(_ABSENT) if self.values.startswith(_ABSENT) else None
+    only_second: str | None = None
 
     def __str__(self) -> str:
         return f"{self.where} {self.name}: {self.values}"
-
-
-def architecture(name: str = ARCHITECTURE) -> ModuleType | None:
-    """Return the module that knows the parts of an architecture; None for another one than the running."""
-    return module("steps", "state", name) if name == ARCHITECTURE else None
 
 
 def compare(first: VmState, second: VmState) -> list[str]:
@@ -75,46 +66,55 @@ def _parts(arch: str, where: str, first: Mapping[str, Part], second: Mapping[str
     found = []
     for name in dict.fromkeys([*first, *second]):
         ours, theirs = first.get(name), second.get(name)
-        if ours is None or theirs is None:
-            found.append(Difference(where, name, _ONLY_SECOND if ours is None else "only in the first state"))
+        if ours is None:
+            found.append(Difference(where, name, "only in the second state", ""))
+        elif theirs is None:
+            found.append(Difference(where, name, "only in the first state"))
         elif ours != theirs:
-            pairs = _registers(arch, name, ours, theirs, first)
-            found += [Difference(where, f"{name}.{register}", values) for register, values in pairs]
+            found += [
+                Difference(where, f"{name}.{change.register}", change.values, change.extra)
+                for change in _changes(arch, name, ours, theirs, first)
+            ]
     return found
 
 
-def _registers(
-    arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]
-) -> Iterator[tuple[str, str]]:
-    module = architecture(arch)
-    if module is None:  # then it is unknown which register is volatile, too
+def _changes(arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]) -> Iterator[Change]:
+    """Yield what differs between two parts, but for what changes by itself."""
+    if arch != ARCHITECTURE:  # then it is unknown which register is volatile, too
         yield from _plain(name, ours, theirs)
         return
-    for register, values in module.different(name, ours, theirs, parts):
-        entry = volatile.load(arch).get((name, register))
-        if entry is None or "absent" in values or not entry.excuses(*_numbers(values)):
-            yield register, values
+    for change in _named(arch, name, ours, theirs, parts):
+        entry = volatile.load(arch).get((name, change.register))
+        if entry is None or change.numbers is None or not entry.excuses(*change.numbers):
+            yield change
 
 
-def _numbers(values: str) -> tuple[int, int]:
-    """The two values of a volatile register, which is always a plain number."""
-    first, second = (int(value.split(" ")[0], 0) for value in values.split(", "))
-    return first, second
+def _named(arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]) -> Iterator[Change]:
+    for piece in of(arch).PIECES:
+        if piece.name == name:
+            yield from piece.different(ours, theirs, parts)
+            return
+    first, second = (of(arch).describe_machine(name, part) for part in (ours, theirs))
+    numbers = None
+    if isinstance(ours, bytes) and isinstance(theirs, bytes):
+        numbers = int.from_bytes(ours, "little"), int.from_bytes(theirs, "little")
+    for field in dict.fromkeys([*first, *second]):
+        if first.get(field) != second.get(field):
+            yield replace(Change.of(field, first.get(field), second.get(field)), numbers=numbers)
 
 
-def _plain(name: str, ours: Part, theirs: Part) -> list[tuple[str, str]]:
+def _plain(name: str, ours: Part, theirs: Part) -> Iterator[Change]:
     """What can be said on a host of another architecture."""
     if isinstance(ours, bytes) or isinstance(theirs, bytes):
-        return [(name, "differ")]
-    return [
-        (f"{number:#x}", f"{_hex(ours.get(number))}, {_hex(theirs.get(number))}")
-        for number in sorted({*ours, *theirs})
-        if ours.get(number) != theirs.get(number)
-    ]
+        yield Change(name, "differ")
+        return
+    for number in sorted({*ours, *theirs}):
+        if ours.get(number) != theirs.get(number):
+            yield Change.of(f"{number:#x}", _hex(ours.get(number)), _hex(theirs.get(number)))
 
 
-def _hex(value: bytes | None) -> str:
-    return "absent" if value is None else value.hex()
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else value.hex()
 
 
 def _identity(value: object) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmm.state.compare import architecture
+from vmm.arch import ARCHITECTURE
+from vmm.state.architecture import of
 from vmm.state.value import Part
 
 __all__ = ["explain"]
@@ -13,5 +14,10 @@ __all__ = ["explain"]
 
 def explain(arch: str, name: str, parts: Mapping[str, Part]) -> Mapping[str, str | int]:
     """Return a part's registers or fields by name; nothing for another architecture than the running one."""
-    module = architecture(arch)
-    return {} if module is None else module.explain(name, parts)
+    if arch != ARCHITECTURE:
+        return {}
+    part = parts[name]
+    for piece in of(arch).PIECES:
+        if piece.name == name:
+            return piece.describe(part, parts)
+    return of(arch).describe_machine(name, part)

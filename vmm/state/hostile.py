@@ -15,12 +15,13 @@ from functools import partial
 
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.system import Kvm
-from vmm.state.capture import capture_vcpu, prepare, restore, restore_vcpu
+from vmm.state.capture import prepare, restore
 from vmm.state.compare import vcpu_differences
 from vmm.state.errors import StateRefused, StreamError
 from vmm.state.roundtrip import from_stream, to_stream
 from vmm.state.stream.container import Reader
 from vmm.state.value import Part, VcpuState, VmState
+from vmm.state.vcpu import capture_vcpu, restore_vcpu
 
 __all__ = ["Outcome", "run"]
 

@@ -22,13 +22,13 @@ from vmm.arch import module
 from vmm.guest.base import BaseGuest
 from vmm.kvm.exits import Budget
 from vmm.kvm.system import Kvm
-from vmm.state.capture import capture, restore, steps, verify_vcpu
+from vmm.state.capture import capture, restore, verify_vcpu
 from vmm.state.errors import StateRefused
-from vmm.state.step import Policy
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.validate import validate
 from vmm.state.value import VmState
+from vmm.state.vcpu import restore_vcpu, steps
 
 __all__ = ["HOPS", "Report", "RoundTripFailed", "from_stream", "roundtrip", "to_stream"]
 
@@ -118,11 +118,9 @@ class _InPlace(_Hop):
     def move(self, guest: BaseGuest) -> BaseGuest:
         guest.complete()
         state = capture(guest, memory=False)
-        for step in steps():
-            part = state.vcpus[0].parts.get(step.name)
-            # What is chosen once cannot be chosen again: the vCPU has run.
-            if part is not None and step.name not in ("INIT", "VLS", "FINALIZE"):
-                step.restore(guest.vcpu, part, Policy())
+        # What is chosen once cannot be chosen again: the vCPU has run.
+        order = [step.name for step in steps() if step.name not in ("INIT", "VLS", "FINALIZE")]
+        restore_vcpu(guest.vcpu, state.vcpus[0], order=order)
         verify_vcpu(guest.vcpu, state.vcpus[0])
         return guest
 

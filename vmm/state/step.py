@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capture and restore as data: each step has a name, its calls, and what it has to follow and why."""
+"""What a caller can live with when a KVM refuses registers of a state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from vmm.kvm.vcpu import Vcpu
 from vmm.state.errors import StateRefused
-from vmm.state.value import Part
 
-__all__ = ["Follows", "Policy", "Step"]
+__all__ = ["Policy"]
 
 
 _SHOWN = 6
@@ -66,28 +63,3 @@ class Policy:
                 fatal.append((name, why))
         if fatal:
             raise StateRefused(_sentence(fatal), fatal)
-
-
-@dataclass(frozen=True, slots=True)
-class Follows:
-    """A step comes after ``step`` for this reason; ``source`` says where that is written."""
-
-    step: str
-    reason: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One piece of a vCPU's state.
-
-    ``get`` and ``set`` name the calls. ``capture(vcpu)`` returns the part, None where this vCPU has no such
-    state; ``restore(vcpu, part, policy)`` writes it. ``after`` is about restoring.
-    """
-
-    name: str
-    get: str
-    set: str
-    capture: Callable[[Vcpu], Part | None]
-    restore: Callable[[Vcpu, Part, Policy], None]
-    after: tuple[Follows, ...] = ()

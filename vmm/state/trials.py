@@ -13,6 +13,7 @@ from vmm.state.compare import vcpu_differences
 from vmm.state.errors import StateRefused
 from vmm.state.order import Matrix, Trial, discover
 from vmm.state.value import VmState
+from vmm.state.vcpu import capture_vcpu, restore_vcpu, steps
 
 __all__ = ["attempt", "measure", "unsettled"]
 
@@ -42,8 +43,8 @@ def attempt(kvm: Kvm, state: VmState) -> Trial:
     def restore(order: Sequence[str]) -> str | None:
         with capture.prepare(kvm, state) as guest:
             try:
-                capture.restore_vcpu(guest.vcpu, state.vcpus[0], order=order)
-                found = vcpu_differences(state.arch, state.vcpus[0], capture.capture_vcpu(guest.vcpu))
+                restore_vcpu(guest.vcpu, state.vcpus[0], order=order)
+                found = vcpu_differences(state.arch, state.vcpus[0], capture_vcpu(guest.vcpu))
             except StateRefused as error:
                 return str(error)
             if not found:
@@ -72,5 +73,5 @@ def measure(
         progress(done)
         return result
 
-    names = [step.name for step in capture.steps() if step.name in state.vcpus[0].parts]
+    names = [step.name for step in steps() if step.name in state.vcpus[0].parts]
     return discover(names, counted, samples=samples, seed=seed), state

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmm.arch import module
+from vmm.state.architecture import ARCHITECTURES, of
 from vmm.state.errors import StreamError
 from vmm.state.parts import check_parts
-from vmm.state.stream.container import ARCHITECTURES
 from vmm.state.stream.memory import check_region
 from vmm.state.value import PAGE, MemoryState, Part, VcpuState, VmState
 
@@ -35,12 +34,16 @@ def validate(state: VmState) -> None:
         raise StreamError("the state", "two vCPUs have the same identifier")
     check_parts(state)
     for vcpu in state.vcpus:
-        module("check", "state", state.arch).check_contents(f"vCPU {vcpu.identifier}", vcpu.parts)
+        for piece in of(state.arch).PIECES:
+            if piece.name in vcpu.parts:
+                piece.check(f"vCPU {vcpu.identifier}, {piece.name}", vcpu.parts)
 
 
 def check_readable(arch: str, where: str, name: str, parts: Mapping[str, Part]) -> None:
     """Raise StreamError for a part that cannot be described beside the others in ``parts``; all have their shapes."""
-    module("check", "state", arch).check_readable(where, name, parts)
+    for piece in of(arch).PIECES:
+        if piece.name == name:
+            piece.check_readable(where, parts)
 
 
 def _check_memory(memory: tuple[MemoryState, ...]) -> None:
@@ -65,12 +68,12 @@ def _check_memory(memory: tuple[MemoryState, ...]) -> None:
 def normalise(state: VmState) -> tuple[VmState, list[str]]:
     """Return a state without what its own registers disable, and a sentence about each component cleared.
 
-    Only x86 has such a thing: see vmm.state.x86.check.without_disabled.
+    Only x86 has such a thing: see vmm.state.x86.area.without_disabled.
     """
     vcpus: list[VcpuState] = []
     notes: list[str] = []
     for vcpu in state.vcpus:
-        cleaned, found = module("check", "state", state.arch).without_disabled(vcpu)
+        cleaned, found = of(state.arch).without_disabled(vcpu)
         vcpus.append(cleaned)
         notes += found
     if not notes:

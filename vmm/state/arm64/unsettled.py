@@ -16,7 +16,7 @@ from vmm.guest.base import BaseGuest
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.arm64.steps import group_of
+from vmm.state.arm64.registers import group_of
 
 __all__ = ["ARGUMENTS", "before", "unsettle"]
 

@@ -14,7 +14,7 @@ from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.x86.steps import saved_msrs
+from vmm.state.x86.msrs import saved_msrs
 from vmm.x86 import boot, msr, permission, xfeature
 from vmm.x86.cpuid import get_cpuid
 from vmm.x86.registers import (
