@@ -8,7 +8,7 @@ from functools import cache
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from vmm.kvm.ioctl import Batch
+from vmm.kvm.ioctl import Batch, KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here
 from vmm.state.errors import StateRefused
@@ -148,13 +148,19 @@ class _Restore:
             self._made = at
             if at < end:  # that call was refused
                 piece, calls, first = _owner(self._writings, at)
-                refusals += piece.refused(vcpu, self._state, at - first, self._batch.calls[at].result)
+                refusals += self._refused(piece, vcpu, at - first, self._batch.calls[at].result)
                 self._made, end = at + 1, first + len(calls)
             if self._made == end:  # the piece is written, or as much of it as KVM takes
                 policy.refuse_all(refusals)
                 refusals, end = [], stop
         self._made = stop
         policy.refuse_all(refusals)
+
+    def _refused(self, piece: Piece, vcpu: Vcpu, row: int, result: int) -> list[tuple[str, str]]:
+        try:
+            return piece.refused(vcpu, self._state, row, result)
+        except KvmError as error:  # of a call that was to tell why
+            raise StateRefused(f"{piece.name}: {error}") from error
 
 
 def _compare(piece: Piece, vcpu: Vcpu, part: Part, policy: Policy) -> None:
