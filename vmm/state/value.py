@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a vCPU and of a VM as immutable values: what the kernel's calls gave, and nothing decoded.
 
-A part is what one step of a capture reads (see :mod:`vmm.steps`): the bytes of one structure, or a set of
+A part is what one piece of a capture reads (see :mod:`vmm.state.piece`): the bytes of one structure, or a set of
 registers, each by its number (an MSR's index, a register id of KVM_GET_ONE_REG) with its bytes.
 """
 
@@ -85,7 +85,7 @@ def _frozen_parts(parts: Mapping[str, Part]) -> Mapping[str, Part]:
 
 @dataclass(frozen=True)
 class VcpuState:
-    """One vCPU: its parts by the name of their step."""
+    """One vCPU: its parts by the name of their piece."""
 
     parts: Mapping[str, Part]
     identifier: int = 0

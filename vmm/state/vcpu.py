@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -148,7 +149,8 @@ class _Restore:
             self._made = at
             if at < end:  # that call was refused
                 piece, calls, first = _owner(self._writings, at)
-                refusals += self._refused(piece, vcpu, at - first, self._batch.calls[at].result)
+                with _asking(piece):
+                    refusals += piece.refused(vcpu, self._state, at - first, self._batch.calls[at].result)
                 self._made, end = at + 1, first + len(calls)
             if self._made == end:  # the piece is written, or as much of it as KVM takes
                 policy.refuse_all(refusals)
@@ -156,17 +158,21 @@ class _Restore:
         self._made = stop
         policy.refuse_all(refusals)
 
-    def _refused(self, piece: Piece, vcpu: Vcpu, row: int, result: int) -> list[tuple[str, str]]:
-        try:
-            return piece.refused(vcpu, self._state, row, result)
-        except KvmError as error:  # of a call that was to tell why
-            raise StateRefused(f"{piece.name}: {error}") from error
-
 
 def _compare(piece: Piece, vcpu: Vcpu, part: Part, policy: Policy) -> None:
-    lost, gained = piece.missing(vcpu, part)
+    with _asking(piece):
+        lost, gained = piece.missing(vcpu, part)
     policy.refuse_all(lost)
     policy.missing(gained)
+
+
+@contextmanager
+def _asking(piece: Piece) -> Iterator[None]:
+    """Make a refusal of this piece of what KVM refuses when it is asked about it."""
+    try:
+        yield
+    except KvmError as error:
+        raise StateRefused(f"{piece.name}: {error}") from error
 
 
 def _owner(calls: Sequence[tuple[Piece, T, int]], at: int) -> tuple[Piece, T, int]:
