@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vmm.conformance.clauses.x86.memory_types import HONOURED
+from vmm.conformance.clauses.x86.pat import HONOURED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
 from vmm.conformance.registry import clause

@@ -29,7 +29,7 @@ from vmm.conformance.arm64.common import (
     sve_guest,
     verify,
 )
-from vmm.conformance.clauses.arm64.id_registers import mrs, msr
+from vmm.conformance.clauses.arm64.id import mrs, msr
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, no_difference, refused, succeeds, true
 from vmm.conformance.needs import Need, capability

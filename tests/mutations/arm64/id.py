@@ -28,7 +28,7 @@ from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, nth, onc
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi
 from vmm.arm64.registers import SYSTEM, Register
-from vmm.conformance.clauses.arm64.id_registers import mrs
+from vmm.conformance.clauses.arm64.id import mrs
 from vmm.kvm.ioctl import Call, Interposer
 
 PFR0, PFR1, ZFR0 = SYSTEM["ID_AA64PFR0_EL1"], SYSTEM["ID_AA64PFR1_EL1"], SYSTEM["ID_AA64ZFR0_EL1"]

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.memory_types import IGNORED
+from vmm.conformance.clauses.x86.pat import IGNORED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, equal, judged, refused, succeeds
 from vmm.conformance.needs import Need

@@ -10,7 +10,7 @@ from vmm.arm64.guest import Guest
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.arm64.vcpu import read, write
 from vmm.conformance.arm64.common import GUEST_RUNS, call, enter, finish, plain_guest, plain_vcpu
-from vmm.conformance.clauses.arm64.id_registers import mrs
+from vmm.conformance.clauses.arm64.id import mrs
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability

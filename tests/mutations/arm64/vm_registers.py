@@ -22,7 +22,7 @@ from tests.mutations.arm64.lies import (
 from tests.mutations.lies import accept, after, answer, before, both, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import SYSTEM, firmware, sysreg
-from vmm.conformance.clauses.arm64.id_registers import mrs
+from vmm.conformance.clauses.arm64.id import mrs
 from vmm.kvm.ioctl import Call, Interposer
 
 OFFSET = "KVM_ARM_SET_COUNTER_OFFSET"

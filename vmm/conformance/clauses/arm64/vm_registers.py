@@ -20,7 +20,7 @@ from vmm.conformance.arm64.common import (
     plain_vcpu,
     sve_guest,
 )
-from vmm.conformance.clauses.arm64.id_registers import mrs
+from vmm.conformance.clauses.arm64.id import mrs
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability
