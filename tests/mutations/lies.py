@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 from vmm._kvm import ffi, lib
@@ -28,6 +28,7 @@ __all__ = [
     "after_run",
     "always",
     "answer",
+    "assign",
     "before",
     "both",
     "called",
@@ -208,6 +209,12 @@ def toggle(field: str, bits: int) -> Change:
             call.argument[0] ^= bits
 
     return change
+
+
+def assign(field: str, value: object) -> Change:
+    """Give a field of the argument a value; dots lead into the structures that it has."""
+    *outer, last = field.split(".")
+    return lambda call: setattr(reduce(getattr, outer, call.argument), last, value)
 
 
 @cache

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.mutations.lies import Proceed, Shared, after_entry, answer, both
+from tests.mutations.x86.cr0cd import cache_disable_slows_the_guest_down
 from tests.mutations.x86.lies import timed
-from tests.mutations.x86.mtrr import cache_disable_slows_the_guest_down
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE
 from vmm.conformance.clauses.x86 import dev

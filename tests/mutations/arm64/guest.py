@@ -156,7 +156,6 @@ lies(
 
 # --- an access without a syndrome -----------------------------------------------------------------
 
-
 lies("guest.mmio-vector-nisv", a_vector_store_is_an_ordinary_exit=lambda: answer(RUN, 0))
 
 

@@ -149,7 +149,6 @@ lies(
 
 # --- SME ------------------------------------------------------------------------------------------
 
-
 lies("sme.absent", a_guest_is_told_that_it_has_sme=lambda: reading(flip(3), PFR1))
 lies("sme.absent", "reglist.no-sme", smfr0_is_the_hosts=lambda: reading(flip(7, 0x80), SMFR0))
 

@@ -126,7 +126,6 @@ lies(
 
 # --- FINALIZE itself ------------------------------------------------------------------------------
 
-
 lies(
     "sve.finalize.twice-eperm",
     "sve.finalize.nonsve-einval",

@@ -131,7 +131,6 @@ lies(
 
 # --- firmware registers ---------------------------------------------------------------------------
 
-
 lies(
     "vm.fw-bitmaps",
     a_hypercall_that_is_not_offered_is_accepted=lambda: accept(SET, group(_BITMAPS)),
@@ -144,7 +143,6 @@ lies(
 
 
 # --- MP state and events --------------------------------------------------------------------------
-
 
 lies(
     "vm.events",

@@ -82,7 +82,6 @@ lies(
 
 # --- CPU_ON ---------------------------------------------------------------------------------------
 
-
 lies(
     "guest.psci-cpu-on-resets-sve",
     cpu_on_leaves_z9=lambda: once(RUN, reading(number(0xA5), z(9))),

@@ -39,7 +39,6 @@ lies("id.zfr0-is-advisory", a_hidden_instruction_is_undefined=lambda: executed(N
 
 # --- identities, keys, mitigations, timers --------------------------------------------------------
 
-
 lies(
     "vm.mpidr",
     every_vcpu_is_the_first=lambda: reading(

@@ -43,6 +43,7 @@ __all__ = [
     "top_byte",
     "without_bits",
     "xcr0_of",
+    "xcr0_reads",
     "xsave_lie",
 ]
 
@@ -230,3 +231,12 @@ def xcr0_of(call: Call) -> int:
         if call.argument.xcrs[number].xcr == 0:
             return int(call.argument.xcrs[number].value)
     return 0
+
+
+def xcr0_reads(value: int) -> Interposer:
+    """Let the host read another XCR0."""
+
+    def change(call: Call) -> None:
+        call.argument.xcrs[0].value = value
+
+    return after("KVM_GET_XCRS", change)

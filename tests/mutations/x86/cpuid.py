@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tests.mutations.lies import accept, after, drift, honest, refuse
+from tests.mutations.lies import accept, after, drift, honest, once, refuse
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import entry, offers
+from tests.mutations.x86.lies import TILES
 from vmm.conformance.clauses.x86 import cpuid as clauses
 from vmm.kvm.ioctl import Call, Interposer, KvmError
 from vmm.kvm.system import Kvm
@@ -18,7 +19,7 @@ from vmm.x86 import cpuid, permission
 from vmm.x86.cpuid import Entry
 from vmm.x86.xfeature import XTILE
 
-ASK = "KVM_GET_SUPPORTED_CPUID"
+ASK, REQUEST = "KVM_GET_SUPPORTED_CPUID", "ARCH_REQ_XCOMP_GUEST_PERM"
 SHSTK, IBT, XSAVES, AVX10, APX = 1 << 7, 1 << 20, 1 << 3, 1 << 19, 1 << 21
 
 
@@ -267,3 +268,33 @@ def the_last_component_has_the_other_xfd_bit() -> Interposer:
         _apply(entry(call, 0xD, offers(call).bit_length() - 1), {"ecx": lambda value: value ^ 4})
 
     return _complete(change)
+
+
+lies(
+    "cpuid.hidden-without-perm",
+    the_subleaf_of_tile_data_is_there_without_permission=lambda: _leaf(
+        0xD, TILES, eax=lambda value: 8192, ebx=lambda value: 2816
+    ),
+    tile_data_stays_hidden_with_permission=lambda: once(
+        REQUEST, _leaf(0xD, 0, eax=lambda value: value & ~(1 << TILES))
+    ),
+    the_subleaf_of_tile_data_lacks_the_xfd_bit=lambda: once(REQUEST, _leaf(0xD, TILES, ecx=lambda value: value & ~4)),
+)
+
+lies(
+    "cpuid.amx-isa-bits-not-hidden",
+    amx_tile_is_hidden_without_permission=lambda: _leaf(7, 0, edx=lambda value: value & ~(1 << 24)),
+    permission_changes_the_palette=lambda: once(REQUEST, _leaf(0x1D, 1, ecx=lambda value: value + 1)),
+)
+
+lies(
+    "cpuid.0x1e",
+    the_multiplier_has_one_more_row=lambda: _leaf(0x1E, 0, ebx=lambda value: value + 1),
+    a_reserved_register_of_the_multiplier_is_not_0=lambda: _leaf(0x1E, 0, ecx=lambda value: 1),
+)
+
+lies(
+    "cpuid.0x1e",
+    "cpuid.0x1e-alias-consistent",
+    every_feature_of_the_multiplier_is_there=lambda: _leaf(0x1E, 1, eax=lambda value: ~value & 0xFFFFFFFF),
+)

@@ -29,6 +29,7 @@ __all__ = [
     "batch_value",
     "before_entry",
     "before_run",
+    "during",
     "faults",
     "get_ssp_now",
     "guest_did_not_fault",
@@ -39,6 +40,7 @@ __all__ = [
     "in_tile_guest",
     "lose",
     "msr_readable",
+    "not_restored",
     "of_ssp",
     "one_reg_number",
     "set_in_guest",
@@ -205,3 +207,22 @@ def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
         guest.set("vector", vector)
 
     return change
+
+
+def not_restored(index: int) -> Interposer:
+    """An MSR is lost in restoring what was saved."""
+    return once(GET, before("KVM_SET_MSRS", change_msr(index, lambda value: 0)))
+
+
+def during(name: str, on: Callable[[Call], bool], lie: Interposer) -> Interposer:
+    """``lie`` holds from a call of ``name`` that meets ``on`` to the next one that does not."""
+    active = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal active
+        if call.name == name:
+            active = on(call)
+        # The lie has to watch all calls to know where memory lies: it is told of what it may not change.
+        return lie(call, proceed) if active or call.name != "KVM_RUN" else proceed()
+
+    return interposer

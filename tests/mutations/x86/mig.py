@@ -41,6 +41,7 @@ from tests.mutations.x86.buffers import (
     top_byte,
     xsave_lie,
 )
+from tests.mutations.x86.lies import GP, faults, host_reads, in_cet_guest, not_restored
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.probe.x86.modules import UNKNOWN_MSR
@@ -352,4 +353,12 @@ lies(
     a_neighbouring_byte_changes_along=lambda: once(SET_XSAVE, before(SET_XSAVE, flip(XMM3))),
     the_changed_byte_loses_another_bit=lambda: once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(top_byte())))),
     a_byte_of_st7_changes_along=lambda: once(SET_XSAVE, once(SET_XSAVE, xsave_lie(flip(ST7)))),
+)
+
+lies(
+    "mig.xss-roundtrip",
+    ia32_xss_is_not_saved=lambda: host_reads(Msr.XSS, lambda value: 0),
+    ia32_xss_does_not_come_over=lambda: not_restored(Msr.XSS),
+    xrstors_works_without_ia32_xss=lambda: in_cet_guest("xrstors", faults(0)),
+    xrstors_faults_in_the_copy=lambda: in_cet_guest("xrstors", faults(1, GP)),
 )

@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about IA32_PAT and CR0.CD: as registers, and in how long loads and stores take."""
+"""Lies about IA32_PAT: as a register, and in how long loads and stores take."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
 
-from tests.mutations.lies import Proceed, Shared, after, answer, called, nth, once, refuse, succeed_with
+from tests.mutations.lies import Proceed, after, answer, nth, once, refuse, succeed_with
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, of_msr
-from tests.mutations.x86.lies import (
-    MEMTYPE,
-    SLOW,
-    after_msr_entry,
-    batch_value,
-    guest_did_not_fault,
-    guest_faulted,
-    timed,
-)
+from tests.mutations.x86.lies import SLOW, after_msr_entry, batch_value, guest_did_not_fault, guest_faulted, timed
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import PAT_AT_RESET, MemoryType
 from vmm.x86.msr_names import Msr
@@ -111,23 +103,3 @@ lies(
     "pat.quirk-late",
     pages_in_use_change_their_type_at_once=lambda: once("KVM_ENABLE_CAP", timed("loads", SLOW, MemoryType.UC)),
 )
-
-
-@mutation("noncoh.wbinvd")
-def wbinvd_empties_the_caches() -> Interposer:
-    shared = Shared(MEMTYPE)
-    last = ""
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        nonlocal last
-        shared.watch(call)
-        entry = next((n for n in ("once", "wbinvd") if shared.entry == shared.payload.symbol(n)), "")
-        result = proceed()
-        if called(call) == "run" and result >= 0:
-            if entry == "once" and last == "wbinvd":
-                shared.set("values", shared.get("values") * SLOW)
-            # The loads that warm the lines come before it, the timed pass after it.
-            last = entry
-        return result
-
-    return interposer

@@ -60,7 +60,6 @@ lies(
     ),
 )
 
-
 lies(
     "quirk.ignore-guest-pat",
     disabling_the_quirk_of_pat_has_the_other_result=lambda: opposite(

@@ -41,6 +41,7 @@ from tests.mutations.x86.buffers import (
     without_bits,
     xsave_lie,
 )
+from tests.mutations.x86.lies import GP, faults, in_cet_guest
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import LEGACY_SIZE
@@ -354,3 +355,35 @@ lies(
     a_table_changes_one_byte_of_xmm3=lambda: once(SET, once(SET, xsave_lie(flip(XMM3)))),
     tables_reset_mxcsr=lambda: once(SET, once(SET, xsave_lie(put(MXCSR, 0x1F80, 4)))),
 )
+
+
+def _compacted_size(said: Callable[[list[int]], int]) -> Interposer:
+    """Lie about the compacted size, given the true sizes so far."""
+    sizes: list[int] = []
+
+    def change(call: Call) -> None:
+        found = entry(call, 0xD, 1)
+        sizes.append(found.ebx)
+        found.ebx = said(sizes)
+
+    return after(GET, change)
+
+
+def _short_of_supervisor_cet(sizes: list[int]) -> int:
+    return sizes[-1] - (8 if sizes[-1] > sorted(set(sizes))[:2][-1] else 0)
+
+
+lies(
+    "setcpuid.runtime-size-0xd1",
+    the_compacted_size_does_not_follow_ia32_xss=lambda: _compacted_size(lambda sizes: sizes[0]),
+    the_compacted_size_never_shrinks=lambda: _compacted_size(max),
+    the_compacted_size_is_8_bytes_short_with_supervisor_cet=lambda: _compacted_size(_short_of_supervisor_cet),
+)
+
+
+@mutation("setcpuid.runtime-size-0xd1")
+def the_guest_cannot_set_ia32_xss() -> Interposer:
+    def matches(guest: Shared) -> bool:
+        return guest.get("params", 1) == 1 << 11
+
+    return in_cet_guest("wrmsr", faults(1, GP), matches)

@@ -17,6 +17,8 @@ from tests.mutations.x86.buffers import (
     area,
     bits_of,
     flip,
+    get_msr_now,
+    lengthen,
     put,
     spoil,
     top_byte,
@@ -24,6 +26,7 @@ from tests.mutations.x86.buffers import (
     xsave_lie,
 )
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
 
 GET = "KVM_GET_XSAVE2"
 
@@ -200,3 +203,21 @@ lies(
     kvm_get_xsave_does_not_write=lambda: answer("KVM_GET_XSAVE", 0),
     kvm_get_xsave_names_no_features_in_the_software_bytes=lambda: after("KVM_GET_XSAVE", put(464, 0)),
 )
+
+lies(
+    "xsave.no-supervisor",
+    the_area_names_user_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 3)),
+    the_area_names_supervisor_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 4)),
+)
+
+
+@mutation("xsave.no-supervisor")
+def the_area_has_a_shadow_stack_pointer() -> Interposer:
+    def change(call: Call) -> None:
+        pointer = get_msr_now(call.fd, Msr.PL3_SSP)
+        area(call)[3000:3008] = pointer.to_bytes(8, "little")
+
+    return xsave_lie(change)
+
+
+lies("xsave.no-supervisor", the_area_is_larger_with_supervisor_state=lambda: xsave_lie(lengthen(64)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about KVM_SET_XSAVE: what is accepted, and what the vCPU holds afterwards."""
+"""Lies about KVM_SET: what is accepted, and what the vCPU holds afterwards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.mutations.lies import (
     Condition,
     Proceed,
     accept,
+    after,
     answer,
     before,
     called,
@@ -36,6 +37,7 @@ from tests.mutations.x86.buffers import (
     leaf,
     offers,
     put,
+    set_msr_now,
     spoil,
     top_byte,
     without_bits,
@@ -43,6 +45,7 @@ from tests.mutations.x86.buffers import (
 )
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
 
 SET, SET_CPUID = "KVM_SET_XSAVE", "KVM_SET_CPUID2"
 BAD_MXCSR = 0x80
@@ -270,4 +273,16 @@ lies(
     "xsave.set-get-identity",
     mxcsr_is_not_taken=lambda: before(SET, put(MXCSR, 0x1F80, 4)),
     the_x87_control_word_has_another_precision_mask=lambda: xsave_lie(flip(FCW, 0x40)),
+)
+
+lies(
+    "xsave.set-preserves-supervisor",
+    an_area_without_components_resets_u_cet=lambda: after(SET, lambda call: set_msr_now(call.fd, Msr.U_CET, 0)),
+    an_area_without_components_resets_pl3_ssp=lambda: after(SET, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0)),
+    an_area_without_components_changes_pl1_ssp=lambda: after(
+        SET, lambda call: set_msr_now(call.fd, Msr.PL1_SSP, 0x1000)
+    ),
+    the_guest_runs_without_user_state_behind_an_area_without_components=lambda: once(
+        SET, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1))
+    ),
 )

@@ -1,65 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about what changes with the guest permission for tile data."""
+"""Lies about tile data in the area: before CPUID, without the guest permission, with XFD armed."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
-from tests.mutations.lies import RUN, Proceed, accept, after, answer, drift, once, refuse, succeed_with
+from tests.mutations.lies import RUN, Proceed, accept, answer, drift, once, refuse, succeed_with
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import XSTATE_BV, bits_of, entry, flip, lengthen, offers, shorten, xsave_lie
+from tests.mutations.x86.buffers import XSTATE_BV, bits_of, flip, lengthen, offers, shorten, xsave_lie
 from tests.mutations.x86.lies import CONFIGURATION, TILES, tile_byte
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 
-ASK, REQUEST, SET, SET_CPUID = (
-    "KVM_GET_SUPPORTED_CPUID",
-    "ARCH_REQ_XCOMP_GUEST_PERM",
-    "KVM_SET_XSAVE",
-    "KVM_SET_CPUID2",
-)
-
-
-def _leaf(function: int, index: int, **changes: Callable[[int], int]) -> Interposer:
-    """Change registers of one entry of what KVM supports."""
-
-    def change(call: Call) -> None:
-        found = entry(call, function, index)
-        for register, value in changes.items():
-            setattr(found, register, value(getattr(found, register)))
-
-    return after(ASK, change)
-
-
-lies(
-    "cpuid.hidden-without-perm",
-    the_subleaf_of_tile_data_is_there_without_permission=lambda: _leaf(
-        0xD, TILES, eax=lambda value: 8192, ebx=lambda value: 2816
-    ),
-    tile_data_stays_hidden_with_permission=lambda: once(
-        REQUEST, _leaf(0xD, 0, eax=lambda value: value & ~(1 << TILES))
-    ),
-    the_subleaf_of_tile_data_lacks_the_xfd_bit=lambda: once(REQUEST, _leaf(0xD, TILES, ecx=lambda value: value & ~4)),
-)
-
-lies(
-    "cpuid.amx-isa-bits-not-hidden",
-    amx_tile_is_hidden_without_permission=lambda: _leaf(7, 0, edx=lambda value: value & ~(1 << 24)),
-    permission_changes_the_palette=lambda: once(REQUEST, _leaf(0x1D, 1, ecx=lambda value: value + 1)),
-)
-
-lies(
-    "cpuid.0x1e",
-    the_multiplier_has_one_more_row=lambda: _leaf(0x1E, 0, ebx=lambda value: value + 1),
-    a_reserved_register_of_the_multiplier_is_not_0=lambda: _leaf(0x1E, 0, ecx=lambda value: 1),
-)
-
-lies(
-    "cpuid.0x1e",
-    "cpuid.0x1e-alias-consistent",
-    every_feature_of_the_multiplier_is_there=lambda: _leaf(0x1E, 1, eax=lambda value: ~value & 0xFFFFFFFF),
-)
+SET, SET_CPUID = "KVM_SET_XSAVE", "KVM_SET_CPUID2"
 
 
 def _tiles(call: Call) -> bool:

@@ -8,12 +8,11 @@ import os
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.conformance.clauses.x86.pat import IGNORED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, equal, judged, refused, succeeds
 from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
-from vmm.conformance.x86.caching import CachingGuest, expect_cached, expect_uncached
+from vmm.conformance.x86.caching import PAT_IGNORED, CachingGuest, expect_cached, expect_uncached
 from vmm.kvm.device import Device
 from vmm.kvm.handle import Handle
 from vmm.kvm.ioctl import KvmError
@@ -221,7 +220,7 @@ def vfio_files(context: Context) -> None:
     succeeds("ADD to a new device", _add, vm.create_device(lib.KVM_DEV_TYPE_VFIO), fd)
 
 
-@clause("dev.vfio-coherent", arch="x86", needs=(VFIO, GROUP, SECOND_LEVEL, IGNORED), timeout=30.0)
+@clause("dev.vfio-coherent", arch="x86", needs=(VFIO, GROUP, SECOND_LEVEL, PAT_IGNORED), timeout=30.0)
 def vfio_coherent(context: Context) -> None:
     """A VFIO group without enforced coherency has KVM honour the guest's PAT for as long as it is added.
 

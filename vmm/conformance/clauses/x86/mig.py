@@ -12,7 +12,7 @@ from collections.abc import Callable
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, refused, subset, succeeds, true
 from vmm.conformance.registry import clause
-from vmm.conformance.x86 import state
+from vmm.conformance.x86 import shadow, state
 from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     MASKABLE,
@@ -27,6 +27,7 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
+from vmm.conformance.x86.shadow import SHSTK, XSAVES, set_up_msr, shadow_guest
 from vmm.kvm.bits import bits
 from vmm.kvm.exits import Budget, Hlt, IoOut
 from vmm.kvm.ioctl import KvmError
@@ -36,13 +37,7 @@ from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import EXCEPTION, Guest
 from vmm.x86.msr_names import Msr
-from vmm.x86.registers import (
-    get_debugregs,
-    get_regs,
-    set_debugregs,
-    set_regs,
-    set_xcr0,
-)
+from vmm.x86.registers import get_debugregs, get_regs, set_debugregs, set_regs, set_xcr0
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 _SAMPLE = 100
@@ -340,3 +335,28 @@ def differences_are_named(context: Context) -> None:
         set_xsave(vcpu, changed)
         found = saved.compare(get_xsave(vcpu))
         equal(f"differences in {xfeature.name(number)}", [d.where for d in found], [saved.where(offset)])
+
+
+@clause("mig.xss-roundtrip", arch="x86", needs=(XSAVES, SHSTK))
+def xss_roundtrip(context: Context) -> None:
+    """IA32_XSS set by the guest comes over, and XRSTORS of what XSAVES wrote before works; without it it is #GP.
+
+    Source: arch/x86/kvm/x86.c, msrs_to_save_base (MSR_IA32_XSS, since 6.18); Intel SDM volume 1, 13.12.
+    """
+    guest = shadow_guest(context, user=0)
+    set_up_msr(guest.vcpu, Msr.XSS, 0)
+    shadow.call(context, guest, "wrmsr", Msr.XSS, shadow.CET & context.host.facts.cpuid.xss)
+    shadow.call(context, guest, "xsaves", 0x801)
+    saved = shadow.capture(context, guest)
+    equal("the saved IA32_XSS", saved[0]["MSRS"].get(Msr.XSS), shadow.CET & context.host.facts.cpuid.xss)
+    for omit, faults in (("", 0), ("XSS", 1)):
+        copy = shadow.twin(context, guest)
+        shadow.restore(copy.vcpu, saved, omit=omit)
+        shadow.call(context, copy, "xrstors", 0x801)
+        equal(
+            f"faults of XRSTORS {'without IA32_XSS' if omit else 'in the copy'}",
+            copy.mailbox.read("values", 15),
+            faults,
+        )
+        if faults:
+            equal("the fault of XRSTORS without IA32_XSS", copy.fault().name, "#GP")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory types: IA32_PAT as a register, and whether the types it gives reach the caches.
+"""IA32_PAT: as a register, and whether the types that it gives reach the caches.
 
 KVM on Intel tells EPT to ignore the guest's types, until KVM_X86_QUIRK_IGNORE_GUEST_PAT is disabled or a
 non-coherent VFIO group is added; on AMD the nested tables always take part; shadow page tables have no types.
@@ -9,43 +9,29 @@ from __future__ import annotations
 
 from vmm._kvm import lib
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Skipped, equal, true
-from vmm.conformance.needs import Need
+from vmm.conformance.expect import equal
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.caching import (
     CACHED,
+    PAT_HONOURED,
+    PAT_IGNORED,
+    PAT_QUIRK,
     STORES,
     UNCACHED,
     CachingGuest,
-    Ratio,
     expect_cached,
-    expect_control,
     expect_slower,
     expect_uncached,
 )
 from vmm.conformance.x86.common import configured
 from vmm.kvm.vcpu import Vcpu
-from vmm.probe.host import Host
 from vmm.x86 import msr
 from vmm.x86.guest import Guest
-from vmm.x86.memory_types import PAT_AT_RESET, GuestPat, MemoryType, Quirk
+from vmm.x86.memory_types import PAT_AT_RESET, MemoryType, Quirk
 from vmm.x86.msr_names import Msr
 
 _GP = 13
 _VALID = tuple(MemoryType)
-
-
-def _pat_is(name: str, *wanted: GuestPat) -> Need:
-    def measure(host: Host) -> tuple[bool, str]:
-        types = host.facts.memory_types
-        return types.guest_pat in wanted, f"PAT is {types.guest_pat}; page tables of {host.backend}: {types.tables()}"
-
-    return Need(name, measure)
-
-
-IGNORED = _pat_is("a KVM that ignores the guest's PAT by default", GuestPat.IGNORED, GuestPat.QUIRK)
-QUIRK = _pat_is("KVM_X86_QUIRK_IGNORE_GUEST_PAT on Intel", GuestPat.QUIRK)
-HONOURED = _pat_is("a KVM that always honours the guest's PAT", GuestPat.HONOURED)
 
 
 @clause("pat.reset", arch="x86")
@@ -118,7 +104,7 @@ def _refused(vcpu: Vcpu, value: int) -> None:
     equal(f"IA32_PAT after the refused {value:#x}", msr.get_msr(vcpu, Msr.PAT), PAT_AT_RESET)
 
 
-@clause("pat.quirk-default-wb", arch="x86", needs=(IGNORED,), timeout=30.0)
+@clause("pat.quirk-default-wb", arch="x86", needs=(PAT_IGNORED,), timeout=30.0)
 def ignored_by_default(context: Context) -> None:
     """By default, memory that the guest maps UC, UC-, WC or WT is cached write-back all the same.
 
@@ -140,7 +126,7 @@ def _types_count(context: Context, guest: CachingGuest) -> None:
     expect_slower(context, guest.store_ratio(MemoryType.UC, MemoryType.WC), STORES)
 
 
-@clause("pat.quirk-disabled-honoured", arch="x86", needs=(QUIRK,), timeout=30.0)
+@clause("pat.quirk-disabled-honoured", arch="x86", needs=(PAT_QUIRK,), timeout=30.0)
 def honoured_without_quirk(context: Context) -> None:
     """With KVM_X86_QUIRK_IGNORE_GUEST_PAT disabled, memory has the types of the guest's PAT.
 
@@ -152,7 +138,7 @@ def honoured_without_quirk(context: Context) -> None:
     _types_count(context, CachingGuest(context, quirks=Quirk.IGNORE_GUEST_PAT))
 
 
-@clause("pat.amd-honoured", arch="x86", needs=(HONOURED,), timeout=30.0)
+@clause("pat.amd-honoured", arch="x86", needs=(PAT_HONOURED,), timeout=30.0)
 def honoured_on_amd(context: Context) -> None:
     """With nested page tables on AMD, memory always has the types of the guest's PAT.
 
@@ -161,7 +147,7 @@ def honoured_on_amd(context: Context) -> None:
     _types_count(context, CachingGuest(context))
 
 
-@clause("pat.quirk-late", arch="x86", needs=(QUIRK,), info=True, timeout=30.0)
+@clause("pat.quirk-late", arch="x86", needs=(PAT_QUIRK,), info=True, timeout=30.0)
 def quirk_disabled_late(context: Context) -> None:
     """What KVM_X86_QUIRK_IGNORE_GUEST_PAT does when it is disabled after the guest has used its pages.
 
@@ -186,34 +172,3 @@ def _level(guest: CachingGuest) -> str:
     if ratio.below(CACHED):
         return "UC pages are cached"
     return "UC pages are uncached" if ratio.above(UNCACHED) else f"undecided, {ratio}"
-
-
-# What WBINVD did is between these two shares of what a flush did, on a logarithmic scale.
-_NOT_EXECUTED, _EXECUTED = 0.35, 0.65
-_EXIT_KEEPS = 4.0
-
-
-@clause("noncoh.wbinvd", arch="x86", timeout=30.0)
-def wbinvd_is_nothing(context: Context) -> None:
-    """Without a non-coherent device a guest's WBINVD writes nothing back: what it had cached stays cached.
-
-    Loads after WBINVD are compared with loads after an exit that has no effect and with loads after a flush.
-
-    Source: arch/x86/kvm/x86.c, kvm_emulate_wbinvd_noskip, need_emulate_wbinvd.
-    """
-    guest = CachingGuest(context)
-    steps = ("cpuid", "wbinvd", "flush", "cpuid")
-    rounds = [tuple(guest.after(step, privilege=3 * (step == "flush")) for step in steps) for _ in range(5)]
-    flushed = Ratio("loads after a flush to loads after an exit", tuple(f / e for e, _, f, _ in rounds))
-    if not flushed.above(_EXIT_KEEPS):
-        raise Skipped(f"an exit empties the caches too: {flushed}, more than {_EXIT_KEEPS:.0f} are needed")
-    again = tuple(a / e for e, _, _, a in rounds)
-    done = Ratio("loads after WBINVD to loads after an exit", tuple(w / e for e, w, _, _ in rounds), again)
-    limit = flushed.median**_NOT_EXECUTED
-    executed = done.above(flushed.median**_EXECUTED)
-    if executed:
-        expect_control(done)
-    true(done.what, not executed, str(done), f"less than {limit:.1f}, where a flush makes {flushed.median:.1f}")
-    if not done.below(limit):
-        raise Skipped(f"the machine is too noisy to tell: {done}; expected less than {limit:.1f} times")
-    context.note(f"sure: {done}; {flushed}")

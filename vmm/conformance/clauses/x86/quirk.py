@@ -10,7 +10,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.conformance.x86.common import LOCAL_APICS, with_local_apics
+from vmm.conformance.x86.apic import LOCAL_APICS, with_local_apics
 from vmm.kvm.vm import VirtualMachine
 from vmm.x86.memory_types import GuestPat, Quirk, describe_quirks
 

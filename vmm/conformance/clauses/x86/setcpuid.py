@@ -9,6 +9,7 @@ from dataclasses import replace
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, refused, succeeds
 from vmm.conformance.registry import clause
+from vmm.conformance.x86 import shadow
 from vmm.conformance.x86.common import (
     AVX,
     GUEST_XSAVE,
@@ -25,12 +26,15 @@ from vmm.conformance.x86.common import (
     permitted_size,
     plain_features,
     tile_table,
+    untiled_features,
 )
+from vmm.conformance.x86.shadow import SHSTK, XSAVES, shadow_guest
 from vmm.kvm.ioctl import KvmError
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid, Entry, get_cpuid, set_cpuid
 from vmm.x86.guest import Guest
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_cr4_bits, set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import LEGACY_SIZE, Layout, XsaveArea, get_xsave, largest_size, set_xsave
@@ -304,3 +308,25 @@ def keeps_xsave(context: Context) -> None:
     set_cpuid(vcpu, table.with_xcr0(less))
     set_cpuid(vcpu, table)
     no_difference("the state after two tables", area.same_state(get_xsave(vcpu)))
+
+
+@clause("setcpuid.runtime-size-0xd1", arch="x86", needs=(XSAVES, SHSTK))
+def compacted_size_follows(context: Context) -> None:
+    """CPUID 0xD.1 EBX follows XCR0 and IA32_XSS: 16 bytes more with CET_U, 24 with CET_S, aligned as CPUID says.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime; Linux 6.18.
+    """
+    guest = shadow_guest(context, user=0)
+    layout = Layout.from_cpuid(context.host.facts.cpuid)
+    for xcr0 in (untiled_features(context), 3):
+        set_xcr0(guest.vcpu, xcr0)
+        for xss in (0, 1 << XFeature.CET_U, shadow.CET, 0):
+            shadow.call(context, guest, "wrmsr", Msr.XSS, xss)
+            equal(f"faults of WRMSR IA32_XSS {xss:#x}", guest.mailbox.read("values", 15), 0)
+            wanted = layout.compacted_size(xcr0 | xss)
+            where = f"with XCR0 {xcr0:#x}, IA32_XSS {xss:#x}"
+            equal(f"0xD.1 EBX for the host {where}", get_cpuid(guest.vcpu).get(0xD, 1).ebx, wanted)
+            shadow.call(context, guest, "cpuid", 0xD, 1)
+            equal(f"0xD.1 EBX in the guest {where}", guest.mailbox.values[1], wanted)
+    equal("bytes of CET_U", layout[XFeature.CET_U].size, 16)
+    equal("bytes of CET_S", layout[XFeature.CET_S].size, 24)
