@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,14 @@ from tests.mutations.arm64.lies import (
     of,
     reading,
     set_now,
+    spoiled_exit,
     values,
     writing,
 )
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, answer, called, nth, once
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, answer, assign, called, nth, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
-from vmm.arm64.registers import FFR, FPCR, FPSR, PC, Register, p, v, x, z
+from vmm.arm64.registers import FFR, FPCR, FPSR, PC, SYSTEM, Register, p, v, x, z
 from vmm.arm64.vector import name
 from vmm.kvm.ioctl import Call, Interposer
 
@@ -64,8 +66,14 @@ def _before(entry: str, change: Change, payload: str = "sve") -> Interposer:
     return before_entry(entry, lambda guest, fd: change(fd), payload=payload)
 
 
-# --- undefined, or trapped by the guest itself ----------------------------------------------------
-
+lies(
+    "guest.runs",
+    a_guest_never_leaves=lambda: answer(RUN, lib.VMM_RUN_DEADLINE),
+    a_guest_cannot_be_run=lambda: refuse(RUN, errno.EFAULT),
+    a_guest_leaves_before_its_first_instruction=lambda: spoiled_exit(
+        assign("run.exit_reason", lib.KVM_EXIT_FAIL_ENTRY)
+    ),
+)
 
 lies(
     "guest.sve-undef-without",
@@ -88,9 +96,6 @@ def the_guests_own_trap_leaves_the_guest() -> Interposer:
         call.argument.run.exit_reason = lib.KVM_EXIT_DEBUG
 
     return after(RUN, to_the_vmm, nth(1))
-
-
-# --- loaded and saved -----------------------------------------------------------------------------
 
 
 lies(
@@ -153,9 +158,6 @@ lies(
     the_guest_finds_something_else_at_the_full_length=lambda: _before("verify", change_now(z(11), 1 << 130)),
 )
 
-
-# --- an access without a syndrome -----------------------------------------------------------------
-
 lies("guest.mmio-vector-nisv", a_vector_store_is_an_ordinary_exit=lambda: answer(RUN, 0))
 
 
@@ -184,9 +186,6 @@ def the_exit_without_a_syndrome_has_no_address() -> Interposer:
         call.argument.run.arm_nisv.fault_ipa = 0
 
     return after(RUN, change)
-
-
-# --- who else runs --------------------------------------------------------------------------------
 
 
 def _after_run_number(turn: int, change: Change) -> Interposer:
@@ -295,3 +294,24 @@ NAMED = {
     "the_payload_loses_ffr": "FFR byte",
     "the_payload_loses_bit_5_of_p3": name(8192 + 3 * 32),
 }
+
+
+lies(
+    "guest.psci-cpu-on-resets-sve",
+    cpu_on_leaves_the_vcpu_stopped=lambda: after("KVM_GET_MP_STATE", assign("mp_state", 5)),
+    cpu_on_leaves_z9=lambda: once(RUN, reading(number(0xA5), z(9))),
+    cpu_on_leaves_ffr=lambda: once(RUN, reading(number(1), FFR)),
+    cpu_on_leaves_zcr_el1=lambda: once(RUN, reading(number(1), SYSTEM["ZCR_EL1"])),
+    cpu_on_loses_the_context=lambda: once(RUN, reading(number(0), x(0))),
+    cpu_on_begins_elsewhere=lambda: once(RUN, reading(flip(0, 4), PC)),
+)
+
+
+@mutation("guest.psci-cpu-on-resets-sve")
+def the_switched_on_vcpu_finds_another_x0() -> Interposer:
+    def lose(call: Call, proceed: Proceed) -> int:
+        if called(call) == RUN:
+            set_now(call.fd, x(0), 7)
+        return proceed()
+
+    return once(RUN, lose)

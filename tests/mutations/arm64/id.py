@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about ID registers, SME, and what a guest is told of its CPU."""
+"""Lies about ID registers."""
 
 from __future__ import annotations
 
@@ -10,33 +10,27 @@ from tests.mutations.arm64.lies import (
     GET,
     INIT,
     SET,
-    ZCR,
     change_list,
     executed,
     flip,
     forget,
     get_now,
-    guest_left,
     number,
     of,
     reading,
-    set_now,
     value,
     values,
 )
-from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, nth, once, refuse
+from tests.mutations.lies import COMPLETE, Proceed, accept, after, nth, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi
 from vmm.arm64.registers import SYSTEM, Register
-from vmm.conformance.clauses.arm64.id import mrs
+from vmm.conformance.arm64.instructions import mrs
 from vmm.kvm.ioctl import Call, Interposer
 
 PFR0, PFR1, ZFR0 = SYSTEM["ID_AA64PFR0_EL1"], SYSTEM["ID_AA64PFR1_EL1"], SYSTEM["ID_AA64ZFR0_EL1"]
-ISAR0, SMFR0 = SYSTEM["ID_AA64ISAR0_EL1"], SYSTEM["ID_AA64SMFR0_EL1"]
+ISAR0 = SYSTEM["ID_AA64ISAR0_EL1"]
 MASKS = "KVM_ARM_GET_REG_WRITABLE_MASKS"
-
-
-# --- ID registers ---------------------------------------------------------------------------------
 
 
 lies(
@@ -146,37 +140,4 @@ lies(
     any_range_of_masks_is_accepted=lambda: accept(MASKS),
 )
 
-
-# --- SME ------------------------------------------------------------------------------------------
-
-lies("sme.absent", a_guest_is_told_that_it_has_sme=lambda: reading(flip(3), PFR1))
-lies("sme.absent", "reglist.no-sme", smfr0_is_the_hosts=lambda: reading(flip(7, 0x80), SMFR0))
-
-lies(
-    "sme.absent",
-    smstart_works_in_the_guest=lambda: executed(0xD503477F, values(15, lambda old: 0)),
-    rdsvl_is_a_trap_of_sme=lambda: executed(0x04BF5820, lambda guest: guest.set("esr", 0x1D << 26)),
-)
-
-lies(
-    "sve.zcr.reset-zero",
-    "init.reinit-zeroes-sve",
-    init_leaves_zcr_el1=lambda: after(INIT, lambda call: set_now(call.fd, ZCR, 3), nth(2)),
-)
-
-lies("sve.zcr.reset-zero", a_fresh_zcr_el1_is_the_longest=lambda: reading(number(15), ZCR))
-
-
-def _guest_reads(index: int, change: int) -> Interposer:
-    return guest_left("rdvl", values(index, lambda old: old ^ change), payload="sve")
-
-
-lies(
-    "sve.zcr.guest-user-agree",
-    the_guest_reads_another_zcr_el1=lambda: _guest_reads(1, 1),
-    the_guest_has_another_length_than_zcr_el1_says=lambda: _guest_reads(0, 0x30),
-    zcr_el1_cannot_be_written_after_a_run=lambda: once(RUN, refuse(SET, errno.EPERM, of(ZCR))),
-    the_guests_zcr_el1_is_not_read_back=lambda: reading(flip(0, 4), ZCR),
-)
-
-lies("sve.zcr.verbatim", reserved_bits_of_zcr_el1_read_0=lambda: reading(number(0xF), ZCR))
+lies("id.zfr0-is-advisory", a_hidden_instruction_is_undefined=lambda: executed(None, values(15, lambda old: 1)))

@@ -26,9 +26,6 @@ from vmm.kvm.ioctl import Call, Interposer
 ZCR = SYSTEM["ZCR_EL1"]
 
 
-# --- a restore ------------------------------------------------------------------------------------
-
-
 lies("mig.sve-idempotent", "mig.order-free", "mig.sve-guest-goes-on", z3_is_not_restored=lambda: forget(widest(3)))
 
 lies(

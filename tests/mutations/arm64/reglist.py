@@ -32,9 +32,6 @@ def _instead(register: Register, other: Register) -> Interposer:
     return change_list(lambda found: [int(other) if identifier == register else identifier for identifier in found])
 
 
-# --- the call -------------------------------------------------------------------------------------
-
-
 lies("reglist.e2big", a_list_that_is_too_short_is_einval=lambda: drift(LIST, errno.EINVAL))
 
 
@@ -63,9 +60,6 @@ def the_list_does_not_say_how_long_it_is() -> Interposer:
         call.argument.n += 1
 
     return after(LIST, change)
-
-
-# --- what is listed -------------------------------------------------------------------------------
 
 
 lies(

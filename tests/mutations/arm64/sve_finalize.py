@@ -15,10 +15,12 @@ from tests.mutations.arm64.lies import (
     at_bad_address,
     flip,
     group,
+    guest_left,
     of,
     on_refusal,
     reading,
     set_now,
+    values,
 )
 from tests.mutations.lies import (
     COMPLETE,
@@ -49,9 +51,6 @@ def _about(feature: int) -> Condition:
 
 def _to_null(call: Call) -> bool:
     return bool(call.argument == ffi.NULL)
-
-
-# --- before FINALIZE ------------------------------------------------------------------------------
 
 
 lies(
@@ -123,9 +122,6 @@ lies(
     finalize_changes_the_lengths=lambda: once(FINALIZE, reading(flip(0, 2), VLS)),
 )
 
-
-# --- FINALIZE itself ------------------------------------------------------------------------------
-
 lies(
     "sve.finalize.twice-eperm",
     "sve.finalize.nonsve-einval",
@@ -175,4 +171,12 @@ lies(
     "sve.finalize.per-vcpu",
     one_vcpus_finalize_is_all_vcpus=lambda: accept(GET, group(_SVE_GROUP)),
     only_all_vcpus_together_are_finalized=lambda: refuse(COMPLETE, errno.EPERM, nth(1)),
+)
+
+lies("sve.finalize.psci-cpu-on", a_vcpu_that_is_not_finalized_is_switched_on_and_runs=lambda: answer(RUN, 0, nth(2)))
+
+lies(
+    "sve.finalize.psci-cpu-on",
+    "guest.psci-cpu-on-resets-sve",
+    cpu_on_is_denied=lambda: guest_left("hvc", values(0, lambda old: (1 << 64) - 3)),
 )

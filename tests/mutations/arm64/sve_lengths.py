@@ -31,9 +31,6 @@ from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import VLS, Register
 from vmm.kvm.ioctl import Call, Interposer
 
-# --- the set of vector lengths --------------------------------------------------------------------
-
-
 lies(
     "sve.vls.encoding",
     the_last_word_of_the_lengths_is_not_written=lambda: leave_out(56, VLS),

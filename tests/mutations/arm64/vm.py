@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about exits, firmware registers, events and MP states of an arm64 VM."""
+"""Lies about exits, the address size, firmware registers, events and the timer."""
 
 from __future__ import annotations
 
@@ -25,33 +25,11 @@ from tests.mutations.arm64.lies import (
 )
 from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, answer, before, nth, once, refuse
 from tests.mutations.registry import lies, mutation
-from vmm._kvm import lib
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.kvm.ioctl import Call, Interposer
 
 _BITMAPS = 0x16
 SET_EVENTS = "KVM_SET_VCPU_EVENTS"
-
-
-# --- whether anything runs -----------------------------------------------------------------------
-
-
-lies(
-    "guest.runs",
-    a_guest_never_leaves=lambda: answer(RUN, lib.VMM_RUN_DEADLINE),
-    a_guest_cannot_be_run=lambda: refuse(RUN, errno.EFAULT),
-)
-
-
-@mutation("guest.runs")
-def a_guest_leaves_before_its_first_instruction() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.run.exit_reason = lib.KVM_EXIT_FAIL_ENTRY
-
-    return spoiled_exit(change)
-
-
-# --- exits ----------------------------------------------------------------------------------------
 
 
 @mutation("vm.mmio-exit")
@@ -128,9 +106,6 @@ lies(
     ),
 )
 
-
-# --- firmware registers ---------------------------------------------------------------------------
-
 lies(
     "vm.fw-bitmaps",
     a_hypercall_that_is_not_offered_is_accepted=lambda: accept(SET, group(_BITMAPS)),
@@ -140,9 +115,6 @@ lies(
         COMPLETE, refuse(SET, errno.EBUSY, group(_BITMAPS)), refused=True
     ),
 )
-
-
-# --- MP state and events --------------------------------------------------------------------------
 
 lies(
     "vm.events",
@@ -165,9 +137,6 @@ def an_external_abort_is_pending() -> Interposer:
         call.argument.exception.ext_dabt_pending = 1
 
     return after(EVENTS, change)
-
-
-# --- identities, keys, mitigations, timers --------------------------------------------------------
 
 
 @mutation("vm.timer-swapped-ids")

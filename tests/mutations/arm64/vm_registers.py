@@ -22,7 +22,7 @@ from tests.mutations.arm64.lies import (
 from tests.mutations.lies import accept, after, answer, before, both, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import SYSTEM, firmware, sysreg
-from vmm.conformance.clauses.arm64.id import mrs
+from vmm.conformance.arm64.instructions import mrs
 from vmm.kvm.ioctl import Call, Interposer
 
 OFFSET = "KVM_ARM_SET_COUNTER_OFFSET"
@@ -30,14 +30,6 @@ MIDR, MPIDR = sysreg(3, 0, 0, 0, 0), sysreg(3, 0, 0, 0, 5)
 KEY = sysreg(3, 0, 2, 3, 1)
 CONTROL = SYSTEM["CNTV_CTL_EL0"]
 
-
-# --- ID registers ---------------------------------------------------------------------------------
-
-
-lies("id.zfr0-is-advisory", a_hidden_instruction_is_undefined=lambda: executed(None, values(15, lambda old: 1)))
-
-
-# --- identities, keys, mitigations, timers --------------------------------------------------------
 
 lies(
     "vm.mpidr",

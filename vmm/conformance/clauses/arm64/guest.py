@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's vector state: what it loads is what KVM keeps, gives back and shows, whoever else runs."""
+"""The guest: that it runs, and that the vector state it loads is what KVM keeps and shows, whoever else runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from vmm._kvm import lib
 from vmm.arm64 import boot
 from vmm.arm64.guest import MEMORY_SIZE, Guest
-from vmm.arm64.registers import FFR, PC, SYSTEM, z
+from vmm.arm64.registers import FFR, FPCR, FPSR, PC, SYSTEM, x, z
+from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import read, write
 from vmm.arm64.vector import VectorState, differences
 from vmm.conformance.arm64.common import (
@@ -25,18 +26,22 @@ from vmm.conformance.arm64.common import (
     lengths,
     lengths_to_try,
     plain_guest,
+    plain_vcpu,
     set_image,
     sve_guest,
     verify,
 )
-from vmm.conformance.clauses.arm64.id import mrs, msr
+from vmm.conformance.arm64.instructions import mrs, msr
+from vmm.conformance.arm64.psci import CONTEXT, RUNNABLE, STOPPED, secondary, switch_on
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, no_difference, refused, succeeds, true
 from vmm.conformance.needs import Need, capability
 from vmm.conformance.registry import clause
-from vmm.kvm.exits import Budget, Exit, Unsupported
+from vmm.kvm.exits import Budget, Exit, MmioWrite, Unsupported
+from vmm.probe.arm64.first_exit import FIRST_EXIT, first_exit
 from vmm.probe.host import Host
 
+_NO_GRANULE = 0xF  # ID_AA64MMFR0_EL1.TGran4
 _UNDEFINED, _SVE_TRAP = 0x00, 0x19
 _UNBACKED = 0xD0000000
 _ZCR = (3, 0, 1, 2, 0)
@@ -65,6 +70,21 @@ def _state(context: Context, size: int, number: int = 0) -> VectorState:
 def _equal_states(what: str, found: VectorState, expected: VectorState) -> None:
     """Two states have to be equal; the registers and bytes that differ are the evidence."""
     no_difference(what, differences(expected.image(), found.image()))
+
+
+@clause("guest.runs", arch="arm64")
+def guest_runs(context: Context) -> None:
+    """A guest that has just switched its MMU on gets to its first exit, a store to addresses without memory.
+
+    On its way KVM resolves faults at stage 2 for its page tables, its instructions and the store. Where no guest gets
+    so far this is the one finding: every other clause that runs a guest is left out.
+
+    Source: arch/arm64/kvm/mmu.c, kvm_handle_guest_abort; arch/arm64/kvm/hyp/include/hyp/fault.h, __get_fault_info.
+    """
+    granule = read(plain_vcpu(context), SYSTEM["ID_AA64MMFR0_EL1"]) >> 28 & 0xF
+    if granule == _NO_GRANULE:
+        context.skip("ID_AA64MMFR0_EL1.TGran4 is 0xf: this CPU has no pages of 4 KiB, which the guests here use")
+    equal("the first exit", succeeds("KVM_RUN", first_exit, context.kvm, context.timeout), FIRST_EXIT)
 
 
 @clause("guest.sve-undef-without", arch="arm64", needs=(GUEST_RUNS,))
@@ -322,3 +342,28 @@ def cross_cpu(context: Context) -> None:
         _equal_states(f"the state after CPU {cpu}", VectorState.get(guest.vcpu, state.size), state)
     _step(context, guest)
     _finish(context, guest, "the guest's registers", state)
+
+
+@clause("guest.psci-cpu-on-resets-sve", arch="arm64", needs=(SVE, GUEST_RUNS))
+def cpu_on_resets(context: Context) -> None:
+    """CPU_ON gives the vCPU Z, P, FFR, FPSR, FPCR and ZCR_EL1 of 0, X0 and PC as the call says; all is seen at once.
+
+    KVM_GET_ONE_REG shows the state after the reset although the vCPU has not run yet.
+
+    Source: arch/arm64/kvm/reset.c, kvm_reset_vcpu; arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl (KVM_REQ_VCPU_RESET).
+    """
+    guest = sve_guest(context, payload="hello")
+    second = secondary(guest)
+    for register in SVE_REGISTERS:
+        second.set_one_reg(register, b"\xa5" * register.size)
+    for register in (FPSR, FPCR, SYSTEM["ZCR_EL1"]):
+        write(second, register, 1)
+    equal("MP state before CPU_ON", second.mp_state, STOPPED)
+    equal("what CPU_ON answers", switch_on(context, guest, second), 0)
+    for register in (*SVE_REGISTERS, FPSR, FPCR, SYSTEM["ZCR_EL1"]):
+        equal(register.name, second.get_one_reg(register), bytes(register.size))
+    equal("X0", read(second, x(0)), CONTEXT)
+    equal("PC", read(second, PC), guest.payload.symbol("secondary"))
+    equal("MP state after CPU_ON", second.mp_state, RUNNABLE)
+    event = MmioWrite(guest.payload.symbol("EVENT_ADDRESS"), 8, CONTEXT)
+    equal("its first exit", succeeds("its KVM_RUN", second.run, context.timeout), event)

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, sysreg
 from vmm.arm64.system_registers import FEATURES, FIELDS, NAMES, field, fields, replaced
-from vmm.arm64.vcpu import Feature, read, write
+from vmm.arm64.vcpu import read, write
 from vmm.conformance.arm64.common import (
     GUEST_RUNS,
     MASKS,
@@ -18,13 +16,14 @@ from vmm.conformance.arm64.common import (
     call,
     enter,
     features,
-    plain_guest,
+    guests,
     plain_vcpu,
     sve_guest,
     sve_vcpu,
     widest_vcpu,
     writable,
 )
+from vmm.conformance.arm64.instructions import mrs
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.registry import clause
@@ -33,25 +32,7 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.probe.arm64.facts import HWCAP2_SVE2
 
-_PFR0, _PFR1, _ZFR0, _SMFR0 = "ID_AA64PFR0_EL1", "ID_AA64PFR1_EL1", "ID_AA64ZFR0_EL1", "ID_AA64SMFR0_EL1"
-_ISAR0 = "ID_AA64ISAR0_EL1"
-
-
-def mrs(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """Return the instruction MRS X0, register."""
-    return 0xD5300000 | (op0 & 1) << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5
-
-
-def msr(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """Return the instruction MSR register, X0."""
-    return mrs(op0, op1, crn, crm, op2) & ~(1 << 21)
-
-
-def _guests(context: Context) -> Iterator[Guest]:
-    """A guest with SVE, where KVM has it, and one without."""
-    if features(context):
-        yield sve_guest(context, payload="hello")
-    yield plain_guest(context)
+_PFR0, _ZFR0, _ISAR0 = "ID_AA64PFR0_EL1", "ID_AA64ZFR0_EL1", "ID_AA64ISAR0_EL1"
 
 
 @clause("id.pfr0-sve", arch="arm64", needs=(SVE, GUEST_RUNS))
@@ -60,7 +41,7 @@ def pfr0_sve(context: Context) -> None:
 
     Source: arch/arm64/kvm/sys_regs.c, sanitise_id_aa64pfr0_el1.
     """
-    for guest, has in zip(_guests(context), (True, False), strict=True):
+    for guest, has in zip(guests(context), (True, False), strict=True):
         call(context, guest, f"MRS {_PFR0}", "execute", mrs(3, 0, 0, 4, 0))
         for who, value in (("KVM", read(guest.vcpu, SYSTEM[_PFR0])), ("the guest", guest.mailbox.values[0])):
             sve = field(_PFR0, "SVE", value)
@@ -210,7 +191,7 @@ def guest_equals_user(context: Context) -> None:
 
     Source: arch/arm64/kvm/sys_regs.c, access_id_reg.
     """
-    for guest in _guests(context):
+    for guest in guests(context):
         for encoding in FEATURES:
             name = NAMES.get(encoding, str(sysreg(*encoding)))
             call(context, guest, f"MRS {name}", "execute", mrs(*encoding))
@@ -270,83 +251,23 @@ def writable_masks(context: Context) -> None:
     equal("bits outside of the masks that could be changed", changed, [])
 
 
-# SMSTART, RDSVL X0, #1, and reads of SME's registers.
-# SMPRI_EL1 and TPIDR2_EL0 are left out: only fine-grained traps reach them, which not every CPU with SME has.
-_SME_INSTRUCTIONS = {
-    "SMSTART": 0xD503477F, "RDSVL": 0x04BF5820, "MRS SVCR": mrs(3, 3, 4, 2, 2), "MRS SMCR_EL1": mrs(3, 0, 1, 2, 6),
-}  # fmt: skip
+_BFDOT = 0x64608000  # BFDOT Z0.S, Z0.H, Z0.H
 
 
-@clause("sme.absent", arch="arm64", needs=(GUEST_RUNS,))
-def sme_absent(context: Context) -> None:
-    """A guest that was not given SME has none: its ID fields are 0 and cannot be set, its instructions are undefined.
+@clause("id.zfr0-is-advisory", arch="arm64", needs=(SVE, MASKS, GUEST_RUNS), info=True)
+def zfr0_advisory(context: Context) -> None:
+    """A feature that ID_AA64ZFR0_EL1 is told to hide works in the guest all the same: nothing can trap it.
 
-    Also where the host has it.
+    So a guest's baseline is what it is told, and no more.
 
-    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs; arch/arm64/kvm/fpsimd.c.
+    Source: Arm ARM, D23 "ID_AA64ZFR0_EL1"; arch/arm64/kvm/sys_regs.c (the mask of writable fields); Linux 6.7.
     """
-    guest = next(_guests(context))
-    start = read(guest.vcpu, SYSTEM[_PFR1])
-    equal(f"{_PFR1}.SME", field(_PFR1, "SME", start), 0)
-    equal(_SMFR0, read(guest.vcpu, SYSTEM[_SMFR0]), 0)
-    for name, value in ((_PFR1, replaced(_PFR1, "SME", start, 1)), (_SMFR0, 1 << 63)):
-        refused_indicative(context, f"{name} = {value:#x}", errno.EINVAL, write, guest.vcpu, SYSTEM[name], value)
-    for name, instruction in _SME_INSTRUCTIONS.items():
-        call(context, guest, f"a guest's {name}", "execute", instruction)
-        equal(f"faults of {name}", guest.mailbox.values[15], 1)
-        fault = guest.fault()
-        equal(f"the exception class of {name}", fault.exception_class, 0)
-        equal(f"where {name} faulted", fault.elr, guest.payload.symbol("slot"))
-
-
-@clause("sve.zcr.hidden-nonsve", arch="arm64")
-def zcr_hidden(context: Context) -> None:
-    """A vCPU without SVE has no ZCR_EL1: reading and writing it is ENOENT.
-
-    Source: arch/arm64/kvm/sys_regs.c, sve_visibility.
-    """
-    vcpu = plain_vcpu(context)
-    refused_indicative(context, "reading ZCR_EL1", errno.ENOENT, read, vcpu, SYSTEM["ZCR_EL1"])
-    refused_indicative(context, "writing ZCR_EL1", errno.ENOENT, write, vcpu, SYSTEM["ZCR_EL1"], 0)
-
-
-@clause("sve.zcr.reset-zero", arch="arm64", needs=(SVE,))
-def zcr_reset(context: Context) -> None:
-    """ZCR_EL1 is 0 after VCPU_INIT and after the next one: a guest starts with vectors of 128 bits.
-
-    Source: arch/arm64/kvm/sys_regs.c, sys_reg_descs.
-    """
-    vcpu = sve_vcpu(context)
-    equal("ZCR_EL1", read(vcpu, SYSTEM["ZCR_EL1"]), 0)
-    write(vcpu, SYSTEM["ZCR_EL1"], 3)
-    vcpus.init(vcpu, Feature.SVE)
-    equal("ZCR_EL1 after VCPU_INIT", read(vcpu, SYSTEM["ZCR_EL1"]), 0)
-
-
-@clause("sve.zcr.guest-user-agree", arch="arm64", needs=(SVE, GUEST_RUNS))
-def zcr_agree(context: Context) -> None:
-    """ZCR_EL1 written by KVM_SET_ONE_REG is what the guest reads and obeys; what the guest writes is read back.
-
-    Source: arch/arm64/kvm/hyp/include/hyp/switch.h; arch/arm64/kvm/sys_regs.c.
-    """
-    lengths = context.host.facts.guest_lengths
-    guest = sve_guest(context)
-    for wanted in (0, lengths.maximum - 1, 1, 15, 0):
-        succeeds(f"ZCR_EL1 = {wanted}", write, guest.vcpu, SYSTEM["ZCR_EL1"], wanted)
-        call(context, guest, f"a guest with ZCR_EL1 = {wanted}", "rdvl")
-        equal("ZCR_EL1 in the guest", guest.mailbox.values[1], wanted)
-        equal(f"RDVL with LEN {wanted}", guest.mailbox.values[0], 16 * lengths.granted(wanted + 1))
-    for wanted in (lengths.maximum - 1, 0, 15):
-        call(context, guest, f"a guest that writes {wanted} to ZCR_EL1", "lengths", wanted)
-        equal("ZCR_EL1 after the guest wrote it", read(guest.vcpu, SYSTEM["ZCR_EL1"]), wanted)
-
-
-@clause("sve.zcr.verbatim", arch="arm64", needs=(SVE,), info=True)
-def zcr_verbatim(context: Context) -> None:
-    """KVM_SET_ONE_REG stores ZCR_EL1 as it is, reserved bits included.
-
-    Source: arch/arm64/kvm/sys_regs.c, kvm_sys_reg_set_user.
-    """
-    vcpu = sve_vcpu(context)
-    write(vcpu, SYSTEM["ZCR_EL1"], 0x1FF)
-    context.note(f"ZCR_EL1 written as 0x1ff reads {read(vcpu, SYSTEM['ZCR_EL1']):#x}")
+    guest = sve_guest(context, payload="hello")
+    name = "ID_AA64ZFR0_EL1"
+    value = read(guest.vcpu, SYSTEM[name])
+    if not field(name, "BF16", value):
+        context.skip(f"{name}.BF16 is {field(name, 'BF16', value)}: no field whose instructions are known here")
+    write(guest.vcpu, SYSTEM[name], replaced(name, "BF16", value, 0))
+    call(context, guest, "a guest's BFDOT", "execute", _BFDOT)
+    does = "works" if guest.mailbox.values[15] == 0 else "is undefined"
+    context.note(f"BFDOT {does} for a guest with {name}.BF16 = 0")

@@ -12,15 +12,19 @@ from vmm.arm64.registers import FPCR, FPSR, PC, SYSTEM, VLS, firmware, x
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import Feature, read, write
 from vmm.conformance.arm64.common import (
+    GUEST_RUNS,
     SEVERAL,
     SVE,
+    call,
     enter,
     get_bad,
     lengths,
     plain_vcpu,
     set_bad,
+    sve_guest,
     sve_vcpu,
 )
+from vmm.conformance.arm64.psci import VERSION, secondary, switch_on
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
 from vmm.conformance.registry import clause
@@ -232,3 +236,16 @@ def per_vcpu(context: Context) -> None:
     refused_indicative(context, "Z0 of the other", errno.EPERM, second.get_one_reg, SVE_REGISTERS[0])
     vcpus.finalize(second)
     succeeds("KVM_RUN of the other after FINALIZE", enter, second)
+
+
+@clause("sve.finalize.psci-cpu-on", arch="arm64", needs=(SVE, GUEST_RUNS))
+def not_finalized(context: Context) -> None:
+    """A vCPU that was never finalized can be switched on by PSCI, and its KVM_RUN is EPERM; the first one runs on.
+
+    Source: arch/arm64/kvm/psci.c, kvm_psci_vcpu_on; arch/arm64/kvm/arm.c, kvm_arch_vcpu_run_pid_change.
+    """
+    guest = sve_guest(context, payload="hello")
+    second = secondary(guest, finalized=False)
+    equal("what CPU_ON answers", switch_on(context, guest, second), 0)
+    refused("KVM_RUN of the second vCPU", errno.EPERM, second.run, _SHORT)
+    call(context, guest, "the first vCPU afterwards", "hvc", VERSION)

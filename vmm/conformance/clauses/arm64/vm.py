@@ -10,37 +10,20 @@ from vmm.arm64.guest import Guest
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.arm64.vcpu import read, write
 from vmm.conformance.arm64.common import GUEST_RUNS, call, enter, finish, plain_guest, plain_vcpu
-from vmm.conformance.clauses.arm64.id import mrs
+from vmm.conformance.arm64.instructions import mrs
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.kvm.exits import Exit, MmioRead, MmioWrite
-from vmm.probe.arm64.first_exit import FIRST_EXIT, first_exit
 
 _UNBACKED = 0xD0000000
 _MRS_CVAL, _MRS_CNT = mrs(3, 3, 14, 3, 2), mrs(3, 3, 14, 0, 2)
 _DEFAULT_IPA, _LEAST_IPA = 40, 32
-_NO_GRANULE = 0xF  # ID_AA64MMFR0_EL1.TGran4
 
 
 def _run(context: Context, guest: Guest) -> Exit:
     return succeeds("KVM_RUN", guest.resume, context.timeout)
-
-
-@clause("guest.runs", arch="arm64")
-def guest_runs(context: Context) -> None:
-    """A guest that has just switched its MMU on gets to its first exit, a store to addresses without memory.
-
-    On its way KVM resolves faults at stage 2 for its page tables, its instructions and the store. Where no guest gets
-    so far this is the one finding: every other clause that runs a guest is left out.
-
-    Source: arch/arm64/kvm/mmu.c, kvm_handle_guest_abort; arch/arm64/kvm/hyp/include/hyp/fault.h, __get_fault_info.
-    """
-    granule = read(plain_vcpu(context), SYSTEM["ID_AA64MMFR0_EL1"]) >> 28 & 0xF
-    if granule == _NO_GRANULE:
-        context.skip("ID_AA64MMFR0_EL1.TGran4 is 0xf: this CPU has no pages of 4 KiB, which the guests here use")
-    equal("the first exit", succeeds("KVM_RUN", first_exit, context.kvm, context.timeout), FIRST_EXIT)
 
 
 def _first_exit(context: Context, guest: Guest) -> None:

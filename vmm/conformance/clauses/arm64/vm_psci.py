@@ -1,86 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PSCI: a guest's calls, and vCPUs that are switched on by one."""
+"""PSCI: a guest's calls, and MP states."""
 
 from __future__ import annotations
 
 import errno
 
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.guest import Guest
-from vmm.arm64.registers import FPCR, FPSR, PC, SYSTEM, firmware, x
-from vmm.arm64.registers import SVE as SVE_REGISTERS
+from vmm.arm64.registers import firmware
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.arm64.common import GUEST_RUNS, SVE, call, plain_guest, plain_vcpu, sve_guest
+from vmm.conformance.arm64.common import GUEST_RUNS, call, plain_guest, plain_vcpu
+from vmm.conformance.arm64.psci import RUNNABLE, STOPPED, SUSPENDED, VERSION
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
-from vmm.kvm.exits import MmioWrite, SystemEvent
-from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.exits import SystemEvent
 
-_VERSION, _CPU_ON, _SYSTEM_OFF, _SYSTEM_RESET = 0x84000000, 0xC4000003, 0x84000008, 0x84000009
-_UNKNOWN_CALL = 0x84FF0000
+_SYSTEM_OFF, _SYSTEM_RESET, _UNKNOWN_CALL = 0x84000008, 0x84000009, 0x84FF0000
 _NOT_SUPPORTED = (1 << 64) - 1
-_AFFINITY = 0xFF00FFFFFF
 _SHUTDOWN, _RESET = 1, 2
-_RUNNABLE, _STOPPED, _SUSPENDED = 0, 5, 10
-_FEATURES = (Feature.PSCI_0_2, Feature.SVE)
-_CONTEXT = 0x1122334455667788
-_SHORT = 0.2  # seconds for a run that must not begin
-
-
-def _secondary(guest: Guest, *, finalized: bool = True) -> Vcpu:
-    """A second vCPU that is switched off."""
-    vcpu = guest.vm.create_vcpu(1)
-    vcpus.init(vcpu, *_FEATURES, Feature.POWER_OFF)
-    if finalized:
-        vcpus.finalize(vcpu)
-    return vcpu
-
-
-def _switch_on(context: Context, guest: Guest, vcpu: Vcpu) -> int:
-    """The first vCPU calls CPU_ON for the second; returns what PSCI answers."""
-    target = read(vcpu, SYSTEM["MPIDR_EL1"]) & _AFFINITY
-    call(context, guest, "CPU_ON", "hvc", _CPU_ON, target, guest.payload.symbol("secondary"), _CONTEXT)
-    return guest.mailbox.values[0]
-
-
-@clause("sve.finalize.psci-cpu-on", arch="arm64", needs=(SVE, GUEST_RUNS))
-def not_finalized(context: Context) -> None:
-    """A vCPU that was never finalized can be switched on by PSCI, and its KVM_RUN is EPERM; the first one runs on.
-
-    Source: arch/arm64/kvm/psci.c, kvm_psci_vcpu_on; arch/arm64/kvm/arm.c, kvm_arch_vcpu_run_pid_change.
-    """
-    guest = sve_guest(context, payload="hello")
-    second = _secondary(guest, finalized=False)
-    equal("what CPU_ON answers", _switch_on(context, guest, second), 0)
-    refused("KVM_RUN of the second vCPU", errno.EPERM, second.run, _SHORT)
-    call(context, guest, "the first vCPU afterwards", "hvc", _VERSION)
-
-
-@clause("guest.psci-cpu-on-resets-sve", arch="arm64", needs=(SVE, GUEST_RUNS))
-def cpu_on_resets(context: Context) -> None:
-    """CPU_ON gives the vCPU Z, P, FFR, FPSR, FPCR and ZCR_EL1 of 0, X0 and PC as the call says; all is seen at once.
-
-    KVM_GET_ONE_REG shows the state after the reset although the vCPU has not run yet.
-
-    Source: arch/arm64/kvm/reset.c, kvm_reset_vcpu; arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl (KVM_REQ_VCPU_RESET).
-    """
-    guest = sve_guest(context, payload="hello")
-    second = _secondary(guest)
-    for register in SVE_REGISTERS:
-        second.set_one_reg(register, b"\xa5" * register.size)
-    for register in (FPSR, FPCR, SYSTEM["ZCR_EL1"]):
-        write(second, register, 1)
-    equal("MP state before CPU_ON", second.mp_state, _STOPPED)
-    equal("what CPU_ON answers", _switch_on(context, guest, second), 0)
-    for register in (*SVE_REGISTERS, FPSR, FPCR, SYSTEM["ZCR_EL1"]):
-        equal(register.name, second.get_one_reg(register), bytes(register.size))
-    equal("X0", read(second, x(0)), _CONTEXT)
-    equal("PC", read(second, PC), guest.payload.symbol("secondary"))
-    equal("MP state after CPU_ON", second.mp_state, _RUNNABLE)
-    event = MmioWrite(guest.payload.symbol("EVENT_ADDRESS"), 8, _CONTEXT)
-    equal("its first exit", succeeds("its KVM_RUN", second.run, context.timeout), event)
 
 
 @clause("vm.psci-version", arch="arm64", needs=(GUEST_RUNS,))
@@ -96,7 +34,7 @@ def psci_version(context: Context) -> None:
     older = [version for version in (0x10001, 0x10000, 0x2) if version < start]
     for version in (start, *older, start):
         succeeds(f"PSCI_VERSION {version:#x}", write, guest.vcpu, firmware(0), version)
-        call(context, guest, "a guest that asks for PSCI_VERSION", "hvc", _VERSION)
+        call(context, guest, "a guest that asks for PSCI_VERSION", "hvc", VERSION)
         equal("PSCI_VERSION in the guest", guest.mailbox.values[0], version)
     for version in (1, start + 1, start + 0x10000):
         what = f"PSCI_VERSION {version:#x}"
@@ -129,7 +67,7 @@ def psci_off(context: Context) -> None:
         exit = succeeds(f"KVM_RUN with {function:#x}", guest.resume, context.timeout)
         equal(f"the exit of {function:#x}", exit, SystemEvent(kind))
         for number, vcpu in enumerate((guest.vcpu, second)):
-            equal(f"MP state of vCPU {number} after {function:#x}", vcpu.mp_state, _STOPPED)
+            equal(f"MP state of vCPU {number} after {function:#x}", vcpu.mp_state, STOPPED)
         guest.close()
 
 
@@ -142,11 +80,11 @@ def mp_state(context: Context) -> None:
     Source: arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl_set_mpstate; Documentation/virt/kvm/api.rst, 4.39.
     """
     vcpu = plain_vcpu(context)
-    equal("MP state", vcpu.mp_state, _RUNNABLE)
+    equal("MP state", vcpu.mp_state, RUNNABLE)
     suspend = context.host.facts.capabilities["KVM_CAP_ARM_SYSTEM_SUSPEND"]
-    for state in (_STOPPED, _RUNNABLE, *([_SUSPENDED, _RUNNABLE] if suspend else [])):
+    for state in (STOPPED, RUNNABLE, *([SUSPENDED, RUNNABLE] if suspend else [])):
         succeeds(f"MP state {state}", setattr, vcpu, "mp_state", state)
         equal("MP state", vcpu.mp_state, state)
     for state in (1, 2, 3, 4, 6, 99):
         refused(f"MP state {state}", errno.EINVAL, setattr, vcpu, "mp_state", state)
-        equal(f"MP state after the refused {state}", vcpu.mp_state, _RUNNABLE)
+        equal(f"MP state after the refused {state}", vcpu.mp_state, RUNNABLE)

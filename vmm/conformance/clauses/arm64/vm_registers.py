@@ -8,19 +8,9 @@ import errno
 from vmm._kvm import ffi, lib
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import SYSTEM, firmware, sysreg
-from vmm.arm64.system_registers import field, replaced
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.arm64.common import (
-    GUEST_RUNS,
-    MASKS,
-    PAUTH,
-    SVE,
-    call,
-    plain_guest,
-    plain_vcpu,
-    sve_guest,
-)
-from vmm.conformance.clauses.arm64.id import mrs
+from vmm.conformance.arm64.common import GUEST_RUNS, PAUTH, call, plain_guest, plain_vcpu
+from vmm.conformance.arm64.instructions import mrs
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, refused_indicative, succeeds, true
 from vmm.conformance.needs import capability
@@ -39,7 +29,6 @@ _GIC = {
     "ICC_PMR_EL1": (3, 0, 4, 6, 0), "ICC_IAR1_EL1": (3, 0, 12, 12, 0), "ICC_CTLR_EL1": (3, 0, 12, 12, 4),
     "ICC_IGRPEN1_EL1": (3, 0, 12, 12, 7),
 }  # fmt: skip
-_BFDOT = 0x64608000  # BFDOT Z0.S, Z0.H, Z0.H
 
 
 @clause("vm.mpidr", arch="arm64", needs=(GUEST_RUNS,))
@@ -180,22 +169,3 @@ def no_vgic(context: Context) -> None:
         call(context, guest, f"MRS {name}", "execute", mrs(*encoding))
         equal(f"faults of MRS {name}", guest.mailbox.values[15], 1)
         equal(f"the exception class of MRS {name}", guest.fault().exception_class, 0)
-
-
-@clause("id.zfr0-is-advisory", arch="arm64", needs=(SVE, MASKS, GUEST_RUNS), info=True)
-def zfr0_advisory(context: Context) -> None:
-    """A feature that ID_AA64ZFR0_EL1 is told to hide works in the guest all the same: nothing can trap it.
-
-    So a guest's baseline is what it is told, and no more.
-
-    Source: Arm ARM, D23 "ID_AA64ZFR0_EL1"; arch/arm64/kvm/sys_regs.c (the mask of writable fields); Linux 6.7.
-    """
-    guest = sve_guest(context, payload="hello")
-    name = "ID_AA64ZFR0_EL1"
-    value = read(guest.vcpu, SYSTEM[name])
-    if not field(name, "BF16", value):
-        context.skip(f"{name}.BF16 is {field(name, 'BF16', value)}: no field whose instructions are known here")
-    write(guest.vcpu, SYSTEM[name], replaced(name, "BF16", value, 0))
-    call(context, guest, "a guest's BFDOT", "execute", _BFDOT)
-    does = "works" if guest.mailbox.values[15] == 0 else "is undefined"
-    context.note(f"BFDOT {does} for a guest with {name}.BF16 = 0")
