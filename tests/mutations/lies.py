@@ -199,12 +199,22 @@ def once(name: str, lie: Interposer, *, refused: bool = False, when: Condition =
     return interposer
 
 
+def _field(call: Call, path: str) -> tuple[Any, str]:
+    """What has the field of the argument that a path of names leads to, and the last of them."""
+    *outer, last = path.split(".")
+    return reduce(getattr, outer, call.argument), last
+
+
 def toggle(field: str, bits: int) -> Change:
-    """Change some bits of a field of the argument (a struct or, with an empty name, a number behind a pointer)."""
+    """Change some bits of a field of the argument (a struct or, with an empty name, a number behind a pointer).
+
+    Dots lead into the structures that a struct has.
+    """
 
     def change(call: Call) -> None:
         if field:
-            setattr(call.argument, field, getattr(call.argument, field) ^ bits)
+            owner, name = _field(call, field)
+            setattr(owner, name, getattr(owner, name) ^ bits)
         else:
             call.argument[0] ^= bits
 
@@ -213,8 +223,7 @@ def toggle(field: str, bits: int) -> Change:
 
 def assign(field: str, value: object) -> Change:
     """Give a field of the argument a value; dots lead into the structures that it has."""
-    *outer, last = field.split(".")
-    return lambda call: setattr(reduce(getattr, outer, call.argument), last, value)
+    return lambda call: setattr(*_field(call, field), value)
 
 
 @cache

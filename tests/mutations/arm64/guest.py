@@ -87,16 +87,8 @@ lies(
     "guest.sve-own-trap",
     the_guests_own_trap_does_not_come=lambda: executed(_RDVL, values(15, lambda old: 0)),
     the_guests_own_trap_is_another_exception=lambda: executed(_RDVL, lambda guest: guest.set("esr", 0)),
+    the_guests_own_trap_leaves_the_guest=lambda: after(RUN, assign("run.exit_reason", lib.KVM_EXIT_DEBUG), nth(1)),
 )
-
-
-@mutation("guest.sve-own-trap")
-def the_guests_own_trap_leaves_the_guest() -> Interposer:
-    def to_the_vmm(call: Call) -> None:
-        call.argument.run.exit_reason = lib.KVM_EXIT_DEBUG
-
-    return after(RUN, to_the_vmm, nth(1))
-
 
 lies(
     "guest.load-user-state",
@@ -172,20 +164,13 @@ def a_refused_vector_store_is_skipped() -> Interposer:
     return interposer
 
 
-@mutation("guest.mmio-vector-nisv")
-def the_exit_without_a_syndrome_has_another_reason() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.run.exit_reason = lib.KVM_EXIT_FAIL_ENTRY
-
-    return after(RUN, change)
-
-
-@mutation("guest.mmio-vector-nisv")
-def the_exit_without_a_syndrome_has_no_address() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.run.arm_nisv.fault_ipa = 0
-
-    return after(RUN, change)
+lies(
+    "guest.mmio-vector-nisv",
+    the_exit_without_a_syndrome_has_another_reason=lambda: after(
+        RUN, assign("run.exit_reason", lib.KVM_EXIT_FAIL_ENTRY)
+    ),
+    the_exit_without_a_syndrome_has_no_address=lambda: after(RUN, assign("run.arm_nisv.fault_ipa", 0)),
+)
 
 
 def _after_run_number(turn: int, change: Change) -> Interposer:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from tests.mutations.arm64.lies import EVENTS, FINALIZE, GET, INIT, LIST, change_now, flip, number, reading, set_now
-from tests.mutations.lies import COMPLETE, RUN, Condition, accept, after, answer, drift, nth, once, refuse
+from tests.mutations.lies import COMPLETE, RUN, Condition, accept, after, answer, assign, drift, nth, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi
 from vmm.arm64.registers import FFR, PC, PSTATE, SYSTEM, VLS, Register, core, v, x, z
@@ -39,13 +39,10 @@ def a_feature_word_is_not_written() -> Interposer:
     return after("KVM_ARM_PREFERRED_TARGET", leave)
 
 
-@mutation("init.preferred-target")
-def the_preferred_target_does_not_exist() -> Interposer:
-    def prefer(call: Call) -> None:
-        call.argument.target = 99
-
-    return after("KVM_ARM_PREFERRED_TARGET", prefer)
-
+lies(
+    "init.preferred-target",
+    the_preferred_target_does_not_exist=lambda: after("KVM_ARM_PREFERRED_TARGET", assign("target", 99)),
+)
 
 lies(
     "init.preferred-target",

@@ -18,7 +18,7 @@ from tests.mutations.arm64.lies import (
     set_now,
     widest,
 )
-from tests.mutations.lies import RUN, accept, after, nth, once, refuse
+from tests.mutations.lies import RUN, accept, after, assign, nth, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import SYSTEM, VLS, x, z
 from vmm.kvm.ioctl import Call, Interposer
@@ -34,23 +34,17 @@ lies(
     a_system_register_is_restored_wrong=lambda: once(RUN, reading(flip(1, 8), SYSTEM["MAIR_EL1"])),
 )
 
-lies("mig.sve-idempotent", the_restored_vcpu_lists_one_register_less=lambda: list_without(VBAR, 2))
+lies(
+    "mig.sve-idempotent",
+    the_restored_vcpu_lists_one_register_less=lambda: list_without(VBAR, 2),
+    the_restored_vcpu_has_an_event_pending=lambda: after(EVENTS, assign("exception.serror_pending", 1), nth(2)),
+)
 
-
-@mutation("mig.sve-idempotent")
-def the_restored_vcpu_has_an_event_pending() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.exception.serror_pending = 1
-
-    return after(EVENTS, change, nth(2))
-
-
-@mutation("mig.sve-idempotent", "mig.order-free")
-def the_restored_vcpu_is_stopped() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.mp_state = 5
-
-    return after("KVM_GET_MP_STATE", change, nth(2))
+lies(
+    "mig.sve-idempotent",
+    "mig.order-free",
+    the_restored_vcpu_is_stopped=lambda: after("KVM_GET_MP_STATE", assign("mp_state", 5), nth(2)),
+)
 
 
 @mutation("mig.sve-guest-goes-on")

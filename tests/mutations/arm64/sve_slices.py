@@ -19,10 +19,9 @@ from tests.mutations.arm64.lies import (
     reading,
     writing,
 )
-from tests.mutations.lies import accept, before, once
-from tests.mutations.registry import lies, mutation
+from tests.mutations.lies import accept, assign, before, once
+from tests.mutations.registry import lies
 from vmm.arm64.registers import FFR, Register, ffr, p, z
-from vmm.kvm.ioctl import Call, Interposer
 
 _GROUP = 0x6000_0000_0015_0000
 
@@ -34,14 +33,11 @@ lies(
     z31_loses_its_first_byte=lambda: reading(flip(0), z(31)),
 )
 
-
-@mutation("sve.reg.zreg-roundtrip", "sve.reg.pffr-roundtrip")
-def z16_and_z17_share_a_place() -> Interposer:
-    def elsewhere(call: Call) -> None:
-        call.argument.id = int(z(16))
-
-    return before(SET, elsewhere, of(z(17)))
-
+lies(
+    "sve.reg.zreg-roundtrip",
+    "sve.reg.pffr-roundtrip",
+    z16_and_z17_share_a_place=lambda: before(SET, assign("id", int(z(16))), of(z(17))),
+)
 
 lies(
     "sve.reg.zreg-roundtrip",
@@ -50,16 +46,11 @@ lies(
     ),
 )
 
-lies("sve.reg.pffr-roundtrip", ffr_is_not_kept=lambda: forget(FFR))
-
-
-@mutation("sve.reg.pffr-roundtrip")
-def p0_is_the_ffr() -> Interposer:
-    def elsewhere(call: Call) -> None:
-        call.argument.id = int(FFR)
-
-    return before(GET, elsewhere, of(p(0)))
-
+lies(
+    "sve.reg.pffr-roundtrip",
+    ffr_is_not_kept=lambda: forget(FFR),
+    p0_is_the_ffr=lambda: before(GET, assign("id", int(FFR)), of(p(0))),
+)
 
 lies(
     "sve.reg.get-full-slice-zero-pad",

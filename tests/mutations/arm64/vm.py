@@ -23,7 +23,20 @@ from tests.mutations.arm64.lies import (
     value,
     values,
 )
-from tests.mutations.lies import COMPLETE, RUN, Proceed, accept, after, answer, before, nth, once, refuse
+from tests.mutations.lies import (
+    COMPLETE,
+    RUN,
+    Proceed,
+    accept,
+    after,
+    answer,
+    assign,
+    before,
+    nth,
+    once,
+    refuse,
+    toggle,
+)
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import PC, SYSTEM, firmware
 from vmm.kvm.ioctl import Call, Interposer
@@ -32,12 +45,7 @@ _BITMAPS = 0x16
 SET_EVENTS = "KVM_SET_VCPU_EVENTS"
 
 
-@mutation("vm.mmio-exit")
-def a_store_leaves_with_another_address() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.run.mmio.phys_addr ^= 8
-
-    return spoiled_exit(change)
+lies("vm.mmio-exit", a_store_leaves_with_another_address=lambda: spoiled_exit(toggle("run.mmio.phys_addr", 8)))
 
 
 @mutation("vm.mmio-exit")
@@ -120,23 +128,9 @@ lies(
     "vm.events",
     reserved_fields_of_events_are_ignored=lambda: accept(SET_EVENTS),
     a_pending_serror_is_lost=lambda: answer(SET_EVENTS, 0, lambda call: call.argument.exception.serror_pending == 1),
+    a_pending_serror_loses_its_syndrome=lambda: after(EVENTS, assign("exception.serror_esr", 0)),
+    an_external_abort_is_pending=lambda: after(EVENTS, assign("exception.ext_dabt_pending", 1)),
 )
-
-
-@mutation("vm.events")
-def a_pending_serror_loses_its_syndrome() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.exception.serror_esr = 0
-
-    return after(EVENTS, change)
-
-
-@mutation("vm.events")
-def an_external_abort_is_pending() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.exception.ext_dabt_pending = 1
-
-    return after(EVENTS, change)
 
 
 @mutation("vm.timer-swapped-ids")

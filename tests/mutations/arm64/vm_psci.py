@@ -6,10 +6,9 @@ from __future__ import annotations
 import errno
 
 from tests.mutations.arm64.lies import SET, guest_left, of, spoiled_exit, value, values
-from tests.mutations.lies import accept, after, answer, nth, refuse
-from tests.mutations.registry import lies, mutation
+from tests.mutations.lies import accept, after, answer, assign, nth, refuse
+from tests.mutations.registry import lies
 from vmm.arm64.registers import firmware
-from vmm.kvm.ioctl import Call, Interposer
 
 GET_MP, SET_MP = "KVM_GET_MP_STATE", "KVM_SET_MP_STATE"
 _STOPPED, _RUNNABLE = 5, 0
@@ -30,22 +29,11 @@ lies(
     an_unknown_call_answers_in_32_bits=lambda: guest_left("hvc", values(0, lambda old: old & 0xFFFFFFFF)),
 )
 
-
-@mutation("vm.psci-off")
-def system_off_is_a_reset() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.run.system_event.type = 2
-
-    return spoiled_exit(change)
-
-
-@mutation("vm.psci-off")
-def system_off_leaves_the_other_vcpu_running() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.mp_state = _RUNNABLE
-
-    return after(GET_MP, change, nth(2))
-
+lies(
+    "vm.psci-off",
+    system_off_is_a_reset=lambda: spoiled_exit(assign("run.system_event.type", 2)),
+    system_off_leaves_the_other_vcpu_running=lambda: after(GET_MP, assign("mp_state", _RUNNABLE), nth(2)),
+)
 
 lies(
     "vm.mpstate",

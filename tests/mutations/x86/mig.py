@@ -15,6 +15,7 @@ from tests.mutations.lies import (
     accept,
     after,
     answer,
+    assign,
     before,
     called,
     drift,
@@ -161,15 +162,8 @@ def xmm3_is_never_saved() -> Interposer:
 lies(
     "mig.idempotent",
     a_byte_of_the_highest_component_is_lost_in_restoring=lambda: before(SET_XSAVE, flip(top_byte()), nth(7)),
+    a_segment_limit_is_lost_in_restoring=lambda: before(SET_SREGS, assign("fs.limit", 0xFFFF), nth(5)),
 )
-
-
-@mutation("mig.idempotent")
-def a_segment_limit_is_lost_in_restoring() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.fs.limit = 0xFFFF
-
-    return before(SET_SREGS, change, nth(5))
 
 
 @mutation("mig.idempotent")
@@ -319,12 +313,7 @@ def the_list_names_an_unknown_msr() -> Interposer:
     return after(LIST, change)
 
 
-@mutation("mig.msr-list-closed")
-def the_list_is_empty() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.nmsrs = 0
-
-    return after(LIST, change)
+lies("mig.msr-list-closed", the_list_is_empty=lambda: after(LIST, assign("nmsrs", 0)))
 
 
 def _batch(number: int) -> Condition:

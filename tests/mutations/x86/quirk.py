@@ -58,10 +58,6 @@ lies(
     the_quirk_of_pat_is_where_it_must_not_be_or_is_missing=lambda: succeed_with(
         CHECK, lambda call, mask: mask ^ Quirk.IGNORE_GUEST_PAT, _mask
     ),
-)
-
-lies(
-    "quirk.ignore-guest-pat",
     disabling_the_quirk_of_pat_has_the_other_result=lambda: opposite(
         ENABLE, errno.EINVAL, _quirks(Quirk.IGNORE_GUEST_PAT)
     ),

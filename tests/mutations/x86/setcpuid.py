@@ -15,6 +15,7 @@ from tests.mutations.lies import (
     after,
     after_entry,
     answer,
+    assign,
     before,
     drift,
     offered,
@@ -92,16 +93,8 @@ def _rotate(call: Call) -> None:
 lies(
     "setcpuid.failure-keeps-old",
     a_refused_table_reorders_the_old_one=lambda: once(SET, after(GET, _rotate), refused=True),
+    a_refused_table_leaves_none=lambda: once(SET, after(GET, assign("nent", 0)), refused=True),
 )
-
-
-@mutation("setcpuid.failure-keeps-old")
-def a_refused_table_leaves_none() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.nent = 0
-
-    return once(SET, after(GET, change), refused=True)
-
 
 lies(
     "setcpuid.expands-buffer",
