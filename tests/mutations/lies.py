@@ -39,6 +39,7 @@ __all__ = [
     "kvm_table",
     "nth",
     "offered",
+    "on_refusal",
     "once",
     "opposite",
     "refuse",
@@ -151,6 +152,18 @@ def drift(name: str, errno: int, when: Condition = always) -> Interposer:
         matches = called(call) == name and when(call)
         result = proceed()
         return -errno if matches and result < 0 else result
+
+    return interposer
+
+
+def on_refusal(name: str, change: Change) -> Interposer:
+    """The call is refused, but not without an effect."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if called(call) == name and result < 0:
+            change(call)
+        return result
 
     return interposer
 

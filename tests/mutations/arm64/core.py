@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.arm64.lies import GET, SET, of, on_refusal, set_now, value
-from tests.mutations.lies import Condition, accept, refuse
+from tests.mutations.arm64.lies import GET, SET, of, set_now, value
+from tests.mutations.lies import Condition, accept, on_refusal, refuse
 from tests.mutations.registry import lies
 from vmm.arm64.registers import PSTATE, x
 

@@ -24,7 +24,20 @@ from tests.mutations.arm64.lies import (
     values,
     writing,
 )
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, answer, assign, called, nth, once, refuse
+from tests.mutations.lies import (
+    RUN,
+    Proceed,
+    Shared,
+    after,
+    after_run,
+    answer,
+    assign,
+    called,
+    nth,
+    on_refusal,
+    once,
+    refuse,
+)
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FFR, FPCR, FPSR, PC, SYSTEM, Register, p, v, x, z
@@ -153,19 +166,13 @@ lies(
 lies("guest.mmio-vector-nisv", a_vector_store_is_an_ordinary_exit=lambda: answer(RUN, 0))
 
 
-@mutation("guest.mmio-vector-nisv")
-def a_refused_vector_store_is_skipped() -> Interposer:
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if called(call) == RUN and result < 0:
-            set_now(call.fd, PC, int.from_bytes(get_now(call.fd, PC), "little") + 4)
-        return result
-
-    return interposer
+def _skip_instruction(call: Call) -> None:
+    set_now(call.fd, PC, int.from_bytes(get_now(call.fd, PC), "little") + 4)
 
 
 lies(
     "guest.mmio-vector-nisv",
+    a_refused_vector_store_is_skipped=lambda: on_refusal(RUN, _skip_instruction),
     the_exit_without_a_syndrome_has_another_reason=lambda: after(
         RUN, assign("run.exit_reason", lib.KVM_EXIT_FAIL_ENTRY)
     ),

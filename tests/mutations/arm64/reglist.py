@@ -14,12 +14,11 @@ from tests.mutations.arm64.lies import (
     flip,
     list_without,
     of,
-    on_refusal,
     reading,
     set_now,
     widest,
 )
-from tests.mutations.lies import accept, after, assign, drift, once, refuse
+from tests.mutations.lies import accept, after, assign, drift, on_refusal, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import FFR, SYSTEM, VLS, Register, p, v, x, z
 from vmm.kvm.ioctl import Call, Interposer

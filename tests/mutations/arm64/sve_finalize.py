@@ -17,7 +17,6 @@ from tests.mutations.arm64.lies import (
     group,
     guest_left,
     of,
-    on_refusal,
     reading,
     set_now,
     values,
@@ -33,6 +32,7 @@ from tests.mutations.lies import (
     called,
     drift,
     nth,
+    on_refusal,
     once,
     refuse,
 )

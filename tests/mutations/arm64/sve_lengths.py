@@ -20,13 +20,24 @@ from tests.mutations.arm64.lies import (
     leave_out,
     number,
     of,
-    on_refusal,
     reading,
     set_now,
     value,
     values,
 )
-from tests.mutations.lies import COMPLETE, Condition, Proceed, accept, after, both, called, once, refuse, succeed_with
+from tests.mutations.lies import (
+    COMPLETE,
+    Condition,
+    Proceed,
+    accept,
+    after,
+    both,
+    called,
+    on_refusal,
+    once,
+    refuse,
+    succeed_with,
+)
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import VLS, Register
 from vmm.kvm.ioctl import Call, Interposer

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from tests.mutations.lies import Change, after, after_run, answer, before, fewer_entries
+from tests.mutations.lies import after, after_run, answer, before, fewer_entries
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
     XMM3,
     XSTATE_BV,
     area,
-    entry,
+    change_entry,
     flip,
     lengthen,
     place,
@@ -36,9 +34,7 @@ lies(
 
 lies(
     "amx.tiles-in-area",
-    the_tile_configuration_is_missing_from_xstate_bv=lambda: xsave_lie(
-        lambda call: without_bits(call, 1 << CONFIGURATION)
-    ),
+    the_tile_configuration_is_missing_from_xstate_bv=lambda: xsave_lie(without_bits(1 << CONFIGURATION)),
 )
 
 lies(
@@ -97,7 +93,7 @@ lies(
     "amx.tiles-new-vm",
     "amx.tiles-json",
     "amx.tilecfg-roundtrip",
-    restoring_takes_the_tile_configuration_alone=lambda: before(SET, lambda call: without_bits(call, 1 << TILES)),
+    restoring_takes_the_tile_configuration_alone=lambda: before(SET, without_bits(1 << TILES)),
 )
 
 lies("amx.cpu-migration", one_byte_of_a_tile_stays_on_the_old_thread=lambda: before_run(10, lose(6, 1)))
@@ -118,20 +114,11 @@ def without_permission_one_byte_of_xmm3_is_lost() -> Interposer:
     return after_run(lambda fd: spoil(fd, change))
 
 
-def _table(function: int, index: int, **changes: Callable[[int], int]) -> Change:
-    def change(call: Call) -> None:
-        found = entry(call, function, index)
-        for register, value in changes.items():
-            setattr(found, register, value(getattr(found, register)))
-
-    return change
-
-
 lies(
     "amx.no-perm-vcpu-fully-usable",
     "cpuid.hidden-without-perm",
     the_tile_configuration_is_offered_without_permission=lambda: after(
-        "KVM_GET_SUPPORTED_CPUID", _table(0xD, 0, eax=lambda value: value | 1 << CONFIGURATION)
+        "KVM_GET_SUPPORTED_CPUID", change_entry(0xD, 0, eax=lambda value: value | 1 << CONFIGURATION)
     ),
 )
 

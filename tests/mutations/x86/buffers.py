@@ -22,6 +22,7 @@ __all__ = [
     "XSTATE_BV",
     "area",
     "bits_of",
+    "change_entry",
     "change_list",
     "change_msr",
     "entry",
@@ -41,6 +42,7 @@ __all__ = [
     "shorten",
     "spoil",
     "top_byte",
+    "with_bits",
     "without_bits",
     "xcr0_of",
     "xcr0_reads",
@@ -80,9 +82,14 @@ def bits_of(call: Call, offset: int = XSTATE_BV) -> int:
     return int.from_bytes(area(call)[offset : offset + 8], "little")
 
 
-def without_bits(call: Call, bits: int) -> None:
+def with_bits(bits: int) -> Change:
+    """Set bits of the area's XSTATE_BV."""
+    return lambda call: put(XSTATE_BV, bits_of(call) | bits)(call)
+
+
+def without_bits(bits: int) -> Change:
     """Clear bits of the area's XSTATE_BV."""
-    put(XSTATE_BV, bits_of(call) & ~bits)(call)
+    return lambda call: put(XSTATE_BV, bits_of(call) & ~bits)(call)
 
 
 def place(component: int, byte: int = 0) -> int:
@@ -154,6 +161,17 @@ def entry(call: Call, function: int, index: int = 0) -> Any:
     new.eax = new.ebx = new.ecx = new.edx = 0
     table.nent += 1
     return new
+
+
+def change_entry(function: int, index: int = 0, /, **changes: Callable[[int], int]) -> Change:
+    """Change fields of the entry of a leaf in the table, each a number of 32 bits."""
+
+    def change(call: Call) -> None:
+        found = entry(call, function, index)
+        for field, value in changes.items():
+            setattr(found, field, value(getattr(found, field)) & 0xFFFFFFFF)
+
+    return change
 
 
 def leaf(call: Call, function: int, index: int = 0) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from tests.mutations.x86.buffers import (
     MXCSR,
     XMM3,
     area,
+    change_entry,
     entry,
     flip,
     leaf,
@@ -71,15 +72,13 @@ lies(
     ),
 )
 
-lies("setcpuid.failure-keeps-old", an_address_width_of_52_bits_is_accepted=lambda: accept(SET))
-
-
-@mutation("setcpuid.failure-keeps-old")
-def a_refused_table_is_taken_in_part() -> Interposer:
-    def change(call: Call) -> None:
-        entry(call, 1).eax = 0
-
-    return once(SET, after(GET, change), refused=True)
+lies(
+    "setcpuid.failure-keeps-old",
+    an_address_width_of_52_bits_is_accepted=lambda: accept(SET),
+    a_refused_table_is_taken_in_part=lambda: once(
+        SET, after(GET, change_entry(1, eax=lambda value: 0)), refused=True
+    ),
+)
 
 
 def _rotate(call: Call) -> None:
@@ -148,19 +147,9 @@ lies(
     a_shorter_table_is_accepted_after_a_run=lambda: _late(lambda old, new: len(new) < len(old), 0),
     a_longer_table_is_accepted_after_a_run=lambda: _late(lambda old, new: len(new) > len(old), 0),
     another_table_after_a_run_is_ebusy=lambda: drift(SET, errno.EBUSY),
-)
-
-
-@mutation("setcpuid.after-run")
-def a_table_refused_after_a_run_is_taken() -> Interposer:
-    def change(call: Call) -> None:
-        entry(call, 0xD).eax ^= 4
-
-    return once(SET, after(GET, change), refused=True)
-
-
-lies(
-    "setcpuid.after-run",
+    a_table_refused_after_a_run_is_taken=lambda: once(
+        SET, after(GET, change_entry(0xD, eax=lambda value: value ^ 4)), refused=True
+    ),
     a_table_refused_after_a_run_reorders_the_old_one=lambda: once(SET, after(GET, _rotate), refused=True),
 )
 
@@ -216,11 +205,7 @@ lies(
 @mutation("setcpuid.mask-honoured")
 def the_table_offers_everything_again() -> Interposer:
     full = offered()
-
-    def change(call: Call) -> None:
-        entry(call, 0xD).eax |= full
-
-    return after(GET, change)
+    return after(GET, change_entry(0xD, eax=lambda value: value | full))
 
 
 lies("setcpuid.mask-honoured", nothing_of_a_masked_table_can_be_enabled=lambda: refuse("KVM_SET_XCRS", errno.EINVAL))
@@ -276,12 +261,10 @@ def osxsave_is_what_userspace_wrote() -> Interposer:
     return interposer
 
 
-@mutation("setcpuid.osxsave-ospke-mirror")
-def osxsave_is_never_shown() -> Interposer:
-    def change(call: Call) -> None:
-        entry(call, 1).ecx &= ~(1 << 27)
-
-    return after(GET, change)
+lies(
+    "setcpuid.osxsave-ospke-mirror",
+    osxsave_is_never_shown=lambda: after(GET, change_entry(1, ecx=lambda value: value & ~(1 << 27))),
+)
 
 
 @mutation("setcpuid.osxsave-ospke-mirror")
@@ -337,14 +320,11 @@ def a_table_changes_one_byte_of_a_vector_register() -> Interposer:
     return once("KVM_SET_XSAVE", once(SET, _at_each_table(change)))
 
 
-@mutation("setcpuid.keeps-xsave")
-def a_component_is_missing_from_xstate_bv_after_two_tables() -> Interposer:
-    bit = 1 << top_component()
-    return once(SET, once(SET, xsave_lie(lambda call: without_bits(call, bit))))
-
-
 lies(
     "setcpuid.keeps-xsave",
+    a_component_is_missing_from_xstate_bv_after_two_tables=lambda: once(
+        SET, once(SET, xsave_lie(without_bits(1 << top_component())))
+    ),
     a_table_changes_one_byte_of_xmm3=lambda: once(SET, once(SET, xsave_lie(flip(XMM3)))),
     tables_reset_mxcsr=lambda: once(SET, once(SET, xsave_lie(put(MXCSR, 0x1F80, 4)))),
 )

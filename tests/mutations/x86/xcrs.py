@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from tests.mutations.lies import (
     Condition,
-    Proceed,
     Shared,
     accept,
     after,
@@ -18,6 +17,7 @@ from tests.mutations.lies import (
     given,
     kvm_table,
     offered,
+    on_refusal,
     once,
     refuse,
     toggle,
@@ -111,18 +111,10 @@ lies(
     no_register_resets_xcr0=lambda: after(
         SET, lambda call: _set_now(call.fd, 1), lambda call: not call.argument.nr_xcrs
     ),
+    a_refused_register_is_taken=lambda: on_refusal(
+        SET, lambda call: _set_now(call.fd, int(call.argument.xcrs[0].value))
+    ),
 )
-
-
-@mutation("xcrs.malformed")
-def a_refused_register_is_taken() -> Interposer:
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == SET and result < 0:
-            _set_now(call.fd, int(call.argument.xcrs[0].value))
-        return result
-
-    return interposer
 
 
 @mutation("xcrs.malformed")

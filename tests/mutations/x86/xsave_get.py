@@ -15,13 +15,13 @@ from tests.mutations.x86.buffers import (
     XMM3,
     XSTATE_BV,
     area,
-    bits_of,
     flip,
     get_msr_now,
     lengthen,
     put,
     spoil,
     top_byte,
+    with_bits,
     without_bits,
     xsave_lie,
 )
@@ -95,17 +95,18 @@ def a_byte_far_beyond_the_area_is_written_and_one_inside_is_not() -> Interposer:
     return after(GET, change)
 
 
-@mutation("xsave.get-xcomp-zero", "xsave.set-get-identity", "xsave.live-after-run")
-def the_highest_component_is_missing_from_xstate_bv() -> Interposer:
-    bit = 1 << top_component()
-    return xsave_lie(lambda call: without_bits(call, bit))
+lies(
+    "xsave.get-xcomp-zero",
+    "xsave.set-get-identity",
+    "xsave.live-after-run",
+    the_highest_component_is_missing_from_xstate_bv=lambda: xsave_lie(without_bits(1 << top_component())),
+)
 
-
-@mutation("xsave.get-masks-guest-cpuid", "mig.fewer-xfeatures")
-def a_hidden_component_is_in_xstate_bv() -> Interposer:
-    bit = 1 << top_component()
-    return xsave_lie(lambda call: put(XSTATE_BV, bits_of(call) | bit)(call))
-
+lies(
+    "xsave.get-masks-guest-cpuid",
+    "mig.fewer-xfeatures",
+    a_hidden_component_is_in_xstate_bv=lambda: xsave_lie(with_bits(1 << top_component())),
+)
 
 lies("xsave.get-masks-guest-cpuid", the_bytes_of_a_hidden_component_are_shown=lambda: xsave_lie(flip(top_byte())))
 lies("xsave.get-fpsse-without-cpuid", without_xsave_in_cpuid_nothing_is_in_use=lambda: xsave_lie(put(XSTATE_BV, 0)))

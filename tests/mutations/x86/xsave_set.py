@@ -18,6 +18,7 @@ from tests.mutations.lies import (
     drift,
     nth,
     offered,
+    on_refusal,
     once,
     refuse,
     top_component,
@@ -40,6 +41,7 @@ from tests.mutations.x86.buffers import (
     set_msr_now,
     spoil,
     top_byte,
+    with_bits,
     without_bits,
     xsave_lie,
 )
@@ -111,14 +113,8 @@ lies(
     "xsave.set-cpuid-independent",
     what_is_set_before_cpuid_is_dropped=lambda: answer(SET, 0, nth(1)),
     what_is_set_after_an_empty_cpuid_is_dropped=lambda: answer(SET, 0, nth(2)),
+    what_a_masked_cpuid_hides_is_dropped=lambda: before(SET, without_bits(1 << top_component()), nth(3)),
 )
-
-
-@mutation("xsave.set-cpuid-independent")
-def what_a_masked_cpuid_hides_is_dropped() -> Interposer:
-    bit = 1 << top_component()
-    return before(SET, lambda call: without_bits(call, bit), nth(3))
-
 
 lies(
     "xsave.set-header-checks",
@@ -168,14 +164,11 @@ lies("xsave.set-atomic", a_malformed_area_is_accepted=lambda: accept(SET, _malfo
 def _take_in_part(start: int, stop: int) -> Interposer:
     """Take some bytes of a refused area all the same."""
 
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == SET and result < 0:
-            wanted = bytes(area(call)[start:stop])
-            spoil(call.fd, lambda view: view.__setitem__(slice(start, stop), wanted))
-        return result
+    def take(call: Call) -> None:
+        wanted = bytes(area(call)[start:stop])
+        spoil(call.fd, lambda view: view.__setitem__(slice(start, stop), wanted))
 
-    return interposer
+    return on_refusal(SET, take)
 
 
 lies(
@@ -185,11 +178,10 @@ lies(
     a_refusal_clears_the_state=lambda: once(SET, xsave_lie(put(XSTATE_BV, 0)), refused=True),
 )
 
-
-@mutation("xsave.set-bit-clear-means-init")
-def components_whose_bit_is_clear_are_taken_all_the_same() -> Interposer:
-    full = offered()
-    return before(SET, lambda call: put(XSTATE_BV, bits_of(call) | full)(call))
+lies(
+    "xsave.set-bit-clear-means-init",
+    components_whose_bit_is_clear_are_taken_all_the_same=lambda: before(SET, with_bits(offered())),
+)
 
 
 @mutation("xsave.set-bit-clear-means-init")
@@ -257,9 +249,7 @@ lies(
 
 lies(
     "xsave.set-get-identity",
-    a_component_that_was_not_set_is_in_xstate_bv=lambda: xsave_lie(
-        lambda call: put(XSTATE_BV, bits_of(call) | 1 << 62)(call)
-    ),
+    a_component_that_was_not_set_is_in_xstate_bv=lambda: xsave_lie(with_bits(1 << 62)),
 )
 
 
