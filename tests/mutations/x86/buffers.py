@@ -251,10 +251,10 @@ def xcr0_of(call: Call) -> int:
     return 0
 
 
-def xcr0_reads(value: int) -> Interposer:
-    """Let the host read another XCR0."""
+def xcr0_reads(value: int, mask: int = 0) -> Interposer:
+    """Let the host read XCR0 & mask | value."""
 
     def change(call: Call) -> None:
-        call.argument.xcrs[0].value = value
+        call.argument.xcrs[0].value = call.argument.xcrs[0].value & mask | value
 
     return after("KVM_GET_XCRS", change)

@@ -21,7 +21,7 @@ from tests.mutations.lies import (
     toggle,
 )
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import set_msr_now
+from tests.mutations.x86.buffers import set_msr_now, xcr0_reads
 from tests.mutations.x86.lies import (
     GP,
     UD,
@@ -187,12 +187,5 @@ lies(
     init_leaves_the_interrupt_table=lambda: after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000)),
     init_leaves_ssp=lambda: after_init(ssp_reads(lambda value: 0x6000)),
     init_resets_ia32_xss=lambda: after_init(host_reads(Msr.XSS, lambda value: 0)),
+    init_resets_xcr0_but_for_x87=lambda: after_init(xcr0_reads(1)),
 )
-
-
-@mutation("cet.init")
-def init_resets_xcr0_but_for_x87() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.xcrs[0].value = 1
-
-    return after_init(after("KVM_GET_XCRS", change))

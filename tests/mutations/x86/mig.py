@@ -168,11 +168,12 @@ lies(
 
 @mutation("mig.idempotent")
 def a_pending_exception_is_lost_in_restoring() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.exception.injected = 0
-
     second = nth(2)
-    return before(SET_EVENTS, change, lambda call: bool(call.argument.exception.injected) and second(call))
+    return before(
+        SET_EVENTS,
+        assign("exception.injected", 0),
+        lambda call: bool(call.argument.exception.injected) and second(call),
+    )
 
 
 @mutation("mig.idempotent")
@@ -207,22 +208,19 @@ lies(
 )
 
 
-@mutation("mig.idempotent")
-def a_halt_is_an_internal_error() -> Interposer:
+def _a_halt_is(reason: int) -> Interposer:
     def change(call: Call) -> None:
         if call.argument.run.exit_reason == lib.KVM_EXIT_HLT:
-            call.argument.run.exit_reason = lib.KVM_EXIT_INTERNAL_ERROR
+            call.argument.run.exit_reason = reason
 
     return after(RUN, change)
 
 
-@mutation("mig.idempotent")
-def a_halt_is_a_shutdown() -> Interposer:
-    def change(call: Call) -> None:
-        if call.argument.run.exit_reason == lib.KVM_EXIT_HLT:
-            call.argument.run.exit_reason = lib.KVM_EXIT_SHUTDOWN
-
-    return after(RUN, change)
+lies(
+    "mig.idempotent",
+    a_halt_is_an_internal_error=lambda: _a_halt_is(lib.KVM_EXIT_INTERNAL_ERROR),
+    a_halt_is_a_shutdown=lambda: _a_halt_is(lib.KVM_EXIT_SHUTDOWN),
+)
 
 
 def _back(fd: int) -> None:

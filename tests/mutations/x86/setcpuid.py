@@ -52,14 +52,14 @@ SET, GET = "KVM_SET_CPUID2", "KVM_GET_CPUID2"
 TILE_CONFIGURATION, TILES = 1 << 17, 1 << 18
 
 
-def with_tiles(call: Call) -> bool:
+def _with_tiles(call: Call) -> bool:
     """Met by a table that offers tile data."""
     return bool(offers(call) & TILES)
 
 
 lies(
     "setcpuid.perm-eperm",
-    tile_data_needs_no_permission=lambda: answer(SET, 0, with_tiles),
+    tile_data_needs_no_permission=lambda: answer(SET, 0, _with_tiles),
     tile_data_without_permission_is_einval=lambda: drift(SET, errno.EINVAL),
 )
 
