@@ -29,10 +29,8 @@ from vmm.x86.guest import DONE, Fault, Guest, GuestError
 from vmm.x86.msr import get_msr, name, set_msr
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, get_xcr0, set_sregs, set_xcr0
-from vmm.x86.xfeature import XFeature
 
 _CP = 21
-_CET_U, _CET_S = int(XFeature.CET_U), int(XFeature.CET_S)
 _WP = 1 << 16
 
 
