@@ -11,6 +11,7 @@ from tests.mutations.x86.buffers import (
     area,
     change_entry,
     flip,
+    flip_now,
     lengthen,
     place,
     spoil,
@@ -105,14 +106,7 @@ lies(
     a_guest_without_amx_has_a_larger_area=lambda: xsave_lie(lengthen(64)),
 )
 
-
-@mutation("amx.no-perm-vcpu-fully-usable")
-def without_permission_one_byte_of_xmm3_is_lost() -> Interposer:
-    def change(view: memoryview) -> None:
-        view[XMM3] ^= 1
-
-    return after_run(lambda fd: spoil(fd, change))
-
+lies("amx.no-perm-vcpu-fully-usable", without_permission_one_byte_of_xmm3_is_lost=lambda: after_run(flip_now(XMM3)))
 
 lies(
     "amx.no-perm-vcpu-fully-usable",

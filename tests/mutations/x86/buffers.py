@@ -25,8 +25,10 @@ __all__ = [
     "change_entry",
     "change_list",
     "change_msr",
+    "clear_now",
     "entry",
     "flip",
+    "flip_now",
     "get_msr_now",
     "leaf",
     "lengthen",
@@ -138,6 +140,24 @@ def spoil(fd: int, change: Callable[[memoryview], object]) -> None:
     if lib.vmm_ioctl(fd, lib.KVM_GET_XSAVE2, buffer) >= 0:
         change(memoryview(ffi.buffer(buffer)).cast("B"))
         lib.vmm_ioctl(fd, lib.KVM_SET_XSAVE, buffer)
+
+
+def flip_now(offset: int, bits: int = 1) -> Callable[[int], None]:
+    """Change some bits of one byte of the XSAVE state that a vCPU really has."""
+
+    def change(view: memoryview) -> None:
+        view[offset] ^= bits
+
+    return lambda fd: spoil(fd, change)
+
+
+def clear_now(fd: int) -> None:
+    """Bring the x87 and vector registers of a vCPU into their initial state."""
+
+    def change(view: memoryview) -> None:
+        view[XSTATE_BV] = 0
+
+    spoil(fd, change)
 
 
 def rows(call: Call) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answer, before, called, given, nth, once
-from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, place, set_msr_now, spoil
+from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.caching import page
 from vmm.conformance.x86.shadow import SSP_ID
@@ -174,12 +174,7 @@ def tile_byte(tile: int, row: int = 0, byte: int = 0) -> int:
 
 def lose(*where: int) -> Callable[[int], None]:
     """Really change one byte of a vCPU's area."""
-    offset = tile_byte(*where)
-
-    def change(view: memoryview) -> None:
-        view[offset] ^= 0x10
-
-    return lambda fd: spoil(fd, change)
+    return flip_now(tile_byte(*where), 0x10)
 
 
 def before_run(number: int, change: Callable[[int], object]) -> Interposer:

@@ -15,11 +15,12 @@ from tests.mutations.x86.buffers import (
     XMM3,
     XSTATE_BV,
     area,
+    clear_now,
     flip,
+    flip_now,
     get_msr_now,
     lengthen,
     put,
-    spoil,
     top_byte,
     with_bits,
     without_bits,
@@ -162,45 +163,20 @@ lies(
     a_component_that_was_cleared_shows_its_last_value=lambda: xsave_lie(flip(top_byte(), 0x55)),
 )
 
-lies(
-    "xsave.survives-exits",
-    one_byte_of_xmm3_is_lost_over_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, XMM3 + 4))),
-)
-
-
-@mutation("xsave.survives-exits")
-def one_byte_of_the_highest_component_is_lost_over_an_exit() -> Interposer:
-    offset = top_byte()
-    return after_run(lambda fd: spoil(fd, lambda view: _flip(view, offset)))
-
 
 lies(
     "xsave.survives-exits",
-    one_bit_of_st7_is_lost_over_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, ST7))),
-    mxcsr_is_initial_after_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, MXCSR, 0x20))),
-    all_vector_registers_are_cleared_by_an_exit=lambda: after_run(lambda fd: spoil(fd, _clear)),
+    one_byte_of_xmm3_is_lost_over_an_exit=lambda: after_run(flip_now(XMM3 + 4)),
+    one_byte_of_the_highest_component_is_lost_over_an_exit=lambda: after_run(flip_now(top_byte())),
+    one_bit_of_st7_is_lost_over_an_exit=lambda: after_run(flip_now(ST7)),
+    mxcsr_is_initial_after_an_exit=lambda: after_run(flip_now(MXCSR, 0x20)),
+    all_vector_registers_are_cleared_by_an_exit=lambda: after_run(clear_now),
+    the_guest_leaves_less_often_than_it_ticks=lambda: fewer_entries(),
 )
-
-
-def _flip(view: memoryview, offset: int, bits: int = 1) -> None:
-    view[offset] ^= bits
-
-
-def _clear(view: memoryview) -> None:
-    view[XSTATE_BV] = 0
-
-
-lies("xsave.survives-exits", the_guest_leaves_less_often_than_it_ticks=lambda: fewer_entries())
-
-
-@mutation("xsave.legacy-get-agrees")
-def kvm_get_xsave_lacks_the_highest_component() -> Interposer:
-    offset = top_byte()
-    return after("KVM_GET_XSAVE", flip(offset))
-
 
 lies(
     "xsave.legacy-get-agrees",
+    kvm_get_xsave_lacks_the_highest_component=lambda: after("KVM_GET_XSAVE", flip(top_byte())),
     kvm_get_xsave_does_not_write=lambda: answer("KVM_GET_XSAVE", 0),
     kvm_get_xsave_names_no_features_in_the_software_bytes=lambda: after("KVM_GET_XSAVE", put(464, 0)),
 )

@@ -14,7 +14,6 @@ from tests.mutations.lies import (
     after,
     answer,
     before,
-    called,
     drift,
     nth,
     offered,
@@ -34,7 +33,9 @@ from tests.mutations.x86.buffers import (
     XSTATE_BV,
     area,
     bits_of,
+    clear_now,
     flip,
+    flip_now,
     leaf,
     offers,
     put,
@@ -213,31 +214,18 @@ lies(
 )
 
 
-def _before_runs(change: Callable[[memoryview], object]) -> Interposer:
+def _before_runs(change: Callable[[int], None]) -> Interposer:
     """Change the vCPU's real state when it is about to run."""
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        if called(call) == RUN:
-            spoil(call.fd, change)
-        return proceed()
-
-    return interposer
-
-
-def _flipped(offset: int, bits: int = 1) -> Interposer:
-    def change(view: memoryview) -> None:
-        view[offset] ^= bits
-
-    return _before_runs(change)
+    return before(RUN, lambda call: change(call.fd))
 
 
 lies(
     "xsave.set-then-run",
-    the_guest_runs_with_one_byte_of_xmm3_changed=lambda: _flipped(XMM3 + 15),
-    the_guest_runs_with_one_byte_of_the_highest_component_changed=lambda: _flipped(top_byte()),
-    the_guest_runs_with_one_byte_of_st7_changed=lambda: _flipped(ST7 + 5),
-    the_guest_runs_with_another_mxcsr=lambda: _flipped(MXCSR, 0x20),
-    the_guest_runs_with_initial_registers=lambda: _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0)),
+    the_guest_runs_with_one_byte_of_xmm3_changed=lambda: _before_runs(flip_now(XMM3 + 15)),
+    the_guest_runs_with_one_byte_of_the_highest_component_changed=lambda: _before_runs(flip_now(top_byte())),
+    the_guest_runs_with_one_byte_of_st7_changed=lambda: _before_runs(flip_now(ST7 + 5)),
+    the_guest_runs_with_another_mxcsr=lambda: _before_runs(flip_now(MXCSR, 0x20)),
+    the_guest_runs_with_initial_registers=lambda: _before_runs(clear_now),
 )
 
 lies(
