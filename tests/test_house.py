@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vmm
+from tests.mutations.registry import all_mutations
 from vmm.conformance.registry import all_clauses
 
 ROOT = Path(vmm.__file__).parent
@@ -154,6 +155,12 @@ def test_a_module_exports_what_it_defines_each_once(name: str) -> None:
     assert set(exported) <= defined
 
 
+def test_no_file_has_more_than_400_lines() -> None:
+    folders = ("bindings", "guest_payloads", "scripts", "tests", "vmm")
+    sources = [path for folder in folders for path in (TESTS.parent / folder).rglob("*.py")]
+    assert not {str(path) for path in sources if len(path.read_text().splitlines()) > 400}
+
+
 # What mirrors what
 
 
@@ -171,6 +178,31 @@ def test_a_module_among_the_clauses_has_clauses(arch: str) -> None:
 def test_a_module_of_clauses_has_a_module_of_lies_with_its_name(arch: str) -> None:
     lies = {path.stem for path in (TESTS / "mutations" / arch).glob("*.py")} - VOCABULARY
     assert lies == clause_modules(arch)
+
+
+def area(module: str) -> str:
+    """The area that the name of a module, of clauses or of lies, says: all of it, or what is before a topic."""
+    return module.split(".")[-1].split("_")[0]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_clause_is_in_a_module_of_its_area(arch: str) -> None:
+    astray = {clause.id for clause in all_clauses(arch) if area(clause.function.__module__) != clause.area}
+    assert not astray
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_lie_is_in_a_module_of_the_area_of_one_of_its_clauses(arch: str) -> None:
+    areas: dict[object, set[str]] = {}
+    for lie in all_mutations(arch):
+        areas.setdefault(lie.factory, set()).add(lie.clause.split(".")[0])
+    astray = {lie.name for lie in all_mutations(arch) if area(lie.factory.__module__) not in areas[lie.factory]}
+    assert not astray
+
+
+def test_no_module_of_clauses_imports_another() -> None:
+    among = {name: targets for name, targets in GRAPH.items() if name.startswith("vmm.conformance.clauses.")}
+    assert not {name for name, targets in among.items() if targets & among.keys()}
 
 
 def test_a_folder_of_tests_is_a_room_of_the_package() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_command import _BARE_DEV, hidden
+from tests.cli.command_line import BARE_DEV, hidden
 from tests.patience import LIMIT, eventually
 from tests.processes import descendants, gone
 
@@ -21,7 +21,7 @@ _SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 # The scripts set up .venv where it is not up to date, which is no business of a test's.
 _IN_VENV = Path(sys.prefix) == _SCRIPTS.parent / ".venv"
 pytestmark = pytest.mark.skipif(not _IN_VENV, reason="this Python is not the one that scripts/test sets up")
-_NOT_KVM = f"{_BARE_DEV} && touch /dev/kvm && mount --bind /dev/null /dev/kvm"
+_NOT_KVM = f"{BARE_DEV} && touch /dev/kvm && mount --bind /dev/null /dev/kvm"
 _MACHINE = {"x86_64": "amx", "aarch64": "sve"}[os.uname().machine]
 # A clause of the machine.
 _CLAUSE = {"amx": "xcrs.fresh", "sve": "core.bad-offset"}[_MACHINE]
@@ -41,7 +41,7 @@ def _offered(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("setup", "sentence"),
-    [(_BARE_DEV, "/dev/kvm does not exist: "), (_NOT_KVM, "it is not a KVM device")],
+    [(BARE_DEV, "/dev/kvm does not exist: "), (_NOT_KVM, "it is not a KVM device")],
     ids=["no-device", "another-device"],
 )
 def test_a_check_without_a_kvm_prints_the_command_that_checks_in_a_machine(setup: str, sentence: str) -> None:
@@ -55,7 +55,7 @@ def test_a_check_without_a_kvm_prints_the_command_that_checks_in_a_machine(setup
     "option", [("-o", "here/a b.txt"), ("-ohere/a b.txt",), ("--output", "here/a b.txt"), ("--output=here/a b.txt",)]
 )
 def test_the_report_of_the_printed_command_comes_back_to_its_file(option: tuple[str, ...]) -> None:
-    words = _offered(_check(_BARE_DEV, "--format", "json", *option, "--", "xcrs.fresh"))
+    words = _offered(_check(BARE_DEV, "--format", "json", *option, "--", "xcrs.fresh"))
     assert words[2:6] == ["--out", "here", "--", "vmm"]
     assert words[6:] == ["check", "--time-scale", "20", "--format", "json", "-o", "/out/a b.txt", "xcrs.fresh"]
 
@@ -66,18 +66,18 @@ def test_a_check_without_arguments_offers_the_machine_where_the_device_is_not_kv
 
 @pytest.mark.parametrize("arguments", [("--nonesuch",), ("--jobs", "0")])
 def test_wrong_usage_does_not_offer_a_machine(arguments: tuple[str, ...]) -> None:
-    done = _check(_BARE_DEV, *arguments)
+    done = _check(BARE_DEV, *arguments)
     assert done.returncode == 2 and "emulated machine" not in done.stderr
 
 
 def test_what_needs_no_kvm_works_without_one() -> None:
-    done = _check(_BARE_DEV, "--list")
+    done = _check(BARE_DEV, "--list")
     assert done.returncode == 0 and not done.stderr and len(done.stdout.splitlines()) > 100
 
 
 @pytest.mark.machine
 def test_the_printed_command_works(tmp_path: Path) -> None:
-    words = _offered(_check(_BARE_DEV, _CLAUSE, "--format", "json", "-o", "report.json"))
+    words = _offered(_check(BARE_DEV, _CLAUSE, "--format", "json", "-o", "report.json"))
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=10 * LIMIT, check=False)
     assert done.returncode == 0, done.stderr
     assert '"verdict": "PASS"' in (tmp_path / "report.json").read_text()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.machines.machines import EVERY_KERNEL, NEWEST, Running, conformance, judge, lab, records
-from tests.mutations.arm64.guest_state import NAMED
+from tests.mutations.arm64.guest import NAMED
 
 pytestmark = pytest.mark.machine
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 from vmm._kvm import ffi, lib
@@ -28,6 +28,7 @@ __all__ = [
     "after_run",
     "always",
     "answer",
+    "assign",
     "before",
     "both",
     "called",
@@ -38,6 +39,7 @@ __all__ = [
     "kvm_table",
     "nth",
     "offered",
+    "on_refusal",
     "once",
     "opposite",
     "refuse",
@@ -154,6 +156,18 @@ def drift(name: str, errno: int, when: Condition = always) -> Interposer:
     return interposer
 
 
+def on_refusal(name: str, change: Change) -> Interposer:
+    """The call is refused, but not without an effect."""
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if called(call) == name and result < 0:
+            change(call)
+        return result
+
+    return interposer
+
+
 def opposite(name: str, errno: int, when: Condition = always) -> Interposer:
     """A success becomes a refusal with ``errno``, and a refusal a success."""
 
@@ -198,16 +212,31 @@ def once(name: str, lie: Interposer, *, refused: bool = False, when: Condition =
     return interposer
 
 
+def _field(call: Call, path: str) -> tuple[Any, str]:
+    """What has the field of the argument that a path of names leads to, and the last of them."""
+    *outer, last = path.split(".")
+    return reduce(getattr, outer, call.argument), last
+
+
 def toggle(field: str, bits: int) -> Change:
-    """Change some bits of a field of the argument (a struct or, with an empty name, a number behind a pointer)."""
+    """Change some bits of a field of the argument (a struct or, with an empty name, a number behind a pointer).
+
+    Dots lead into the structures that a struct has.
+    """
 
     def change(call: Call) -> None:
         if field:
-            setattr(call.argument, field, getattr(call.argument, field) ^ bits)
+            owner, name = _field(call, field)
+            setattr(owner, name, getattr(owner, name) ^ bits)
         else:
             call.argument[0] ^= bits
 
     return change
+
+
+def assign(field: str, value: object) -> Change:
+    """Give a field of the argument a value; dots lead into the structures that it has."""
+    return lambda call: setattr(*_field(call, field), value)
 
 
 @cache

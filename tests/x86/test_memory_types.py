@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from tests.mutations.lies import Proceed, Shared, after_entry, answer, both
+from tests.mutations.x86.cr0cd import cache_disable_slows_the_guest_down
 from tests.mutations.x86.lies import timed
-from tests.mutations.x86.mtrr import cache_disable_slows_the_guest_down
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE
-from vmm.conformance.clauses.x86 import vfio
+from vmm.conformance.clauses.x86 import dev
 from vmm.conformance.context import Options
 from vmm.conformance.execute import execute
 from vmm.conformance.model import ClauseResult, Verdict
@@ -255,7 +255,7 @@ class Group:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of VFIO groups with one in it that has no IOMMU."""
-    monkeypatch.setattr(vfio, "VFIO_FOLDER", tmp_path)
+    monkeypatch.setattr(dev, "VFIO_FOLDER", tmp_path)
     (tmp_path / "noiommu-0").touch()
     return tmp_path
 

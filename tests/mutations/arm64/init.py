@@ -1,26 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about KVM_CAP_ARM_SVE, KVM_ARM_PREFERRED_TARGET and KVM_ARM_VCPU_INIT."""
+"""Lies about KVM_ARM_PREFERRED_TARGET and KVM_ARM_VCPU_INIT."""
 
 from __future__ import annotations
 
 import errno
 
 from tests.mutations.arm64.lies import EVENTS, FINALIZE, GET, INIT, LIST, change_now, flip, number, reading, set_now
-from tests.mutations.lies import (
-    COMPLETE,
-    RUN,
-    Condition,
-    accept,
-    after,
-    answer,
-    drift,
-    nth,
-    once,
-    refuse,
-    succeed_with,
-)
+from tests.mutations.lies import COMPLETE, RUN, Condition, accept, after, answer, assign, drift, nth, once, refuse
 from tests.mutations.registry import lies, mutation
-from vmm._kvm import ffi, lib
+from vmm._kvm import ffi
 from vmm.arm64.registers import FFR, PC, PSTATE, SYSTEM, VLS, Register, core, v, x, z
 from vmm.arm64.vcpu import Feature
 from vmm.kvm.ioctl import Call, Interposer
@@ -33,22 +21,6 @@ def _with(*features: Feature) -> Condition:
     """Met by a VCPU_INIT with these features and no others, PSCI apart."""
     wanted = sum(1 << feature for feature in features)
     return lambda call: call.argument.features[0] & ~(1 << Feature.PSCI_0_2) == wanted
-
-
-def _sve_capability(when: Condition) -> Interposer:
-    """KVM_CAP_ARM_SVE is the opposite."""
-
-    def asked(call: Call) -> bool:
-        return bool(call.argument == lib.KVM_CAP_ARM_SVE) and when(call)
-
-    return succeed_with("KVM_CHECK_EXTENSION", lambda call, result: 1 - result, asked)
-
-
-lies(
-    "cap.sve-matches-host",
-    dev_kvm_says_the_opposite_about_sve=lambda: _sve_capability(nth(1)),
-    a_vm_says_the_opposite_about_sve=lambda: _sve_capability(nth(2)),
-)
 
 
 @mutation("init.preferred-target")
@@ -67,13 +39,10 @@ def a_feature_word_is_not_written() -> Interposer:
     return after("KVM_ARM_PREFERRED_TARGET", leave)
 
 
-@mutation("init.preferred-target")
-def the_preferred_target_does_not_exist() -> Interposer:
-    def prefer(call: Call) -> None:
-        call.argument.target = 99
-
-    return after("KVM_ARM_PREFERRED_TARGET", prefer)
-
+lies(
+    "init.preferred-target",
+    the_preferred_target_does_not_exist=lambda: after("KVM_ARM_PREFERRED_TARGET", assign("target", 99)),
+)
 
 lies(
     "init.preferred-target",

@@ -53,7 +53,6 @@ __all__ = [
     "list_without",
     "number",
     "of",
-    "on_refusal",
     "reading",
     "set_now",
     "spoiled_exit",
@@ -191,18 +190,6 @@ def set_now(fd: int, register: Register, new: int) -> None:
 def change_now(register: Register, bits: int = 1) -> Callable[[int], None]:
     """A function that changes some bits of a register of the vCPU ``fd``."""
     return lambda fd: set_now(fd, register, int.from_bytes(get_now(fd, register), "little") ^ bits)
-
-
-def on_refusal(name: str, change: Callable[[Call], object]) -> Interposer:
-    """The call is refused, but not without an effect."""
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if called(call) == name and result < 0:
-            change(call)
-        return result
-
-    return interposer
 
 
 def change_list(change: Callable[[list[int]], list[int]]) -> Interposer:

@@ -14,12 +14,11 @@ from tests.mutations.arm64.lies import (
     flip,
     list_without,
     of,
-    on_refusal,
     reading,
     set_now,
     widest,
 )
-from tests.mutations.lies import accept, after, drift, once, refuse
+from tests.mutations.lies import accept, after, assign, drift, on_refusal, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import FFR, SYSTEM, VLS, Register, p, v, x, z
 from vmm.kvm.ioctl import Call, Interposer
@@ -32,21 +31,12 @@ def _instead(register: Register, other: Register) -> Interposer:
     return change_list(lambda found: [int(other) if identifier == register else identifier for identifier in found])
 
 
-# --- the call -------------------------------------------------------------------------------------
-
-
-lies("reglist.e2big", a_list_that_is_too_short_is_einval=lambda: drift(LIST, errno.EINVAL))
-
-
-@mutation("reglist.e2big")
-def a_short_list_does_not_learn_its_length() -> Interposer:
-    def keep(call: Call) -> None:
-        call.argument.n = 0
-
-    return on_refusal(LIST, keep)
-
-
-lies("reglist.e2big", a_list_that_is_one_short_is_written=lambda: accept(LIST, lambda call: call.argument.n > 100))
+lies(
+    "reglist.e2big",
+    a_list_that_is_too_short_is_einval=lambda: drift(LIST, errno.EINVAL),
+    a_short_list_does_not_learn_its_length=lambda: on_refusal(LIST, assign("n", 0)),
+    a_list_that_is_one_short_is_written=lambda: accept(LIST, lambda call: call.argument.n > 100),
+)
 
 
 @mutation("reglist.e2big")
@@ -63,9 +53,6 @@ def the_list_does_not_say_how_long_it_is() -> Interposer:
         call.argument.n += 1
 
     return after(LIST, change)
-
-
-# --- what is listed -------------------------------------------------------------------------------
 
 
 lies(

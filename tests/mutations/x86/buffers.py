@@ -22,10 +22,13 @@ __all__ = [
     "XSTATE_BV",
     "area",
     "bits_of",
+    "change_entry",
     "change_list",
     "change_msr",
+    "clear_now",
     "entry",
     "flip",
+    "flip_now",
     "get_msr_now",
     "leaf",
     "lengthen",
@@ -41,8 +44,10 @@ __all__ = [
     "shorten",
     "spoil",
     "top_byte",
+    "with_bits",
     "without_bits",
     "xcr0_of",
+    "xcr0_reads",
     "xsave_lie",
 ]
 
@@ -79,9 +84,14 @@ def bits_of(call: Call, offset: int = XSTATE_BV) -> int:
     return int.from_bytes(area(call)[offset : offset + 8], "little")
 
 
-def without_bits(call: Call, bits: int) -> None:
+def with_bits(bits: int) -> Change:
+    """Set bits of the area's XSTATE_BV."""
+    return lambda call: put(XSTATE_BV, bits_of(call) | bits)(call)
+
+
+def without_bits(bits: int) -> Change:
     """Clear bits of the area's XSTATE_BV."""
-    put(XSTATE_BV, bits_of(call) & ~bits)(call)
+    return lambda call: put(XSTATE_BV, bits_of(call) & ~bits)(call)
 
 
 def place(component: int, byte: int = 0) -> int:
@@ -132,6 +142,24 @@ def spoil(fd: int, change: Callable[[memoryview], object]) -> None:
         lib.vmm_ioctl(fd, lib.KVM_SET_XSAVE, buffer)
 
 
+def flip_now(offset: int, bits: int = 1) -> Callable[[int], None]:
+    """Change some bits of one byte of the XSAVE state that a vCPU really has."""
+
+    def change(view: memoryview) -> None:
+        view[offset] ^= bits
+
+    return lambda fd: spoil(fd, change)
+
+
+def clear_now(fd: int) -> None:
+    """Bring the x87 and vector registers of a vCPU into their initial state."""
+
+    def change(view: memoryview) -> None:
+        view[XSTATE_BV] = 0
+
+    spoil(fd, change)
+
+
 def rows(call: Call) -> list[tuple[int, ...]]:
     """Return a CPUID table's entries as tuples: function, index, flags, eax, ebx, ecx, edx."""
     table = call.argument
@@ -153,6 +181,17 @@ def entry(call: Call, function: int, index: int = 0) -> Any:
     new.eax = new.ebx = new.ecx = new.edx = 0
     table.nent += 1
     return new
+
+
+def change_entry(function: int, index: int = 0, /, **changes: Callable[[int], int]) -> Change:
+    """Change fields of the entry of a leaf in the table, each a number of 32 bits."""
+
+    def change(call: Call) -> None:
+        found = entry(call, function, index)
+        for field, value in changes.items():
+            setattr(found, field, value(getattr(found, field)) & 0xFFFFFFFF)
+
+    return change
 
 
 def leaf(call: Call, function: int, index: int = 0) -> tuple[int, ...]:
@@ -230,3 +269,12 @@ def xcr0_of(call: Call) -> int:
         if call.argument.xcrs[number].xcr == 0:
             return int(call.argument.xcrs[number].value)
     return 0
+
+
+def xcr0_reads(value: int, mask: int = 0) -> Interposer:
+    """Let the host read XCR0 & mask | value."""
+
+    def change(call: Call) -> None:
+        call.argument.xcrs[0].value = call.argument.xcrs[0].value & mask | value
+
+    return after("KVM_GET_XCRS", change)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from tests.mutations.lies import (
     RUN,
@@ -22,7 +21,7 @@ from tests.mutations.lies import (
     toggle,
 )
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import entry, set_msr_now
+from tests.mutations.x86.buffers import set_msr_now, xcr0_reads
 from tests.mutations.x86.lies import (
     GP,
     UD,
@@ -188,47 +187,5 @@ lies(
     init_leaves_the_interrupt_table=lambda: after_init(host_reads(Msr.INT_SSP_TAB, lambda value: 0x5000)),
     init_leaves_ssp=lambda: after_init(ssp_reads(lambda value: 0x6000)),
     init_resets_ia32_xss=lambda: after_init(host_reads(Msr.XSS, lambda value: 0)),
+    init_resets_xcr0_but_for_x87=lambda: after_init(xcr0_reads(1)),
 )
-
-
-@mutation("cet.init")
-def init_resets_xcr0_but_for_x87() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.xcrs[0].value = 1
-
-    return after_init(after("KVM_GET_XCRS", change))
-
-
-GET_CPUID = "KVM_GET_CPUID2"
-
-
-def _compacted_size(said: Callable[[list[int]], int]) -> Interposer:
-    """Lie about the compacted size, given the true sizes so far."""
-    sizes: list[int] = []
-
-    def change(call: Call) -> None:
-        found = entry(call, 0xD, 1)
-        sizes.append(found.ebx)
-        found.ebx = said(sizes)
-
-    return after(GET_CPUID, change)
-
-
-def _short_of_supervisor_cet(sizes: list[int]) -> int:
-    return sizes[-1] - (8 if sizes[-1] > sorted(set(sizes))[:2][-1] else 0)
-
-
-lies(
-    "setcpuid.runtime-size-0xd1",
-    the_compacted_size_does_not_follow_ia32_xss=lambda: _compacted_size(lambda sizes: sizes[0]),
-    the_compacted_size_never_shrinks=lambda: _compacted_size(max),
-    the_compacted_size_is_8_bytes_short_with_supervisor_cet=lambda: _compacted_size(_short_of_supervisor_cet),
-)
-
-
-@mutation("setcpuid.runtime-size-0xd1")
-def the_guest_cannot_set_ia32_xss() -> Interposer:
-    def matches(guest: Shared) -> bool:
-        return guest.get("params", 1) == 1 << 11
-
-    return in_cet_guest("wrmsr", faults(1, GP), matches)

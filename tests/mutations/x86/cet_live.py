@@ -3,19 +3,9 @@
 
 from __future__ import annotations
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, answer, before, nth, once
+from tests.mutations.lies import Proceed, Shared, answer, once
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import (
-    XSTATE_BV,
-    area,
-    change_msr,
-    flip,
-    get_msr_now,
-    lengthen,
-    msr_values,
-    set_msr_now,
-    xsave_lie,
-)
+from tests.mutations.x86.buffers import msr_values, set_msr_now
 from tests.mutations.x86.lies import (
     GP,
     before_entry,
@@ -24,6 +14,7 @@ from tests.mutations.x86.lies import (
     get_ssp_now,
     host_reads,
     in_cet_guest,
+    not_restored,
     of_ssp,
     set_in_guest,
     set_ssp_now,
@@ -35,19 +26,14 @@ GET, SET, GET_REG, SET_REG = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_ONE_REG", 
 EVENTS, SET_XSAVE = "KVM_SET_VCPU_EVENTS", "KVM_SET_XSAVE"
 
 
-def _not_brought(index: int) -> Interposer:
-    """An MSR is lost in restoring what was saved."""
-    return once(GET, before(SET, change_msr(index, lambda value: 0)))
-
-
 lies(
     "cet.state-live",
     u_cet_is_not_saved=lambda: host_reads(Msr.U_CET, lambda value: 0),
-    s_cet_does_not_come_over=lambda: _not_brought(Msr.S_CET),
+    s_cet_does_not_come_over=lambda: not_restored(Msr.S_CET),
     s_cet_cannot_be_restored=lambda: once(
         GET, answer(SET, 0, lambda call: len(msr_values(call)) > 1 and Msr.S_CET in dict(msr_values(call)))
     ),
-    pl0_ssp_does_not_come_over=lambda: _not_brought(Msr.PL0_SSP),
+    pl0_ssp_does_not_come_over=lambda: not_restored(Msr.PL0_SSP),
     ssp_does_not_come_over=lambda: once(GET_REG, answer(SET_REG, 0, of_ssp)),
     the_copy_runs_with_ssp_an_entry_off=lambda: before_run(4, lambda fd: set_ssp_now(fd, get_ssp_now(fd) + 8)),
     the_copy_runs_without_pl3_ssp=lambda: before_run(4, lambda fd: set_msr_now(fd, Msr.PL3_SSP, 0)),
@@ -101,46 +87,6 @@ lies(
     "cet.state-each-needed",
     # Runs: the preparation and the guest, then preparation and run of each of the five copies, then the guest.
     the_state_does_not_fit_the_guest_itself_any_more=lambda: before_run(13, lambda fd: set_ssp_now(fd, 0)),
-)
-
-lies(
-    "mig.xss-roundtrip",
-    ia32_xss_is_not_saved=lambda: host_reads(Msr.XSS, lambda value: 0),
-    ia32_xss_does_not_come_over=lambda: _not_brought(Msr.XSS),
-    xrstors_works_without_ia32_xss=lambda: in_cet_guest("xrstors", faults(0)),
-    xrstors_faults_in_the_copy=lambda: in_cet_guest("xrstors", faults(1, GP)),
-)
-
-lies(
-    "xsave.no-supervisor",
-    the_area_names_user_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 3)),
-    the_area_names_supervisor_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 4)),
-)
-
-
-@mutation("xsave.no-supervisor")
-def the_area_has_a_shadow_stack_pointer() -> Interposer:
-    def change(call: Call) -> None:
-        pointer = get_msr_now(call.fd, Msr.PL3_SSP)
-        area(call)[3000:3008] = pointer.to_bytes(8, "little")
-
-    return xsave_lie(change)
-
-
-lies("xsave.no-supervisor", the_area_is_larger_with_supervisor_state=lambda: xsave_lie(lengthen(64)))
-
-lies(
-    "xsave.set-preserves-supervisor",
-    an_area_without_components_resets_u_cet=lambda: after(SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.U_CET, 0)),
-    an_area_without_components_resets_pl3_ssp=lambda: after(
-        SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0)
-    ),
-    an_area_without_components_changes_pl1_ssp=lambda: after(
-        SET_XSAVE, lambda call: set_msr_now(call.fd, Msr.PL1_SSP, 0x1000)
-    ),
-    the_guest_runs_without_user_state_behind_an_area_without_components=lambda: once(
-        SET_XSAVE, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1))
-    ),
 )
 
 lies(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.lies import Proceed, accept, after, answer, drift, once, refuse
+from tests.mutations.lies import Proceed, accept, after, answer, assign, drift, on_refusal, once, refuse
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, of_msr, sets
 from tests.mutations.x86.lies import host_reads, of_ssp, one_reg_number, ssp_reads
@@ -104,18 +104,8 @@ lies(
     "cet.reg-list-shstk",
     room_for_none_is_enough=lambda: answer(GET_LIST, 0, lambda call: call.argument.n == 0),
     room_for_none_is_einval=lambda: drift(GET_LIST, errno.EINVAL),
+    e2big_does_not_say_how_many_there_are=lambda: on_refusal(GET_LIST, assign("n", 0)),
 )
-
-
-@mutation("cet.reg-list-shstk")
-def e2big_does_not_say_how_many_there_are() -> Interposer:
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == GET_LIST and result < 0:
-            call.argument.n = 0
-        return result
-
-    return interposer
 
 
 @mutation("cet.reg-list-shstk")

@@ -6,11 +6,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from tests.mutations.lies import accept, after, drift, honest, refuse
+from tests.mutations.lies import accept, after, assign, both, drift, honest, on_refusal, once, refuse
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import entry, offers
+from tests.mutations.x86.buffers import change_entry, offers
+from tests.mutations.x86.lies import TILES
 from vmm.conformance.clauses.x86 import cpuid as clauses
 from vmm.kvm.ioctl import Call, Interposer, KvmError
 from vmm.kvm.system import Kvm
@@ -18,22 +18,13 @@ from vmm.x86 import cpuid, permission
 from vmm.x86.cpuid import Entry
 from vmm.x86.xfeature import XTILE
 
-ASK = "KVM_GET_SUPPORTED_CPUID"
+ASK, REQUEST = "KVM_GET_SUPPORTED_CPUID", "ARCH_REQ_XCOMP_GUEST_PERM"
 SHSTK, IBT, XSAVES, AVX10, APX = 1 << 7, 1 << 20, 1 << 3, 1 << 19, 1 << 21
 
 
-def _leaf(function: int, index: int, **changes: Callable[[int], int]) -> Interposer:
+def _leaf(function: int, index: int, /, **changes: Callable[[int], int]) -> Interposer:
     """Change registers of one entry."""
-
-    def change(call: Call) -> None:
-        _apply(entry(call, function, index), changes)
-
-    return after(ASK, change)
-
-
-def _apply(found: Any, changes: dict[str, Callable[[int], int]]) -> None:
-    for register, value in changes.items():
-        setattr(found, register, value(getattr(found, register)) & 0xFFFFFFFF)
+    return after(ASK, change_entry(function, index, **changes))
 
 
 def _supported() -> int:
@@ -45,15 +36,22 @@ def _supported() -> int:
             return cpuid.supported(kvm).xcr0
 
 
-def _complete(change: Callable[[Call], None]) -> Interposer:
-    """Spoil only a table that has all that can ever be offered: with tiles, where KVM supports them."""
+def _complete(index: Callable[[Call], int], **changes: Callable[[int], int]) -> Interposer:
+    """Change registers of one entry of leaf 0xD, but only in a table that has all that can ever be offered.
+
+    That is one with tiles, where KVM supports them.
+    """
     complete = _supported() & XTILE
 
     def asked(call: Call) -> None:
         if offers(call) & XTILE == complete:
-            change(call)
+            change_entry(0xD, index(call), **changes)(call)
 
     return after(ASK, asked)
+
+
+def _last_component(call: Call) -> int:
+    return offers(call).bit_length() - 1
 
 
 def _first_component(**changes: Callable[[int], int]) -> Interposer:
@@ -90,9 +88,7 @@ lies(
     a_user_component_is_said_to_be_a_supervisors=lambda: _first_component(ecx=lambda value: value | 1),
     a_user_component_lies_at_0=lambda: _first_component(ebx=lambda value: 0),
     a_reserved_register_of_a_component_is_not_0=lambda: _first_component(edx=lambda value: 1),
-    a_component_has_no_subleaf=lambda: after(
-        ASK, lambda call: _apply(entry(call, 0xD, 2), {"index": lambda value: 61})
-    ),
+    a_component_has_no_subleaf=lambda: _first_component(index=lambda value: 61),
     a_component_that_is_not_offered_has_a_subleaf=lambda: _leaf(
         0xD, 62, eax=lambda value: 64, ebx=lambda value: 0x3000
     ),
@@ -111,19 +107,14 @@ lies(
     the_palette_has_another_number_of_tiles=lambda: _leaf(0x1D, 1, ebx=lambda value: value ^ 0x10000),
 )
 
-lies("cpuid.0x24-avx10", the_avx10_version_is_255=lambda: _leaf(0x24, 0, ebx=lambda value: value | 0xFF))
-
-
-@mutation("cpuid.0x24-avx10")
-def avx10_is_offered_without_its_leaf() -> Interposer:
-    def change(call: Call) -> None:
-        _apply(entry(call, 7, 1), {"edx": lambda value: value | AVX10})
-        _apply(entry(call, 0x24), {"ebx": lambda value: 0})
-
-    return after(ASK, change)
-
-
-lies("cpuid.0x24-avx10", a_reserved_register_of_avx10_is_not_0=lambda: _leaf(0x24, 1, edx=lambda value: 1))
+lies(
+    "cpuid.0x24-avx10",
+    the_avx10_version_is_255=lambda: _leaf(0x24, 0, ebx=lambda value: value | 0xFF),
+    avx10_is_offered_without_its_leaf=lambda: both(
+        _leaf(7, 1, edx=lambda value: value | AVX10), _leaf(0x24, 0, ebx=lambda value: 0)
+    ),
+    a_reserved_register_of_avx10_is_not_0=lambda: _leaf(0x24, 1, edx=lambda value: 1),
+)
 
 lies(
     "cpuid.not-exposed",
@@ -165,27 +156,14 @@ def pku_is_offered_with_shadow_paging() -> Interposer:
 lies(
     "cpuid.cet-all-or-nothing",
     one_of_the_cet_components_is_offered=lambda: _leaf(0xD, 1, ecx=lambda value: value ^ 1 << 11),
+    ibt_is_offered_without_its_components=lambda: both(
+        _leaf(7, 0, edx=lambda value: value | IBT), _leaf(0xD, 1, ecx=lambda value: value & ~0x1800)
+    ),
+    shadow_stacks_are_offered_without_xsaves=lambda: both(
+        _leaf(7, 0, ecx=lambda value: value | SHSTK),
+        _leaf(0xD, 1, eax=lambda value: value & ~XSAVES, ecx=lambda value: value | 0x1800),
+    ),
 )
-
-
-@mutation("cpuid.cet-all-or-nothing")
-def ibt_is_offered_without_its_components() -> Interposer:
-    def change(call: Call) -> None:
-        _apply(entry(call, 7), {"edx": lambda value: value | IBT})
-        _apply(entry(call, 0xD, 1), {"ecx": lambda value: value & ~0x1800})
-
-    return after(ASK, change)
-
-
-@mutation("cpuid.cet-all-or-nothing")
-def shadow_stacks_are_offered_without_xsaves() -> Interposer:
-    def change(call: Call) -> None:
-        _apply(entry(call, 7), {"ecx": lambda value: value | SHSTK})
-        registers = {"eax": lambda value: value & ~XSAVES, "ecx": lambda value: value | 0x1800}
-        _apply(entry(call, 0xD, 1), registers)
-
-    return after(ASK, change)
-
 
 lies(
     "cpuid.nent-protocol",
@@ -207,63 +185,64 @@ def the_last_entry_is_missing_from_a_large_table() -> Interposer:
     return after(ASK, change, lambda call: bool(call.argument.nent > 256))
 
 
-@mutation("cpuid.nent-protocol")
-def the_needed_size_is_left_in_nent() -> Interposer:
-    def interposer(call: Call, proceed: Callable[[], int]) -> int:
-        result = proceed()
-        if call.name == ASK and result == -errno.E2BIG:
-            call.argument.nent = 77
-        return result
-
-    return interposer
-
+lies("cpuid.nent-protocol", the_needed_size_is_left_in_nent=lambda: on_refusal(ASK, assign("nent", 77)))
 
 lies(
     "cpuid.leaf0-max",
     the_highest_leaf_is_below_the_xstate_leaf=lambda: _leaf(0, 0, eax=lambda value: 0xC),
     the_highest_leaf_is_one_too_many=lambda: _leaf(0, 0, eax=lambda value: cpuid.host(0).eax + 1),
-    a_leaf_is_listed_beyond_the_highest=lambda: after(
-        ASK, lambda call: _apply(entry(call, 0x77), {"eax": lambda value: 1})
-    ),
+    a_leaf_is_listed_beyond_the_highest=lambda: _leaf(0x77, 0, eax=lambda value: 1),
     leaf_7_lists_a_subleaf_beyond_its_last=lambda: _leaf(7, 9, eax=lambda value: 1),
     leaf_7_has_one_subleaf_too_many=lambda: _leaf(7, 0, eax=lambda value: cpuid.host(7).eax + 1),
 )
 
-
-@mutation("cpuid.0xd0-size")
-def the_maximal_size_leaves_out_the_last_component() -> Interposer:
-    def change(call: Call) -> None:
-        _apply(entry(call, 0xD), {"ecx": lambda value: value - 64})
-
-    return _complete(change)
-
+lies(
+    "cpuid.0xd0-size",
+    the_maximal_size_leaves_out_the_last_component=lambda: _complete(lambda call: 0, ecx=lambda value: value - 64),
+)
 
 lies(
     "cpuid.0xd1-size",
-    the_compacted_size_leaves_out_the_last_component=lambda: _complete(
-        lambda call: _apply(entry(call, 0xD, 1), {"ebx": lambda value: value - 64})
-    ),
+    the_compacted_size_leaves_out_the_last_component=lambda: _complete(lambda call: 1, ebx=lambda value: value - 64),
 )
-
-
-@mutation("cpuid.0xd-subleaf-kind")
-def the_last_component_is_larger_than_the_cpus() -> Interposer:
-    def change(call: Call) -> None:
-        _apply(entry(call, 0xD, offers(call).bit_length() - 1), {"eax": lambda value: value + 64})
-
-    return _complete(change)
-
 
 lies(
     "cpuid.0xd-subleaf-kind",
+    the_last_component_is_larger_than_the_cpus=lambda: _complete(_last_component, eax=lambda value: value + 64),
     avx_state_is_64_bytes_larger_than_the_cpus=lambda: _first_component(eax=lambda value: value + 64),
     avx_state_lies_64_bytes_further_than_the_cpus=lambda: _first_component(ebx=lambda value: value + 64),
 )
 
+lies(
+    "cpuid.0xd-xfd-bit",
+    the_last_component_has_the_other_xfd_bit=lambda: _complete(_last_component, ecx=lambda value: value ^ 4),
+)
 
-@mutation("cpuid.0xd-xfd-bit")
-def the_last_component_has_the_other_xfd_bit() -> Interposer:
-    def change(call: Call) -> None:
-        _apply(entry(call, 0xD, offers(call).bit_length() - 1), {"ecx": lambda value: value ^ 4})
+lies(
+    "cpuid.hidden-without-perm",
+    the_subleaf_of_tile_data_is_there_without_permission=lambda: _leaf(
+        0xD, TILES, eax=lambda value: 8192, ebx=lambda value: 2816
+    ),
+    tile_data_stays_hidden_with_permission=lambda: once(
+        REQUEST, _leaf(0xD, 0, eax=lambda value: value & ~(1 << TILES))
+    ),
+    the_subleaf_of_tile_data_lacks_the_xfd_bit=lambda: once(REQUEST, _leaf(0xD, TILES, ecx=lambda value: value & ~4)),
+)
 
-    return _complete(change)
+lies(
+    "cpuid.amx-isa-bits-not-hidden",
+    amx_tile_is_hidden_without_permission=lambda: _leaf(7, 0, edx=lambda value: value & ~(1 << 24)),
+    permission_changes_the_palette=lambda: once(REQUEST, _leaf(0x1D, 1, ecx=lambda value: value + 1)),
+)
+
+lies(
+    "cpuid.0x1e",
+    the_multiplier_has_one_more_row=lambda: _leaf(0x1E, 0, ebx=lambda value: value + 1),
+    a_reserved_register_of_the_multiplier_is_not_0=lambda: _leaf(0x1E, 0, ecx=lambda value: 1),
+)
+
+lies(
+    "cpuid.0x1e",
+    "cpuid.0x1e-alias-consistent",
+    every_feature_of_the_multiplier_is_there=lambda: _leaf(0x1E, 1, eax=lambda value: ~value & 0xFFFFFFFF),
+)

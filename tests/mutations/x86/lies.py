@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answer, before, called, given, nth, once
-from tests.mutations.x86.buffers import change_msr, msr_values, of_msr, place, set_msr_now, spoil
+from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.caching import page
 from vmm.conformance.x86.shadow import SSP_ID
@@ -29,6 +29,7 @@ __all__ = [
     "batch_value",
     "before_entry",
     "before_run",
+    "during",
     "faults",
     "get_ssp_now",
     "guest_did_not_fault",
@@ -39,6 +40,7 @@ __all__ = [
     "in_tile_guest",
     "lose",
     "msr_readable",
+    "not_restored",
     "of_ssp",
     "one_reg_number",
     "set_in_guest",
@@ -172,12 +174,7 @@ def tile_byte(tile: int, row: int = 0, byte: int = 0) -> int:
 
 def lose(*where: int) -> Callable[[int], None]:
     """Really change one byte of a vCPU's area."""
-    offset = tile_byte(*where)
-
-    def change(view: memoryview) -> None:
-        view[offset] ^= 0x10
-
-    return lambda fd: spoil(fd, change)
+    return flip_now(tile_byte(*where), 0x10)
 
 
 def before_run(number: int, change: Callable[[int], object]) -> Interposer:
@@ -205,3 +202,22 @@ def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
         guest.set("vector", vector)
 
     return change
+
+
+def not_restored(index: int) -> Interposer:
+    """An MSR is lost in restoring what was saved."""
+    return once(GET, before("KVM_SET_MSRS", change_msr(index, lambda value: 0)))
+
+
+def during(name: str, on: Callable[[Call], bool], lie: Interposer) -> Interposer:
+    """``lie`` holds from a call of ``name`` that meets ``on`` to the next one that does not."""
+    active = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal active
+        if call.name == name:
+            active = on(call)
+        # The lie has to watch all calls to know where memory lies: it is told of what it may not change.
+        return lie(call, proceed) if active or call.name != "KVM_RUN" else proceed()
+
+    return interposer

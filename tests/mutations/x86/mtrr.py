@@ -3,30 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from tests.mutations.lies import Proceed, Shared, after, after_entry, answer, once, succeed_with
+from tests.mutations.lies import after, answer, once, succeed_with
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, of_msr
 from tests.mutations.x86.lies import (
-    MEMTYPE,
     SLOW,
     after_msr_entry,
     batch_value,
+    during,
     guest_did_not_fault,
     guest_faulted,
     timed,
 )
-from vmm.kvm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Interposer
 from vmm.x86.memory_types import MemoryType
 from vmm.x86.msr_names import Msr
 
-GET, SET, SREGS = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_SET_SREGS"
-
-
-_CD = 1 << 30
-
-
+GET, SET = "KVM_GET_MSRS", "KVM_SET_MSRS"
 _FIXED, _BASE, _MASK = 0x250, 0x206, 0x207
 
 
@@ -74,46 +67,10 @@ lies(
 )
 
 
-def _while(name: str, on: Callable[[Call], bool], lie: Interposer) -> Interposer:
-    """``lie`` holds from a call of ``name`` that meets ``on`` to the next one that does not."""
-    active = False
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        nonlocal active
-        if call.name == name:
-            active = on(call)
-        # The lie has to watch all calls to know where memory lies: it is told of what it may not change.
-        return lie(call, proceed) if active or call.name != "KVM_RUN" else proceed()
-
-    return interposer
-
-
 @mutation("mtrr.no-effect")
 def uncached_mtrrs_slow_the_guest_down() -> Interposer:
     lie = timed("loads", SLOW, MemoryType.WB)
-    return _while(SET, lambda call: batch_value(call, Msr.MTRR_DEF_TYPE) == 1 << 11, lie)
+    return during(SET, lambda call: batch_value(call, Msr.MTRR_DEF_TYPE) == 1 << 11, lie)
 
 
 lies("mtrr.no-effect", the_default_type_cannot_be_set=lambda: answer(SET, 0, of_msr(Msr.MTRR_DEF_TYPE)))
-
-
-@mutation("cr0cd.no-effect-intel")
-def cache_disable_slows_the_guest_down() -> Interposer:
-    return _while(SREGS, lambda call: bool(call.argument.cr0 & _CD), timed("loads", SLOW, MemoryType.WB))
-
-
-def _clear_cd(shared: Shared) -> None:
-    shared.set("values", shared.get("values") & ~_CD)
-
-
-lies(
-    "cr0cd.no-effect-intel",
-    "cr0cd.amd-honoured",
-    cache_disable_reads_as_0=lambda: after_entry("read_cr0", _clear_cd, payload=MEMTYPE),
-)
-
-
-@mutation("cr0cd.amd-honoured")
-def cache_disable_changes_nothing() -> Interposer:
-    lie = timed("loads", 1 / SLOW, MemoryType.WB)
-    return _while(SREGS, lambda call: bool(call.argument.cr0 & _CD), lie)

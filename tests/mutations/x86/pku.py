@@ -8,7 +8,18 @@ from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, before, given, once, refuse
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import XSTATE_BV, area, bits_of, entry, flip, place, put, spoil, xsave_lie
+from tests.mutations.x86.buffers import (
+    XSTATE_BV,
+    area,
+    bits_of,
+    change_entry,
+    entry,
+    flip,
+    place,
+    put,
+    spoil,
+    xsave_lie,
+)
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
@@ -85,13 +96,10 @@ lies(
     the_fault_has_another_address=lambda: _in_guest("denied", lambda guest: guest.set("cr2", 0)),
 )
 
-
-@mutation("pku.ospke-mirror")
-def ospke_is_never_shown() -> Interposer:
-    def change(call: Call) -> None:
-        entry(call, 7).ecx &= ~OSPKE
-
-    return after(GET_CPUID, change)
+lies(
+    "pku.ospke-mirror",
+    ospke_is_never_shown=lambda: after(GET_CPUID, change_entry(7, ecx=lambda value: value & ~OSPKE)),
+)
 
 
 @mutation("pku.ospke-mirror")

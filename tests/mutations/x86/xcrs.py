@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from tests.mutations.lies import (
     Condition,
-    Proceed,
     Shared,
     accept,
     after,
@@ -18,27 +17,19 @@ from tests.mutations.lies import (
     given,
     kvm_table,
     offered,
+    on_refusal,
     once,
     refuse,
     toggle,
 )
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import offers, xcr0_of
+from tests.mutations.x86.buffers import offers, xcr0_of, xcr0_reads
 from tests.mutations.x86.lies import GP, UD, faults
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.boot import CR4_OSXSAVE
 
 GET, SET, SET_SREGS, SET_CPUID = "KVM_GET_XCRS", "KVM_SET_XCRS", "KVM_SET_SREGS", "KVM_SET_CPUID2"
-
-
-def _read(value: int, mask: int = 0) -> Interposer:
-    """Let KVM_GET_XCRS answer with XCR0 & mask | value."""
-
-    def change(call: Call) -> None:
-        call.argument.xcrs[0].value = call.argument.xcrs[0].value & mask | value
-
-    return after(GET, change)
 
 
 def _set_now(fd: int, value: int) -> None:
@@ -53,7 +44,7 @@ def _value(*values: int) -> Condition:
 
 lies(
     "xcrs.fresh",
-    xcr0_of_a_fresh_vcpu_has_sse=lambda: _read(3),
+    xcr0_of_a_fresh_vcpu_has_sse=lambda: xcr0_reads(3),
     a_fresh_vcpu_has_two_control_registers=lambda: after(GET, toggle("nr_xcrs", 3)),
     the_flags_are_not_0=lambda: after(GET, toggle("flags", 1)),
 )
@@ -97,8 +88,8 @@ lies(
 
 lies(
     "xcrs.rules",
-    sse_is_lost_from_xcr0=lambda: _read(0, ~2),
-    a_refused_value_is_taken=lambda: once(SET, _read(7), refused=True),
+    sse_is_lost_from_xcr0=lambda: xcr0_reads(0, ~2),
+    a_refused_value_is_taken=lambda: once(SET, xcr0_reads(7), refused=True),
 )
 
 lies(
@@ -107,22 +98,16 @@ lies(
     flags_are_ignored=lambda: accept(SET, lambda call: bool(call.argument.flags)),
     flags_are_eperm=lambda: drift(SET, errno.EPERM, lambda call: bool(call.argument.flags)),
     no_register_is_refused=lambda: refuse(SET, errno.EINVAL, lambda call: not call.argument.nr_xcrs),
-    no_register_enables_all_that_is_offered=lambda: once(SET, _read(7), when=lambda call: not call.argument.nr_xcrs),
+    no_register_enables_all_that_is_offered=lambda: once(
+        SET, xcr0_reads(7), when=lambda call: not call.argument.nr_xcrs
+    ),
     no_register_resets_xcr0=lambda: after(
         SET, lambda call: _set_now(call.fd, 1), lambda call: not call.argument.nr_xcrs
     ),
+    a_refused_register_is_taken=lambda: on_refusal(
+        SET, lambda call: _set_now(call.fd, int(call.argument.xcrs[0].value))
+    ),
 )
-
-
-@mutation("xcrs.malformed")
-def a_refused_register_is_taken() -> Interposer:
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == SET and result < 0:
-            _set_now(call.fd, int(call.argument.xcrs[0].value))
-        return result
-
-    return interposer
 
 
 @mutation("xcrs.malformed")
@@ -168,18 +153,18 @@ lies("xcrs.no-osxsave-needed", xcr0_cannot_be_set_without_osxsave=lambda: refuse
 
 @mutation("xcrs.no-osxsave-needed")
 def clearing_osxsave_resets_xcr0() -> Interposer:
-    cleared = once(SET_SREGS, _read(1), when=lambda call: not call.argument.cr4 & CR4_OSXSAVE)
+    cleared = once(SET_SREGS, xcr0_reads(1), when=lambda call: not call.argument.cr4 & CR4_OSXSAVE)
     return once(SET_SREGS, cleared)
 
 
 lies(
     "xcrs.no-osxsave-needed",
     setting_osxsave_loses_avx=lambda: once(
-        SET_SREGS, _read(0, ~4), when=lambda call: bool(call.argument.cr4 & CR4_OSXSAVE)
+        SET_SREGS, xcr0_reads(0, ~4), when=lambda call: bool(call.argument.cr4 & CR4_OSXSAVE)
     ),
 )
 
-lies("xcrs.stale-after-cpuid", a_narrower_table_shrinks_xcr0=lambda: once(SET, once(SET_CPUID, _read(1))))
+lies("xcrs.stale-after-cpuid", a_narrower_table_shrinks_xcr0=lambda: once(SET, once(SET_CPUID, xcr0_reads(1))))
 
 
 @mutation("xcrs.stale-after-cpuid")
@@ -191,7 +176,7 @@ def a_table_below_xcr0_is_refused() -> Interposer:
 lies(
     "xcrs.guest-equals-host",
     the_guests_xgetbv_reads_a_stale_value=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 1)),
-    the_guests_xsetbv_stays_unknown_to_kvm=lambda: _read(1),
+    the_guests_xsetbv_stays_unknown_to_kvm=lambda: xcr0_reads(1),
 )
 
 lies(
@@ -213,7 +198,7 @@ lies(
     the_upper_half_of_rcx_counts=lambda: after_entry(
         "xsetbv", faults(1, GP), when=lambda guest: bool(guest.get("params") >> 32)
     ),
-    xsetbv_with_an_upper_half_of_rcx_does_nothing=lambda: _read(1),
+    xsetbv_with_an_upper_half_of_rcx_does_nothing=lambda: xcr0_reads(1),
     a_faulting_xsetbv_at_cpl3_takes_effect=lambda: after_entry(
         "xsetbv", lambda guest: _set_now(guest.vcpu, 3), when=lambda guest: guest.user
     ),

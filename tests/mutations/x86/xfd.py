@@ -20,7 +20,6 @@ lies(
     ia32_xfd_err_is_listed_against_cpuid=lambda: change_list(Msr.XFD_ERR),
 )
 
-
 lies(
     "xfd.set-rules",
     "mig.cpuid-first",
@@ -45,7 +44,6 @@ lies(
     "xfd.set-rules",
     a_refused_value_of_ia32_xfd_is_taken=lambda: once(SET, msr_readable(Msr.XFD, 1), when=sets(Msr.XFD, 1)),
 )
-
 
 lies(
     "xfd.guest-gp",

@@ -15,15 +15,19 @@ from tests.mutations.x86.buffers import (
     XMM3,
     XSTATE_BV,
     area,
-    bits_of,
+    clear_now,
     flip,
+    flip_now,
+    get_msr_now,
+    lengthen,
     put,
-    spoil,
     top_byte,
+    with_bits,
     without_bits,
     xsave_lie,
 )
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
 
 GET = "KVM_GET_XSAVE2"
 
@@ -92,17 +96,18 @@ def a_byte_far_beyond_the_area_is_written_and_one_inside_is_not() -> Interposer:
     return after(GET, change)
 
 
-@mutation("xsave.get-xcomp-zero", "xsave.set-get-identity", "xsave.live-after-run")
-def the_highest_component_is_missing_from_xstate_bv() -> Interposer:
-    bit = 1 << top_component()
-    return xsave_lie(lambda call: without_bits(call, bit))
+lies(
+    "xsave.get-xcomp-zero",
+    "xsave.set-get-identity",
+    "xsave.live-after-run",
+    the_highest_component_is_missing_from_xstate_bv=lambda: xsave_lie(without_bits(1 << top_component())),
+)
 
-
-@mutation("xsave.get-masks-guest-cpuid", "mig.fewer-xfeatures")
-def a_hidden_component_is_in_xstate_bv() -> Interposer:
-    bit = 1 << top_component()
-    return xsave_lie(lambda call: put(XSTATE_BV, bits_of(call) | bit)(call))
-
+lies(
+    "xsave.get-masks-guest-cpuid",
+    "mig.fewer-xfeatures",
+    a_hidden_component_is_in_xstate_bv=lambda: xsave_lie(with_bits(1 << top_component())),
+)
 
 lies("xsave.get-masks-guest-cpuid", the_bytes_of_a_hidden_component_are_shown=lambda: xsave_lie(flip(top_byte())))
 lies("xsave.get-fpsse-without-cpuid", without_xsave_in_cpuid_nothing_is_in_use=lambda: xsave_lie(put(XSTATE_BV, 0)))
@@ -158,45 +163,38 @@ lies(
     a_component_that_was_cleared_shows_its_last_value=lambda: xsave_lie(flip(top_byte(), 0x55)),
 )
 
-lies(
-    "xsave.survives-exits",
-    one_byte_of_xmm3_is_lost_over_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, XMM3 + 4))),
-)
-
-
-@mutation("xsave.survives-exits")
-def one_byte_of_the_highest_component_is_lost_over_an_exit() -> Interposer:
-    offset = top_byte()
-    return after_run(lambda fd: spoil(fd, lambda view: _flip(view, offset)))
-
 
 lies(
     "xsave.survives-exits",
-    one_bit_of_st7_is_lost_over_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, ST7))),
-    mxcsr_is_initial_after_an_exit=lambda: after_run(lambda fd: spoil(fd, lambda view: _flip(view, MXCSR, 0x20))),
-    all_vector_registers_are_cleared_by_an_exit=lambda: after_run(lambda fd: spoil(fd, _clear)),
+    one_byte_of_xmm3_is_lost_over_an_exit=lambda: after_run(flip_now(XMM3 + 4)),
+    one_byte_of_the_highest_component_is_lost_over_an_exit=lambda: after_run(flip_now(top_byte())),
+    one_bit_of_st7_is_lost_over_an_exit=lambda: after_run(flip_now(ST7)),
+    mxcsr_is_initial_after_an_exit=lambda: after_run(flip_now(MXCSR, 0x20)),
+    all_vector_registers_are_cleared_by_an_exit=lambda: after_run(clear_now),
+    the_guest_leaves_less_often_than_it_ticks=lambda: fewer_entries(),
 )
-
-
-def _flip(view: memoryview, offset: int, bits: int = 1) -> None:
-    view[offset] ^= bits
-
-
-def _clear(view: memoryview) -> None:
-    view[XSTATE_BV] = 0
-
-
-lies("xsave.survives-exits", the_guest_leaves_less_often_than_it_ticks=lambda: fewer_entries())
-
-
-@mutation("xsave.legacy-get-agrees")
-def kvm_get_xsave_lacks_the_highest_component() -> Interposer:
-    offset = top_byte()
-    return after("KVM_GET_XSAVE", flip(offset))
-
 
 lies(
     "xsave.legacy-get-agrees",
+    kvm_get_xsave_lacks_the_highest_component=lambda: after("KVM_GET_XSAVE", flip(top_byte())),
     kvm_get_xsave_does_not_write=lambda: answer("KVM_GET_XSAVE", 0),
     kvm_get_xsave_names_no_features_in_the_software_bytes=lambda: after("KVM_GET_XSAVE", put(464, 0)),
 )
+
+lies(
+    "xsave.no-supervisor",
+    the_area_names_user_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 3)),
+    the_area_names_supervisor_cet=lambda: xsave_lie(flip(XSTATE_BV + 1, 1 << 4)),
+)
+
+
+@mutation("xsave.no-supervisor")
+def the_area_has_a_shadow_stack_pointer() -> Interposer:
+    def change(call: Call) -> None:
+        pointer = get_msr_now(call.fd, Msr.PL3_SSP)
+        area(call)[3000:3008] = pointer.to_bytes(8, "little")
+
+    return xsave_lie(change)
+
+
+lies("xsave.no-supervisor", the_area_is_larger_with_supervisor_state=lambda: xsave_lie(lengthen(64)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about KVM_SET_XSAVE: what is accepted, and what the vCPU holds afterwards."""
+"""Lies about KVM_SET: what is accepted, and what the vCPU holds afterwards."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from tests.mutations.lies import (
     Condition,
     Proceed,
     accept,
+    after,
     answer,
     before,
-    called,
     drift,
     nth,
     offered,
+    on_refusal,
     once,
     refuse,
     top_component,
@@ -32,17 +33,22 @@ from tests.mutations.x86.buffers import (
     XSTATE_BV,
     area,
     bits_of,
+    clear_now,
     flip,
+    flip_now,
     leaf,
     offers,
     put,
+    set_msr_now,
     spoil,
     top_byte,
+    with_bits,
     without_bits,
     xsave_lie,
 )
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86.msr_names import Msr
 
 SET, SET_CPUID = "KVM_SET_XSAVE", "KVM_SET_CPUID2"
 BAD_MXCSR = 0x80
@@ -108,14 +114,8 @@ lies(
     "xsave.set-cpuid-independent",
     what_is_set_before_cpuid_is_dropped=lambda: answer(SET, 0, nth(1)),
     what_is_set_after_an_empty_cpuid_is_dropped=lambda: answer(SET, 0, nth(2)),
+    what_a_masked_cpuid_hides_is_dropped=lambda: before(SET, without_bits(1 << top_component()), nth(3)),
 )
-
-
-@mutation("xsave.set-cpuid-independent")
-def what_a_masked_cpuid_hides_is_dropped() -> Interposer:
-    bit = 1 << top_component()
-    return before(SET, lambda call: without_bits(call, bit), nth(3))
-
 
 lies(
     "xsave.set-header-checks",
@@ -165,14 +165,11 @@ lies("xsave.set-atomic", a_malformed_area_is_accepted=lambda: accept(SET, _malfo
 def _take_in_part(start: int, stop: int) -> Interposer:
     """Take some bytes of a refused area all the same."""
 
-    def interposer(call: Call, proceed: Proceed) -> int:
-        result = proceed()
-        if call.name == SET and result < 0:
-            wanted = bytes(area(call)[start:stop])
-            spoil(call.fd, lambda view: view.__setitem__(slice(start, stop), wanted))
-        return result
+    def take(call: Call) -> None:
+        wanted = bytes(area(call)[start:stop])
+        spoil(call.fd, lambda view: view.__setitem__(slice(start, stop), wanted))
 
-    return interposer
+    return on_refusal(SET, take)
 
 
 lies(
@@ -182,11 +179,10 @@ lies(
     a_refusal_clears_the_state=lambda: once(SET, xsave_lie(put(XSTATE_BV, 0)), refused=True),
 )
 
-
-@mutation("xsave.set-bit-clear-means-init")
-def components_whose_bit_is_clear_are_taken_all_the_same() -> Interposer:
-    full = offered()
-    return before(SET, lambda call: put(XSTATE_BV, bits_of(call) | full)(call))
+lies(
+    "xsave.set-bit-clear-means-init",
+    components_whose_bit_is_clear_are_taken_all_the_same=lambda: before(SET, with_bits(offered())),
+)
 
 
 @mutation("xsave.set-bit-clear-means-init")
@@ -218,31 +214,18 @@ lies(
 )
 
 
-def _before_runs(change: Callable[[memoryview], object]) -> Interposer:
+def _before_runs(change: Callable[[int], None]) -> Interposer:
     """Change the vCPU's real state when it is about to run."""
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        if called(call) == RUN:
-            spoil(call.fd, change)
-        return proceed()
-
-    return interposer
-
-
-def _flipped(offset: int, bits: int = 1) -> Interposer:
-    def change(view: memoryview) -> None:
-        view[offset] ^= bits
-
-    return _before_runs(change)
+    return before(RUN, lambda call: change(call.fd))
 
 
 lies(
     "xsave.set-then-run",
-    the_guest_runs_with_one_byte_of_xmm3_changed=lambda: _flipped(XMM3 + 15),
-    the_guest_runs_with_one_byte_of_the_highest_component_changed=lambda: _flipped(top_byte()),
-    the_guest_runs_with_one_byte_of_st7_changed=lambda: _flipped(ST7 + 5),
-    the_guest_runs_with_another_mxcsr=lambda: _flipped(MXCSR, 0x20),
-    the_guest_runs_with_initial_registers=lambda: _before_runs(lambda view: view.__setitem__(XSTATE_BV, 0)),
+    the_guest_runs_with_one_byte_of_xmm3_changed=lambda: _before_runs(flip_now(XMM3 + 15)),
+    the_guest_runs_with_one_byte_of_the_highest_component_changed=lambda: _before_runs(flip_now(top_byte())),
+    the_guest_runs_with_one_byte_of_st7_changed=lambda: _before_runs(flip_now(ST7 + 5)),
+    the_guest_runs_with_another_mxcsr=lambda: _before_runs(flip_now(MXCSR, 0x20)),
+    the_guest_runs_with_initial_registers=lambda: _before_runs(clear_now),
 )
 
 lies(
@@ -254,9 +237,7 @@ lies(
 
 lies(
     "xsave.set-get-identity",
-    a_component_that_was_not_set_is_in_xstate_bv=lambda: xsave_lie(
-        lambda call: put(XSTATE_BV, bits_of(call) | 1 << 62)(call)
-    ),
+    a_component_that_was_not_set_is_in_xstate_bv=lambda: xsave_lie(with_bits(1 << 62)),
 )
 
 
@@ -270,4 +251,16 @@ lies(
     "xsave.set-get-identity",
     mxcsr_is_not_taken=lambda: before(SET, put(MXCSR, 0x1F80, 4)),
     the_x87_control_word_has_another_precision_mask=lambda: xsave_lie(flip(FCW, 0x40)),
+)
+
+lies(
+    "xsave.set-preserves-supervisor",
+    an_area_without_components_resets_u_cet=lambda: after(SET, lambda call: set_msr_now(call.fd, Msr.U_CET, 0)),
+    an_area_without_components_resets_pl3_ssp=lambda: after(SET, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0)),
+    an_area_without_components_changes_pl1_ssp=lambda: after(
+        SET, lambda call: set_msr_now(call.fd, Msr.PL1_SSP, 0x1000)
+    ),
+    the_guest_runs_without_user_state_behind_an_area_without_components=lambda: once(
+        SET, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1))
+    ),
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from vmm._kvm import ffi, lib
 from vmm.arm64 import vcpu as vcpus
@@ -41,6 +41,7 @@ __all__ = [
     "features",
     "finish",
     "get_bad",
+    "guests",
     "hold",
     "in_time",
     "lengths",
@@ -175,6 +176,13 @@ def sve_guest(context: Context, sizes: Iterable[int] | None = None, payload: str
 def plain_guest(context: Context, payload: str = "hello") -> Guest:
     """A guest without SVE."""
     return context.own(Guest(context.kvm, payload, features=(Feature.PSCI_0_2,)))
+
+
+def guests(context: Context) -> Iterator[Guest]:
+    """A guest with SVE, where KVM has it, and one without."""
+    if features(context):
+        yield sve_guest(context, payload="hello")
+    yield plain_guest(context)
 
 
 def enter(vcpu: Vcpu) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clauses, one package per architecture, one module per area."""
+"""The clauses: a package for each architecture; a module, or some by topic, for each area."""

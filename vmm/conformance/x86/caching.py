@@ -18,16 +18,21 @@ from dataclasses import dataclass
 from vmm._kvm import lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Skipped, succeeds, true
+from vmm.conformance.needs import Need
+from vmm.probe.host import Host
 from vmm.x86 import msr
 from vmm.x86.boot import TYPED_PAGES, write_pat_entries
 from vmm.x86.guest import Guest
-from vmm.x86.memory_types import MemoryType, pat
+from vmm.x86.memory_types import GuestPat, MemoryType, pat
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, set_sregs
 
 __all__ = [
     "CACHED",
     "MEMORY",
+    "PAT_HONOURED",
+    "PAT_IGNORED",
+    "PAT_QUIRK",
     "ROUNDS",
     "STORES",
     "TYPES",
@@ -55,6 +60,19 @@ _SPOILT = 1
 _TICKS = 32
 _LINES, _PAGE = 64, 0x1000
 _LOADS, _BATCHES = 512, 8
+
+
+def _pat_is(name: str, *wanted: GuestPat) -> Need:
+    def measure(host: Host) -> tuple[bool, str]:
+        types = host.facts.memory_types
+        return types.guest_pat in wanted, f"PAT is {types.guest_pat}; page tables of {host.backend}: {types.tables()}"
+
+    return Need(name, measure)
+
+
+PAT_IGNORED = _pat_is("a KVM that ignores the guest's PAT by default", GuestPat.IGNORED, GuestPat.QUIRK)
+PAT_QUIRK = _pat_is("KVM_X86_QUIRK_IGNORE_GUEST_PAT on Intel", GuestPat.QUIRK)
+PAT_HONOURED = _pat_is("a KVM that always honours the guest's PAT", GuestPat.HONOURED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,11 @@ from __future__ import annotations
 import os
 import random
 
-from vmm._kvm import lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
 from vmm.conformance.needs import Need, capability
 from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
-from vmm.kvm.vm import VirtualMachine
 from vmm.probe.host import Host
 from vmm.probe.x86.facts import CALLS
 from vmm.x86 import cpuid, permission, xfeature
@@ -31,7 +29,6 @@ __all__ = [
     "GUEST_XSAVE",
     "HOST_XFD",
     "HOST_XSAVE",
-    "LOCAL_APICS",
     "MASKABLE",
     "NO_HOST_XFD",
     "PLAIN",
@@ -57,13 +54,11 @@ __all__ = [
     "untiled_features",
     "vector_guest",
     "vector_level",
-    "with_local_apics",
 ]
 
 # Components whose bytes mean nothing to the CPU, so that any pattern may stand in them.
 PLAIN = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM) | xfeature.AVX512
 TILEDATA = int(XFeature.XTILEDATA)
-_IOAPIC_PINS = 24
 
 
 def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
@@ -131,7 +126,6 @@ XSAVE2 = capability("KVM_CAP_XSAVE2")
 # For who reads an area, and for who gives a guest tiles: KVM and the process's right to ask are two facts.
 AREA = (HOST_XSAVE, XSAVE2)
 TILE_GUESTS = (GUEST_AMX, XCOMP_GUEST, XSAVE2)
-LOCAL_APICS = capability("KVM_CAP_SPLIT_IRQCHIP")
 # What KVM's modules were told.
 STRICT_MSRS = Need("a KVM that refuses unknown MSRs", _refuses_unknown_msrs)
 
@@ -176,16 +170,6 @@ def untiled_features(context: Context) -> int:
 def plain_features(context: Context) -> int:
     """The plain components that KVM offers to guests."""
     return int(context.host.facts.cpuid.xcr0) & PLAIN
-
-
-def with_local_apics(vm: VirtualMachine) -> VirtualMachine:
-    """Give a VM that has no vCPU yet local APICs in the kernel, and nothing else of KVM_CREATE_IRQCHIP.
-
-    An IOAPIC there makes closing the VM take a grace period of the host's kernel, some 15 ms.
-    Source: Documentation/virt/kvm/api.rst, KVM_CAP_SPLIT_IRQCHIP.
-    """
-    vm.enable_cap(lib.KVM_CAP_SPLIT_IRQCHIP, _IOAPIC_PINS)
-    return vm
 
 
 def configured(context: Context, table: Cpuid | None = None) -> Vcpu:

@@ -5,41 +5,50 @@ from __future__ import annotations
 
 from vmm._kvm import lib
 from vmm.conformance.context import Context
-from vmm.conformance.expect import judged
+from vmm.conformance.expect import equal, judged
 from vmm.conformance.needs import Need
 from vmm.conformance.x86 import state
 from vmm.conformance.x86.common import untiled_features
+from vmm.kvm.exits import Budget
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
 from vmm.x86 import boot
 from vmm.x86.boot import CR4_CET, CR4_OSXSAVE
-from vmm.x86.guest import Guest
+from vmm.x86.guest import DONE, Guest
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 
 __all__ = [
     "CET",
+    "DEPTH",
     "ENDBR_EN",
     "IBT",
     "SHSTK",
     "SH_STK_EN",
     "SSP_ID",
     "UNKNOWN_ID",
+    "WRITABLE_STACKS",
     "XSAVES",
     "SavedState",
+    "call",
     "capture",
+    "goes_on",
     "restore",
     "set_ssp",
     "set_up_msr",
     "shadow_guest",
     "ssp",
+    "stopped_inside",
     "tracking_guest",
     "twin",
 ]
 
 _STACKS_SIZE = 0x2000
 SH_STK_EN, WR_SHSTK_EN, ENDBR_EN = 1, 2, 4
+WRITABLE_STACKS = SH_STK_EN | WR_SHSTK_EN
+# How deep the guest's calls go.
+DEPTH = 12
 SSP_ID = int(lib.KVM_REG_X86 | lib.KVM_REG_SIZE_U64 | lib.KVM_X86_REG_TYPE_KVM << 32 | lib.KVM_REG_GUEST_SSP)
 # The highest of KVM's own registers: a later kernel may have a second one.
 UNKNOWN_ID = SSP_ID | 0xFFFFFFFF
@@ -85,7 +94,7 @@ def tracking_guest(context: Context, *, user: int) -> Guest:
     return guest
 
 
-def shadow_guest(context: Context, *, user: int = SH_STK_EN | WR_SHSTK_EN, kernel: int = 0) -> Guest:
+def shadow_guest(context: Context, *, user: int = WRITABLE_STACKS, kernel: int = 0) -> Guest:
     """A guest with the cet payload, CR4.CET, both shadow stacks and the given U_CET and S_CET."""
     guest = tracking_guest(context, user=0)
     boot.write_shadow_stacks(guest.memory)
@@ -136,3 +145,24 @@ def restore(vcpu: Vcpu, saved: SavedState, omit: str = "") -> None:
         state.restore(vcpu, {**pieces, "MSRS": kept})
         if omit != "SSP":
             set_ssp(vcpu, pointer)
+
+
+def call(context: Context, guest: Guest, entry: str, *parameters: int, privilege: int = 0) -> int:
+    """Run an entry point to its event, which is returned; at CPL0 unless told otherwise."""
+    return guest.call(entry, *parameters, privilege=privilege, timeout=context.timeout)
+
+
+def stopped_inside(context: Context) -> Guest:
+    """A guest in the middle of `live`: at CPL0 in an exception from CPL3, with both shadow stacks in use."""
+    guest = shadow_guest(context, user=WRITABLE_STACKS, kernel=WRITABLE_STACKS)
+    guest.prepare("live", DEPTH, privilege=3)
+    equal("the exit inside", guest.resume(context.timeout, ticks=1), Budget(1))
+    guest.vcpu.complete()
+    return guest
+
+
+def goes_on(context: Context, guest: Guest, what: str) -> None:
+    """Run a guest that was stopped to its end, which has to come without a fault."""
+    with judged(f"the run of {what}", "an end without a fault"):
+        event = guest.finish(guest.resume(context.timeout), what)
+    equal(f"the event of {what}", event, DONE)

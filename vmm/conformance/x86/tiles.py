@@ -26,6 +26,7 @@ __all__ = [
     "TileImage",
     "TileShapes",
     "data_entries",
+    "expect_fault",
     "explain",
     "guest_area",
     "loaded",
@@ -193,3 +194,13 @@ def verify(context: Context, guest: Guest, image: TileImage) -> None:
 def guest_area(guest: Guest) -> XsaveArea:
     """Return what an XSAVE instruction of the guest wrote into `area`."""
     return XsaveArea(guest.memory.read(guest.payload.symbol("area"), AREA_SIZE))
+
+
+def expect_fault(
+    context: Context, guest: Guest, entries: tuple[str, ...], name: str, where: str, privilege: int = 0
+) -> None:
+    """Run entry points that have to fault once each, with the exception of that name; ``where`` says why."""
+    for entry in entries:
+        judged_call(context, guest, entry, privilege=privilege)
+        equal(f"faults of {entry} with {where}", guest.mailbox.read("values", 15), 1)
+        equal(f"the fault of {entry} with {where}", guest.fault().name, name)

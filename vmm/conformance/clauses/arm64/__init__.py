@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clauses about arm64: one module per area."""
+"""The clauses about arm64: a module has the name of an area, or of an area and a topic of it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_CAP_ARM_SVE, KVM_ARM_PREFERRED_TARGET and KVM_ARM_VCPU_INIT."""
+"""KVM_ARM_PREFERRED_TARGET and KVM_ARM_VCPU_INIT."""
 
 from __future__ import annotations
 
@@ -10,37 +10,15 @@ from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import PC, PSTATE, SYSTEM, Register, core, v, x
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.vcpu import GENERIC_V8, Feature, read, write
-from vmm.conformance.arm64.common import (
-    NO_SVE,
-    PAUTH,
-    SVE,
-    enter,
-    lengths,
-    plain_vcpu,
-    sve_vcpu,
-)
+from vmm.conformance.arm64.common import NO_SVE, PAUTH, SVE, enter, lengths, plain_vcpu, sve_vcpu
+from vmm.conformance.arm64.psci import RUNNABLE, STOPPED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds
 from vmm.conformance.registry import clause
 from vmm.kvm.vcpu import Vcpu
-from vmm.probe.arm64.facts import HWCAP_SVE
 
 _EL1H_MASKED = 0x3C5
 _SCTLR_ON = {"M, the MMU": 0, "C, data caches": 2, "I, instruction caches": 12}
-_MP_STOPPED, _MP_RUNNABLE = 5, 0
-
-
-@clause("cap.sve-matches-host", arch="arm64")
-def sve_matches_host(context: Context) -> None:
-    """KVM_CAP_ARM_SVE is 1 exactly where the host's kernel offers SVE to its own processes, on both kinds of fd.
-
-    Before 5.13 a KVM without VHE said 0.
-
-    Source: arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension (system_supports_sve).
-    """
-    expected = int(bool(context.host.facts.hwcap & HWCAP_SVE))
-    equal("KVM_CAP_ARM_SVE on /dev/kvm", context.kvm.check_extension(lib.KVM_CAP_ARM_SVE), expected)
-    equal("KVM_CAP_ARM_SVE on a VM", context.vm().check_extension(lib.KVM_CAP_ARM_SVE), expected)
 
 
 @clause("init.preferred-target", arch="arm64")
@@ -186,11 +164,11 @@ def poweroff(context: Context) -> None:
     """
     vcpu = context.vcpu()
     succeeds("VCPU_INIT with it", vcpus.init, vcpu, Feature.POWER_OFF)
-    equal("MP state with POWER_OFF", vcpu.mp_state, _MP_STOPPED)
+    equal("MP state with POWER_OFF", vcpu.mp_state, STOPPED)
     succeeds("VCPU_INIT again without it", vcpus.init, vcpu)
-    equal("MP state without it", vcpu.mp_state, _MP_RUNNABLE)
+    equal("MP state without it", vcpu.mp_state, RUNNABLE)
     succeeds("VCPU_INIT again with it", vcpus.init, vcpu, Feature.POWER_OFF)
-    equal("MP state with it again", vcpu.mp_state, _MP_STOPPED)
+    equal("MP state with it again", vcpu.mp_state, STOPPED)
 
 
 def _zero_at_reset() -> list[Register]:

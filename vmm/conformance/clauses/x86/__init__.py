@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The x86 clauses. Every module of this package is imported by the registry."""
+"""The clauses about x86: a module has the name of an area, or of an area and a topic of it."""

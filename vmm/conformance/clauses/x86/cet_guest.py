@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import struct
 
-from vmm.conformance.clauses.x86.reset import send_init
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, judged, succeeds, true
-from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import shadow
-from vmm.conformance.x86.common import LOCAL_APICS, untiled_features, with_local_apics
+from vmm.conformance.x86.apic import INIT_BY_MESSAGE, send_init, with_local_apics
+from vmm.conformance.x86.common import untiled_features
 from vmm.conformance.x86.shadow import (
+    DEPTH,
     ENDBR_EN,
     IBT,
-    SH_STK_EN,
     SHSTK,
-    XSAVES,
+    WRITABLE_STACKS,
     set_up_msr,
     shadow_guest,
     ssp,
@@ -26,35 +25,24 @@ from vmm.conformance.x86.shadow import (
 from vmm.kvm.exits import Budget, FailEntry
 from vmm.kvm.ioctl import KvmError
 from vmm.x86 import boot, cpuid
-from vmm.x86.cpuid import get_cpuid
 from vmm.x86.guest import DONE, Fault, Guest, GuestError
 from vmm.x86.msr import get_msr, name, set_msr
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_sregs, get_xcr0, set_sregs, set_xcr0
-from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import Layout
 
 _CP = 21
-_DEPTH = 12
-_CET_U, _CET_S = int(XFeature.CET_U), int(XFeature.CET_S)
 _WP = 1 << 16
-_MESSAGES = (LOCAL_APICS, capability("KVM_CAP_SIGNAL_MSI"))
-_USER_BOTH = SH_STK_EN | 2
-
-
-def _call(context: Context, guest: Guest, entry: str, *parameters: int, privilege: int = 0) -> int:
-    return guest.call(entry, *parameters, privilege=privilege, timeout=context.timeout)
 
 
 def _ends(context: Context, guest: Guest, what: str, entry: str, *parameters: int) -> None:
     """Run an entry at CPL3 that has to end without a fault."""
-    equal(what, succeeds(what, _call, context, guest, entry, *parameters, privilege=3), DONE)
+    equal(what, succeeds(what, shadow.call, context, guest, entry, *parameters, privilege=3), DONE)
 
 
 def _fault_of(context: Context, guest: Guest, entry: str, *parameters: int) -> Fault:
     """Run an entry at CPL3 that has to fault, and return the fault."""
     try:
-        _call(context, guest, entry, *parameters, privilege=3)
+        shadow.call(context, guest, entry, *parameters, privilege=3)
     except GuestError as error:
         if isinstance(error.exit, Fault):
             return error.exit
@@ -70,16 +58,16 @@ def calls_and_returns(context: Context) -> None:
     """
     guest = shadow_guest(context)
     top = boot.USER_SHADOW_STACK_TOP
-    guest.prepare("descend", _DEPTH, privilege=3)
+    guest.prepare("descend", DEPTH, privilege=3)
     equal("the exit at the bottom", guest.resume(context.timeout, ticks=1), Budget(1))
-    equal("SSP at the bottom", ssp(guest.vcpu), top - 8 * _DEPTH)
-    entries = struct.unpack(f"<{_DEPTH}Q", guest.memory.read(top - 8 * _DEPTH, 8 * _DEPTH))
+    equal("SSP at the bottom", ssp(guest.vcpu), top - 8 * DEPTH)
+    entries = struct.unpack(f"<{DEPTH}Q", guest.memory.read(top - 8 * DEPTH, 8 * DEPTH))
     low, high = guest.payload.symbol("descend"), guest.payload.symbol("smash")
     true("return addresses on the shadow stack", all(low < entry < high for entry in entries), entries, "in descend")
     guest.vcpu.complete()
     with judged("the returns", "an end without a fault"):
         guest.finish(guest.resume(context.timeout), "the guest that returns")
-    equal("returns", guest.mailbox.values[0], _DEPTH)
+    equal("returns", guest.mailbox.values[0], DEPTH)
     equal("SSP at the end", ssp(guest.vcpu), top)
 
 
@@ -126,7 +114,7 @@ def survives_exits(context: Context) -> None:
         set_up_msr(guest.vcpu, msr, value)
     for _ in range(3):
         _ends(context, guest, "the guest's nested calls", "descend", 3)
-        for msr, value in {**values, Msr.U_CET: _USER_BOTH}.items():
+        for msr, value in {**values, Msr.U_CET: WRITABLE_STACKS}.items():
             equal(name(msr), get_msr(guest.vcpu, msr), value)
         equal("SSP", ssp(guest.vcpu), boot.USER_SHADOW_STACK_TOP)
 
@@ -143,16 +131,16 @@ def guest_and_host_agree(context: Context) -> None:
     good = {Msr.U_CET: user, Msr.S_CET: 2, Msr.PL3_SSP: 0x1230, Msr.PL2_SSP: 0x2340, Msr.PL1_SSP: 0x3450,
             Msr.PL0_SSP: 0x4560, Msr.INT_SSP_TAB: 0x7890}  # fmt: skip
     for msr, value in good.items():
-        _call(context, guest, "wrmsr", msr, value)
+        shadow.call(context, guest, "wrmsr", msr, value)
         equal(f"faults of WRMSR {name(msr)}", guest.mailbox.read("values", 15), 0)
         equal(f"{name(msr)} for the host", get_msr(guest.vcpu, msr), value)
         other = 1 if msr in (Msr.U_CET, Msr.S_CET) else value & ~0xFF
         equal(f"{name(msr)} = {other:#x} accepted", set_msr(guest.vcpu, msr, other), True)
-        _call(context, guest, "rdmsr", msr)
+        shadow.call(context, guest, "rdmsr", msr)
         equal(f"{name(msr)} in the guest", guest.mailbox.values[0], other)
         equal(f"{name(msr)} = 0 accepted", set_msr(guest.vcpu, msr, 0), True)
     for msr, value in {Msr.U_CET: 1 << 6, Msr.S_CET: 1 << 9, Msr.PL3_SSP: 1, Msr.PL0_SSP: 1 << 63}.items():
-        _call(context, guest, "wrmsr", msr, value)
+        shadow.call(context, guest, "wrmsr", msr, value)
         equal(f"faults of WRMSR {name(msr)} {value:#x}", guest.mailbox.read("values", 15), 1)
         equal(f"the fault of WRMSR {name(msr)} {value:#x}", guest.fault().name, "#GP")
         equal(f"{name(msr)} after the fault", get_msr(guest.vcpu, msr), 0)
@@ -166,7 +154,7 @@ def internal_number(context: Context) -> None:
     """
     guest = shadow_guest(context, user=0)
     for entry in ("rdmsr", "wrmsr"):
-        _call(context, guest, entry, 0x4B564DFF, 0x1000)
+        shadow.call(context, guest, entry, 0x4B564DFF, 0x1000)
         equal(f"faults of {entry}", guest.mailbox.read("values", 15), 1)
         equal(f"the fault of {entry}", guest.fault().name, "#GP")
         equal(f"SSP after {entry}", ssp(guest.vcpu), boot.USER_SHADOW_STACK_TOP)
@@ -180,7 +168,7 @@ def needs_write_protect(context: Context) -> None:
     """
     guest = shadow_guest(context, user=0)
     cr4 = boot.enter(guest.vcpu, privilege=0, cr4=guest.cr4).cr4
-    _call(context, guest, "write_cr0", boot.CR0 & ~_WP)
+    shadow.call(context, guest, "write_cr0", boot.CR0 & ~_WP)
     equal("faults of clearing CR0.WP with CR4.CET", guest.mailbox.read("values", 15), 1)
     equal("the fault", guest.fault().name, "#GP")
     equal("CR0.WP afterwards", get_sregs(guest.vcpu).cr0 & _WP, _WP)
@@ -212,33 +200,7 @@ def contradiction_by_sregs(context: Context) -> None:
     context.note(f"accepted; the run ends with {shown}")
 
 
-@clause("setcpuid.runtime-size-0xd1", arch="x86", needs=(XSAVES, SHSTK))
-def compacted_size_follows(context: Context) -> None:
-    """CPUID 0xD.1 EBX follows XCR0 and IA32_XSS: 16 bytes more with CET_U, 24 with CET_S, aligned as CPUID says.
-
-    Source: arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime; Linux 6.18.
-    """
-    guest = shadow_guest(context, user=0)
-    layout = Layout.from_cpuid(context.host.facts.cpuid)
-    for xcr0 in (untiled_features(context), 3):
-        set_xcr0(guest.vcpu, xcr0)
-        for xss in (0, 1 << _CET_U, shadow.CET, 0):
-            _call(context, guest, "wrmsr", Msr.XSS, xss)
-            equal(f"faults of WRMSR {name(Msr.XSS)} {xss:#x}", guest.mailbox.read("values", 15), 0)
-            wanted = layout.compacted_size(xcr0 | xss)
-            where = f"with XCR0 {xcr0:#x}, IA32_XSS {xss:#x}"
-            equal(f"0xD.1 EBX for the host {where}", get_cpuid(guest.vcpu).get(0xD, 1).ebx, wanted)
-            _call(context, guest, "cpuid", 0xD, 1)
-            equal(f"0xD.1 EBX in the guest {where}", guest.mailbox.values[1], wanted)
-    equal("bytes of CET_U", layout[_CET_U].size, 16)
-    equal("bytes of CET_S", layout[_CET_S].size, 24)
-
-
-@clause(
-    "cet.init",
-    arch="x86",
-    needs=(SHSTK, *_MESSAGES),
-)
+@clause("cet.init", arch="x86", needs=(SHSTK, *INIT_BY_MESSAGE))
 def init_clears(context: Context) -> None:
     """INIT clears every CET register and SSP, and leaves XCR0 and IA32_XSS.
 

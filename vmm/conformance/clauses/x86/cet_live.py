@@ -6,24 +6,30 @@ from __future__ import annotations
 import struct
 
 from vmm.conformance.context import Context
-from vmm.conformance.expect import Violation, equal, judged, no_difference, succeeds, true
+from vmm.conformance.expect import Violation, equal, no_difference
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import shadow, state
 from vmm.conformance.x86.common import untiled_features
-from vmm.conformance.x86.shadow import SH_STK_EN, SHSTK, XSAVES, set_up_msr, shadow_guest
-from vmm.kvm.exits import Budget, Deadline, Exit, InternalError, Shutdown
+from vmm.conformance.x86.shadow import (
+    DEPTH,
+    SHSTK,
+    WRITABLE_STACKS,
+    XSAVES,
+    goes_on,
+    set_up_msr,
+    shadow_guest,
+    stopped_inside,
+)
+from vmm.kvm.exits import Deadline, Exit, InternalError, Shutdown
 from vmm.x86 import boot
 from vmm.x86.boot import CR4_OSXSAVE
-from vmm.x86.guest import DONE, Fault, Guest, GuestError
+from vmm.x86.guest import Fault, Guest, GuestError
 from vmm.x86.msr import get_msr, name
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import LEGACY_SIZE, XsaveArea, get_xsave, set_xsave
 
-_DEPTH = 12
 _CET_U, _CET_S = int(XFeature.CET_U), int(XFeature.CET_S)
-_USER_BOTH = SH_STK_EN | 2
 # Which instruction of `live` needs which register, and what it does without.
 _NEEDED_BY = {
     "U_CET": ("#UD", "at_user_incssp"),
@@ -34,19 +40,6 @@ _NEEDED_BY = {
 }
 
 
-def _call(context: Context, guest: Guest, entry: str, *parameters: int, privilege: int = 0) -> int:
-    return guest.call(entry, *parameters, privilege=privilege, timeout=context.timeout)
-
-
-def _stopped_inside(context: Context) -> Guest:
-    """A guest in the middle of `live`: at CPL0 in an exception from CPL3, with both shadow stacks in use."""
-    guest = shadow_guest(context, user=_USER_BOTH, kernel=_USER_BOTH)
-    guest.prepare("live", _DEPTH, privilege=3)
-    equal("the exit inside", guest.resume(context.timeout, ticks=1), Budget(1))
-    guest.vcpu.complete()
-    return guest
-
-
 @clause("cet.state-live", arch="x86", needs=(SHSTK, XSAVES))
 def live_state(context: Context) -> None:
     """A guest that is stopped inside an exception with user and supervisor shadow stacks resumes in a new VM.
@@ -54,17 +47,17 @@ def live_state(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, msrs_to_save_base; Documentation/virt/kvm/api.rst 4.68 (KVM_REG_GUEST_SSP);
     Linux 6.18.
     """
-    guest = _stopped_inside(context)
+    guest = stopped_inside(context)
     saved = shadow.capture(context, guest)
-    equal("PL3_SSP inside", get_msr(guest.vcpu, Msr.PL3_SSP), boot.USER_SHADOW_STACK_TOP - 8 * _DEPTH)
+    equal("PL3_SSP inside", get_msr(guest.vcpu, Msr.PL3_SSP), boot.USER_SHADOW_STACK_TOP - 8 * DEPTH)
     equal("PL0_SSP inside", get_msr(guest.vcpu, Msr.PL0_SSP), boot.KERNEL_SHADOW_STACK_TOKEN)
     copy = shadow.twin(context, guest)
     shadow.restore(copy.vcpu, saved)
     again = shadow.capture(context, copy)
     no_difference("the copied state", state.compare(saved[0], again[0]))
     equal("the copied SSP", again[1], saved[1])
-    _goes_on(context, copy, "the copy")
-    equal("returns of the copy", copy.mailbox.values[0], _DEPTH)
+    goes_on(context, copy, "the copy")
+    equal("returns of the copy", copy.mailbox.values[0], DEPTH)
 
 
 @clause("cet.state-each-needed", arch="x86", needs=(SHSTK, XSAVES))
@@ -75,7 +68,7 @@ def each_register_needed(context: Context) -> None:
 
     Source: Intel SDM volume 1, 17.2, 13.12; arch/x86/kvm/x86.c, msrs_to_save_base; Linux 6.18.
     """
-    guest = _stopped_inside(context)
+    guest = stopped_inside(context)
     saved = shadow.capture(context, guest)
     for register, (vector, place) in _NEEDED_BY.items():
         copy = shadow.twin(context, guest)
@@ -89,14 +82,7 @@ def each_register_needed(context: Context) -> None:
             # Without a supervisor SSP no exception can be delivered either.
             equal(f"the exit without {register}", (register, fault), ("SSP", Shutdown()))
     shadow.restore(guest.vcpu, saved)
-    _goes_on(context, guest, "the guest itself")
-
-
-def _goes_on(context: Context, guest: Guest, what: str) -> None:
-    """Run a guest that was stopped to its end, which has to come without a fault."""
-    with judged(f"the run of {what}", "an end without a fault"):
-        event = guest.finish(guest.resume(context.timeout), what)
-    equal(f"the event of {what}", event, DONE)
+    goes_on(context, guest, "the guest itself")
 
 
 def _outcome(context: Context, guest: Guest, what: str) -> Fault | Exit:
@@ -110,65 +96,6 @@ def _outcome(context: Context, guest: Guest, what: str) -> Fault | Exit:
     raise Violation(what, "a fault", "none")
 
 
-@clause("xsave.no-supervisor", arch="x86", needs=(SHSTK, XSAVES))
-def area_has_no_supervisor_state(context: Context) -> None:
-    """The XSAVE area never shows CET components, however live: neither bits nor bytes nor a larger size.
-
-    CET state travels in MSRs and KVM_REG_GUEST_SSP.
-
-    Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (user_xfeatures); Linux 6.18.
-    """
-    guest = _stopped_inside(context)
-    area = get_xsave(guest.vcpu)
-    equal("CET components in XSTATE_BV", area.xstate_bv & shadow.CET, 0)
-    size = context.host.facts.capabilities["KVM_CAP_XSAVE2"] or LEGACY_SIZE
-    equal("bytes of the area", len(area.data), size)
-    for msr in (Msr.PL3_SSP, Msr.PL0_SSP):
-        pointer = get_msr(guest.vcpu, msr)
-        true(name(msr), pointer != 0, pointer, "in use")
-        equal(f"place of {name(msr)} in the area", area.data.find(pointer.to_bytes(8, "little")), -1)
-
-
-@clause("xsave.set-preserves-supervisor", arch="x86", needs=(SHSTK, XSAVES))
-def set_preserves_supervisor_state(context: Context) -> None:
-    """KVM_SET_XSAVE with XSTATE_BV 0 leaves U_CET and the shadow stack pointers as they are.
-
-    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (XFEATURE_MASK_SUPERVISOR_ALL is kept); Linux 6.18.
-    """
-    guest = _stopped_inside(context)
-    registers = (Msr.U_CET, Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
-    before = [get_msr(guest.vcpu, msr) for msr in registers]
-    succeeds("KVM_SET_XSAVE with XSTATE_BV 0", set_xsave, guest.vcpu, XsaveArea.initial())
-    equal("U_CET and PLn_SSP", [get_msr(guest.vcpu, msr) for msr in registers], before)
-    _goes_on(context, guest, "the guest")
-    equal("returns of the guest", guest.mailbox.values[0], _DEPTH)
-
-
-@clause("mig.xss-roundtrip", arch="x86", needs=(XSAVES, SHSTK))
-def xss_roundtrip(context: Context) -> None:
-    """IA32_XSS set by the guest comes over, and XRSTORS of what XSAVES wrote before works; without it it is #GP.
-
-    Source: arch/x86/kvm/x86.c, msrs_to_save_base (MSR_IA32_XSS, since 6.18); Intel SDM volume 1, 13.12.
-    """
-    guest = shadow_guest(context, user=0)
-    set_up_msr(guest.vcpu, Msr.XSS, 0)
-    _call(context, guest, "wrmsr", Msr.XSS, shadow.CET & context.host.facts.cpuid.xss)
-    _call(context, guest, "xsaves", 0x801)
-    saved = shadow.capture(context, guest)
-    equal("the saved IA32_XSS", saved[0]["MSRS"].get(Msr.XSS), shadow.CET & context.host.facts.cpuid.xss)
-    for omit, faults in (("", 0), ("XSS", 1)):
-        copy = shadow.twin(context, guest)
-        shadow.restore(copy.vcpu, saved, omit=omit)
-        _call(context, copy, "xrstors", 0x801)
-        equal(
-            f"faults of XRSTORS {'without IA32_XSS' if omit else 'in the copy'}",
-            copy.mailbox.read("values", 15),
-            faults,
-        )
-        if faults:
-            equal("the fault of XRSTORS without IA32_XSS", copy.fault().name, "#GP")
-
-
 @clause("cet.xsaves-carries-user-state", arch="x86", needs=(XSAVES, SHSTK))
 def xsaves_carries_user_state(context: Context) -> None:
     """The guest's XSAVES puts U_CET and PL3_SSP into component 11, and XRSTORS brings them back for the host to read.
@@ -176,18 +103,18 @@ def xsaves_carries_user_state(context: Context) -> None:
     Source: Intel SDM volume 1, 13.5.9; arch/x86/kvm/x86.c, kvm_access_xstate_msr; Linux 6.18.
     """
     guest = shadow_guest(context, user=0)
-    set_up_msr(guest.vcpu, Msr.U_CET, _USER_BOTH)
+    set_up_msr(guest.vcpu, Msr.U_CET, WRITABLE_STACKS)
     set_up_msr(guest.vcpu, Msr.PL3_SSP, 0x123450)
     guest.memory.write(guest.payload.symbol("area"), bytes(16384))
-    _call(context, guest, "xsaves", 1 << _CET_U)
+    shadow.call(context, guest, "xsaves", 1 << _CET_U)
     stored = guest.memory.read(guest.payload.symbol("area") + 576, 16)
-    equal("component 11 (U_CET, PL3_SSP)", struct.unpack("<2Q", stored), (_USER_BOTH, 0x123450))
+    equal("component 11 (U_CET, PL3_SSP)", struct.unpack("<2Q", stored), (WRITABLE_STACKS, 0x123450))
     set_up_msr(guest.vcpu, Msr.U_CET, 0)
     set_up_msr(guest.vcpu, Msr.PL3_SSP, 0)
-    _call(context, guest, "xrstors", 1 << _CET_U)
+    shadow.call(context, guest, "xrstors", 1 << _CET_U)
     equal("faults of XRSTORS", guest.mailbox.read("values", 15), 0)
     seen = (get_msr(guest.vcpu, Msr.U_CET), get_msr(guest.vcpu, Msr.PL3_SSP))
-    equal("U_CET and PL3_SSP for the host", seen, (_USER_BOTH, 0x123450))
+    equal("U_CET and PL3_SSP for the host", seen, (WRITABLE_STACKS, 0x123450))
 
 
 @clause("cet.s-cet-not-xstate", arch="x86", needs=(XSAVES, SHSTK))
@@ -203,7 +130,7 @@ def supervisor_registers_not_xstate(context: Context) -> None:
     area = bytearray(16384)
     area[520:528] = (1 << 63 | 1 << _CET_S).to_bytes(8, "little")
     guest.memory.write(guest.payload.symbol("area"), bytes(area))
-    _call(context, guest, "xrstors", 1 << _CET_S)
+    shadow.call(context, guest, "xrstors", 1 << _CET_S)
     equal("faults of XRSTORS", guest.mailbox.read("values", 15), 0)
     for msr, value in kept.items():
         equal(name(msr), get_msr(guest.vcpu, msr), value)
@@ -227,7 +154,7 @@ def xsaves_not_offered(context: Context) -> None:
     table = table.edit(7, 0, ecx=leaf7.ecx & ~(1 << 7), edx=leaf7.edx & ~(1 << 20))
     guest = context.own(Guest(context.kvm, "cet", cpuid=table, cr4=CR4_OSXSAVE))
     set_xcr0(guest.vcpu, untiled_features(context))
-    _call(context, guest, "xsaves", 1)
+    shadow.call(context, guest, "xsaves", 1)
     faults = guest.mailbox.read("values", 15)
     if context.host.backend == "kvm_intel":
         equal("faults of XSAVES", faults, 1)

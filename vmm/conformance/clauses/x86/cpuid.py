@@ -10,9 +10,11 @@ from typing import Any
 from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, subset, succeeds, true
+from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import (
     GUEST_XSAVE,
+    TILE_GUESTS,
     configured,
     guest_supported,
     offers,
@@ -270,3 +272,80 @@ def leaf0_max(context: Context) -> None:
         true("7.0.EAX", last <= cpuid.host(7).eax, last, "at most the CPU's")
         subleaves = [entry.index for entry in table if entry.function == 7 and entry.index > last]
         equal("subleaves of 7 beyond the last", subleaves, [])
+
+
+@clause("cpuid.hidden-without-perm", arch="x86", needs=TILE_GUESTS)
+def hidden_without_permission(context: Context) -> None:
+    """Without guest permission CPUID 0xD leaves out both tile components and their subleaves; with it all are there.
+
+    From 5.17 to 6.3 TILECFG was listed without TILEDATA, and guests that enabled all they saw took #GP.
+
+    Source: arch/x86/kvm/x86.h, kvm_get_filtered_xcr0; arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0xd); Linux 6.4.
+    """
+    before = cpuid.supported(context.kvm)
+    equal("tile components without permission", before.xcr0 & xfeature.XTILE, 0)
+    listed = [n for n in (17, 18) if (entry := before.find(0xD, n)) and any(entry.registers)]
+    equal("tile subleaves without permission", listed, [])
+    permit_tiles(context)
+    after = cpuid.supported(context.kvm)
+    equal("tile components with permission", after.xcr0 & xfeature.XTILE, xfeature.XTILE)
+    for number in (17, 18):
+        seen = after.get(0xD, number)
+        equal(f"subleaf {number} with permission", seen.registers, cpuid.host(0xD, number).registers)
+
+
+@clause("cpuid.amx-isa-bits-not-hidden", arch="x86", needs=TILE_GUESTS, info=True)
+def instruction_bits_stay(context: Context) -> None:
+    """Whether only leaf 0xD depends on the permission, and AMX_TILE, XFD and leaves 0x1D and 0x1E do not.
+
+    The documentation says that feature bits which were not requested are left out, the code has them. A VMM that
+    hands KVM's table through shows a guest AMX_TILE without the components in XCR0.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps; Documentation/virt/kvm/api.rst 4.46.
+    """
+    stay_on_one_cpu()
+    before = cpuid.supported(context.kvm)
+    for feature in ("AMX_TILE", "XFD"):
+        equal(f"{feature} without permission", before.has(feature), True)
+    permit_tiles(context)
+    after = cpuid.supported(context.kvm)
+    changed = {line.split(".")[0] for line in before.compare(after)}
+    equal("leaves that the permission changes", changed, {"0000000d"})
+
+
+@clause("cpuid.0x1e", arch="x86", needs=TILE_GUESTS)
+def leaf_1e(context: Context) -> None:
+    """CPUID 0x1E.0 gives the CPU's own limits of the tile multiplier, and subleaf 1 no feature that the CPU lacks.
+
+    Source: arch/x86/kvm/cpuid.c, __do_cpuid_func (case 0x1e); 6.12 passes EAX through and has no subleaf 1.
+    """
+    table = cpuid.supported(context.kvm)
+    entry, own = table.get(0x1E), cpuid.host(0x1E)
+    equal("0x1E.0 EBX (maxk, maxn)", entry.ebx, own.ebx)
+    subset("0x1E.0 ECX against the CPU", entry.ecx, own.ecx)
+    subset("0x1E.0 EDX against the CPU", entry.edx, own.edx)
+    true("0x1E.0 EAX", entry.eax <= own.eax, entry.eax, "at most the CPU's")
+    features = table.get(0x1E, 1).registers
+    of_cpu = cpuid.host(0x1E, 1).registers if own.eax else (0, 0, 0, 0)
+    for register, seen, limit in zip(cpuid.REGISTERS, features, of_cpu, strict=True):
+        subset(f"0x1E.1 {register.upper()} against the CPU", seen, limit)
+
+
+def _has_aliases(host: Host) -> tuple[bool, str]:
+    listed = any((entry.function, entry.index) == (0x1E, 1) for entry in host.facts.cpuid)
+    return listed, f"KVM_GET_SUPPORTED_CPUID has {'an' if listed else 'no'} entry for 0x1E.1"
+
+
+_ALIASES = Need("CPUID 0x1E.1", _has_aliases)
+
+
+@clause("cpuid.0x1e-alias-consistent", arch="x86", needs=(*TILE_GUESTS, _ALIASES))
+def leaf_1e_aliases(context: Context) -> None:
+    """The features of 0x1E.1 that leaf 7 has too agree with leaf 7.
+
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps (CPUID_1E_1_EAX aliases); Linux 6.19.
+    """
+    table = cpuid.supported(context.kvm)
+    aliases = table.get(0x1E, 1).eax
+    for bit, feature in enumerate(("AMX_INT8", "AMX_BF16", "AMX_COMPLEX", "AMX_FP16")):
+        equal(f"0x1E.1 EAX[{bit}] against {feature}", aliases >> bit & 1, int(table.has(feature)))

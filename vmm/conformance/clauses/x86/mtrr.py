@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MTRRs and CR0.CD: registers that KVM keeps, and that change nothing about how memory is cached."""
+"""MTRRs: registers that KVM keeps, and that change nothing about how memory is cached."""
 
 from __future__ import annotations
 
-from vmm.conformance.clauses.x86.memory_types import HONOURED
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
 from vmm.conformance.registry import clause
-from vmm.conformance.x86.caching import CachingGuest, expect_cached, expect_uncached
+from vmm.conformance.x86.caching import CachingGuest, expect_cached
 from vmm.conformance.x86.common import STRICT_MSRS, configured
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr
 from vmm.x86.guest import Guest
-from vmm.x86.memory_types import MemoryType, Quirk
+from vmm.x86.memory_types import MemoryType
 from vmm.x86.msr_names import Msr
 
 _GP = 13
-_CD = 1 << 30
 # What KVM has had so far: 8 variable ranges, fixed ranges, write-combining; no SMRR.
 _CAP = 0x508
 _HAS_FIXED, _HAS_WC = 1 << 8, 1 << 10
@@ -148,44 +146,3 @@ def types_ignored(context: Context) -> None:
         true("IA32_MTRR_DEF_TYPE", accepted, "refused", "accepted")
 
     expect_cached(context, guest.switched("MTRRs of type UC", switch))
-
-
-def _skip_without_cd_quirk(context: Context) -> None:
-    """Skip unless KVM_X86_QUIRK_CD_NW_CLEARED can be disabled: it is there, and on, unless somebody does."""
-    quirks = context.host.facts.memory_types.quirks
-    if not quirks & Quirk.CD_NW_CLEARED:
-        context.skip(f"KVM_CAP_DISABLE_QUIRKS2 is {quirks:#x}, without CD_NW_CLEARED")
-
-
-def _cd_reads_back(guest: CachingGuest) -> None:
-    guest.cr0 = _CD
-    seen = guest.call("read_cr0", privilege=0)
-    guest.cr0 = 0
-    true("CR0.CD as the guest reads it", bool(seen & _CD), f"{seen:#x}", "set")
-
-
-@clause("cr0cd.no-effect-intel", arch="x86", timeout=30.0)
-def cache_disable_ignored(context: Context) -> None:
-    """CR0.CD reads back as set and leaves loads cached: always on Intel, on AMD with KVM_X86_QUIRK_CD_NW_CLEARED.
-
-    That quirk is on by default. Kernels before 5.18 do not list quirks and have it.
-
-    Source: Documentation/virt/kvm/x86/errata.rst, CR0.CD; arch/x86/kvm/svm/svm.c, svm_set_cr0.
-    """
-    if context.host.backend == "kvm_amd" and context.host.facts.memory_types.quirks:
-        _skip_without_cd_quirk(context)
-    guest = CachingGuest(context)
-    _cd_reads_back(guest)
-    expect_cached(context, guest.switched("CR0.CD", lambda on: setattr(guest, "cr0", _CD * on)))
-
-
-@clause("cr0cd.amd-honoured", arch="x86", needs=(HONOURED,), timeout=30.0)
-def cache_disable_honoured(context: Context) -> None:
-    """On AMD without KVM_X86_QUIRK_CD_NW_CLEARED, CR0.CD in the guest keeps its loads out of the caches.
-
-    Source: arch/x86/kvm/svm/svm.c, svm_set_cr0; Documentation/virt/kvm/api.rst 7.31.
-    """
-    _skip_without_cd_quirk(context)
-    guest = CachingGuest(context, quirks=Quirk.CD_NW_CLEARED)
-    _cd_reads_back(guest)
-    expect_uncached(context, guest.switched("CR0.CD", lambda on: setattr(guest, "cr0", _CD * on)))

@@ -9,6 +9,7 @@ from vmm._kvm import ffi
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, subset, succeeds, true
 from vmm.conformance.registry import clause
+from vmm.conformance.x86 import shadow
 from vmm.conformance.x86.common import (
     AREA,
     GUEST_XSAVE,
@@ -23,18 +24,13 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
+from vmm.conformance.x86.shadow import SHSTK, XSAVES, stopped_inside
 from vmm.kvm.bits import bits
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid
-from vmm.x86.xsave import (
-    INITIAL_FCW,
-    INITIAL_MXCSR,
-    LEGACY_SIZE,
-    POISON,
-    get_xsave,
-    get_xsave_raw,
-    set_xsave,
-)
+from vmm.x86.msr import get_msr, name
+from vmm.x86.msr_names import Msr
+from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR, LEGACY_SIZE, POISON, get_xsave, get_xsave_raw, set_xsave
 
 _GUEST = (GUEST_XSAVE, XSAVE2)
 # What every MXCSR_MASK has: flags, masks, rounding and FZ. CPUs add DAZ, AMD's misaligned SSE too.
@@ -215,3 +211,22 @@ def legacy_get_agrees(context: Context) -> None:
     set_xsave(vcpu, pattern(plain_features(context), 9))
     raw = [get_xsave_raw(vcpu, LEGACY_SIZE, legacy=legacy) for legacy in (False, True)]
     equal("the two calls", bytes(ffi.buffer(raw[0])) == bytes(ffi.buffer(raw[1])), True)
+
+
+@clause("xsave.no-supervisor", arch="x86", needs=(SHSTK, XSAVES))
+def area_has_no_supervisor_state(context: Context) -> None:
+    """The XSAVE area never shows CET components, however live: neither bits nor bytes nor a larger size.
+
+    CET state travels in MSRs and KVM_REG_GUEST_SSP.
+
+    Source: arch/x86/kernel/fpu/xstate.c, __copy_xstate_to_uabi_buf (user_xfeatures); Linux 6.18.
+    """
+    guest = stopped_inside(context)
+    area = get_xsave(guest.vcpu)
+    equal("CET components in XSTATE_BV", area.xstate_bv & shadow.CET, 0)
+    size = context.host.facts.capabilities["KVM_CAP_XSAVE2"] or LEGACY_SIZE
+    equal("bytes of the area", len(area.data), size)
+    for msr in (Msr.PL3_SSP, Msr.PL0_SSP):
+        pointer = get_msr(guest.vcpu, msr)
+        true(name(msr), pointer != 0, pointer, "in use")
+        equal(f"place of {name(msr)} in the area", area.data.find(pointer.to_bytes(8, "little")), -1)

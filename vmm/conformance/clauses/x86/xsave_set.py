@@ -25,10 +25,13 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
+from vmm.conformance.x86.shadow import DEPTH, SHSTK, XSAVES, goes_on, stopped_inside
 from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.x86 import xfeature
 from vmm.x86.cpuid import Cpuid, set_cpuid
+from vmm.x86.msr import get_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR, XsaveArea, get_xsave, set_xsave
 
 _GUEST = (GUEST_XSAVE, XSAVE2)
@@ -231,3 +234,18 @@ def set_get_identity(context: Context) -> None:
             equal(f"bytes of {name}", seen.component(number)[skip:], area.component(number)[skip:])
         if features & 2:
             equal("MXCSR", seen.mxcsr, area.mxcsr)
+
+
+@clause("xsave.set-preserves-supervisor", arch="x86", needs=(SHSTK, XSAVES))
+def set_preserves_supervisor_state(context: Context) -> None:
+    """KVM_SET_XSAVE with XSTATE_BV 0 leaves U_CET and the shadow stack pointers as they are.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (XFEATURE_MASK_SUPERVISOR_ALL is kept); Linux 6.18.
+    """
+    guest = stopped_inside(context)
+    registers = (Msr.U_CET, Msr.PL0_SSP, Msr.PL1_SSP, Msr.PL2_SSP, Msr.PL3_SSP)
+    before = [get_msr(guest.vcpu, msr) for msr in registers]
+    succeeds("KVM_SET_XSAVE with XSTATE_BV 0", set_xsave, guest.vcpu, XsaveArea.initial())
+    equal("U_CET and PLn_SSP", [get_msr(guest.vcpu, msr) for msr in registers], before)
+    goes_on(context, guest, "the guest")
+    equal("returns of the guest", guest.mailbox.values[0], DEPTH)
