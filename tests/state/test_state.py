@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE, module
-from vmm.kvm.ioctl import Call, interpose
+from vmm.kvm.ioctl import Call, batch, interpose
 from vmm.kvm.system import Kvm
 from vmm.state import trials, volatile
 from vmm.state.capture import capture, capture_vcpu, prepare, restore, restore_vcpu, steps
@@ -172,9 +172,13 @@ def test_a_restore_that_forgets_a_register_is_noticed(kvm: Kvm, state: VmState, 
 def test_the_short_cut_does_the_same_as_the_steps(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
     from vmm.state.x86 import batch as x86_batch
 
-    made = []
-    real = x86_batch.batch
-    monkeypatch.setattr(x86_batch, "batch", lambda fd, calls, n: made.append(real(fd, calls, n)) or made[-1])
+    made: list[int] = []
+
+    def noted(fd: int, calls: object, number: int) -> int:
+        made.append(batch(fd, calls, number))
+        return made[-1]
+
+    monkeypatch.setattr(x86_batch, "batch", noted)
     with trials.unsettled(kvm, 7) as guest:
         whole = capture(guest)
         first = whole.vcpus[0]

@@ -85,7 +85,7 @@ class Amx(Machine):
             wanted.require_model(self.name, re.findall(r"^(\w+)$", listing.read_text(), re.MULTILINE))
             text = self._configuration(folder, memory=16, rom=None, images=[], serial="mode=null")
             (folder / "bochsrc").write_text(text)
-            command = [self._bochs, "-q", "-f", folder / "bochsrc", "-benchmark", str(_START_TICKS)]
+            command: list[str | Path] = [self._bochs, "-q", "-f", folder / "bochsrc", "-benchmark", str(_START_TICKS)]
             # Its exit status is 1 in any case.
             with contextlib.suppress(LabError):
                 run_tool(command, "Starting Bochs", timeout=_START_SECONDS)
@@ -100,6 +100,7 @@ class Amx(Machine):
 
     def command(self, boot: Boot) -> list[str]:
         memory = (self.options.memory or 512) * _MEGABYTE
+        assert boot.initrd is not None, "amx does not keep state"
         size = boot.initrd.stat().st_size
         # high in RAM, below the BIOS's tables, out of the kernel's way
         initrd_address = (memory - _MEGABYTE - size) & ~(_MEGABYTE - 1)
