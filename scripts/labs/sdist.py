@@ -14,7 +14,20 @@ __all__ = ["build_sdist"]
 
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 # What was built, downloaded or left there by tools. The names of folders, and of files.
-_LEFT_OUT = (".*", "__pycache__", "build", "dist", "payloads", "*.egg-info", "*.so", "*.elf", "*.py[co]")
+_LEFT_OUT = (
+    ".git",
+    ".venv",
+    ".*_cache",
+    ".hypothesis",
+    "__pycache__",
+    "build",
+    "dist",
+    "payloads",
+    "*.egg-info",
+    "*.so",
+    "*.elf",
+    "*.py[co]",
+)
 
 
 def build_sdist(repository: Path, into: Path) -> Path:
