@@ -15,6 +15,10 @@ HERE = Path(__file__).resolve().parent
 class BuildAll(build_ext):
     """build_ext, and the payload ELFs beside the extension module."""
 
+    def get_ext_filename(self, fullname: str) -> str:
+        # From 3.15 on Python would put the platform into the name, under which older Pythons do not find the module.
+        return f"{fullname.replace('.', '/')}.abi3.so"
+
     def run(self) -> None:
         super().run()
         root = HERE if self.inplace else Path(self.build_lib)

@@ -30,7 +30,7 @@ def build(machine: str, compiler: list[str], out: Path) -> list[Path]:
         if source.stem == RUNTIME:
             continue
         target = out / f"{source.stem}.elf"
-        flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-n"]
+        flags = ["-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-n"]
         command = [*compiler, *flags, "-Wl,-T," + str(folder / "payload.ld"), "-Wa,--noexecstack"]
         subprocess.run([*command, str(folder / f"{RUNTIME}.S"), str(source), "-o", str(target)], check=True)
         made.append(target)

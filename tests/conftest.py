@@ -59,7 +59,12 @@ def make_host() -> Callable[..., Host]:
     """A factory of hosts with invented facts."""
 
     def make(kernel: str = "6.12.48", **facts: object) -> Host:
-        given = {"backend": "kvm_intel", "vendor": "GenuineIntel", "model": "Some CPU", "capabilities": {}}
+        given: dict[str, object] = {
+            "backend": "kvm_intel",
+            "vendor": "GenuineIntel",
+            "model": "Some CPU",
+            "capabilities": {},
+        }
         given |= {"supports": lambda name: False} | facts
         return Host(kernel, ARCHITECTURE, SimpleNamespace(**given))
 

@@ -165,10 +165,10 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
         shards = _shards(options, commands, command)
         if shards > 1:
             merger = Merger(shards)
-            words = [shard_command(command, part + 1, shards) for part in range(shards)]
+            parts = [shard_command(command, part + 1, shards) for part in range(shards)]
             return [
                 Plan(_machine(cache, options, 0), one, fresh=options.fresh, pool=options.pool, merger=merger)
-                for one in words
+                for one in parts
             ]
         machine = _machine(cache, options, 0)
         return [Plan(machine, command, options.out, options.shell, options.files, options.fresh, options.pool)]
@@ -195,12 +195,13 @@ def make_plans(cache: Cache, options: argparse.Namespace, commands: Sequence[Seq
 
 def _shards(options: argparse.Namespace, commands: Sequence[Sequence[str]], command: Sequence[str]) -> int:
     """Return among how many machines to divide the command."""
-    if options.shards is None:
+    wanted: int | None = options.shards
+    if wanted is None:
         divided = MACHINES[options.name].one_thread and not commands and not options.shell and options.out is None
         return min(_MOST_SHARDS, os.cpu_count() or 1) if divided else 1
-    if options.shards > 1 and not divisible(command):
+    if wanted > 1 and not divisible(command):
         raise LabError("--shards divides `vmm check --format json` without --output and nothing else.")
-    return max(1, options.shards)
+    return max(1, wanted)
 
 
 def _shell() -> list[str]:

@@ -78,6 +78,8 @@ class Machine(ABC):
 
     name: str
     arch: str
+    #: the processor's model, unless --cpu names another
+    model: str
     #: modules to insert, then those for a network
     modules: tuple[str, ...]
     network_modules: tuple[str, ...] = ("virtio_pci", "virtio_net")

@@ -23,6 +23,7 @@ from .hosts import ALARMS, load_profiles, matching, sample
 from .progress import note
 from .recording import record
 from .session import MACHINES
+from .support import support
 from .zoo import Outcome, as_json, as_text, failed, records, run_profiles
 
 __all__ = ["Column", "main", "parse_results", "render"]
@@ -140,6 +141,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--hosts", nargs="*", metavar="GLOB", help="run these profiles (default all)")
     group.add_argument("--hosts-file", type=Path, default=_HOSTS, metavar="F", help="of this file of the same form")
     group.add_argument("--list-hosts", action="store_true", help="show the profiles and run none")
+    group.add_argument("--support", action="store_true", help="print SUPPORT.md: what is recorded of them, as tables")
     group.add_argument("--sample", type=int, metavar="N", help="only N of them, which change from day to day")
     group.add_argument(
         "--day", type=datetime.date.fromisoformat, metavar="DATE", help="the sample of that day (default today's)"
@@ -164,6 +166,9 @@ def _hosts(options: argparse.Namespace) -> int:
     if options.sample is not None:
         today = datetime.datetime.now(datetime.UTC).date()
         profiles = sample(profiles, options.sample, options.day or today)
+    if options.support:
+        sys.stdout.write(support(profiles))
+        return 0
     if options.list_hosts:
         width = max(len(profile.name) for profile in profiles)
         sys.stdout.write("".join(f"{profile.name:{width}}  {profile.why}\n" for profile in profiles))
@@ -186,7 +191,7 @@ def _as_json(columns: Sequence[Column]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `scripts/matrix` and return its exit status."""
     options = _parse(arguments)
-    if options.hosts is not None or options.list_hosts:
+    if options.hosts is not None or options.list_hosts or options.support:
         try:
             return _hosts(options)
         except LabError as error:

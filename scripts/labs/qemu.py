@@ -21,6 +21,7 @@ class _Qemu(Machine):
     package: str
     program: str
     serial_arguments: str
+    model = "max"
     processors = 1
     channel = "/dev/vport0p1"
     keeps_state = True
@@ -129,7 +130,7 @@ class Svm(_Qemu):
         # CMPXCHG16B sometimes leaves garbage in EFLAGS in QEMU 7.2, and the kernel's allocator lives on it: without
         # this, one boot of ten ends in a double fault on a busy host.
         features = [f"{'+' if on else '-'}{name}" for name, on in wanted.features.items()]
-        return ",".join([wanted.model or "max", "+svm", "-cx16", *features])
+        return ",".join([wanted.model or self.model, "+svm", "-cx16", *features])
 
     def machine_options(self) -> list[str]:
         # Two processors in one thread, as sve has them and for its reasons.
@@ -170,8 +171,8 @@ class Sve(_Qemu):
     def processor(self) -> str:
         wanted = self.options.processor
         properties: dict[str, bool] = {}
-        model, lengths = wanted.model or "max", wanted.lengths
-        if model == "max":
+        model, lengths = wanted.model or self.model, wanted.lengths
+        if model == self.model:
             # Pointer authentication in the architected algorithm costs seconds at boot under emulation, and the
             # larger addresses of LPA2 cost a second for each virtual machine that ends.
             properties = {"pauth-impdef": wanted.features.get("pauth", True), "lpa2": False, "sve": True}

@@ -83,7 +83,11 @@ def test_a_receiver_in_clear_on_an_open_address_says_so(kvm: Kvm, address: str, 
 
 
 def _closed(*descriptors: int) -> Callable[[], None]:
-    return lambda: [os.close(number) for number in descriptors] and None
+    def close() -> None:
+        for number in descriptors:
+            os.close(number)
+
+    return close
 
 
 @pytest.mark.kvm

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -236,7 +237,13 @@ def test_a_wrong_file_is_refused_by_its_name(known: Load, make_host: MakeHost, t
 
 
 def _entry(**changes: str) -> dict[str, list[Expectation]]:
-    fields = {"reason": "it is so", "reference": "see there", "what": "XCR0 *", "observed": "0x*", **changes}
+    fields: dict[str, Any] = {
+        "reason": "it is so",
+        "reference": "see there",
+        "what": "XCR0 *",
+        "observed": "0x*",
+        **changes,
+    }
     return {"xcrs.fresh": [Expectation(clause="xcrs.fresh", **fields)]}
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ own = module("chain")
 _HERE = Path(__file__).resolve().parent
 _NUMBERS = st.integers(0, WORD)
 # What guests came to, on hardware or in an emulated machine: a chain saved by an earlier version has to go on.
-_KNOWN = {
+_KNOWN: dict[tuple[ModuleType, str, int, int], str] = {
     (x86, "avx512", 1000, 7): "c2975136b294f7dbeaf77fc98b5725f2",
     (x86, "sse+pku+shstk", 20, 0x123456789ABCDEF0): "e4b60560f10cef87b1fb3ff13480331c",
     (x86, "amx+pku+cet+xfd", 20, 0x123456789ABCDEF0): "c7bd8d0b1fc7913e4e87c683e78a9caf",
@@ -72,24 +73,24 @@ def test_no_bit_of_the_memory_is_lost_in_the_hash(seed: int, word: int, bit: int
 
 
 @pytest.mark.parametrize(("arch", "level", "steps", "seed"), _KNOWN)
-def test_the_digest_of_an_earlier_version_is_the_same(arch: object, level: str, steps: int, seed: int) -> None:
-    assert arch.reference(level, steps, seed).hex() == _KNOWN[arch, level, steps, seed]  # type: ignore[attr-defined]
+def test_the_digest_of_an_earlier_version_is_the_same(arch: ModuleType, level: str, steps: int, seed: int) -> None:
+    assert arch.reference(level, steps, seed).hex() == _KNOWN[arch, level, steps, seed]
 
 
 @pytest.mark.parametrize("arch", [x86, arm64], ids=["x86", "arm64"])
-def test_levels_that_cover_different_state_have_different_digests(arch: object) -> None:
-    levels = arch.LEVELS  # type: ignore[attr-defined]
-    digests = {arch.reference(level, 3, 1) for level in levels}  # type: ignore[attr-defined]
+def test_levels_that_cover_different_state_have_different_digests(arch: ModuleType) -> None:
+    levels = arch.LEVELS
+    digests = {arch.reference(level, 3, 1) for level in levels}
     assert len(digests) == len(levels) == len(set(levels))
 
 
 @pytest.mark.parametrize("arch", [x86, arm64], ids=["x86", "arm64"])
-def test_a_level_comes_back_as_its_name(arch: object) -> None:
-    for level in arch.LEVELS:  # type: ignore[attr-defined]
-        assert str(arch.parse(level)) == level  # type: ignore[attr-defined]
+def test_a_level_comes_back_as_its_name(arch: ModuleType) -> None:
+    for level in arch.LEVELS:
+        assert str(arch.parse(level)) == level
     for wrong in ("", "AVX", "avx+xfd", "avx+cet+shstk", "amx+cet+pku", "sve", "sve96", "sve4096", "sse+"):
         with pytest.raises(ValueError, match="is not a level of the chain payload: take one of"):
-            arch.parse(wrong)  # type: ignore[attr-defined]
+            arch.parse(wrong)
 
 
 def test_the_lengths_that_a_chain_uses_do_not_depend_on_the_host() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -346,7 +347,9 @@ def test_a_mailbox_field_is_a_little_endian_word_of_its_symbol(memory: GuestMemo
 def test_a_payload_is_read_as_pyelftools_reads_it(name: str) -> None:
     with (FOLDER / f"{name}.elf").open("rb") as file:
         whole = ELFFile(file)
-        symbols = {symbol.name: symbol["st_value"] for symbol in whole.get_section_by_name(".symtab").iter_symbols()}
+        table = whole.get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
         segments = [(s["p_paddr"], s.data()) for s in whole.iter_segments("PT_LOAD") if s["p_memsz"]]
     payload = load(name)
     assert payload.symbols == {name: value for name, value in symbols.items() if name}

@@ -332,7 +332,7 @@ def test_an_interposer_sees_kvm_run() -> None:
 
     def kernel(call: Call, proceed: Callable[[], int]) -> int:
         calls.append((call.kind, call.name, call.fd, call.argument))
-        return lib.VMM_RUN_DEADLINE
+        return int(lib.VMM_RUN_DEADLINE)
 
     with door.interpose(kernel):
         assert door.run(control) == lib.VMM_RUN_DEADLINE

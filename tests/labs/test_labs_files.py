@@ -6,6 +6,7 @@ import itertools
 import lzma
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from labs.vmlinux import flatten, unpack_bzimage
 
 def read_cpio(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """Return name -> (mode, content, device) of an archive, as the kernel would read it."""
-    entries, at = {}, 0
+    entries: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
+    at = 0
     while True:
         assert data[at : at + 6] == b"070701"
         assert at % 4 == 0
@@ -39,7 +41,7 @@ def read_cpio(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
         entries[name] = (mode, content, (major, minor))
 
 
-def write_cpio(fill) -> bytes:
+def write_cpio(fill: Callable[[CpioWriter], None]) -> bytes:
     buffer = io.BytesIO()
     with CpioWriter(buffer) as out:
         fill(out)

@@ -7,15 +7,17 @@ import resource
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labs import hosts
 from labs.errors import LabError
-from labs.hosts import MACHINES, Profile, load_profiles, matching, sample
+from labs.hosts import Profile, load_profiles, matching, sample
 from labs.recording import record, with_recordings
 from labs.releases import parse_kernel
+from labs.session import MACHINES
 
 OURS = Path(__file__).resolve().parents[2] / "scripts" / "labs" / "hosts.toml"
 
@@ -69,7 +71,7 @@ def test_a_profile_says_all_that_scripts_lab_takes(tmp_path: Path) -> None:
 
 
 def test_limits_and_what_is_done_before_hold_for_the_command_itself(tmp_path: Path) -> None:
-    conditions = {"limits": {"nofile": 20}, "ignored": ("CHLD",), "blocked": ("ALRM", "USR1")}
+    conditions: dict[str, Any] = {"limits": {"nofile": 20}, "ignored": ("CHLD",), "blocked": ("ALRM", "USR1")}
     profile = Profile("svm.x", "svm", "x", before="cd /; echo before", **conditions)
     show = (
         "import os, resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0]); print(os.getcwd());"
@@ -190,7 +192,7 @@ def test_our_profiles_are_of_all_machines_and_many_kernels() -> None:
 
 def test_our_profiles_differ_and_none_is_named_for_what_it_is_not() -> None:
     profiles = load_profiles(OURS)
-    seen = {}
+    seen: dict[tuple[str, ...], str] = {}
     for profile in profiles:
         same = (*profile.options(), *profile.command([]))
         assert seen.setdefault(same, profile.name) == profile.name

@@ -18,7 +18,7 @@ def test_what_is_written_is_what_is_read(model: str, lengths: set[int], features
     words += [("+" if on else "-") + name for name, on in features.items()]
     if words:
         found = parse_processor(",".join(words))
-        assert (found.model, found.lengths, found.features) == (model, lengths, features)
+        assert (found.model, found.lengths, found.features) == (model, frozenset(lengths), features)
         assert sorted(found.named(True) + found.named(False)) == sorted(features)
 
 

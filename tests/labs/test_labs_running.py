@@ -112,7 +112,8 @@ def fake_qemu(kind: type, tmp_path: Path, options: Options) -> list[str]:
     machine._root = Root()
     kernel = Kernel(tmp_path, "7.2")
     boot = Boot(tmp_path, kernel, tmp_path / "initrd", 7, tmp_path / "console", port=Port(9, "m"))
-    return machine.command(boot)
+    words: list[str] = machine.command(boot)
+    return words
 
 
 @pytest.mark.parametrize("kind", [Svm, Sve])

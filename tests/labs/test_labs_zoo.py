@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from labs import matrix, zoo
@@ -23,13 +24,13 @@ PROFILE = Profile("svm.a", "svm", "x", release="7.2.1", totals={"PASS": 2, "SKIP
 
 def report(*verdicts: str, end: bool = True) -> str:
     """What `vmm check --format json` writes; the clauses are c.0, c.1, ..."""
-    records = [{"record": "host", "kernel": "7.2"}]
+    records: list[dict[str, object]] = [{"record": "host", "kernel": "7.2"}]
     records += [{"record": "clause", "id": f"c.{index}", "verdict": each} for index, each in enumerate(verdicts)]
     records += [{"record": "totals", "total": len(verdicts)}] if end else []
     return "a warning\n" + "".join(json.dumps(record) + "\n" for record in records)
 
 
-def judged(*verdicts: str, **changes: object) -> Outcome:
+def judged(*verdicts: str, **changes: Any) -> Outcome:
     return judge(dataclasses.replace(PROFILE, **changes), "7.2.1", report(*verdicts), "", 0)
 
 

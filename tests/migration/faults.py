@@ -129,7 +129,8 @@ def _source(folder: Path, port: int, close: Callable[[], None], scale: float) ->
 
 def _target(folder: Path, listener: Listener, close: Callable[[], None], scale: float) -> int:
     close()
-    keeper.MARGIN = target.MARGIN = _MARGIN * scale
+    for waiting in (keeper, target):
+        vars(waiting)["MARGIN"] = _MARGIN * scale
 
     def finished(guest: BaseGuest, outcome: Outcome) -> None:
         (folder / "digest-target").write_text(_digest(guest) if outcome.well else outcome.why)

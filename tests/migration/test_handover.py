@@ -332,7 +332,7 @@ def test_a_faulty_table_is_caught(
     monkeypatch: pytest.MonkeyPatch, table: str, key: tuple[At, Event], entry: tuple[At, tuple[Act, ...]]
 ) -> None:
     original = {"SOURCE": SOURCE, "RECEIVER": RECEIVER}[table]
-    monkeypatch.setitem(original, key, entry)  # type: ignore[arg-type]
+    monkeypatch.setitem(original, key, entry)
     found = _reachable(breaks=2)
     bad = [
         world

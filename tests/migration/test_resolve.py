@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -41,7 +41,7 @@ class _Connector:
 class _Receiver:
     """The other side: on each line it plays the next of some scripts, which are what it hears and says."""
 
-    def __init__(self, *scripts: list[Kind | str]) -> None:
+    def __init__(self, *scripts: Sequence[Kind | str]) -> None:
         self._scripts = list(scripts)
         self.heard: list[Kind] = []
         self._threads: list[threading.Thread] = []
@@ -54,7 +54,7 @@ class _Receiver:
         self._threads.append(thread)
         return SocketLine(ours, "receiver", LIMIT)
 
-    def _play(self, channel: Channel, script: list[Kind | str]) -> None:
+    def _play(self, channel: Channel, script: Sequence[Kind | str]) -> None:
         try:
             for step in script:
                 if step == "open":

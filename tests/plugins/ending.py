@@ -30,11 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
             _received.append(number)
             raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 
-    for number in _NUMBERS:
-        if signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup(1), say
-        before = signal.signal(number, interrupt)
-        config.add_cleanup(lambda number=number, before=before: signal.signal(number, before))  # type: ignore[misc]
+    # One that is ignored stays so: nohup(1), say.
+    before = {number: handler for number in _NUMBERS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    config.add_cleanup(put_back)
 
 
 @pytest.hookimpl(trylast=True)

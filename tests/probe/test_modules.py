@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Pa
     assert modules.loaded(tmp_path) == frozenset()
     for name in ("kvm", "kvm_amd", "kvm_other", "kvmgt", "ext4"):
         (tmp_path / name).mkdir()
-    assert modules.loaded(tmp_path) == {"kvm", "kvm_amd", "kvm_other"}
+    assert modules.loaded(tmp_path) == frozenset({"kvm", "kvm_amd", "kvm_other"})
 
 
 def test_parameters_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:

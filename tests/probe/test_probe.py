@@ -288,7 +288,12 @@ def test_a_child_that_gives_no_answer_does_not_end_the_probe(
         return -5
 
     fork, forked = os.fork, list[int]()
-    monkeypatch.setattr(os, "fork", lambda: forked.append(fork()) or forked[-1])
+
+    def noted() -> int:
+        forked.append(fork())
+        return forked[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
     started = time.monotonic()
     with interpose(answering("KVM_CREATE_VM", stop)):
         made = survey(xcomp_supported=1 << XFeature.XTILEDATA)

@@ -110,7 +110,7 @@ def arm64_parts(*lengths: int) -> dict[str, Part]:
     groups: dict[str, Part] = {
         "IDREGS": {arm64.SYSTEM["ID_AA64PFR0_EL1"]: (0x1_0000_0000).to_bytes(8, "little")},
         "FIRMWARE": {arm64.firmware(0): (0x10001).to_bytes(8, "little")},
-        "CORE": {arm64.x(number): number.to_bytes(8, "little") for number in range(31)} | {arm64.PC: bytes(8)},
+        "CORE": {**{arm64.x(number): number.to_bytes(8, "little") for number in range(31)}, arm64.PC: bytes(8)},
         "VECTORS": vectors,
         "SYSREGS": {arm64.SYSTEM["SCTLR_EL1"]: bytes(8)},
         "COUNTERS": {arm64.SYSTEM["CNTVCT_EL0"]: bytes(8)},

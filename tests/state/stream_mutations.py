@@ -79,10 +79,9 @@ def _other(source: Source, value: Any) -> Any:
     if isinstance(value, str):
         return source.choice((value + "X", value[1:], "", "VMCONFIG", "REGS", "\x1b[2J", "ü" * 40, value.lower()))
     if isinstance(value, list):
-        items = list(value)
-        at = source.randrange(len(items) + 1)
+        at = source.randrange(len(value) + 1)
         return source.choice(
-            (items[:at] + items[at + 1 :], items[:at] + items[:1] + items[at:], items[::-1], items * 2)
+            (value[:at] + value[at + 1 :], value[:at] + value[:1] + value[at:], value[::-1], value * 2)
         )
     items = dict(value)
     if items and source.random() < 0.5:

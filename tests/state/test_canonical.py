@@ -34,7 +34,7 @@ _plain = st.recursive(
 def test_the_scan_stops_what_the_decoder_must_not_see(
     data: bytes, match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(canonical.cbor2, "loads", None)
+    monkeypatch.setattr(cbor2, "loads", None)
     with pytest.raises(canonical.NotCanonical, match=match):
         canonical.decode(data)
 

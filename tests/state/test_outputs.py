@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,11 +63,14 @@ def test_a_fifo_is_written_to_and_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: None], ids=["a folder", "a missing folder"])
-def test_what_cannot_become_a_file_is_refused_by_the_name_that_was_given(tmp_path: Path, make: object) -> None:
+def test_what_cannot_become_a_file_is_refused_by_the_name_that_was_given(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     place = tmp_path / "place"
-    make(place)  # type: ignore[operator]
+    make(place)
     given = place if place.is_dir() else place / "state.vm"
-    for call in (lambda: save(given, STATE), lambda: check_place(given)):
+    calls: list[Callable[[], object]] = [lambda: save(given, STATE), lambda: check_place(given)]
+    for call in calls:
         with pytest.raises(OSError) as error:
             call()
         assert error.value.filename == os.fspath(given)

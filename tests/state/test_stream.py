@@ -185,17 +185,24 @@ def test_a_pipe_that_takes_little_gets_the_same_stream() -> None:
 # --- sections -------------------------------------------------------------------------------------
 
 
+def _at(number: int, edit: Callable[[list[Piece], int], object]) -> Callable[[Sealed], object]:
+    return lambda stream: edit(stream.pieces, number)
+
+
 def test_a_missing_section_is_refused() -> None:
     for number, piece in enumerate(Sealed.open(TINY).pieces):
         if piece.kind != "MEMORY":  # without it the page is zero: a state too, and another one
-            refused(sealed(lambda stream, n=number: stream.pieces.pop(n)), "has its place here|is missing")
+            refused(sealed(_at(number, lambda pieces, n: pieces.pop(n))), "has its place here|is missing")
     refused(sealed(lambda stream: stream.pieces.clear()), "missing")
 
 
 def test_a_duplicated_or_moved_section_is_refused() -> None:
     count = len(Sealed.open(TINY).pieces)
     for first in range(count):
-        refused(sealed(lambda s, n=first: s.pieces.insert(n, s.pieces[n].copy())), "place here|out of order|overlaps")
+        refused(
+            sealed(_at(first, lambda pieces, n: pieces.insert(n, pieces[n].copy()))),
+            "place here|out of order|overlaps",
+        )
         for second in range(first):
 
             def swap(stream: Sealed, a: int = first, b: int = second) -> None:
@@ -206,15 +213,15 @@ def test_a_duplicated_or_moved_section_is_refused() -> None:
 
 def test_a_section_of_another_index_is_refused() -> None:
     for number in range(len(Sealed.open(TINY).pieces)):
-        refused(sealed(lambda s, n=number: setattr(s.pieces[n], "index", 1)), "place here|out of order")
+        refused(sealed(_at(number, lambda pieces, n: setattr(pieces[n], "index", 1))), "place here|out of order")
 
 
 def test_an_unknown_critical_section_is_refused_and_an_ancillary_one_skipped() -> None:
     for position in range(len(Sealed.open(TINY).pieces) + 1):
-        note = Piece("NOTE", 9, b"x" * 100, flags=0)
-        assert read(sealed(lambda s, n=position, p=note: s.pieces.insert(n, p))) == tiny_state()
-        critical = Piece("NOTE", 9, b"x" * 100)
-        refused(sealed(lambda s, n=position, p=critical: s.pieces.insert(n, p)), r"NOTE 9.*critical.*does not know")
+        ancillary = _at(position, lambda pieces, n: pieces.insert(n, Piece("NOTE", 9, b"x" * 100, flags=0)))
+        assert read(sealed(ancillary)) == tiny_state()
+        critical = _at(position, lambda pieces, n: pieces.insert(n, Piece("NOTE", 9, b"x" * 100)))
+        refused(sealed(critical), r"NOTE 9.*critical.*does not know")
 
 
 def test_a_skipped_section_is_named() -> None:

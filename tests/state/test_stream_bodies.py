@@ -170,7 +170,11 @@ def test_real_fields_that_contradict_the_raw_bytes_are_refused() -> None:
         assert read(data, explain=real) == SAMPLES[label]
         for kind in ("CPUID", "XSAVE", "MSRS", "REGS", "EVENTS", "XCRS"):
             for number in range(len(cbor2.loads(Sealed.open(data).find(kind).body)["fields"])):
-                lie = _with_field(lambda fields, n=number: fields[n].__setitem__(1, "a lie"), data, kind)
+
+                def edit(fields: list[list[object]], number: int = number) -> None:
+                    fields[number][1] = "a lie"
+
+                lie = _with_field(edit, data, kind)
                 refused(lie, rf"\({kind} 0\).*says a lie, its raw bytes say", explain=real)
 
 

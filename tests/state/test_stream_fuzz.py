@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from tests.state.stream_mutations import mutate
 from vmm.state.stream import container as stream
 from vmm.state.stream import decode
 from vmm.state.stream import memory as memory_section
+from vmm.state.stream.encode import write_state
 from vmm.state.value import MemoryState
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ def _failures(number: int = 1500) -> str:
 
 def test_the_runner_finds_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(self: object, section: object, data: memoryview, length: int) -> bytes:
-        return memory_section.zstandard.ZstdDecompressor().decompress(data, max_output_size=length)
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=length)
 
     monkeypatch.setattr(memory_section.MemoryDecoder, "_decompress", raises)
     assert "ZstdError" in _failures()
@@ -78,7 +80,7 @@ def test_the_runner_finds_a_state_that_does_not_come_back(monkeypatch: pytest.Mo
         smaller = MemoryState(0, 4096)
         real(file, type(state)(state.arch, state.vcpus, (smaller,), state.machine))  # type: ignore[attr-defined,call-arg,arg-type]
 
-    real = fuzz_stream.write_state
+    real = write_state
     monkeypatch.setattr(fuzz_stream, "write_state", loses)
     assert "does not come back" in _failures(300)
 

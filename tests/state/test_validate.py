@@ -150,6 +150,7 @@ def test_memory_side_by_side_is_accepted() -> None:
 
 def test_an_xsave_area_shorter_than_its_components_is_refused() -> None:
     area = X86.vcpus[0].parts["XSAVE"]
+    assert isinstance(area, bytes)
     refused(with_part("XSAVE", area[:4096]), "4096 bytes, and by CPUID leaf 0xD its components end at 11008")
     validate(with_part("XSAVE", area + bytes(64)))
     for offset in (575, 2815, 100, 0):
@@ -161,7 +162,9 @@ def test_an_xsave_area_shorter_than_its_components_is_refused() -> None:
 
 @pytest.mark.parametrize("bit", [3, 8, 10, 11, 12, 19, 62, 63])
 def test_a_component_that_cpuid_lacks_is_refused(bit: int) -> None:
-    known = struct.unpack_from("<Q", X86.vcpus[0].parts["XSAVE"], 512)[0]
+    area = X86.vcpus[0].parts["XSAVE"]
+    assert isinstance(area, bytes)
+    known = struct.unpack_from("<Q", area, 512)[0]
     refused(edited("XSAVE", 512, struct.pack("<Q", known | 1 << bit)), "XSTATE_BV has .*CPUID offers 0x602e7")
     refused(edited("XCRS", 16, struct.pack("<Q", 0x602E7 | 1 << bit)), "XCR0 is .*CPUID offers 0x602e7")
 
@@ -279,7 +282,7 @@ def test_changed_bytes_of_a_part_are_accepted_or_refused_by_name(data: st.DataOb
     label = data.draw(st.sampled_from(sorted(SAMPLES)))
     state = SAMPLES[label]
     name = data.draw(st.sampled_from([k for k, part in state.vcpus[0].parts.items() if isinstance(part, bytes)]))
-    part = bytearray(state.vcpus[0].parts[name])  # type: ignore[arg-type]
+    part = bytearray(state.vcpus[0].parts[name])
     for _ in range(data.draw(st.integers(1, 4))):
         part[data.draw(st.integers(0, len(part) - 1))] = data.draw(st.integers(0, 255))
     try:

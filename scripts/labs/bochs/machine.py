@@ -25,8 +25,6 @@ _MEGABYTE = 1 << 20
 #: every sleep takes long; from 100 to 400 million the machine is equally fast.
 _SPEED = 200_000_000
 
-_MODEL = "sapphire_rapids"
-
 #: which of the emulator's models are AMD's: it does not say
 _AMD = ("athlon64", "turion64", "phenom", "zambezi", "trinity", "ryzen")
 
@@ -44,6 +42,7 @@ class Amx(Machine):
 
     name = "amx"
     arch = "amd64"
+    model = "sapphire_rapids"
     modules = ("kvm_intel",)
     channel = "port"
     power = "bochs"
@@ -52,7 +51,7 @@ class Amx(Machine):
 
     def __init__(self, cache: Cache, options: Options) -> None:
         super().__init__(cache, options)
-        self._model = options.processor.model or _MODEL
+        self._model = options.processor.model or self.model
         if self._model.startswith(_AMD):
             self.modules = ("kvm_amd",)
 
@@ -85,7 +84,7 @@ class Amx(Machine):
             wanted.require_model(self.name, re.findall(r"^(\w+)$", listing.read_text(), re.MULTILINE))
             text = self._configuration(folder, memory=16, rom=None, images=[], serial="mode=null")
             (folder / "bochsrc").write_text(text)
-            command = [self._bochs, "-q", "-f", folder / "bochsrc", "-benchmark", str(_START_TICKS)]
+            command: list[str | Path] = [self._bochs, "-q", "-f", folder / "bochsrc", "-benchmark", str(_START_TICKS)]
             # Its exit status is 1 in any case.
             with contextlib.suppress(LabError):
                 run_tool(command, "Starting Bochs", timeout=_START_SECONDS)
@@ -100,6 +99,7 @@ class Amx(Machine):
 
     def command(self, boot: Boot) -> list[str]:
         memory = (self.options.memory or 512) * _MEGABYTE
+        assert boot.initrd is not None, "amx does not keep state"
         size = boot.initrd.stat().st_size
         # high in RAM, below the BIOS's tables, out of the kernel's way
         initrd_address = (memory - _MEGABYTE - size) & ~(_MEGABYTE - 1)
@@ -107,7 +107,7 @@ class Amx(Machine):
         if initrd_address < address + boot.kernel.flat.stat().st_size + 64 * _MEGABYTE:
             raise LabError("The machine's memory is too small for its initial file system; give a larger --memory.")
         clock = f"tsc=reliable no_timer_check lpj={_SPEED // 250}"
-        if self._model != _MODEL:
+        if self._model != self.model:
             # What the other models say of their clocks, if anything, is not true of the emulated one.
             clock += f" tsc_early_khz={_SPEED // 1000}"
         line = f"console=ttyS0,115200 {COMMON_ARGUMENTS} {clock} {self.options.append}"
