@@ -226,6 +226,8 @@ def test_another_cpuid_is_not_read_with_the_old_calls(kvm: Kvm) -> None:
 @kvm_test
 @pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"MSRs are x86's; this is {ARCHITECTURE}")
 def test_a_refusal_whose_reason_is_refused_too_is_a_refusal(kvm: Kvm, state: VmState) -> None:
+    refused = 0
+
     def refuse(call: Call, proceed: Callable[[], int]) -> int:
         nonlocal refused
         if call.name != "KVM_SET_MSRS" or call.argument.nmsrs < 10:
@@ -233,7 +235,6 @@ def test_a_refusal_whose_reason_is_refused_too_is_a_refusal(kvm: Kvm, state: VmS
         refused += 1
         return 3 if refused == 1 else -errno.EFAULT
 
-    refused = 0
     with interpose(refuse), pytest.raises(StateRefused, match="MSRS: KVM_SET_MSRS failed with EFAULT"):
         restore(kvm, state)
 

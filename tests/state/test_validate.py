@@ -393,7 +393,8 @@ def test_the_capabilities_of_a_state_are_those_of_the_kernels_header() -> None:
 
 
 # mypy holds these modules against the type, whichever architecture it runs on.
-_KNOWN: tuple[Architecture, ...] = (x86_parts_module, arm64_parts_module)
+_X86: Architecture = x86_parts_module
+_ARM64: Architecture = arm64_parts_module
 
 
 def test_both_architectures_are_known_on_every_host() -> None:

@@ -143,14 +143,14 @@ PIECES: tuple[Piece, ...] = (
     Structure("MP_STATE", "kvm_mp_state", 4, _AFTER_INIT),
 )  # fmt: skip
 
-CAPTURE_ORDER = (
+CAPTURE_ORDER: tuple[str, ...] = (
     "INIT", "MP_STATE", "VLS", "FINALIZE", "LIST", "IDREGS", "FIRMWARE", "CORE", "VECTORS", "SYSREGS", "CACHES",
     "EVENTS", "COUNTERS",
 )  # fmt: skip
 
 # What a state may have enabled on its VM: nothing yet.
 CAPABILITIES: frozenset[int] = frozenset()
-MACHINE = {"CAPS": Shape(required=False)}
+MACHINE: Mapping[str, Shape] = {"CAPS": Shape(required=False)}
 
 
 def describe_machine(name: str, part: Part) -> dict[str, str]:

@@ -118,7 +118,7 @@ PIECES: tuple[Piece, ...] = (
 )  # fmt: skip
 
 # KVM_GET_MP_STATE takes in INIT and SIPI, which changes registers; events are read when nothing else can raise one.
-CAPTURE_ORDER = (
+CAPTURE_ORDER: tuple[str, ...] = (
     "MP_STATE", "REGS", "SREGS", "XSAVE", "XCRS", "XFD", "DEBUGREGS", "LAPIC", "CPUID", "TSC_KHZ", "MSRS", "ONE_REGS",
     "EVENTS", "TSC",
 )  # fmt: skip
@@ -129,7 +129,7 @@ CAPTURE_ORDER = (
 # KVM_CAP_EXCEPTION_PAYLOAD and KVM_CAP_X86_TRIPLE_FAULT_EVENT: without them pending exceptions and triple faults are
 # not told apart.
 CAPABILITIES = frozenset({164, 218})
-MACHINE = {"CAPS": Shape(required=False), "CLOCK": Shape.exactly(_U64)}
+MACHINE: Mapping[str, Shape] = {"CAPS": Shape(required=False), "CLOCK": Shape.exactly(_U64)}
 
 
 def describe_machine(name: str, part: Part) -> dict[str, str]:
