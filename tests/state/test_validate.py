@@ -398,4 +398,4 @@ _ARM64: Architecture = arm64_parts_module
 
 
 def test_both_architectures_are_known_on_every_host() -> None:
-    assert (of("x86"), of("arm64")) == _KNOWN
+    assert (of("x86"), of("arm64")) == (_X86, _ARM64)
