@@ -7,9 +7,8 @@ import json
 
 import click
 
-from vmm.arch import module
 from vmm.kvm.system import Kvm
-from vmm.probe.document import document
+from vmm.probe.document import document, lines
 from vmm.probe.host import measure
 
 __all__ = ["command"]
@@ -31,9 +30,9 @@ def command(as_json: bool) -> int:
     if as_json:
         print(json.dumps(found, indent=2))
         return 0
-    lines = [*host.lines(), *module("survey", "probe").lines(found)]
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
+    shown = [*host.lines(), *lines(found)]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
         print(f"{name:{width}}  {value}")
     print()
     for name, value in found["capabilities"].items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from vmm.arch import module
 from vmm.compat.offer import Dimension, Finding, Mask, Offer, Verdict
@@ -89,7 +89,7 @@ def compare(source: Offer, destination: Offer, *, started: bool = False) -> Repo
         different = Finding(Verdict.NO, "architecture", ours, theirs)
         return Report(source, destination, (Judged("architecture", (different,)),))
     guest, judged = source, []
-    for dimension in _dimensions(ours):
+    for dimension in _of(ours).DIMENSIONS:
         findings = tuple(dimension.judge(guest, destination))
         if started:
             findings = tuple(map(_too_late, findings))
@@ -105,9 +105,16 @@ def _too_late(finding: Finding) -> Finding:
     return replace(finding, verdict=Verdict.NO, masks=(), note=note)
 
 
-def _dimensions(architecture: str) -> tuple[Dimension, ...]:
-    found: tuple[Dimension, ...] = module("dimensions", "compat", architecture).DIMENSIONS
-    return found
+class _Architecture(Protocol):
+    """A module ``vmm.compat.ARCHITECTURE.dimensions``: what is compared, and what of a probe counts for it."""
+
+    DIMENSIONS: tuple[Dimension, ...]
+
+    def values(self, document: Section) -> dict[str, int]: ...
+
+
+def _of(architecture: str) -> _Architecture:
+    return cast(_Architecture, module("dimensions", "compat", architecture))
 
 
 def load(path: str, label: str | None = None) -> Offer:
@@ -152,7 +159,7 @@ def parse(data: bytes, label: str) -> Offer:
         **{key: document.text(key) for key in ("kernel", "backend")},
         **{key: cpu.text(key) for key in ("vendor", "model")},
     }
-    return Offer(about, module("dimensions", "compat", architecture).values(document))
+    return Offer(about, _of(architecture).values(document))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

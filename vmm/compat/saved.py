@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol, cast
+
 from vmm.arch import module
 from vmm.compat.offer import Offer
 from vmm.state.errors import StreamError, printable
@@ -15,6 +18,14 @@ __all__ = ["load_guest"]
 
 # Memory is not looked at, so the guest may be of any size.
 _LIMITS = Limits(memory=1 << 52)
+
+
+class _Architecture(Protocol):
+    """A module ``vmm.compat.ARCHITECTURE.saved``: what a vCPU's parts and its host say, in a probe's terms."""
+
+    def values(self, parts: Mapping[str, Part], host: Mapping[str, str], memory_end: int) -> dict[str, int]: ...
+
+    def about(self, parts: Mapping[str, Part]) -> dict[str, str]: ...
 
 
 def load_guest(path: str) -> Offer:
@@ -33,7 +44,7 @@ def load_guest(path: str) -> Offer:
         raise StreamError("the header", "it names no vCPU, so it holds no guest")
     for (identifier, _), parts in zip(header.vcpus, vcpus, strict=True):
         check_vcpu(header.arch, identifier, parts)
-    architecture = module("saved", "compat", header.arch)
+    architecture = cast(_Architecture, module("saved", "compat", header.arch))
     memory_end = max((gpa + size for gpa, size in header.memory), default=0)
     values: dict[str, int] = {}
     for parts in vcpus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vmm.arch import module
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import Kvm
     from vmm.probe.host import Host
 
-__all__ = ["SCHEMA", "VERSION", "ProbeError", "Section", "document"]
+__all__ = ["SCHEMA", "VERSION", "ProbeError", "Section", "document", "lines"]
 
 
 # The name and number of what `vmm probe --json` writes. A key that changes its meaning raises the number.
@@ -116,5 +116,21 @@ class Section:
 
 def document(kvm: Kvm, host: Host) -> dict[str, Any]:
     """Return what ``vmm probe --json`` prints about a measured host."""
-    survey = module("survey", "probe").survey(kvm, host.facts)
-    return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **survey}
+    return {"schema": SCHEMA, "version": VERSION, **host.to_json(), **_survey().survey(kvm, host.facts)}
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a document says beyond what Host.lines does, as (name, value) pairs for people."""
+    return _survey().lines(found)
+
+
+class _Survey(Protocol):
+    """A module ``vmm.probe.ARCHITECTURE.survey``: what takes longer to find out than facts, or leaves a mark."""
+
+    def survey(self, kvm: Kvm, facts: Any) -> dict[str, Any]: ...
+
+    def lines(self, document: dict[str, Any]) -> list[tuple[str, str]]: ...
+
+
+def _survey() -> _Survey:
+    return cast(_Survey, module("survey", "probe"))

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from vmm.arch import ARCHITECTURE, module
 from vmm.kvm.system import Kvm
 from vmm.probe import process
 from vmm.probe.process import UNMEASURED, Process
 
-__all__ = ["Host", "measure", "upstream", "version"]
+__all__ = ["Facts", "Host", "measure", "upstream", "version"]
 
 _SIGNATURE = Path("/proc/version_signature")
 
@@ -76,11 +77,33 @@ class Host:
         return [kernel, *self.process.lines(), *self.facts.lines()]
 
 
+class Facts(Protocol):
+    """What every architecture's facts can say; clauses and needs use those of their own."""
+
+    capabilities: Mapping[str, int]
+
+    @property
+    def backend(self) -> str:
+        """The KVM module in use."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them for a report."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return them for people."""
+
+
+class _Measures(Protocol):
+    """A module ``vmm.probe.ARCHITECTURE.facts``."""
+
+    def measure(self, kvm: Kvm) -> Facts: ...
+
+
 def measure(kvm: Kvm) -> Host:
     """Measure the host; no vCPU is created."""
     system, signature = os.uname(), ""
     with suppress(OSError):
         signature = _SIGNATURE.read_text()
-    facts = module("facts", "probe").measure(kvm)
+    facts = cast(_Measures, module("facts", "probe")).measure(kvm)
     found = upstream(system.release, system.version, signature)
     return Host(system.release, ARCHITECTURE, facts, process.measure(), found)
