@@ -13,14 +13,10 @@ from tests.state.state_samples import GUEST_SSP, SAMPLES, XFD, arm64_parts, arm6
 from vmm.arch import ARCHITECTURE
 from vmm.arm64 import registers as arm64
 from vmm.arm64.vls import VectorLengths
-from vmm.state.architecture import ARCHITECTURES, Architecture, here, of
-from vmm.state.arm64 import parts as arm64_parts_module
 from vmm.state.errors import StreamError
 from vmm.state.parts import vcpu_shapes
-from vmm.state.piece import Structure
 from vmm.state.validate import normalise, validate
 from vmm.state.value import Extent, MemoryState, Part, VcpuState, VmState
-from vmm.state.x86 import parts as x86_parts_module
 from vmm.state.x86.msrs import NOT_IN_MSRS, allowed_msrs
 from vmm.x86 import msr
 from vmm.x86.msr_names import Msr
@@ -364,38 +360,3 @@ def test_vectors_without_sve_and_sve_without_its_lengths_are_refused() -> None:
     refused(with_part("FINALIZE", bytes(4), SVE), "must be present together or not at all")
     refused(with_part("INIT", arm64_parts()["INIT"], SVE), "must be present together or not at all")
     validate(with_part("FINALIZE", bytes(4), plain))
-
-
-# --- the table of parts ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_piece_is_captured_once_and_has_a_name_of_its_own(arch: str) -> None:
-    names = [piece.name for piece in of(arch).PIECES]
-    assert sorted(of(arch).CAPTURE_ORDER) == sorted(names) and len(set(names)) == len(names)
-    assert not set(names) & set(of(arch).MACHINE)
-
-
-def test_a_structure_has_its_size_in_the_kernels_header() -> None:
-    from vmm._kvm import ffi
-
-    found = [piece for piece in of(ARCHITECTURE).PIECES if isinstance(piece, Structure)]
-    assert found
-    for piece in found:
-        assert piece.shape.smallest == piece.shape.largest == ffi.sizeof(f"struct {piece.struct}"), piece.name
-
-
-def test_the_capabilities_of_a_state_are_those_of_the_kernels_header() -> None:
-    from vmm._kvm import lib
-
-    wanted = {"x86": ("KVM_CAP_EXCEPTION_PAYLOAD", "KVM_CAP_X86_TRIPLE_FAULT_EVENT"), "arm64": ()}[ARCHITECTURE]
-    assert {getattr(lib, name) for name in wanted} == here().CAPABILITIES
-
-
-# mypy holds these modules against the type, whichever architecture it runs on.
-_X86: Architecture = x86_parts_module
-_ARM64: Architecture = arm64_parts_module
-
-
-def test_both_architectures_are_known_on_every_host() -> None:
-    assert (of("x86"), of("arm64")) == (_X86, _ARM64)
