@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m tests.fuzz TARGET``: fuzz one reader for a time; ``--minimise`` keeps what is worth it for the tests.
 
-Exits with 0 if nothing was found, 1 with the finding's file if something was, 2 if it could not run. A run goes on from
-the corpus folder of the one before.
+Exits with 0 if nothing was found, 1 with the finding's file if something was, 2 if it could not run. A run goes on
+from the corpus folder of the one before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def _fuzz(name: str, seconds: int, corpus: Path, findings: Path, seed: int) -> i
         f"-artifact_prefix={findings}/{name}-", str(corpus),
     ]  # fmt: skip
     edges, executions, said = 0, 0, list[str]()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as run:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as run:
         assert run.stdout
         for line in run.stdout:
             edges = int(found[1]) if (found := _PROGRESS.search(line)) else edges
@@ -95,7 +97,7 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, help="a folder that stays; by default one in the temporary folder")
     parser.add_argument("--findings", type=Path, default=Path("."), help="where the input of a finding is written")
     parser.add_argument("--seed", type=int, default=0, help="of libFuzzer; 0 is another one each time")
-    parser.add_argument("--minimise", action="store_true", help="do not fuzz: keep what the corpus reaches for the tests")
+    parser.add_argument("--minimise", action="store_true", help="do not fuzz: keep what is worth it for the tests")
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="do not fuzz: read these inputs")
     arguments = parser.parse_args()
     if arguments.replay:

@@ -48,7 +48,7 @@ TARGETS = {
 
 
 def judge(target: Target, data: bytes) -> bool:
-    """Read one input and tell whether it was taken; Excessive if it costs too much, and whatever the reader raises."""
+    """Read one input and tell whether it was taken; Excessive if it costs too much, or what the reader raises."""
     before, began = _most(), time.process_time()
     taken = target.read(data)
     seconds = time.process_time() - began
