@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 import sys
 from collections.abc import Iterable
 from types import CodeType, FrameType
@@ -15,6 +16,7 @@ __all__ = ["edges", "smallest"]
 
 Edge = tuple[CodeType, int, int]
 _PACKAGE = vmm.__path__[0]
+_FILE = 200  # bytes that a file is worth, however little is in it
 
 
 def edges(target: Target, data: bytes) -> set[Edge]:
@@ -44,16 +46,30 @@ def edges(target: Target, data: bytes) -> set[Edge]:
 
 
 def smallest(target: Target, inputs: Iterable[bytes], most: int) -> list[bytes]:
-    """Return inputs of ``most`` bytes in all at most, each with an edge that those before do not have.
+    """Return inputs of ``most`` bytes in all at most that reach as much as can be: each has an edge of its own.
 
-    Small ones come first, so what a large one reaches is shown by small ones where that can be.
+    Next comes the one that has most new edges for its size.
     """
-    reached: set[Edge] = set()
-    kept: list[bytes] = []
-    for data in sorted(set(inputs), key=lambda data: (len(data), data)):
-        found = edges(target, data)
-        if found - reached and len(data) <= most:
-            most -= len(data)
-            reached |= found
-            kept.append(data)
+    numbers: dict[Edge, int] = {}
+    waiting: list[tuple[float, bytes, int]] = []
+    for data in set(inputs):
+        found = sum(1 << numbers.setdefault(edge, len(numbers)) for edge in edges(target, data))
+        waiting.append((-_worth(found, data), data, found))
+    heapq.heapify(waiting)
+    reached, kept = 0, list[bytes]()
+    while waiting:
+        _, data, found = heapq.heappop(waiting)
+        worth = -_worth(found & ~reached, data)
+        if worth >= 0 or len(data) > most:
+            continue
+        if waiting and worth > waiting[0][0]:  # others have become better: what it is worth only falls
+            heapq.heappush(waiting, (worth, data, found))
+            continue
+        most -= len(data)
+        reached |= found
+        kept.append(data)
     return kept
+
+
+def _worth(found: int, data: bytes) -> float:
+    return found.bit_count() / (len(data) + _FILE)

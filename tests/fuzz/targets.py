@@ -17,13 +17,13 @@ from pathlib import Path
 from tests.fuzz import documents, lines, streams
 from tests.fuzz.trees import Leaf
 
-__all__ = ["MEMORY", "RECORDED", "SECONDS", "TARGETS", "Excessive", "Target", "judge"]
+__all__ = ["MEMORY", "NOISE", "RECORDED", "SECONDS", "TARGETS", "Excessive", "Target", "judge", "most"]
 
 SECONDS = 1.0  # of processor time, for one input
 MEMORY = 64 << 20  # bytes, for one input; the guests here are not larger than 16 MiB
 RECORDED = Path(__file__).parents[1] / "data" / "fuzz"
 # What is not measured exactly: a process's memory grows by little and little without anybody's fault.
-_NOISE = 16 << 20
+NOISE = 16 << 20
 
 
 class Excessive(AssertionError):
@@ -49,26 +49,32 @@ TARGETS = {
 
 def judge(target: Target, data: bytes) -> bool:
     """Read one input and tell whether it was taken; Excessive if it costs too much, or what the reader raises."""
-    before, began = _most(), time.process_time()
+    before, began = most(), time.process_time()
     taken = target.read(data)
     seconds = time.process_time() - began
     if seconds > SECONDS:
         raise Excessive(f"{seconds:.2f} s of processor time for {len(data)} bytes")
-    if _most() - before > _NOISE:
+    if most() - before > NOISE:
         _measure(target, data)
     return taken
 
 
-def _most() -> int:
+def most() -> int:
     """The most memory in bytes that this process ever had, which is quick to ask for."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _measure(target: Target, data: bytes) -> None:
     """Read it once more, with the most memory counted anew from what there is now."""
-    with suppress(OSError):  # a kernel without CONFIG_PROC_PAGE_MONITOR: then since the process began
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _most()
+    _forget()
+    before = most()
     target.read(data)
-    if (growth := _most() - before) > MEMORY:
+    growth = most() - before
+    _forget()
+    if growth > MEMORY:
         raise Excessive(f"{growth >> 20} MiB of memory for {len(data)} bytes")
+
+
+def _forget() -> None:
+    with suppress(OSError):  # a kernel without CONFIG_PROC_PAGE_MONITOR: then it is since the process began
+        Path("/proc/self/clear_refs").write_text("5")

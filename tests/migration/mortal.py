@@ -2,8 +2,8 @@
 """A sender that is killed in the middle of a migration: ``python -m tests.migration.mortal ADDRESS KIND WHEN FILE``.
 
 It kills itself ``before`` or ``after`` it sends a message of that kind, and leaves in FILE which processes it has
-started; ``held``, it waits before it sends it until FILE is gone. Without a KIND it does neither. Its guest has not run
-before: it begins where it is handed over to.
+started; ``held``, it waits before it sends it until FILE is gone. Without a KIND it does neither. Its guest has not
+run before: it begins where it is handed over to.
 """
 
 from __future__ import annotations
