@@ -11,8 +11,9 @@ import mmap
 import random
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,7 @@ from vmm.migration.wire import MAGIC, Channel, Kind
 from vmm.state.compare import differences
 from vmm.state.value import MemoryState, VmState
 
-__all__ = ["change", "read", "seeds"]
+__all__ = ["change", "hello_with", "read", "seeds"]
 
 _PREAMBLE = struct.pack("<8sHH4x", MAGIC, 1, 1)
 _HEAD = struct.Struct("<IHHQ")
@@ -112,6 +113,13 @@ def seeds() -> Iterator[bytes]:
     yield _sealed([(Kind.ABORT, b"no reason \x1b[2J", b"")])
 
 
+def hello_with(facts: str) -> bytes:
+    """Return a source's side of a migration whose HELLO has other facts."""
+    said = _source(x86_state(tiles=False), Codec.RAW, "svm-7.2")
+    body = cbor2.dumps({**cbor2.loads(said[0][1]), "facts": facts}, canonical=True)
+    return _sealed([(Kind.HELLO, body, b""), *said[1:]])
+
+
 def _sealed(said: list[_Said], *, first: int = 0) -> bytes:
     parts = [_PREAMBLE]
     for number, (kind, body, pages) in enumerate(said, first):
@@ -153,13 +161,26 @@ def read(data: bytes) -> bool:
 
 def _hear(data: bytes, side: Callable[[Channel], None]) -> None:
     ours, theirs = socket.socketpair()
-    with theirs:
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        theirs.setblocking(False)
-        theirs.send(data)
-        theirs.shutdown(socket.SHUT_WR)
-        with closing(SocketLine(ours, "them", 5)) as line:
+    with theirs, closing(SocketLine(ours, "them", 5)) as line:
+        sent = theirs.send(data, socket.MSG_DONTWAIT)
+        if sent == len(data):
+            theirs.shutdown(socket.SHUT_WR)
             side(Channel(line))
+            return
+        rest = threading.Thread(target=_say, args=(theirs, data[sent:]))
+        rest.start()
+        try:
+            side(Channel(line))
+        finally:
+            line.cut()
+            rest.join()
+
+
+def _say(connected: socket.socket, data: bytes) -> None:
+    """Say what did not fit into the buffers, as long as somebody hears it."""
+    with suppress(OSError):
+        connected.sendall(data)
+        connected.shutdown(socket.SHUT_WR)
 
 
 def _as_receiver(channel: Channel) -> None:

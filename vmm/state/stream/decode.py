@@ -12,7 +12,7 @@ from typing import Any
 
 from vmm.state.errors import StreamError
 from vmm.state.parts import check_known
-from vmm.state.stream.canonical import NotCanonical, decode
+from vmm.state.stream.canonical import Allowance, NotCanonical, decode
 from vmm.state.stream.container import LIMITS, Limits, Readable, Reader, Section, is_kind
 from vmm.state.stream.encode import CONFIG, RESERVED, Explain
 from vmm.state.stream.memory import MEMORY, MemoryDecoder, Piece
@@ -78,9 +78,9 @@ def _map(where: str, value: Any, keys: set[str], optional: set[str], what: str) 
     return dict(value)
 
 
-def _decoded(where: str, body: bytes) -> Any:
+def _decoded(where: str, body: bytes, items: Allowance | None = None) -> Any:
     try:
-        return decode(body)
+        return decode(body, items)
     except NotCanonical as error:
         raise StreamError(where, f"its body is {error}") from error
 
@@ -166,13 +166,13 @@ def _vcpus(value: Any, limits: Limits) -> tuple[tuple[int, tuple[str, ...]], ...
 
 def read_part(section: Section) -> StatePart:
     """Return the part that a section holds; StreamError if its body is malformed."""
-    return _part(section.where, _decoded(section.where, section.body))
+    return _part(section.where, _decoded(section.where, section.body, section.items))
 
 
 def read_config(section: Section, names: tuple[str, ...]) -> dict[str, StatePart]:
     """Return the VM's parts, which have to be those in ``names``."""
     where = section.where
-    value = _map(where, _decoded(where, section.body), {"machine"}, set(), CONFIG)
+    value = _map(where, _decoded(where, section.body, section.items), {"machine"}, set(), CONFIG)
     machine = _map(where, value["machine"], set(names), set(), "machine")
     return {name: _part(f"{where}, {name}", machine[name]) for name in names}
 
