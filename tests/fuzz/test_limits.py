@@ -67,5 +67,5 @@ def test_a_probe_of_the_largest_size_costs_no_more_than_any_other(value: str) ->
 
 @pytest.mark.parametrize("value", _VALUES)
 def test_a_hello_with_the_largest_facts_costs_no_more_than_any_other(value: str) -> None:
-    count = (512 << 10) // len(value) - 2
+    count = (512 << 10) // len(value) - 4
     assert judge(TARGETS["wire"], hello_with(f'{{"x":[{value * count}0]}}'))
