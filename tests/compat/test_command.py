@@ -169,7 +169,7 @@ def test_a_damaged_probe_is_refused_in_a_sentence_or_compared(data: bytes) -> No
         (lambda folder: folder / "nonesuch.json", "cannot be read: No such file or directory"),
         (lambda folder: folder, "cannot be read: Is a directory"),
         (lambda folder: _write(folder, b"{"), "is not a usable probe file: not valid JSON"),
-        (lambda folder: _write(folder, b" " * (5 << 20)), "is larger than 4 MiB"),
+        (lambda folder: _write(folder, b" " * (2 << 20)), "is larger than 1 MiB"),
     ],
 )
 def test_a_wrong_file_is_one_sentence_with_status_2(

@@ -232,6 +232,7 @@ def _hello_with(**changes: Any) -> bytes:
         {"facts": "{"},
         {"facts": "[]"},
         {"facts": "[" * 100_000},
+        {"facts": "{" + " " * (512 << 10) + "}"},
         {"arch": b"x86"},
         {"regions": []},
         {"regions": [[0, 0]]},

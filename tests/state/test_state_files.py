@@ -102,6 +102,9 @@ def test_limits_are_the_callers() -> None:
     refused(TINY, "limit", limits=Limits(header=10))
     refused(TINY, "limit", limits=Limits(section=10))
     refused(TINY, "more than 2", limits=Limits(sections=2))
+    refused(TINY, "more than 20 bytes beside the memory", limits=Limits(parts=20))
+    refused(TINY, "CBOR with more than 6 items", limits=Limits(items=6))
+    refused(TINY, "section 1 .* CBOR with more than 2 items", limits=Limits(items=9))
 
 
 # --- the commands ---------------------------------------------------------------------------------

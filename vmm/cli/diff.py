@@ -13,7 +13,8 @@ from vmm.state.compare import differences
 from vmm.state.errors import printable
 from vmm.state.parts import check_parts
 from vmm.state.stream.container import Limits
-from vmm.state.stream.decode import read_state
+from vmm.state.stream.decode import open_state
+from vmm.state.stream.pages import page_differences
 
 __all__ = ["command"]
 
@@ -31,10 +32,13 @@ def command(first: BinaryIO, second: BinaryIO, memory: int, as_json: bool) -> in
     """
     if first.fileno() == second.fileno():
         raise click.UsageError("only one of the two files can be standard input")
-    states = [read_state(file, limits=Limits(memory=memory)) for file in (first, second)]
-    for state in states:
+    limits = Limits(memory=memory)
+    (ours, our_pages), (theirs, their_pages) = (open_state(file, limits=limits) for file in (first, second))
+    for state in (ours, theirs):
         check_parts(state)
-    found = differences(*states)
+    found = differences(ours, theirs)
+    pages = page_differences(ours.memory, our_pages, theirs.memory, their_pages)
+    found += pages if ours.arch == theirs.arch else []
     if as_json:
         rows = [{"where": row.where, "name": row.name, "values": row.values} for row in found]
         print(json.dumps({"equal": not found, "differences": rows}, indent=2))

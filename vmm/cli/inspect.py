@@ -19,7 +19,7 @@ from vmm.state.stream.memory import MEMORY, MemoryDecoder
 from vmm.state.validate import check_readable
 from vmm.state.value import PAGE, Part
 
-__all__ = ["command", "describe"]
+__all__ = ["command", "describe", "lines"]
 
 # Pages are looked at one section at a time, so a guest of any size can be inspected.
 _LIMITS = Limits(memory=1 << 52)
@@ -153,7 +153,8 @@ def _section_lines(sections: Iterable[dict[str, Any]]) -> Iterable[str]:
         yield f"{MEMORY:16} {index:>5} {pieces[0]['offset']:>10} {size:>10}  {pages} pages in {len(pieces)} sections"
 
 
-def _lines(found: dict[str, Any], full: bool) -> Iterable[str]:
+def lines(found: dict[str, Any], full: bool) -> Iterable[str]:
+    """Yield the description for people; ``full`` with all bytes."""
     yield f"format {found['format']}, {found['architecture']}, sha256 {found['sha256']}"
     for name, value in found["about"].items():
         yield f"{_shown(name, full):12} {_shown(value, full)}"
@@ -189,5 +190,5 @@ def command(file: BinaryIO, as_json: bool, wanted: str | None) -> int:
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(_lines(found, wanted is not None)))
+        print("\n".join(lines(found, wanted is not None)))
     return 0

@@ -56,13 +56,21 @@ def line_options(command: _Command) -> _Command:
     return command
 
 
-def tls(certificate: str | None, key: str | None, authorities: str | None, name: str | None = None) -> Tls | None:
+def tls(
+    certificate: str | None,
+    key: str | None,
+    authorities: str | None,
+    name: str | None = None,
+    allow: tuple[str, ...] = (),
+) -> Tls | None:
     """Return what the options say about TLS; UsageError unless all of them are there, or none."""
+    if "" in allow:
+        raise click.UsageError("--tls-allow '' names nobody: give a host name, or a distinguished name as CN=HOST")
     if certificate and key and authorities:
         from vmm.migration.tls import Tls
 
-        return Tls(certificate, key, authorities, name)
-    if certificate or key or authorities or name:
+        return Tls(certificate, key, authorities, name, allow)
+    if certificate or key or authorities or name or allow:
         raise click.UsageError("TLS needs --tls-cert, --tls-key and --tls-ca: both sides show a certificate")
     return None
 

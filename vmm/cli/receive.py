@@ -32,17 +32,24 @@ __all__ = ["command"]
 @click.option("--populate", is_flag=True, help="Have the host give all of the memory before it is copied.")
 @click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
 @click.option("--limit", type=Seconds(0.001), default=3600.0, show_default=True, help="Seconds a guest may run.")
+@click.option(
+    "--tls-allow", multiple=True, metavar="NAME", help="Who may send: a name in its certificate; repeatable."
+)
 @line_options
 def command(
     where: str, once: bool, guests: int, memory: int, any_host: bool, reread: bool, populate: bool, timeout: float,
-    limit: float, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, lease: str | None,
-    journal: str | None, tolerate: tuple[str, ...],
+    limit: float, tls_allow: tuple[str, ...], tls_cert: str | None, tls_key: str | None, tls_ca: str | None,
+    lease: str | None, journal: str | None, tolerate: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Receive guests at ADDRESS and run them to their end.
 
     ADDRESS is HOST:PORT, unix:PATH, fd:N, fd:IN,OUT or - (standard input and output, as in
     exec:'ssh HOST vmm receive -' on the other side; what is printed goes to standard error then). Without TLS
-    whoever can connect can have a guest run here.
+    whoever can connect can have a guest run here, with it whoever has a certificate of --tls-ca.
+
+    With --tls-allow only those may whose certificate has one of the NAMEs. Where NAME has a = it is the whole
+    distinguished name of the subject (CN=host-a,O=Example, as `openssl x509 -subject -nameopt RFC2253` prints it),
+    else its common name or one of its DNS names. NAME is no pattern.
 
     Hosts that do not fit, as `vmm compat` judges them, are refused at once; then the guest's registers are restored
     on trial, before any memory is copied.
@@ -50,7 +57,7 @@ def command(
     Exits with 0 or 1 as the guest ended here, 75 if none ever ran here, 74 if its process died.
     """
     found = address(parse, where)
-    security = tls(tls_cert, tls_key, tls_ca)
+    security = tls(tls_cert, tls_key, tls_ca, allow=tls_allow)
     if security and not found.is_socket:
         raise click.UsageError(f"TLS needs TCP or a Unix socket, and {where} is neither: leave out the --tls options")
     line_files(lease, journal)

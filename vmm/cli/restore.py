@@ -19,6 +19,7 @@ from vmm.state.explain import explain
 from vmm.state.step import Policy
 from vmm.state.stream.container import Limits
 from vmm.state.stream.decode import read_state
+from vmm.state.stream.staging import Staging
 from vmm.state.validate import normalise, validate
 
 __all__ = ["command"]
@@ -46,11 +47,13 @@ def command(
     """
     if (save_to is None) != (ticks is None):
         raise click.UsageError("--ticks and --save go together: how far to run, and where the state goes then")
-    state = read_state(file, explain, Limits(memory=memory))
+    staging = Staging()
+    state = read_state(file, explain, Limits(memory=memory), staging=staging)
     state, notes = normalise(state)
     validate(state)
     policy = Policy(tolerate)
-    with Kvm() as kvm, restore(kvm, state, policy, payload=load(payload) if payload else None) as guest:
+    known = load(payload) if payload else None
+    with Kvm() as kvm, restore(kvm, state, policy, payload=known, staging=staging) as guest:
         for note in [*notes, *policy.notes]:
             print(f"vmm: {note}", file=sys.stderr)
         if ticks is None or save_to is None:

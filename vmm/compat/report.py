@@ -23,7 +23,7 @@ from vmm.probe.document import SCHEMA, VERSION, ProbeError, Section
 __all__ = ["ARCHITECTURES", "Judged", "Report", "compare", "load", "parse"]
 
 # What `vmm probe` writes is 20 to 50 KiB.
-_LARGEST = 4 << 20
+_LARGEST = 1 << 20
 ARCHITECTURES = ("arm64", "x86")
 
 

@@ -126,9 +126,13 @@ class Keeper:
                 if ended[0]:
                     child.status, child.died = os.waitstatus_to_exitcode(ended[1]), time.monotonic()
                     self._buried(child)
-        for child in [child for child in self._children if child.forgettable()]:
+        for child in [child for child in self._children if self._forgettable(child)]:
             self._children.remove(child)
             child.close()
+
+    def _forgettable(self, child: Child) -> bool:
+        """Is a child dead, and will nobody ask about its guest? Over pipes nobody can, and its status says it all."""
+        return child.forgettable() or (self._listener is None and child.status is not None)
 
     def _decide(self) -> None:
         """Answer each announced guest, in the order in which they came."""

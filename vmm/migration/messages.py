@@ -42,6 +42,7 @@ __all__ = [
 ID_SIZE, TOKEN_SIZE = 16, 32
 MAX_MEMORY = 1 << 44  # page numbers on the line have 32 bits
 _MAX_REGIONS, _MAX_PATIENCE = 16, 24 * 3600
+_LONGEST_FACTS = 512 << 10  # vmm probe writes 20 to 50 KiB; as values they take thirty times as much
 # region, codec, bytes that follow the message; then the runs
 MEMORY_HEAD = struct.Struct("<IIQ")
 
@@ -121,6 +122,8 @@ class Hello:
 
 
 def _facts(text: str) -> Mapping[str, Any]:
+    if len(text) > _LONGEST_FACTS:
+        raise ProtocolError(f"the facts in HELLO have {len(text)} characters, {_LONGEST_FACTS} are allowed")
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:

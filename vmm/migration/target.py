@@ -213,6 +213,7 @@ class Target:
     def _next(self, deadline: float) -> Event:
         """Wait for what happens next: a message, a new line, the guest's end, or the time being up."""
         if not self._channel and not self._link.again:
+            self._reason = "the line ended before HANDOVER came, and there is no other one"
             return Event.GAVE_UP
         if not (self._channel and self._channel.line.readable(0)):
             poll = select.poll()
@@ -282,7 +283,7 @@ class Target:
         assert self._runner and self._guest
         outcome = None
         while outcome is None:
-            if self._machine.at is At.RUNNING:
+            if self._machine.at is At.RUNNING and (self._channel or self._link.again):
                 self._drive(self._next(time.monotonic() + self._options.limit + MARGIN))
                 outcome = self._runner.wait(0)
             else:

@@ -6,14 +6,18 @@ A module of its own, imported where TLS is asked for: a Python may have been bui
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from vmm.migration.certificate import named, subject
 from vmm.migration.errors import LineLost, MigrationError
 from vmm.migration.line import Buffer, Line, shut, tune, wait
+from vmm.migration.wire import Channel, Kind
 
 __all__ = ["Tls", "TlsLine"]
 
@@ -25,6 +29,8 @@ class TlsLine(Line):
         super().__init__(name, timeout)
         self._socket = secured
         secured.settimeout(timeout)
+        # Of the other side; {} for none, which cannot be here.
+        self.certificate: Mapping[str, Any] = secured.getpeercert() or {}
         tune(secured, timeout)
 
     def send(self, *buffers: Buffer) -> None:
@@ -75,13 +81,15 @@ class TlsLine(Line):
 class Tls:
     """This side's certificate and key, and the authorities it trusts: files in PEM.
 
-    ``name`` is what the other side's certificate has to be for, where it is not the host of the address.
+    ``name`` is what a server's certificate has to be for, where it is not the host of the address; ``allow`` are the
+    names of which a client's has to have one (vmm.migration.certificate), where there are any.
     """
 
     certificate: str
     key: str
     authorities: str
     name: str | None = None
+    allow: tuple[str, ...] = ()
 
     def context(self, *, server: bool) -> ssl.SSLContext:
         """Return the context of one side; MigrationError for files that cannot be used."""
@@ -111,8 +119,18 @@ class Tls:
         return self._handshake(raw, self.context(server=False), expected, name, timeout)
 
     def accept(self, raw: socket.socket, name: str, timeout: float) -> TlsLine:
-        """Do the server's side of the handshake; MigrationError if one side does not trust the other."""
-        return self._handshake(raw, self.context(server=True), None, name, timeout)
+        """Do the server's side of the handshake; MigrationError if one side does not trust the other.
+
+        A client that is none of those allowed is told so, and is a MigrationError as well.
+        """
+        line = self._handshake(raw, self.context(server=True), None, name, timeout)
+        if self.allow and not named(line.certificate, self.allow):
+            who = subject(line.certificate) or "nobody"
+            with contextlib.suppress(MigrationError):
+                _turn_away(line, who)
+            line.close()
+            raise MigrationError(f"{name} was refused: its certificate is for {who}, which no --tls-allow names")
+        return line
 
     def _handshake(
         self, raw: socket.socket, context: ssl.SSLContext, expected: str | None, name: str, timeout: float
@@ -136,6 +154,14 @@ class Tls:
         except OSError as error:
             raise MigrationError(f"the line to {name} broke in the TLS handshake: {error.strerror}") from error
         return TlsLine(secured, name, timeout)
+
+
+def _turn_away(line: Line, who: str) -> None:
+    """Tell somebody who is not allowed, when he has said what he wants: before that he does not listen."""
+    channel = Channel(line)
+    channel.open()
+    channel.receive(Kind.HELLO, Kind.RESOLVE)
+    channel.abort(f"it takes no guests from {who}: none of its --tls-allow names this certificate")
 
 
 def _no_password() -> str:

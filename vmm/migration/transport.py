@@ -198,7 +198,8 @@ class Connector:
 def inherited_line(address: Address, timeout: float) -> Line:
     """Return the line of an address of kind fd or stdio; MigrationError where that is not a line.
 
-    Of standard output a copy is taken, and what else is printed goes to standard error from now on.
+    Of standard input and output copies are taken. What else is printed goes to standard error from now on, and only
+    who has the line keeps it open: its other end is told at once when that process is gone.
     """
     if address.kind == "exec":
         raise MigrationError(f"cannot listen on {address.text}: use exec: with `vmm send`, which starts the receiver")
@@ -212,6 +213,8 @@ def inherited_line(address: Address, timeout: float) -> Line:
         sys.stdout.flush()
         incoming, outgoing = os.dup(0), os.dup(1)
         os.dup2(2, 1)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
         return PipeLine(incoming, outgoing, "the other side", timeout)
     numbers = address.descriptors
     if len(numbers) == 1 and stat.S_ISSOCK(os.fstat(numbers[0]).st_mode):

@@ -22,6 +22,7 @@ from vmm.state.architecture import here
 from vmm.state.compare import Difference, memory_differences, vcpu_differences
 from vmm.state.errors import StateRefused, printable
 from vmm.state.step import Policy
+from vmm.state.stream.staging import Staging
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
 
@@ -162,20 +163,36 @@ def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, ve
         verify_vcpu(guest.vcpu, state.vcpus[0], chosen)
 
 
+def _wrong_memory(guest: BaseGuest, state: VmState, staging: Staging | None) -> str:
+    if staging:
+        return staging.wrong(guest.vm.memories)
+    return next(map(str, memory_differences(state.memory, capture_memory(guest))), "")
+
+
 def restore(
-    kvm: Kvm, state: VmState, policy: Policy | None = None, *, payload: Payload | None = None, verify: bool = True
+    kvm: Kvm,
+    state: VmState,
+    policy: Policy | None = None,
+    *,
+    payload: Payload | None = None,
+    verify: bool = True,
+    staging: Staging | None = None,
 ) -> BaseGuest:
     """Return a new guest with this state, ready to run; nothing remains if that fails.
 
     Raises StateRefused with the names of the registers that this KVM does not take or does not keep;
-    ``policy`` says which of those the caller can live with.
+    ``policy`` says which of those the caller can live with. From ``staging``, where it was read to, the memory is
+    moved and not copied: the state cannot be restored again.
     """
     guest = prepare(kvm, state, payload)
     try:
-        restore_memory(guest, state.memory)
+        if staging:
+            staging.move_to(guest.vm.memories)
+        else:
+            restore_memory(guest, state.memory)
         finish(guest, state, policy, verify=verify)
-        if verify and (found := memory_differences(state.memory, capture_memory(guest))):
-            raise StateRefused(f"memory was not written as it is in the state: {found[0]}")
+        if verify and (found := _wrong_memory(guest, state, staging)):
+            raise StateRefused(f"memory was not written as it is in the state: {found}")
     except BaseException:
         guest.close()
         raise

@@ -149,7 +149,7 @@ def _pages(ours: MemoryState, theirs: MemoryState) -> str:
     return f"{len(changed)} pages differ, the first byte at {page + at:#x}: {a[at]:02x}, {b[at]:02x}"
 
 
-def _by_page(memory: MemoryState) -> dict[int, bytes]:
+def _by_page(memory: MemoryState) -> dict[int, bytes | memoryview]:
     return {
         extent.gpa + offset: extent.data[offset : offset + PAGE]
         for extent in memory.extents

@@ -107,7 +107,7 @@ class Extent:
     """Bytes at a guest physical address, whole pages of 4096."""
 
     gpa: int
-    data: bytes
+    data: bytes | memoryview
 
 
 _BLOCK = 64 * PAGE

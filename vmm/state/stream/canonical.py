@@ -12,7 +12,7 @@ from typing import Any
 
 import cbor2
 
-__all__ = ["MAX_DEPTH", "MAX_ITEMS", "NotCanonical", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "MAX_ITEMS", "Allowance", "NotCanonical", "decode", "encode"]
 
 MAX_DEPTH = 8
 MAX_ITEMS = 1 << 16
@@ -24,18 +24,29 @@ class NotCanonical(ValueError):
     """These bytes are not a canonical encoding of a plain value; the message says where and why."""
 
 
+class Allowance:
+    """How many items may still be decoded: an item of a byte becomes an object of fifty."""
+
+    def __init__(self, left: int = MAX_ITEMS) -> None:
+        self.left = left
+
+
 def encode(value: Any) -> bytes:
     """Return the one encoding of a plain value."""
     return cbor2.dumps(value, canonical=True)
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes, allowance: Allowance | None = None) -> Any:
     """Return the value of an encoding; NotCanonical if another encoding of it is shorter or in order.
 
     cbor2 sees only what the scan let pass: no tags, nothing of indefinite length, no length beyond the end, at
-    most MAX_DEPTH levels and MAX_ITEMS items. Before cbor2 6 it has no such limits of its own.
+    most MAX_DEPTH levels and MAX_ITEMS items, and no more than are left of the ``allowance``, which they are taken
+    from. Before cbor2 6 it has no such limits of its own.
     """
-    _scan(data)
+    most = MAX_ITEMS if allowance is None else min(MAX_ITEMS, allowance.left)
+    items = _scan(data, most)
+    if allowance is not None:
+        allowance.left -= items
     try:
         value = cbor2.loads(data)
         again = encode(value)
@@ -46,8 +57,8 @@ def decode(data: bytes) -> Any:
     return value
 
 
-def _scan(data: bytes) -> None:
-    """Walk over all heads without building anything."""
+def _scan(data: bytes, most: int) -> int:
+    """Walk over all heads without building anything, and return how many there are."""
     # What is open: (items left in it, is a map, major type of its keys or None before the first).
     levels: list[tuple[int, bool, int | None]] = [(1, False, None)]
     position = items = 0
@@ -57,8 +68,8 @@ def _scan(data: bytes) -> None:
             continue
         major, count, position = _head(data, position)
         items += 1
-        if items > MAX_ITEMS:
-            raise NotCanonical(f"CBOR with more than {MAX_ITEMS} items")
+        if items > most:
+            raise NotCanonical(f"CBOR with more than {most} items, which are all that it may have here")
         if is_map and left % 2 == 0:
             if major not in (_NUMBER, _TEXT) or keys not in (None, major):
                 raise NotCanonical(f"CBOR map at byte {position} whose keys are not all numbers or all text")
@@ -77,6 +88,7 @@ def _scan(data: bytes) -> None:
             levels.append((inside, major == _MAP, None))
     if position != len(data):
         raise NotCanonical(f"CBOR with {len(data) - position} bytes beyond its value")
+    return items
 
 
 def _head(data: bytes, position: int) -> tuple[int, int, int]:

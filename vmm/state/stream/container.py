@@ -20,10 +20,11 @@ import hashlib
 import re
 import struct
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vmm.state.errors import StreamError
+from vmm.state.stream.canonical import Allowance
 
 __all__ = [
     "ARCHITECTURES",
@@ -70,12 +71,17 @@ class Writable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reader takes at most: bytes of the header and of a section, sections of other kinds than MEMORY
-    (whose number the memory limits), bytes of guest memory."""
+    """What a reader takes at most: bytes of the header and of a section; sections of other kinds than MEMORY (whose
+    number the memory limits), their bytes in all, their items of CBOR in all; bytes of guest memory.
+
+    With these a stream takes less than 64 MiB beside the guest's memory, and a second, whatever is in it.
+    """
 
     header: int = 1 << 20
-    section: int = 64 << 20
+    section: int = 4 << 20
     sections: int = 4096
+    parts: int = 16 << 20
+    items: int = 1 << 19
     memory: int = 4 << 30
 
 
@@ -84,7 +90,8 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section: ``number`` counts from 0, ``offset`` is where it begins in the stream."""
+    """One section: ``number`` counts from 0, ``offset`` is where it begins in the stream; ``items`` are those that
+    the sections of its stream may still have."""
 
     number: int
     offset: int
@@ -93,6 +100,7 @@ class Section:
     critical: bool
     body: bytes
     digest: bytes
+    items: Allowance = field(default_factory=Allowance, compare=False)
 
     @property
     def where(self) -> str:
@@ -162,6 +170,7 @@ class Reader:
         self._limits = limits
         self._exact = exact
         self._offset = 0
+        self._items = Allowance(limits.items)
         self.skipped: list[str] = []
         self.digest: bytes | None = None
         fixed = self._read(_FIXED.size, "the header")
@@ -188,15 +197,18 @@ class Reader:
         ``kinds`` are those that the caller knows: others are refused if they are critical, and else skipped and
         listed in ``skipped``. With None all are yielded.
         """
-        number = counted = 0
+        number = counted = held = 0
         while True:
             kind, index, critical, length, where, offset, prefix = self._prefix(number)
             wanted = kind == END or kinds is None or kind in kinds
             if not wanted and critical:
                 raise StreamError(where, "it is critical, and this version does not know this kind of section")
-            counted += kind not in ("MEMORY", END)
+            if kind not in ("MEMORY", END):
+                counted, held = counted + 1, held + length
             if counted > self._limits.sections:
                 raise StreamError(where, f"the stream has more than {self._limits.sections} sections")
+            if held > self._limits.parts:
+                raise StreamError(where, f"the stream has more than {self._limits.parts} bytes beside the memory")
             body, digest = self._body(prefix, length, where, keep=wanted)
             if kind == END:
                 if index or not critical:
@@ -205,7 +217,7 @@ class Reader:
                 return
             self._all.update(prefix + digest)
             if wanted:
-                yield Section(number, offset, kind, index, critical, body, digest)
+                yield Section(number, offset, kind, index, critical, body, digest, self._items)
             else:
                 self.skipped.append(where)
             number += 1

@@ -12,14 +12,25 @@ from typing import Any
 
 from vmm.state.errors import StreamError
 from vmm.state.parts import check_known
-from vmm.state.stream.canonical import NotCanonical, decode
+from vmm.state.stream.canonical import Allowance, NotCanonical, decode
 from vmm.state.stream.container import LIMITS, Limits, Readable, Reader, Section, is_kind
 from vmm.state.stream.encode import CONFIG, RESERVED, Explain
-from vmm.state.stream.memory import MEMORY, MemoryDecoder
+from vmm.state.stream.memory import MEMORY, MemoryDecoder, Piece
+from vmm.state.stream.staging import Staging
 from vmm.state.validate import check_readable
 from vmm.state.value import PAGE, Extent, MemoryState, Part, PayloadIdentity, VcpuState, VmState
 
-__all__ = ["Fields", "Header", "StatePart", "check_fields", "read_config", "read_header", "read_part", "read_state"]
+__all__ = [
+    "Fields",
+    "Header",
+    "StatePart",
+    "check_fields",
+    "open_state",
+    "read_config",
+    "read_header",
+    "read_part",
+    "read_state",
+]
 
 Fields = Mapping[str, str | int]
 _HEADER = "the header"
@@ -67,9 +78,9 @@ def _map(where: str, value: Any, keys: set[str], optional: set[str], what: str) 
     return dict(value)
 
 
-def _decoded(where: str, body: bytes) -> Any:
+def _decoded(where: str, body: bytes, items: Allowance | None = None) -> Any:
     try:
-        return decode(body)
+        return decode(body, items)
     except NotCanonical as error:
         raise StreamError(where, f"its body is {error}") from error
 
@@ -155,13 +166,13 @@ def _vcpus(value: Any, limits: Limits) -> tuple[tuple[int, tuple[str, ...]], ...
 
 def read_part(section: Section) -> StatePart:
     """Return the part that a section holds; StreamError if its body is malformed."""
-    return _part(section.where, _decoded(section.where, section.body))
+    return _part(section.where, _decoded(section.where, section.body, section.items))
 
 
 def read_config(section: Section, names: tuple[str, ...]) -> dict[str, StatePart]:
     """Return the VM's parts, which have to be those in ``names``."""
     where = section.where
-    value = _map(where, _decoded(where, section.body), {"machine"}, set(), CONFIG)
+    value = _map(where, _decoded(where, section.body, section.items), {"machine"}, set(), CONFIG)
     machine = _map(where, value["machine"], set(names), set(), "machine")
     return {name: _part(f"{where}, {name}", machine[name]) for name in names}
 
@@ -223,12 +234,30 @@ def _compare(where: str, said: Fields, real: Fields) -> None:
 
 
 def read_state(
-    file: Readable, explain: Explain | None = None, limits: Limits = LIMITS, *, exact: bool = True
+    file: Readable,
+    explain: Explain | None = None,
+    limits: Limits = LIMITS,
+    *,
+    exact: bool = True,
+    staging: Staging | None = None,
 ) -> VmState:
     """Return the state of a whole stream; StreamError if it is anything but that.
 
     ``explain`` is used for sections with fields, and has to be that of the stream's architecture. ``exact``:
-    nothing may follow the stream.
+    nothing may follow the stream. ``staging`` is where the guest's memory goes, of which the state has views then.
+    """
+    state, pieces = open_state(file, explain, limits, exact=exact)
+    memory = staging.fill(state.memory, pieces) if staging else _collected(state.memory, pieces)
+    return VmState(state.arch, state.vcpus, memory, state.machine, state.payload, state.about)
+
+
+def open_state(
+    file: Readable, explain: Explain | None = None, limits: Limits = LIMITS, *, exact: bool = True
+) -> tuple[VmState, Iterator[Piece]]:
+    """Return the state of a stream without what its memory holds, and the pieces of that as they come.
+
+    The stream is whole only when all pieces have been taken: until then StreamError may come. They ascend within
+    their region, and the regions in the order of the header.
     """
     reader = Reader(file, limits, exact=exact)
     header = read_header(reader, limits)
@@ -242,7 +271,9 @@ def read_state(
         found = {section.kind: read_part(section) for section in taken}
         held.append(_checked(header.arch, found, {section.kind: section.where for section in taken}, explain))
     vcpus = (VcpuState(parts, identifier) for (identifier, _), parts in zip(header.vcpus, held[1:], strict=True))
-    return VmState(header.arch, tuple(vcpus), _memory(sections, header), held[0], header.payload, header.about)
+    regions = tuple(MemoryState(gpa, size) for gpa, size in header.memory)
+    state = VmState(header.arch, tuple(vcpus), regions, held[0], header.payload, header.about)
+    return state, _pieces(sections, header)
 
 
 def _checked(
@@ -271,9 +302,8 @@ class _Sections:
         yield from self._sections
 
 
-def _memory(sections: _Sections, header: Header) -> tuple[MemoryState, ...]:
+def _pieces(sections: _Sections, header: Header) -> Iterator[Piece]:
     decoder = MemoryDecoder()
-    runs: list[list[tuple[int, list[bytes | memoryview]]]] = [[] for _ in header.memory]
     index = end = 0
     for section in sections.rest():
         if section.kind != MEMORY or not index <= section.index < len(header.memory):
@@ -284,12 +314,20 @@ def _memory(sections: _Sections, header: Header) -> tuple[MemoryState, ...]:
         gpa, data = decoder.open(section)
         if gpa < end or gpa + len(data) > first + size:
             raise StreamError(section.where, f"memory at {gpa:#x} overlaps, goes back or leaves its region")
+        end = gpa + len(data)
+        yield Piece(index, gpa, data)
+
+
+def _collected(regions: tuple[MemoryState, ...], pieces: Iterator[Piece]) -> tuple[MemoryState, ...]:
+    runs: list[list[tuple[int, list[bytes | memoryview]]]] = [[] for _ in regions]
+    end = 0
+    for index, gpa, data in pieces:
         if runs[index] and gpa == end:
             runs[index][-1][1].append(data)
         else:
             runs[index].append((gpa, [data]))
         end = gpa + len(data)
     return tuple(
-        MemoryState(gpa, size, tuple(Extent(start, b"".join(pieces)) for start, pieces in runs[index]))
-        for index, (gpa, size) in enumerate(header.memory)
+        MemoryState(region.gpa, region.size, tuple(Extent(start, b"".join(parts)) for start, parts in runs[index]))
+        for index, region in enumerate(regions)
     )

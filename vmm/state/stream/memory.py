@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import zstandard
 
@@ -17,7 +18,7 @@ from vmm.state.errors import StreamError
 from vmm.state.stream.container import Section
 from vmm.state.value import PAGE, MemoryState
 
-__all__ = ["CHUNK", "LEVEL", "MEMORY", "MemoryDecoder", "MemoryEncoder", "check_region"]
+__all__ = ["CHUNK", "LEVEL", "MEMORY", "MemoryDecoder", "MemoryEncoder", "Piece", "check_region"]
 
 MEMORY = "MEMORY"
 # The most that one section holds.
@@ -25,6 +26,14 @@ CHUNK = 1 << 20
 LEVEL = 1
 _HEAD = struct.Struct("<QII")
 _PLAIN, _ZSTANDARD = 0, 1
+
+
+class Piece(NamedTuple):
+    """Whole pages of a region, at most CHUNK bytes: the region's number, guest physical address and contents."""
+
+    region: int
+    gpa: int
+    data: bytes | memoryview
 
 
 def check_region(region: MemoryState) -> None:
