@@ -45,7 +45,7 @@ def _main(address: str, kind: str, when: str, file: str) -> int:
             eventually(lambda: not Path(file).exists())
             send(channel, sent, *body)
 
-    Channel.send = last  # type: ignore[method-assign]
+    Channel.send = last  # type: ignore[method-assign, assignment]
     with Kvm() as kvm, module("chain").make_guest(kvm, LEVEL, STEPS, SEED) as guest:
         runner = Runner(guest)
         options = Options(limits=Limits(downtime=0.5), patience=HANGS)
