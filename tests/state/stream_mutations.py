@@ -13,6 +13,7 @@ import cbor2
 import zstandard
 
 from tests.state.sealed import Piece, Sealed
+from vmm.state.stream.container import LIMITS
 
 __all__ = ["BLIND", "SEALED", "mutate"]
 
@@ -219,7 +220,7 @@ def _reflag(source: Source, stream: Sealed) -> None:
 
 
 def _lie_about_length(source: Source, stream: Sealed) -> None:
-    _one(source, stream).length = source.choice((*_NUMBERS, 64 << 20, (64 << 20) + 1))
+    _one(source, stream).length = source.choice((*_NUMBERS, LIMITS.section, LIMITS.section + 1))
 
 
 def _add(source: Source, stream: Sealed) -> None:

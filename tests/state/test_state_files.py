@@ -15,8 +15,8 @@ import pytest
 
 from tests.patience import LIMIT
 from tests.state.sealed import Piece, Sealed
-from tests.state.state_samples import SAMPLES, explain, x86_state
-from tests.state.stream_cases import TINY, read, refused, written
+from tests.state.state_samples import SAMPLES, explain, tiny_state, x86_state
+from tests.state.stream_cases import TINY, read, refused, sealed, written
 from vmm import cli
 from vmm.arch import ARCHITECTURE
 from vmm.state.errors import StreamError
@@ -102,6 +102,9 @@ def test_limits_are_the_callers() -> None:
     refused(TINY, "limit", limits=Limits(header=10))
     refused(TINY, "limit", limits=Limits(section=10))
     refused(TINY, "more than 2", limits=Limits(sections=2))
+    note = sealed(lambda stream: stream.pieces.append(Piece("NOTE", 0, bytes(30000), flags=0)))
+    assert read(note, limits=Limits(section=5000, parts=5000)) == tiny_state()
+    refused(note, "30000 bytes are above the limit of 29999", limits=Limits(skipped=29999))
     refused(TINY, "more than 20 bytes beside the memory", limits=Limits(parts=20))
     refused(TINY, "CBOR with more than 6 items", limits=Limits(items=6))
     refused(TINY, "section 1 .* CBOR with more than 2 items", limits=Limits(items=9))

@@ -17,7 +17,7 @@ from tests.state.stream_cases import TINY, read, refused, sealed, written
 from vmm.state.architecture import ARCHITECTURES, of
 from vmm.state.errors import StreamError
 from vmm.state.parts import vcpu_shapes
-from vmm.state.stream.container import Reader, Writer
+from vmm.state.stream.container import LIMITS, Reader, Writer
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.encode import write_state
 from vmm.state.stream.memory import CHUNK
@@ -246,8 +246,8 @@ def test_a_skipped_section_is_named() -> None:
         (lambda s: setattr(s.pieces[0], "kind", b"A\0B"), "not a name"),
         (lambda s: setattr(s.pieces[0], "kind", b"\xff\xfe"), "not a name"),
         (lambda s: setattr(s.pieces[0], "length", (1 << 64) - 1), "above the limit"),
-        (lambda s: setattr(s.pieces[0], "length", (64 << 20) + 1), "above the limit"),
-        (lambda s: setattr(s.pieces[0], "length", 64 << 20), "cut off"),
+        (lambda s: setattr(s.pieces[0], "length", LIMITS.section + 1), "above the limit"),
+        (lambda s: setattr(s.pieces[0], "length", LIMITS.section), "cut off"),
     ],
 )
 def test_an_invalid_head_is_refused(edit: Callable[[Sealed], object], match: str) -> None:

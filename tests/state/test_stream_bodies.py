@@ -21,6 +21,7 @@ from tests.state.stream_cases import TINY, read, refused, sealed, written
 from vmm.arch import ARCHITECTURE
 from vmm.state.errors import StreamError
 from vmm.state.explain import explain as real
+from vmm.state.stream.container import LIMITS
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.memory import CHUNK, MemoryEncoder
 from vmm.state.value import Extent, MemoryState, Part, VcpuState, VmState
@@ -307,8 +308,8 @@ def _bounded(data: bytes) -> str:
 
 
 def test_a_lie_about_a_length_costs_no_memory() -> None:
-    assert "cut off" in _bounded(sealed(lambda s: setattr(s.pieces[0], "length", 64 << 20)))
-    assert "cut off" in _bounded(sealed(lambda s: setattr(s.pieces[0], "length", 64 << 20))[:150])
+    assert "cut off" in _bounded(sealed(lambda s: setattr(s.pieces[0], "length", LIMITS.section)))
+    assert "cut off" in _bounded(sealed(lambda s: setattr(s.pieces[0], "length", LIMITS.section))[:150])
 
 
 def test_a_bomb_of_zeros_costs_no_memory() -> None:
@@ -326,7 +327,7 @@ def test_a_bomb_of_zeros_costs_no_memory() -> None:
 
 
 def test_a_bomb_of_items_costs_no_memory() -> None:
-    assert "more than 65536 items" in _bounded(_body("REGS", b"\x9a\x00\x40\x00\x00" + bytes(4 << 20)))
+    assert "more than 65536 items" in _bounded(_body("REGS", b"\x9a\x00\x30\x00\x00" + bytes(3 << 20)))
     assert "nested deeper" in _bounded(_body("REGS", b"\x81" * (1 << 20) + b"\0"))
 
 

@@ -71,14 +71,16 @@ class Writable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reader takes at most: bytes of the header and of a section; sections of other kinds than MEMORY (whose
-    number the memory limits), their bytes in all, their items of CBOR in all; bytes of guest memory.
+    """What a reader takes at most: bytes of the header, of a section, and of one that is skipped; sections of other
+    kinds than MEMORY (whose number the memory limits), their bytes in all, their items of CBOR in all; bytes of guest
+    memory.
 
     With these a stream takes less than 64 MiB beside the guest's memory, and a second, whatever is in it.
     """
 
     header: int = 1 << 20
     section: int = 4 << 20
+    skipped: int = 64 << 20
     sections: int = 4096
     parts: int = 16 << 20
     items: int = 1 << 19
@@ -203,8 +205,11 @@ class Reader:
             wanted = kind == END or kinds is None or kind in kinds
             if not wanted and critical:
                 raise StreamError(where, "it is critical, and this version does not know this kind of section")
+            most = self._limits.section if wanted else self._limits.skipped
+            if length > most:
+                raise StreamError(where, f"{length} bytes are above the limit of {most} for a section")
             if kind not in ("MEMORY", END):
-                counted, held = counted + 1, held + length
+                counted, held = counted + 1, held + length * wanted
             if counted > self._limits.sections:
                 raise StreamError(where, f"the stream has more than {self._limits.sections} sections")
             if held > self._limits.parts:
@@ -232,8 +237,6 @@ class Reader:
         where = _where(number, kind, index, offset)
         if flags & ~_CRITICAL or zero:
             raise StreamError(where, f"it has flags {flags:#x} and {zero:#x}, which this version does not know")
-        if length > self._limits.section:
-            raise StreamError(where, f"{length} bytes are above the limit of {self._limits.section} for a section")
         return kind, index, bool(flags), length, where, offset, prefix
 
     def _body(self, prefix: bytes, length: int, where: str, *, keep: bool) -> tuple[bytes, bytes]:
