@@ -129,7 +129,8 @@ def _try(variant: Variant, sdist: Path, pip: Path, folder: Path) -> tuple[bool, 
         said = run_tool(words, "Running the tests", cwd=tree, env=environment, log=log, timeout=_SECONDS)
     except LabError as error:
         lines = log.read_text(errors="replace").splitlines()[-_LINES:] if log.exists() else []
-        return False, "\n    ".join([f"{variant.name}: {error}", *lines])
+        reason = str(error).replace(f" (whole log: {log})", "")  # its end follows, and it does not stay
+        return False, "\n    ".join([f"{variant.name}: {reason}", *lines])
     well, lines = _compare(python)
     shutil.rmtree(folder, ignore_errors=True)
     return well, "\n    ".join([f"{variant.name}: {said.decode().splitlines()[-1]}", *lines])
