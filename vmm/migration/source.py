@@ -126,7 +126,7 @@ class Source:
         self._identifier = os.urandom(ID_SIZE)
         self._machine = Machine(SOURCE, At.COPYING)
         self._convergence = Convergence(self.options.limits)
-        self._log = open_log(self._guest.vm, [self._guest.vcpu])
+        self._log = open_log(self._guest.vm, [processor.vcpu for processor in self._guest.processors])
         self._logging = False
         self._channel: Channel | None = None
         self._sender: MemorySender | None = None
