@@ -54,6 +54,8 @@ class BaseGuest(ABC):
     # Pages of the tables that a vCPU beyond the first has for itself, and the addresses without memory.
     _TABLE_PAGES: ClassVar[int]
     _HOLE: ClassVar[tuple[int, int]]
+    # The least privilege that entry points have: where a back end that interprets the most privileged code does not.
+    USER: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -124,11 +126,12 @@ class BaseGuest(ABC):
         if vcpus > most:
             raise PayloadError(f"a guest has at most {most} vCPUs here (KVM_CAP_MAX_VCPUS), not {vcpus}")
         self.payload.check_range(self._lowest(regions), regions[0][1])
-        needed = end_of_own(self.payload, vcpus, self._TABLE_PAGES)
-        if needed > regions[0][1]:
+        # Where what the payload and its vCPUs take ends.
+        self.end_of_own = end_of_own(self.payload, vcpus, self._TABLE_PAGES)
+        if self.end_of_own > regions[0][1]:
             raise PayloadError(
-                f"{vcpus} vCPUs of {self.payload.name} need {needed:#x} bytes of memory at 0, and the guest has "
-                f"{regions[0][1]:#x}: give it more, or fewer vCPUs"
+                f"{vcpus} vCPUs of {self.payload.name} need {self.end_of_own:#x} bytes of memory at 0, and the guest "
+                f"has {regions[0][1]:#x}: give it more, or fewer vCPUs"
             )
 
     def _check_hole(self, regions: Regions) -> None:

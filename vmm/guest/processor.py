@@ -62,7 +62,7 @@ class Processor:
                 self._kicked.clear()
             interval = self._interval(exit)
             if interval is None:
-                return exit
+                return Budget(self.ticks) if isinstance(exit, Budget) else exit
             self._due = max(self._due, time.monotonic() - interval) + interval
         return Deadline()
 

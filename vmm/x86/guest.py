@@ -63,6 +63,7 @@ class Guest(BaseGuest):
 
     _EVENT, _TICK, _PACE = "EVENT_PORT_NUMBER", "TICK_PORT_NUMBER", "PACE_PORT_NUMBER"
     _TABLE_PAGES, _HOLE = boot.OWN_PAGES, boot.HOLE
+    USER = 3
 
     def __init__(
         self,
