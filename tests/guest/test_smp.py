@@ -150,7 +150,7 @@ def test_each_vcpu_has_its_own_apic_id(kvm: Kvm) -> None:
     ("options", "reason"),
     [
         ({"vcpus": 1 << 20}, "at most .* vCPUs here"),
-        ({"vcpus": 60}, "60 vCPUs of chain need .* give it more"),
+        ({"vcpus": 60}, "chain with 60 vCPUs needs .* give it more"),
         ({"regions": ((0x1000, 4 << 20),)}, "begins at 0"),
         ({"regions": ((0, 4 << 20), (_HIGH - (1 << 20), 4 << 20))}, "where devices are"),
         ({"memory_size": 1 << 44}, "may end at"),

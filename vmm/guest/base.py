@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -18,7 +19,7 @@ from vmm.guest.layout import Regions, end_of_own, own, split
 from vmm.guest.payload import PARAMETERS, Mailbox, Payload, PayloadError, load
 from vmm.guest.processor import Processor
 from vmm.kvm.exits import Budget, Exit
-from vmm.kvm.memory import GuestMemory
+from vmm.kvm.memory import PAGE_SIZE, GuestMemory
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.kvm.vm import VirtualMachine
@@ -66,7 +67,12 @@ class BaseGuest(ABC):
         regions: Regions | None = None,
         vcpus: int = 1,
     ) -> None:
-        self._open(kvm, payload, regions or split(memory_size, self._HOLE), vcpus, fresh=True)
+        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, fresh=True)
+
+    @classmethod
+    def regions(cls, size: int) -> Regions:
+        """Return the regions of a guest with ``size`` bytes of memory, which leave out the addresses of devices."""
+        return split(size, cls._HOLE)
 
     @classmethod
     def empty(
@@ -98,7 +104,7 @@ class BaseGuest(ABC):
         self.payload = payload if isinstance(payload, Payload) else load(payload)
         self._check(kvm, regions, vcpus)
         if fresh:
-            self._check_hole(regions)
+            self._check_places(regions)
         self._crew: Crew | None = None
         self.vm: VirtualMachine = kvm.create_vm()
         try:
@@ -125,17 +131,22 @@ class BaseGuest(ABC):
         most = kvm.check_extension(lib.KVM_CAP_MAX_VCPUS)
         if vcpus > most:
             raise PayloadError(f"a guest has at most {most} vCPUs here (KVM_CAP_MAX_VCPUS), not {vcpus}")
-        self.payload.check_range(self._lowest(regions), regions[0][1])
+        self.payload.check_range(self._lowest(regions), max(regions[0][1], self.payload.end))
         # Where what the payload and its vCPUs take ends.
         self.end_of_own = end_of_own(self.payload, vcpus, self._TABLE_PAGES)
         if self.end_of_own > regions[0][1]:
             raise PayloadError(
-                f"{vcpus} vCPUs of {self.payload.name} need {self.end_of_own:#x} bytes of memory at 0, and the guest "
-                f"has {regions[0][1]:#x}: give it more, or fewer vCPUs"
+                f"{self.payload.name} with {vcpus} vCPUs needs {self.end_of_own:#x} bytes of memory at 0, "
+                f"and the guest has {regions[0][1]:#x}: give it more"
             )
 
-    def _check_hole(self, regions: Regions) -> None:
+    def _check_places(self, regions: Regions) -> None:
         start, end = self._HOLE
+        if any(number % PAGE_SIZE for region in regions for number in region):
+            raise PayloadError(f"guest memory comes in pages of {PAGE_SIZE} bytes: ask for a multiple of that")
+        for (gpa, size), (following, _) in pairwise(sorted(regions)):
+            if gpa + size > following:
+                raise PayloadError(f"the memory region at {following:#x} overlaps the one at {gpa:#x}")
         if any(gpa < end and gpa + size > start for gpa, size in regions):
             places = ", ".join(f"{size:#x} bytes at {gpa:#x}" for gpa, size in regions)
             raise PayloadError(f"guest memory leaves out {start:#x} to {end:#x}, where devices are: not {places}")
@@ -263,7 +274,8 @@ class BaseGuest(ABC):
         if event == DIFFERENT:
             where, count = self.left.mailbox.read("difference"), self.left.mailbox.read("differences")
             return f"different: {count} bytes, the first at offset {where} of the expected image"
-        values = " ".join(f"{value:#x}" for value in self.left.mailbox.values if value)
+        each = (" ".join(f"{value:#x}" for value in one.mailbox.values if value) for one in self.processors)
+        values = "; ".join(filter(None, each))
         return f"done{': ' + values if values else ''}"
 
     def close(self) -> None:

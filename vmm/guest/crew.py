@@ -7,6 +7,7 @@ for the next guest when one is closed, because each has a timer that only ends w
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -41,7 +42,11 @@ def _hire() -> _Worker:
     try:
         return _idle.pop()
     except IndexError:
+        pass
+    try:
         return _Worker()
+    except RuntimeError as error:  # what Python makes of EAGAIN
+        raise OSError(errno.EAGAIN, "a thread for each vCPU") from error
 
 
 class Crew:

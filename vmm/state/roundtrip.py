@@ -153,7 +153,9 @@ class _NewProcess(_Hop):
     def move(self, guest: BaseGuest) -> BaseGuest:
         data = to_stream(capture(guest))
         self.stream_bytes = len(data)
+        size = sum(memory.size for memory in guest.vm.memories)
         command = [sys.executable, "-m", "vmm", "restore", "-", "--ticks", str(self.TICKS), "--save", "-"]
+        command += ["--memory", str(size)]
         done = subprocess.run(command, input=data, capture_output=True, timeout=600, check=False)
         if done.returncode:
             raise StateRefused(f"the other process: {done.stderr.decode(errors='replace').strip()[-400:]}")
@@ -216,8 +218,8 @@ def roundtrip(
         return guest
 
     report = Report(level, hop, rounds, steps, seed, vcpus=vcpus)
-    report.expected = " ".join(chain.reference(level, steps, one).hex() for one in chain.seeds(seed, vcpus))
     report.unmoved = _unmoved(make, chain, timeout)
+    report.expected = " ".join(chain.reference(level, steps, one).hex() for one in chain.seeds(seed, vcpus))
     way = HOPS[hop](kvm)
     started, times = time.perf_counter(), []
     guest = make()
