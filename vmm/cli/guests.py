@@ -26,6 +26,7 @@ _STEPS, _SEED = 1000, 1
 _SAMPLE = 0.1  # seconds
 _LOAD = (2560, 25, 20)  # pages per second, percent, seconds
 _WRITTEN = 64 << 20
+_FILLING = 600.0  # seconds
 # What is asked for by default is enough for some vCPUs, and for each other one with this much more.
 _FEW_VCPUS, _FOR_A_VCPU = 8, 2 << 20
 
@@ -76,6 +77,8 @@ def make(
     try:
         if work:
             writer.prepare(guest, work)
+            if lasting is not None:
+                guest.resume(_FILLING, ticks=1)  # what is migrated is a guest that has its memory
         else:
             guest.prepare(start, *values, privilege=privilege)
     except BaseException:

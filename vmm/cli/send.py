@@ -125,8 +125,9 @@ def command(
     or -.
 
     The payload writer writes memory at a rate: pages of 4096 bytes per second of all vCPUs together, the percentage
-    of memory that is written, and seconds, after which it looks at every page. So
-    `vmm send HOST:PORT writer write 51200 25 60 --memory 8G --vcpus 2` sends a guest that dirties 200 MiB/s.
+    of memory that is written, and seconds, after which it looks at every page. It has filled all of its memory when
+    the migration begins. So `vmm send HOST:PORT writer write 51200 25 60 --memory 8G --vcpus 2` sends a guest that
+    dirties 200 MiB/s.
 
     Until the handover the guest is here whatever happens, and if the migration fails it runs here to its end.
     If the line is lost at the handover, vmm send asks the receiver whether the guest runs there, and does not
