@@ -11,6 +11,8 @@
  * PARAM(0) ticks from seed PARAM(1). VALUE(0) and VALUE(1) are the digest, at a tick the running one, in the end the
  * one over all of the memory too. VALUE(2) counts the ticks, this one included.
  *
+ * Of several vCPUs each runs a chain of its own, in what it has for itself of this memory.
+ *
  * vmm/arm64/chain.py computes the same in Python: what is said here by numbers is said there again.
  */
 #include "mailbox.h"
@@ -375,6 +377,8 @@ ENTRY chain_\level
 	DONE
 .endm
 
+	.globl	SMP
+	.set	SMP, 1
 ENTRY _start
 	DONE
 

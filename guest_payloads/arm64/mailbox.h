@@ -13,6 +13,7 @@
 
 #define EVENT_HIGH 0x4000	/* 0x40000000: a store of an event number, and the host takes over */
 #define TICK_LOW 0x1000		/* 0x40001000: a store for the sake of an exit: the shim's run loop absorbs it */
+#define PACE_LOW 0x2000		/* 0x40002000: a store of microseconds: the VMM lets it go on when they are over */
 
 #define EVENT_DONE 1       /* the entry point did what it is for */
 #define EVENT_EXCEPTION 2  /* an exception without a fixup; mailbox_vector and following say which */

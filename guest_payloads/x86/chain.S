@@ -13,6 +13,8 @@
  * its token at PARAM(4)); 18 IA32_XFD_ERR (CPL0). The vector levels run at any CPL, MXCSR and x87 are in all of them.
  * Left out are FOP, FIP and FDP: AMD CPUs keep those only while an exception is pending.
  *
+ * Of several vCPUs each runs a chain of its own, in what it has for itself of this memory.
+ *
  * vmm/x86/chain.py computes the same in Python: what is said here by numbers is said there again.
  */
 #include "mailbox.h"
@@ -315,6 +317,8 @@ ENTRY chain_\level
 .endm
 
 	.text
+	.globl	SMP
+	.set	SMP, 1
 ENTRY _start
 	DONE
 

@@ -12,6 +12,7 @@
 
 #define EVENT_PORT 0xe4  /* OUT with an event number: the host takes over */
 #define TICK_PORT 0xe8   /* OUT for the sake of an exit: the shim's run loop absorbs it */
+#define PACE_PORT 0xec   /* OUT with microseconds: the VMM lets it go on when they are over, see vmm/guest/processor.py */
 
 #define EVENT_DONE 1       /* the entry point did what it is for */
 #define EVENT_EXCEPTION 2  /* an exception without a fixup; mailbox_vector and following say which */

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in migrations, at many points of them: lines are cut, stall, or damage a byte, and processes are killed.
+"""Faults in migrations, at many points of them: lines are cut, stall, or damage a byte, processes are killed, stopped
+for a while, terminated and interrupted, and disks are full.
 
-    python -m tests.migration.faults [N] [SEED]
+    python -m tests.migration.faults [N] [SEED] [VCPUS]
 
 Each case is a real migration of a running guest between real processes, over a relay that knows the messages and
 does its worst at one byte of one of them. Afterwards nobody may have run the guest twice, the side that had it and
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -44,7 +46,13 @@ __all__ = ["FAULTS", "Case", "Point", "every_point", "faults_of", "forked", "poi
 LEVEL, STEPS, SEED = "sse", 12000, 7
 _SILENCE, _PATIENCE, _MARGIN = 1.5, 4.0, 1.0  # seconds, on a machine that has nothing else to do
 _FILLED = 1 << 20  # bytes of guest memory with contents, so that copying takes a while
-FAULTS = ("cut", "refuse", "silence", "flip", "kill-source", "kill-target", "kill-all", "cut-for-good")
+# One second region where there are several vCPUs, with as much in it.
+_REGIONS = ((0, 4 << 20), (4 << 30, 2 << 20))
+FAULTS = (
+    "cut", "refuse", "silence", "flip", "kill-source", "kill-target", "kill-all", "cut-for-good", "stop-source",
+    "stop-target", "stop-all", "term-source", "term-target", "int-source", "full-source", "full-target",
+)  # fmt: skip
+_ENDED_BY_HAND = 99  # the status of a source that was terminated or interrupted
 # After these nobody can reach the other side any more, or only after a while.
 _FROM_SOURCE = (Kind.HELLO, Kind.CONFIG, Kind.MEMORY, Kind.ROUND, Kind.FINAL, Kind.HANDOVER, Kind.SETTLED)
 _FROM_TARGET = (Kind.WELCOME, Kind.PREPARED, Kind.ROUND_DONE, Kind.READY, Kind.RUNNING)
@@ -78,20 +86,33 @@ class Case:
 # --- the two sides --------------------------------------------------------------------------------
 
 
-def _make_guest(kvm: Kvm) -> BaseGuest:
-    guest: BaseGuest = module("chain").make_guest(kvm, LEVEL, STEPS, SEED)
-    start = guest.memory.size - _FILLED
-    guest.memory.view[start:] = random.Random(1).randbytes(_FILLED)
+def _make_guest(kvm: Kvm, vcpus: int) -> BaseGuest:
+    regions = _REGIONS if vcpus > 1 else _REGIONS[:1]
+    guest: BaseGuest = module("chain").make_guest(kvm, LEVEL, STEPS, SEED, vcpus=vcpus, regions=regions)
+    for memory in guest.vm.memories:
+        memory.view[memory.size - _FILLED :] = random.Random(memory.gpa + 1).randbytes(_FILLED)
     return guest
 
 
 def _digest(guest: BaseGuest) -> str:
-    return bytes(module("chain").digest(guest)).hex()
+    return " ".join(digest.hex() for digest in module("chain").digests(guest))
 
 
-def reference() -> str:
-    """Return the digest that the guest has to reach."""
-    return bytes(module("chain").reference(LEVEL, STEPS, SEED)).hex()
+def reference(vcpus: int = 1) -> str:
+    """Return the digests that the guest's vCPUs have to reach."""
+    chain = module("chain")
+    return " ".join(chain.reference(LEVEL, STEPS, seed).hex() for seed in chain.seeds(SEED, vcpus))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write what the test wants to know, whatever became of the disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    path.write_text(text)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def forked(run: Callable[[], int]) -> int:
@@ -109,21 +130,28 @@ def forked(run: Callable[[], int]) -> int:
     os._exit(status)
 
 
-def _source(folder: Path, port: int, close: Callable[[], None], scale: float) -> int:
+def _source(folder: Path, port: int, close: Callable[[], None], scale: float, vcpus: int) -> int:
     close()
-    with Kvm() as kvm, _make_guest(kvm) as guest:
+    signal.signal(signal.SIGTERM, _terminate)  # as vmm does
+    with Kvm() as kvm, _make_guest(kvm, vcpus) as guest:
         journal = Journal(str(folder / "journal"))
         runner = Runner(guest, limit=LIMIT, lease=Lease(str(folder / "lease")), journal=journal)
-        runner.go()
-        options = Options(limits=Limits(downtime=0.5), patience=_PATIENCE * scale, hold=str(folder / "held"))
-        connector = Connector(parse(f"127.0.0.1:{port}"), _SILENCE * scale)
-        report = Source(runner, connector, options, journal=journal).migrate()
-        (folder / "report").write_text(json.dumps(report.to_json()))
-        if report.at.name == "KEPT":
-            outcome = runner.wait(LIMIT)
-            assert outcome and outcome.well, outcome
-            (folder / "digest-source").write_text(_digest(guest))
-        runner.close()
+        try:
+            return _migrate(folder, port, scale, runner, journal)
+        finally:
+            runner.close()
+
+
+def _migrate(folder: Path, port: int, scale: float, runner: Runner, journal: Journal) -> int:
+    runner.go()
+    options = Options(limits=Limits(downtime=0.5), patience=_PATIENCE * scale, hold=str(folder / "held"))
+    connector = Connector(parse(f"127.0.0.1:{port}"), _SILENCE * scale)
+    report = Source(runner, connector, options, journal=journal).migrate()
+    _write(folder / "report", json.dumps(report.to_json()))
+    if report.at.name == "KEPT":
+        outcome = runner.wait(LIMIT)
+        assert outcome and outcome.well, outcome
+        _write(folder / "digest-source", _digest(runner.guest))
     return 0
 
 
@@ -133,7 +161,7 @@ def _target(folder: Path, listener: Listener, close: Callable[[], None], scale: 
         vars(waiting)["MARGIN"] = _MARGIN * scale
 
     def finished(guest: BaseGuest, outcome: Outcome) -> None:
-        (folder / "digest-target").write_text(_digest(guest) if outcome.well else outcome.why)
+        _write(folder / "digest-target", _digest(guest) if outcome.well else outcome.why)
 
     def say(sentence: str) -> None:
         with (folder / "said").open("a") as file:
@@ -151,18 +179,20 @@ def _target(folder: Path, listener: Listener, close: Callable[[], None], scale: 
 # --- one case -------------------------------------------------------------------------------------
 
 
-def run(point: Point | None, scale: float = 1.0) -> Case:
+def run(point: Point | None, scale: float = 1.0, vcpus: int = 1) -> Case:
     """Migrate a guest with a fault at ``point`` and return what became of it; waits are ``scale`` times as long."""
     with tempfile.TemporaryDirectory(prefix="vmm-faults-") as name:
-        return _run(point, Path(name), scale)
+        return _run(point, Path(name), scale, vcpus)
 
 
-def _run(point: Point | None, folder: Path, scale: float) -> Case:
+def _run(point: Point | None, folder: Path, scale: float, vcpus: int) -> Case:
     listener = Listener(parse("127.0.0.1:0"), _SILENCE * scale)
-    relay = Relay(point, listener.address.port or int(listener.text.rpartition(":")[2]))
+    # Every other process that is stopped is so for longer than the other side waits for a word.
+    stop_for = _SILENCE * scale * (1.3 if point and point.place in _PLACES[::2] else 0.2)
+    relay = Relay(point, listener.address.port or int(listener.text.rpartition(":")[2]), stop_for)
     keeping = forked(lambda: _target(folder, listener, relay.close_copy, scale))
     listener.close_copy()
-    sending = forked(lambda: _source(folder, relay.port, relay.close_copy, scale))
+    sending = forked(lambda: _source(folder, relay.port, relay.close_copy, scale, vcpus))
     relay.pids.update(source=sending, keeper=keeping)
     statuses: dict[int, int] = {}
 
@@ -248,10 +278,12 @@ def _intervals(case: Case) -> list[tuple[int, int, int]]:
 
 def _wrong_end(case: Case, right: str) -> Iterator[str]:
     fault = case.point.fault if case.point else ""
-    at_target = case.ran(case.target_pid)
-    source_died, target_died = fault == "kill-source", fault in ("kill-target", "kill-all")
+    # A journal on a full disk does not tell.
+    at_target = case.ran(case.target_pid) or (fault == "full-target" and "target" in case.digests)
+    source_died = fault in ("kill-source", "term-source", "int-source")
+    target_died = fault in ("kill-target", "kill-all", "term-target")
     outcome = case.report.get("outcome")
-    if case.source_status not in ((0, -signal.SIGKILL) if source_died else (0,)):
+    if case.source_status not in ((0, -signal.SIGKILL, _ENDED_BY_HAND) if source_died else (0,)):
         yield f"the source ended with {case.source_status}"
     if at_target and not target_died and "target" not in case.digests:
         yield "the receiver had the guest and lived, and the guest did not come to its end"
@@ -297,11 +329,10 @@ def points(count: int, seed: int = 0) -> list[Point]:
 
 def main(arguments: list[str]) -> int:
     """Run faults and print what became of each; 1 if one was wrong."""
-    count = int(arguments[0]) if arguments else 200
-    seed = int(arguments[1]) if len(arguments) > 1 else 0
-    right, wrong, ends = reference(), 0, dict[str, int]()
+    count, seed, vcpus = [*map(int, arguments), *(200, 0, 1)[len(arguments) :]]
+    right, wrong, ends = reference(vcpus), 0, dict[str, int]()
     for index, point in enumerate(points(count, seed)):
-        case = run(point)
+        case = run(point, vcpus=vcpus)
         found = faults_of(case, right)
         end = case.report.get("outcome", "the source died")
         if case.ran(case.target_pid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,6 +21,8 @@ __all__ = ["Messages", "Point", "Relay"]
 
 _HEAD = struct.Struct("<IHHQ")
 _PREAMBLE, _DIGEST = 16, 32
+# Faults that strike a process: "kill-source", "full-target", ...; "full" is a disk that takes no more.
+_VERBS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT, "full": 0}
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ class Messages:
 class Relay:
     """Between source and receiver; at its point it does the fault, once."""
 
-    def __init__(self, point: Point | None, target_port: int) -> None:
-        self.point, self._target_port = point, target_port
+    def __init__(self, point: Point | None, target_port: int, stop_for: float = 0.3) -> None:
+        self.point, self._target_port, self._stop_for = point, target_port, stop_for
+        self._stopped: tuple[int, float] | None = None  # a process, and when it goes on
         self.hit = False
         self.pids: dict[str, int] = {}
         self._listener: socket.socket | None = socket.create_server(("127.0.0.1", 0))
@@ -119,6 +123,7 @@ class Relay:
     def serve(self, alive: Callable[[], bool]) -> None:
         """Relay until nobody is alive."""
         while alive():
+            self._wake()
             if self._listener is None and self._reopen and time.monotonic() >= self._reopen:
                 with contextlib.suppress(OSError):  # somebody has the port for a moment
                     self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -183,14 +188,15 @@ class Relay:
             self._pass(one, data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
             return
         self._pass(one, data[:before])
-        if fault.startswith("kill"):
+        verb, _, who = fault.partition("-")
+        if verb in _VERBS:
             # Time for what arrived to be acted on, sometimes.
             if self.point.place >= 1 and self.point.which % 2:
                 time.sleep(0.01)
-            victim = {"kill-source": "source", "kill-target": "target", "kill-all": "keeper"}[fault]
+            victim = "keeper" if who == "all" else who
             if victim in self.pids:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pids[victim], signal.SIGKILL)
+                    self._strike(verb, self.pids[victim])
             self._pass(one, data[before:])
             return
         if fault == "silence":
@@ -202,6 +208,23 @@ class Relay:
             self._listener.close()
             self._listener = None
             self._reopen = time.monotonic() + 1.0 if fault == "refuse" else 0.0
+
+    def _strike(self, verb: str, pid: int) -> None:
+        if verb == "full":
+            # No file of this process takes another byte, as on a full disk.
+            _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, most))
+            return
+        os.kill(pid, _VERBS[verb])
+        if verb == "stop":
+            self._stopped = pid, time.monotonic() + self._stop_for
+
+    def _wake(self) -> None:
+        """Let a process that was stopped go on, when it is time."""
+        if self._stopped and time.monotonic() >= self._stopped[1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._stopped[0], signal.SIGCONT)
+            self._stopped = None
 
     def _pass(self, one: socket.socket, data: bytes) -> None:
         try:

@@ -48,6 +48,30 @@ def test_send_moves_a_guest_to_receive(tmp_path: Path, right: str) -> None:
     assert printed.startswith(f"done: {low:#x} {high:#x} {_STEPS:#x}")
 
 
+def test_send_moves_a_guest_with_two_vcpus_and_regions_that_writes_its_memory(tmp_path: Path) -> None:
+    receive = shlex.join([sys.executable, "-m", "vmm", "receive", "-", "--reread"])
+    sent = _vmm(
+        "send", f"exec:sh -c {shlex.quote('cd / && exec ' + receive)}", "writer", "write", "20000", "50", "4",
+        "--vcpus", "2", "--memory", "16M,32M@4G", "--downtime", "2", "--deadline", str(LIMIT), "--audit", "--json",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    assert json.loads(sent.stdout)["outcome"] == "moved"
+    assert "done: " in sent.stderr, "no page was stale or torn there"
+
+
+def test_a_migration_that_is_over_its_deadline_leaves_the_guest_here(tmp_path: Path) -> None:
+    receive = shlex.join([sys.executable, "-m", "vmm", "receive", "-"])
+    sent = _vmm(
+        "send", f"exec:sh -c {shlex.quote('cd / && exec ' + receive)}", "writer", "write", "20000", "50", "4",
+        "--vcpus", "2", "--rate", "1M", "--deadline", "1", "--json",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+    assert sent.returncode == 1, sent.stderr
+    report = json.loads(sent.stdout)
+    assert report["outcome"] == "kept" and "its deadline" in report["reason"] and report["guest"]["well"]
+
+
 def test_send_moves_a_guest_through_another_program(tmp_path: Path) -> None:
     receive = shlex.join([sys.executable, "-m", "vmm", "receive", "-"])
     sent = _vmm(

@@ -113,7 +113,7 @@ class Pair:
 
 def _end(guest: BaseGuest, outcome: Outcome) -> str:
     if outcome.well and guest.payload.name == "chain":
-        return bytes(module("chain").digest(guest)).hex()
+        return " ".join(digest.hex() for digest in module("chain").digests(guest))
     return outcome.why
 
 
@@ -375,12 +375,26 @@ _POINTS = [
 ]
 
 
-@pytest.mark.parametrize("point", _POINTS, ids=str)
-def test_a_fault_never_leaves_two_guests_and_loses_none_whose_side_lives(point: Point) -> None:
-    right = reference()
+# With two vCPUs: what else may happen to a process, at the moments that matter.
+_STRIKES = [
+    Point("stop-source", Kind.FINAL, 1.0),
+    Point("stop-target", Kind.HANDOVER, 0.5),
+    Point("term-target", Kind.READY, 1.0),
+    Point("int-source", Kind.MEMORY, 0.5),
+    Point("full-source", Kind.MEMORY, 0.5),
+    Point("full-target", Kind.HANDOVER, 1.0),
+    Point("kill-source", Kind.HANDOVER, 1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("point", "vcpus"), [*((point, 1) for point in _POINTS), *((point, 2) for point in _STRIKES)], ids=str
+)
+def test_a_fault_never_leaves_two_guests_and_loses_none_whose_side_lives(point: Point, vcpus: int) -> None:
+    right = reference(vcpus)
 
     def attempt(scale: float) -> None:
-        case = run(point, scale)
+        case = run(point, scale, vcpus)
         if never := unsafe(case, right):
             pytest.fail("\n".join(never))
         assert faults_of(case, right) == []
@@ -389,7 +403,8 @@ def test_a_fault_never_leaves_two_guests_and_loses_none_whose_side_lives(point: 
     patiently(attempt)
 
 
-def test_without_a_fault_nothing_is_wrong() -> None:
-    case = run(None, scale=20.0)
-    assert faults_of(case, reference()) == []
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_without_a_fault_nothing_is_wrong(vcpus: int) -> None:
+    case = run(None, scale=20.0, vcpus=vcpus)
+    assert faults_of(case, reference(vcpus)) == []
     assert list(case.digests) == ["target"]

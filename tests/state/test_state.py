@@ -266,7 +266,7 @@ def test_a_state_of_something_else_is_refused(kvm: Kvm, state: VmState) -> None:
         restore(kvm, replace(state, arch=other))
     with pytest.raises(StateRefused, match="another build"):
         restore(kvm, replace(state, payload=replace(state.payload, digest=bytes(32))))  # type: ignore[type-var]
-    with pytest.raises(StateRefused, match="one vCPU"):
+    with pytest.raises(StateRefused, match="number their vCPUs from 0"):
         restore(kvm, replace(state, vcpus=()))
     with pytest.raises(StateRefused, match="unknown to this version: FUTURE"):
         restore(kvm, with_vcpu(state, state.vcpus[0].with_part("FUTURE", b"x")))

@@ -25,7 +25,8 @@ from vmm.arm64.vcpu import Feature
 from vmm.arm64.vector import FPCR_BITS, FPSR_BITS
 from vmm.arm64.vls import ARCHITECTURAL_MAX, VectorLengths
 from vmm.guest.base import MEMORY_SIZE
-from vmm.guest.chain import WORD, Chain, digest, progress
+from vmm.guest.chain import WORD, Chain, digest, digests, progress, seeds
+from vmm.guest.layout import Regions
 from vmm.kvm.system import Kvm
 
 __all__ = [
@@ -36,12 +37,14 @@ __all__ = [
     "best",
     "configured",
     "digest",
+    "digests",
     "make_guest",
     "parse",
     "permit",
     "progress",
     "reference",
     "running",
+    "seeds",
 ]
 
 PAYLOAD = "chain"
@@ -107,39 +110,44 @@ def _lengths(kvm: Kvm) -> VectorLengths:
         return vcpus.get_vls(vcpu)
 
 
-def configured(kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int = MEMORY_SIZE) -> Guest:
+def configured(
+    kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int = MEMORY_SIZE, regions: Regions | None = None,
+    vcpus: int = 1,
+) -> Guest:  # fmt: skip
     """Return a guest with the features and vector lengths of the level, its payload not prepared.
 
     ValueError for a level that is none, or whose largest length the host does not have.
     """
     largest = parse(level).largest
-    if not largest:
-        return Guest(kvm, payload, features=(Feature.PSCI_0_2,), memory_size=memory_size)
-    lengths = _lengths(kvm)
-    if largest not in lengths:
-        raise ValueError(
-            f"level {level} needs vectors of {_BITS * largest} bits, this host has {lengths or 'no SVE'}"
-        )
+    features: tuple[Feature, ...] = (Feature.PSCI_0_2,)
+    chosen: VectorLengths | None = None
+    if largest:
+        lengths = _lengths(kvm)
+        if largest not in lengths:
+            raise ValueError(
+                f"level {level} needs vectors of {_BITS * largest} bits, this host has {lengths or 'no SVE'}"
+            )
+        features, chosen = (*features, Feature.SVE), lengths.up_to(largest)
     return Guest(
-        kvm,
-        payload,
-        features=(Feature.PSCI_0_2, Feature.SVE),
-        lengths=lengths.up_to(largest),
-        memory_size=memory_size,
+        kvm, payload, features=features, lengths=chosen, memory_size=memory_size, regions=regions, vcpus=vcpus
     )
 
 
-def make_guest(kvm: Kvm, level: str, steps: int, seed: int, *, memory_size: int = MEMORY_SIZE) -> Guest:
-    """Return a guest that is about to run the chain of ``steps`` ticks.
+def make_guest(
+    kvm: Kvm, level: str, steps: int, seed: int, *, memory_size: int = MEMORY_SIZE, regions: Regions | None = None,
+    vcpus: int = 1,
+) -> Guest:  # fmt: skip
+    """Return a guest that is about to run the chain of ``steps`` ticks, each vCPU from a seed of its own (``seeds``).
 
     Errors as for :func:`configured`, and ValueError for a number that is not one of 64 bits.
     """
     if not 0 <= steps <= WORD or not 0 <= seed <= WORD:
         raise ValueError(f"a chain of {steps} steps with seed {seed}: both are numbers of 64 bits")
     largest = parse(level).largest
-    guest = configured(kvm, level, memory_size=memory_size)
+    guest = configured(kvm, level, memory_size=memory_size, regions=regions, vcpus=vcpus)
     try:
-        guest.prepare("chain_sve" if largest else "chain_fpsimd", steps, seed, largest)
+        for index, own_seed in enumerate(seeds(seed, vcpus)):
+            guest.prepare_vcpu(index, "chain_sve" if largest else "chain_fpsimd", steps, own_seed, largest)
     except BaseException:
         guest.close()
         raise

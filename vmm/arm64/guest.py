@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small arm64 guest: one VM, one vCPU at EL1, one payload, called entry point by entry point.
+"""A small arm64 guest: one VM, vCPUs at EL1, one payload, called entry point by entry point.
 
 >>> with Guest(kvm, "hello") as guest:
 ...     guest.call("hvc", 0x84000000)
@@ -17,9 +17,11 @@ from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SP, SYSTEM, core, x
 from vmm.arm64.vcpu import Feature, read, write
 from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.guest.layout import Regions
 from vmm.guest.payload import Payload, PayloadError
 from vmm.kvm.exits import Exit, MmioWrite
 from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
 
 __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "Fault", "Guest", "GuestError"]
 
@@ -57,14 +59,14 @@ class Fault:
 
 
 class Guest(BaseGuest):
-    """One vCPU with a payload in ``memory``, initialised and finalized.
+    """A payload in ``memory``, with vCPUs that are initialised and finalized. See BaseGuest for memory and vCPUs.
 
     ``features`` defaults to PSCI and, where KVM has it, SVE; ``lengths`` are the vector lengths, by default
-    KVM's choice; ZCR_EL1 starts with the longest.
+    KVM's choice; ZCR_EL1 starts with the longest. No vCPU is powered off: all run from the start.
     """
 
-    _LOWEST = boot.TABLES_END
-    _EVENT, _TICK = "EVENT_ADDRESS", "TICK_ADDRESS"
+    _EVENT, _TICK, _PACE = "EVENT_ADDRESS", "TICK_ADDRESS", "PACE_ADDRESS"
+    _TABLE_PAGES, _HOLE = boot.OWN_PAGES, boot.HOLE
 
     def __init__(
         self,
@@ -74,57 +76,70 @@ class Guest(BaseGuest):
         features: Iterable[Feature] | None = None,
         lengths: Iterable[int] | None = None,
         memory_size: int = MEMORY_SIZE,
+        regions: Regions | None = None,
+        vcpus: int = 1,
     ) -> None:
         if features is None:
             sve = (Feature.SVE,) if kvm.check_extension(lib.KVM_CAP_ARM_SVE) else ()
             features = (Feature.PSCI_0_2, *sve)
         self._features = frozenset(features)
         self._lengths = lengths
-        super().__init__(kvm, payload, memory_size)
+        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus)
 
     @property
     def features(self) -> frozenset[Feature]:
         """The features the vCPU was initialised with."""
         return vcpus.features(self.vcpu)
 
-    def _set_up(self) -> None:
-        vcpus.init(self.vcpu, *self._features)
-        if self._lengths is not None:
-            vcpus.set_vls(self.vcpu, self._lengths)
-        if Feature.SVE in self._features:
-            vcpus.finalize(self.vcpu)
-            write(self.vcpu, SYSTEM["ZCR_EL1"], boot.ZCR)
-        boot.write_tables(self.memory)
+    def _lowest(self, regions: Regions) -> int:
+        return boot.end_of_tables(max(gpa + size for gpa, size in regions))
 
-    def prepare(self, entry: str | int, *parameters: int, privilege: int = 0) -> None:
-        """Point the vCPU at an entry point with its parameters in the mailbox; nothing runs yet."""
+    def _set_up(self) -> None:
+        for processor in self.processors:
+            self._initialise(processor.vcpu)
+        boot.write_tables(self.memory, tuple((memory.gpa, memory.size) for memory in self.vm.memories))
+        for own in self.own:
+            boot.write_own_tables(self.memory, self.payload, own)
+
+    def _initialise(self, vcpu: Vcpu) -> None:
+        vcpus.init(vcpu, *self._features)
+        if self._lengths is not None:
+            vcpus.set_vls(vcpu, self._lengths)
+        if Feature.SVE in self._features:
+            vcpus.finalize(vcpu)
+            write(vcpu, SYSTEM["ZCR_EL1"], boot.ZCR)
+
+    def prepare_vcpu(self, index: int, entry: str | int, *parameters: int, privilege: int = 0) -> None:
+        """Point one vCPU at an entry point with its parameters in its mailbox."""
         if privilege:
             raise PayloadError("arm64 payloads run at EL1 only: leave --privilege at 0")
-        super().prepare(entry, *parameters)
+        super().prepare_vcpu(index, entry, *parameters)
 
-    def _enter(self, address: int, privilege: int) -> None:
-        boot.enter(self.vcpu, self.payload.symbol("vectors"))
-        write(self.vcpu, PC, address)
-        write(self.vcpu, _SP_EL1, self.payload.symbol("stack_top"))
+    def _enter(self, index: int, address: int, privilege: int) -> None:
+        vcpu = self.processors[index].vcpu
+        tables = self.own[index - 1].tables if index else boot.LEVEL_1
+        boot.enter(vcpu, self.payload.symbol("vectors"), tables)
+        write(vcpu, PC, address)
+        write(vcpu, _SP_EL1, self.payload.symbol("stack_top"))
 
     def _where(self) -> str:
-        return f"PC {read(self.vcpu, PC):#x}"
+        return f"PC {read(self.left.vcpu, PC):#x}"
 
     def event(self, exit: Exit) -> int | None:
         """Return the event number if ``exit`` is the payload's way out, else None."""
         return exit.value if isinstance(exit, MmioWrite) and exit.address == self._way_out else None
 
     def fault(self) -> Fault:
-        """Return the exception that the mailbox describes."""
-        return Fault(*(self.mailbox.read(name) for name in ("vector", "esr", "elr", "far", "spsr")))
+        """Return the exception that the mailbox of the vCPU that left describes."""
+        return Fault(*(self.left.mailbox.read(name) for name in ("vector", "esr", "elr", "far", "spsr")))
 
-    def registers(self) -> list[str]:
-        """Return the general registers and some system registers as lines for people."""
+    def _registers(self, vcpu: Vcpu) -> list[str]:
+        """Return the general registers and some system registers."""
         named = [*(x(n) for n in range(31)), SP, _SP_EL1, PC, PSTATE, FPSR, FPCR]
-        values = [f"{register.name:6} {read(self.vcpu, register):016x}" for register in named]
+        values = [f"{register.name:6} {read(vcpu, register):016x}" for register in named]
         lines = ["   ".join(values[start : start + 3]) for start in range(0, len(values), 3)]
         names = ["SCTLR_EL1", "CPACR_EL1", "ESR_EL1", "FAR_EL1"]
         names += ["ZCR_EL1"] if Feature.SVE in self.features else []
-        system = " ".join(f"{name} {read(self.vcpu, SYSTEM[name]):#x}" for name in names)
-        lengths = f" lengths {vcpus.get_vls(self.vcpu)}" if Feature.SVE in self.features else ""
+        system = " ".join(f"{name} {read(vcpu, SYSTEM[name]):#x}" for name in names)
+        lengths = f" lengths {vcpus.get_vls(vcpu)}" if Feature.SVE in self.features else ""
         return [*lines, system + lengths]

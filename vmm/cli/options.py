@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers on the command line: finite seconds, counts that a 64-bit field holds, sizes with their units."""
+"""Numbers on the command line: finite seconds, counts that a 64-bit field holds, sizes with their units, memory."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-__all__ = ["Count", "Seconds", "Size"]
+__all__ = ["Count", "Memory", "Places", "Seconds", "Size", "guest_options"]
 
 _DIGITS = 20  # more than any size that is taken has
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -54,3 +55,37 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         ):
             self.fail(f"{value!r} is not a size: write 512M or 4G.", param, ctx)
         return int(number) * _UNITS[unit]
+
+
+# Bytes of each memory region and where it begins, None where that was not said.
+Places = tuple[tuple[int, int | None], ...]
+
+
+class Memory(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Guest memory: a size, or the first region's size and SIZE@ADDRESS for each other one."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return Places, or fail as click does."""
+        if isinstance(value, tuple):
+            return value
+        first, *others = str(value).split(",")
+        places: list[tuple[int, int | None]] = [(Size().convert(first, param, ctx), None)]
+        for other in others:
+            size, at, address = other.partition("@")
+            if not at:
+                self.fail(f"{other!r} says no address: write {size or '64M'}@4G.", param, ctx)
+            places.append((Size().convert(size, param, ctx), Size().convert(address, param, ctx)))
+        return tuple(places)
+
+
+def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --memory and --vcpus, the options of a guest that is made here."""
+    for option in (
+        click.option("--vcpus", type=Count(), default=1, show_default=True, help="vCPUs; payloads chain and writer."),
+        click.option("--memory", type=Memory(), metavar="SIZE[,SIZE@ADDRESS]",
+                     help="Guest memory, such as 8G; beyond the hole for devices it goes on at 4G."),
+    ):  # fmt: skip
+        command = option(command)
+    return command

@@ -9,7 +9,9 @@ import sys
 import click
 
 from vmm.arch import module
-from vmm.cli.options import Count, Seconds
+from vmm.cli import guests
+from vmm.cli.guests import Shape
+from vmm.cli.options import Count, Places, Seconds, guest_options
 from vmm.kvm.system import Kvm
 from vmm.state import hostile
 from vmm.state.capture import capture
@@ -17,6 +19,7 @@ from vmm.state.roundtrip import HOPS, Report, RoundTripFailed, roundtrip
 
 __all__ = ["command"]
 
+_PAYLOAD = "chain"
 _HOSTILE_STEPS = 20
 
 
@@ -42,18 +45,20 @@ def _line(report: Report) -> str:
 
 
 def _one(
-    kvm: Kvm, level: str, rounds: int, steps: int | None, seed: int, hop: str, timeout: float, terminal: bool
-) -> Report:
+    kvm: Kvm, level: str, rounds: int, steps: int | None, seed: int, hop: str, timeout: float, terminal: bool,
+    shape: Shape,
+) -> Report:  # fmt: skip
     def progress(done: int) -> None:
         if terminal:
             print(f"\r{level}: {done} of {rounds} ", end="", file=sys.stderr, flush=True)
 
     total = steps or rounds * (1 + HOPS[hop].TICKS) + 1
-    report = Report(level, hop, rounds, total, seed)
+    report = Report(level, hop, rounds, total, seed, vcpus=shape.vcpus)
     try:
         report = roundtrip(
-            kvm, level, rounds=rounds, steps=total, seed=seed, hop=hop, timeout=timeout, progress=progress
-        )
+            kvm, level, rounds=rounds, steps=total, seed=seed, hop=hop, timeout=timeout, progress=progress,
+            regions=shape.regions, vcpus=shape.vcpus,
+        )  # fmt: skip
     except RoundTripFailed as error:
         report.differences.append(str(error))
     if terminal:
@@ -81,25 +86,28 @@ def _hostile(kvm: Kvm, level: str, seed: int, timeout: float) -> list[hostile.Ou
 @click.option("--verbose", "-v", is_flag=True, help="Show each hostile variant with its refusal.")
 @click.option("--timeout", type=Seconds(0.001), default=60.0, show_default=True, help="Seconds from tick to tick.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines: one per report, then hostile variants.")
+@guest_options
 def command(
     rounds: int, levels: tuple[str, ...], steps: int | None, seed: int, hop: str, process: bool, with_hostile: bool,
-    verbose: bool, timeout: float, as_json: bool,
+    verbose: bool, timeout: float, as_json: bool, memory: Places | None, vcpus: int,
 ) -> int:  # fmt: skip
     """Migrate a guest many times, and see that it ends with the same digest as one that never moved.
 
     The guest's state lives only in its registers between two steps; each migration is also captured again and
-    compared register by register, and moves to the next CPU. Exits with 1 if anything was lost or changed.
+    compared register by register, and moves to the next CPU. Of several vCPUs each has its own digest. Exits with 1
+    if anything was lost or changed.
     """
     hop = "process" if process else hop
     if steps is not None and rounds * (1 + HOPS[hop].TICKS) > steps:
         raise click.UsageError(f"{rounds} migrations need more than {steps} steps: each is at a tick of its own")
     terminal = sys.stderr.isatty()
+    shape = guests.shape(_PAYLOAD, memory, vcpus)
     failed = 0
     with Kvm() as kvm:
         module("chain").permit(kvm)
         chosen = _levels(kvm, levels)
         for level in chosen:
-            report = _one(kvm, level, rounds, steps, seed, hop, timeout, terminal)
+            report = _one(kvm, level, rounds, steps, seed, hop, timeout, terminal, shape)
             failed += not report.good
             print(json.dumps({"record": "roundtrip", **report.to_json()}) if as_json else _line(report), flush=True)
         outcomes = _hostile(kvm, chosen[-1], seed, timeout) if with_hostile else []

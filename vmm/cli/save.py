@@ -8,7 +8,7 @@ import sys
 import click
 
 from vmm.cli import guests
-from vmm.cli.options import Count, Seconds
+from vmm.cli.options import Count, Places, Seconds, guest_options
 from vmm.guest.base import BaseGuest
 from vmm.kvm.exits import Budget
 from vmm.kvm.system import Kvm
@@ -40,16 +40,18 @@ def write(path: str, guest: BaseGuest) -> None:
 @click.option("--ticks", type=Count(), default=10, show_default=True, help="Run this many ticks first.")
 @click.option("--privilege", type=click.IntRange(0, 3), default=0, show_default=True, help="CPL 0 or 3 (x86).")
 @click.option("--timeout", type=Seconds(0.001), default=30.0, show_default=True, help="Seconds to get there.")
+@guest_options
 def command(
     payload: str, entry: str | None, parameters: tuple[str, ...], output: str, ticks: int, privilege: int,
-    timeout: float,
+    timeout: float, memory: Places | None, vcpus: int,
 ) -> int:  # fmt: skip
     """Run PAYLOAD for some ticks and save the state of its VM: registers, memory, all.
 
-    PAYLOAD, ENTRY and PARAMETERS are as in `vmm run`; of the payloads here chain, hello, dirty and those with
-    a churn entry tick. Only its owner can read the file, which replaces an older one when it is complete.
+    PAYLOAD, ENTRY and PARAMETERS are as in `vmm run`; of the payloads here chain, hello, dirty, writer and those
+    with a churn entry tick. With several vCPUs each makes its ticks, and all stop before any of them is saved. Only
+    its owner can read the file, which replaces an older one when it is complete.
     """
-    with Kvm() as kvm, guests.make(kvm, payload, entry, parameters, privilege) as guest:
+    with Kvm() as kvm, guests.make(kvm, payload, entry, parameters, privilege, memory=memory, vcpus=vcpus) as guest:
         exit = guest.resume(timeout, ticks=ticks)
         if not isinstance(exit, Budget):
             event = guest.event(exit)

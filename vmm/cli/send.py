@@ -12,7 +12,7 @@ import click
 
 from vmm.cli import guests
 from vmm.cli.lines import address, line_files, line_options, place_of_state, probe, say, show_end, tls
-from vmm.cli.options import Count, Seconds, Size
+from vmm.cli.options import Count, Places, Seconds, Size, guest_options
 from vmm.guest.base import BaseGuest
 from vmm.kvm.dirty_log import RingKvm
 from vmm.kvm.system import Kvm
@@ -27,6 +27,7 @@ from vmm.state.step import Policy
 __all__ = ["command"]
 
 _LASTING = 20.0  # seconds
+_ON_DEADLINE = ("cancel", "force")
 _WORDS = {
     At.MOVED: "the guest runs there",
     At.KEPT: "the guest was not migrated and continues here",
@@ -80,11 +81,6 @@ def _summary(report: Report) -> str:
     return sentence
 
 
-def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int) -> BaseGuest:
-    """Return the guest to migrate; a chain whose length was not chosen is still running when it is handed over."""
-    return guests.make(kvm, payload, entry, parameters, privilege, lasting=_LASTING)
-
-
 @click.command("send")
 @click.argument("destination")
 @click.argument("payload")
@@ -101,7 +97,11 @@ def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...
 @click.option("--audit", is_flag=True, help="Check that no page changed unlogged; the guest is paused longer.")
 @click.option("--timeout", type=Seconds(0.1), default=TIMEOUT, show_default=True, help="Seconds of silence.")
 @click.option("--longest-pause", type=Seconds(0.01), metavar="SECONDS",
-              help="How long the guest may be paused before the handover (default: --timeout).")  # fmt: skip
+              help="Longest pause before the handover (default: --timeout, none with force).")  # fmt: skip
+@click.option("--deadline", type=Seconds(0.01), metavar="SECONDS",
+              help="How long the migration may take until the handover (default: no bound).")  # fmt: skip
+@click.option("--on-deadline", type=click.Choice(_ON_DEADLINE), default=_ON_DEADLINE[0], show_default=True,
+              help="Then the guest stays here, or is stopped to copy the rest.")  # fmt: skip
 @click.option("--patience", type=Seconds(1), default=60.0, show_default=True,
               help="Seconds to ask about a guest whose line was lost at the handover.")  # fmt: skip
 @click.option("--trust-refusal", is_flag=True, help="Take a refused connection as the receiver's end; see below.")
@@ -109,18 +109,25 @@ def _guest(kvm: Kvm, payload: str, entry: str | None, parameters: tuple[str, ...
 @click.option("--limit", type=Seconds(0.001), default=3600.0, show_default=True, help="Seconds the guest may run.")
 @click.option("--tls-name", metavar="NAME", help="Who the other side's certificate is for, if not HOST.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
+@guest_options
 @line_options
 def command(
     destination: str, payload: str, entry: str | None, parameters: tuple[str, ...], privilege: int, downtime: float,
     rate: int | None, rounds: int, stall: str, compress: bool, ring: int | None, audit: bool, timeout: float,
-    longest_pause: float | None, patience: float, trust_refusal: bool, hold: str | None, limit: float,
-    tls_name: str | None, as_json: bool, tls_cert: str | None, tls_key: str | None, tls_ca: str | None,
-    lease: str | None, journal: str | None, tolerate: tuple[str, ...],
+    longest_pause: float | None, deadline: float | None, on_deadline: str, patience: float, trust_refusal: bool,
+    hold: str | None, limit: float, tls_name: str | None, as_json: bool, tls_cert: str | None, tls_key: str | None,
+    tls_ca: str | None, lease: str | None, journal: str | None, tolerate: tuple[str, ...], memory: Places | None,
+    vcpus: int,
 ) -> int:  # fmt: skip
     """Run PAYLOAD as `vmm run` does and migrate it to DESTINATION, where `vmm receive` waits.
 
     DESTINATION is HOST:PORT, unix:PATH, exec:COMMAND (such as exec:'ssh HOST vmm receive -'), fd:N, fd:IN,OUT
     or -.
+
+    The payload writer writes memory at a rate: pages of 4096 bytes per second of all vCPUs together, the percentage
+    of memory that is written, and seconds, after which it looks at every page. It has filled all of its memory when
+    the migration begins. So `vmm send HOST:PORT writer write 51200 25 60 --memory 8G --vcpus 2` sends a guest that
+    dirties 200 MiB/s.
 
     Until the handover the guest is here whatever happens, and if the migration fails it runs here to its end.
     If the line is lost at the handover, vmm send asks the receiver whether the guest runs there, and does not
@@ -139,19 +146,25 @@ def command(
         raise click.UsageError(str(error)) from None
     with Kvm() as kvm:
         facts = probe(kvm)
+    forced = deadline is not None and on_deadline == "force"
     options = Options(
         limits=Limits(downtime, rounds, rate or 0, stall), compress=compress, audit=audit, patience=patience,
-        longest_pause=longest_pause or timeout, trust_refusal=trust_refusal, hold=hold, policy=Policy(tolerate),
-        facts=facts,
+        longest_pause=longest_pause or (None if forced else timeout), deadline=deadline, force=forced,
+        trust_refusal=trust_refusal, hold=hold, policy=Policy(tolerate), facts=facts,
     )  # fmt: skip
     line_files(lease, journal)
     place_of_state("--hold", hold)
     log = Journal(journal)
-    with RingKvm(ring) if ring else Kvm() as kvm, _guest(kvm, payload, entry, parameters, privilege) as guest:
+
+    def make_guest(kvm: Kvm) -> BaseGuest:
+        # A chain whose length was not chosen is still running when it is handed over.
+        return guests.make(kvm, payload, entry, parameters, privilege, memory=memory, vcpus=vcpus, lasting=_LASTING)
+
+    with RingKvm(ring) if ring else Kvm() as kvm, make_guest(kvm) as guest:
         runner = Runner(guest, limit=limit, lease=Lease(lease), journal=log)
         try:
             runner.go()
-            with _progress(guest.memory.size) as progress:
+            with _progress(sum(one.size for one in guest.vm.memories)) as progress:
                 source = Source(runner, connector, options, journal=log, progress=progress, warn=say)
                 try:
                     report = source.migrate()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the small guests of all architectures share: one VM, one vCPU, one payload, called entry by entry.
+"""What the small guests of all architectures share: one VM, one payload, called entry by entry.
 
 ``vmm.x86.guest.Guest`` and ``vmm.arm64.guest.Guest`` are the guests to use; what an architecture adds are the
 hooks that are abstract here. The events and the mailbox are those of guest_payloads/*/mailbox.h.
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from vmm.guest.payload import PARAMETERS, Mailbox, Payload, load
-from vmm.kvm.exits import Budget, Exit, IoIn, IoOut, MmioRead, MmioWrite, MsrRead, MsrWrite
-from vmm.kvm.memory import GuestMemory
+from vmm._kvm import lib
+from vmm.guest.crew import Crew
+from vmm.guest.layout import Regions, end_of_own, own, split
+from vmm.guest.payload import PARAMETERS, Mailbox, Payload, PayloadError, load
+from vmm.guest.processor import Processor
+from vmm.kvm.exits import Budget, Exit
+from vmm.kvm.memory import PAGE_SIZE, GuestMemory
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.kvm.vm import VirtualMachine
@@ -23,8 +28,6 @@ __all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "GuestE
 
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
-# Exits whose instruction is only retired by the next KVM_RUN.
-_PENDING = (IoOut, IoIn, MmioWrite, MmioRead, MsrRead, MsrWrite, Budget)
 
 
 class GuestError(Exception):
@@ -36,26 +39,48 @@ class GuestError(Exception):
 
 
 class BaseGuest(ABC):
-    """One vCPU with a payload in ``memory``; closing the guest closes all of it.
+    """A VM with a payload in ``memory``, its first region; closing the guest closes all of it.
 
-    A subclass sets what ``_set_up`` needs before it calls this constructor.
+    ``processors`` are its vCPUs with their mailboxes, ``vcpu`` and ``mailbox`` those of the first. Several vCPUs run
+    together and stop together: see vmm.guest.crew, and vmm.guest.layout for what each has for itself. ``left`` is the
+    one that left last. ``regions`` are the memory regions if it has not just ``memory_size`` bytes, which leave out
+    the addresses of devices. A subclass sets what ``_set_up`` needs before it calls this constructor.
     """
 
     DONE = DONE
-    # Where a payload may begin, and its symbols for where it leaves and where it ticks.
-    _LOWEST: ClassVar[int]
+    # The symbols for where a payload leaves, where it ticks and where it writes its pace.
     _EVENT: ClassVar[str]
     _TICK: ClassVar[str]
+    _PACE: ClassVar[str]
+    # Pages of the tables that a vCPU beyond the first has for itself, and the addresses without memory.
+    _TABLE_PAGES: ClassVar[int]
+    _HOLE: ClassVar[tuple[int, int]]
+    # The least privilege that entry points have: where a back end that interprets the most privileged code does not.
+    USER: ClassVar[int] = 0
 
-    def __init__(self, kvm: Kvm, payload: str | Payload, memory_size: int = MEMORY_SIZE) -> None:
-        self._open(kvm, payload, memory_size, fresh=True)
+    def __init__(
+        self,
+        kvm: Kvm,
+        payload: str | Payload,
+        memory_size: int = MEMORY_SIZE,
+        *,
+        regions: Regions | None = None,
+        vcpus: int = 1,
+    ) -> None:
+        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, fresh=True)
+
+    @classmethod
+    def regions(cls, size: int) -> Regions:
+        """Return the regions of a guest with ``size`` bytes of memory, which leave out the addresses of devices."""
+        return split(size, cls._HOLE)
 
     @classmethod
     def empty(
         cls,
         kvm: Kvm,
         payload: str | Payload,
-        memory_size: int = MEMORY_SIZE,
+        regions: Regions,
+        vcpus: int = 1,
         capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
     ) -> Self:
         """Return an unconfigured guest with zeroed memory, ready for a restore.
@@ -63,48 +88,100 @@ class BaseGuest(ABC):
         ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
         """
         guest = cls.__new__(cls)
-        guest._open(kvm, payload, memory_size, capabilities, fresh=False)
+        guest._open(kvm, payload, regions, vcpus, capabilities, fresh=False)
         return guest
 
     def _open(
         self,
         kvm: Kvm,
         payload: str | Payload,
-        memory_size: int,
+        regions: Regions,
+        vcpus: int,
         capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
         *,
         fresh: bool,
     ) -> None:
         self.payload = payload if isinstance(payload, Payload) else load(payload)
-        self.payload.check_range(self._LOWEST, memory_size)
-        self._pending = False
+        self._check(kvm, regions, vcpus)
+        if fresh:
+            self._check_places(regions)
+        self._crew: Crew | None = None
         self.vm: VirtualMachine = kvm.create_vm()
         try:
             for capability, arguments in capabilities.items():
                 self.vm.enable_cap(capability, *arguments)
-            self.memory: GuestMemory = self.vm.add_memory(memory_size)
-            self.vcpu: Vcpu = self.vm.create_vcpu()
+            for gpa, size in regions:
+                self.vm.add_memory(size, gpa)
+            self.memory: GuestMemory = self.vm.memories[0]
+            self._make_processors(vcpus)
             if fresh:
                 self._set_up()
                 self.payload.write_to(self.memory)
-            self.mailbox = Mailbox(self.memory, self.payload)
-            self.vcpu.tick = self.payload.symbol(self._TICK)
+                for own in self.own:
+                    self.payload.write_data_to(self.memory, own.data)
             self._way_out = self.payload.symbol(self._EVENT)
         except BaseException:
             self.vm.close()
             raise
 
-    @abstractmethod
-    def _set_up(self) -> None:
-        """Configure the fresh vCPU and write the tables it needs."""
+    def _check(self, kvm: Kvm, regions: Regions, vcpus: int) -> None:
+        """Refuse what no VM here can be, in a sentence, before there is one."""
+        if regions[0][0]:
+            raise PayloadError(f"the first memory region of a guest begins at 0, not at {regions[0][0]:#x}")
+        most = kvm.check_extension(lib.KVM_CAP_MAX_VCPUS)
+        if vcpus > most:
+            raise PayloadError(f"a guest has at most {most} vCPUs here (KVM_CAP_MAX_VCPUS), not {vcpus}")
+        self.payload.check_range(self._lowest(regions), max(regions[0][1], self.payload.end))
+        # Where what the payload and its vCPUs take ends.
+        self.end_of_own = end_of_own(self.payload, vcpus, self._TABLE_PAGES)
+        if self.end_of_own > regions[0][1]:
+            raise PayloadError(
+                f"{self.payload.name} with {vcpus} vCPUs needs {self.end_of_own:#x} bytes of memory at 0, "
+                f"and the guest has {regions[0][1]:#x}: give it more"
+            )
+
+    def _check_places(self, regions: Regions) -> None:
+        start, end = self._HOLE
+        if any(number % PAGE_SIZE for region in regions for number in region):
+            raise PayloadError(f"guest memory comes in pages of {PAGE_SIZE} bytes: ask for a multiple of that")
+        for (gpa, size), (following, _) in pairwise(sorted(regions)):
+            if gpa + size > following:
+                raise PayloadError(f"the memory region at {following:#x} overlaps the one at {gpa:#x}")
+        if any(gpa < end and gpa + size > start for gpa, size in regions):
+            places = ", ".join(f"{size:#x} bytes at {gpa:#x}" for gpa, size in regions)
+            raise PayloadError(f"guest memory leaves out {start:#x} to {end:#x}, where devices are: not {places}")
+
+    def _make_processors(self, vcpus: int) -> None:
+        # What each vCPU beyond the first has for itself.
+        self.own = [own(self.payload, index, self._TABLE_PAGES) for index in range(1, vcpus)]
+        shifts = [0, *(one.data - (self.payload.data or 0) for one in self.own)]
+        pace = self.payload.symbols.get(self._PACE)
+        self.processors = [
+            Processor(self.vm.create_vcpu(index), Mailbox(self.memory, self.payload, shift), pace)
+            for index, shift in enumerate(shifts)
+        ]
+        for processor in self.processors:
+            processor.vcpu.tick = self.payload.symbol(self._TICK)
+        self.left = self.processors[0]
+        self.vcpu, self.mailbox = self.left.vcpu, self.left.mailbox
+        if vcpus > 1:
+            self._crew = Crew(self.processors, lambda exit: self.event(exit) == DONE)
 
     @abstractmethod
-    def _enter(self, address: int, privilege: int) -> None:
-        """Point the vCPU at ``address`` with a stack."""
+    def _lowest(self, regions: Regions) -> int:
+        """Return where a payload may begin: behind the tables for that memory."""
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Configure the fresh vCPUs and write the tables they need."""
+
+    @abstractmethod
+    def _enter(self, index: int, address: int, privilege: int) -> None:
+        """Point a vCPU at ``address`` with a stack."""
 
     @abstractmethod
     def _where(self) -> str:
-        """Return the program counter as a phrase."""
+        """Return the program counter of the vCPU that left as a phrase."""
 
     @abstractmethod
     def event(self, exit: Exit) -> int | None:
@@ -112,38 +189,62 @@ class BaseGuest(ABC):
 
     @abstractmethod
     def fault(self) -> object:
-        """Return the exception that the mailbox describes."""
+        """Return the exception that the mailbox of the vCPU that left describes."""
 
     @abstractmethod
+    def _registers(self, vcpu: Vcpu) -> list[str]:
+        """Return a vCPU's registers as lines for people."""
+
     def registers(self) -> list[str]:
-        """Return the registers as lines for people."""
+        """Return the registers as lines for people, those of one vCPU after those of another."""
+        if len(self.processors) == 1:
+            return self._registers(self.vcpu)
+        lines = []
+        for index, processor in enumerate(self.processors):
+            lines += [f"vCPU {index}", *self._registers(processor.vcpu)]
+        return lines
 
     def prepare(self, entry: str | int, *parameters: int, privilege: int = 0) -> None:
-        """Point the vCPU at an entry point with its parameters in the mailbox; nothing runs yet."""
+        """Point all vCPUs at an entry point with its parameters in their mailboxes; nothing runs yet."""
+        for index in range(len(self.processors)):
+            self.prepare_vcpu(index, entry, *parameters, privilege=privilege)
+
+    def prepare_vcpu(self, index: int, entry: str | int, *parameters: int, privilege: int = 0) -> None:
+        """Point one vCPU at an entry point with its parameters in its mailbox."""
         if len(parameters) > PARAMETERS:
             raise ValueError(f"a payload takes at most {PARAMETERS} parameters, not {len(parameters)}")
         address = entry if isinstance(entry, int) else self.payload.symbol(entry)
+        processor = self.processors[index]
         # Or the next KVM_RUN would advance the new program counter past the old instruction.
-        self.complete()
-        for index, value in enumerate(parameters):
-            self.mailbox.write("params", value, index)
-        self._enter(address, privilege)
+        processor.complete()
+        processor.ended = None
+        for number, value in enumerate(parameters):
+            processor.mailbox.write("params", value, number)
+        self._enter(index, address, privilege)
 
     def resume(self, timeout: float = DEFAULT_TIMEOUT, ticks: int = 1 << 62) -> Exit:
-        """Run on from where the guest is, to the next exit that is not a tick."""
-        self._pending = False
-        exit = self.vcpu.run(timeout, ticks)
-        self._pending = isinstance(exit, _PENDING)
+        """Run on from where the guest is, to the next exit that is not a tick; no vCPU runs when this returns.
+
+        Several vCPUs run until one leaves, each has made its ticks or all have ended: see Crew.run.
+        """
+        if self._crew is None:
+            return self.left.run(timeout, ticks)
+        self.left, exit = self._crew.run(timeout, ticks)
         return exit
 
-    def complete(self) -> None:
-        """Retire the instruction that the guest left with, if it is pending, so that its registers can be read.
+    def kick(self) -> None:
+        """Stop all vCPUs from another thread, or the next run if there is none now."""
+        (self._crew or self.left).kick()
 
-        A read (IoIn, MmioRead) has to be answered first: see Vcpu.reply.
+    def complete(self) -> None:
+        """Retire the instructions that vCPUs left with, if they are pending, so that their registers can be read.
+
+        A read (IoIn, MmioRead) has to be answered first: see Vcpu.reply. Registers are read when no vCPU runs.
         """
-        if self._pending:
-            self.vcpu.complete()
-            self._pending = False
+        if self._crew and self._crew.running:
+            raise RuntimeError("the state of a guest is read while one of its vCPUs runs")
+        for processor in self.processors:
+            processor.complete()
 
     def call(self, entry: str | int, *parameters: int, privilege: int = 0, timeout: float = DEFAULT_TIMEOUT) -> int:
         """Run an entry point to its event and return that: DONE or DIFFERENT.
@@ -171,13 +272,16 @@ class BaseGuest(ABC):
         if event == EXCEPTION:
             return f"exception: {self.fault()}"
         if event == DIFFERENT:
-            where, count = self.mailbox.read("difference"), self.mailbox.read("differences")
+            where, count = self.left.mailbox.read("difference"), self.left.mailbox.read("differences")
             return f"different: {count} bytes, the first at offset {where} of the expected image"
-        values = " ".join(f"{value:#x}" for value in self.mailbox.values if value)
+        each = (" ".join(f"{value:#x}" for value in one.mailbox.values if value) for one in self.processors)
+        values = "; ".join(filter(None, each))
         return f"done{': ' + values if values else ''}"
 
     def close(self) -> None:
         """Close the VM with all it owns."""
+        if self._crew:
+            self._crew.close()
         self.vm.close()
 
     def __enter__(self) -> Self:

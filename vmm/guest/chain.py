@@ -9,11 +9,23 @@ the same rubbish every time, does not pass for right.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 from vmm.guest.payload import Mailbox
 
-__all__ = ["LINE", "WINDOW_LINES", "WORD", "Chain", "HasMailbox", "digest", "progress"]
+__all__ = [
+    "LINE",
+    "WINDOW_LINES",
+    "WORD",
+    "Chain",
+    "HasMailbox",
+    "HasVcpus",
+    "digest",
+    "digests",
+    "progress",
+    "seeds",
+]
 
 WORD = (1 << 64) - 1
 # Words in a line, which is the unit that is mixed; lines of memory that take part (8 pages of 4096 bytes).
@@ -27,6 +39,14 @@ class HasMailbox(Protocol):
     """A guest, as far as its digest is concerned."""
 
     mailbox: Mailbox
+
+
+class HasVcpus(Protocol):
+    """A guest with all of its vCPUs."""
+
+    @property
+    def processors(self) -> Sequence[HasMailbox]:
+        """Its vCPUs with their mailboxes."""
 
 
 class Chain(ABC):
@@ -112,6 +132,16 @@ class Chain(ABC):
 def digest(guest: HasMailbox) -> bytes:
     """Return the digest in the guest's mailbox, 16 bytes: at a tick the running one, after DONE the final one."""
     return b"".join(guest.mailbox.read("values", index).to_bytes(8, "little") for index in range(2))
+
+
+def digests(guest: HasVcpus) -> list[bytes]:
+    """Return the digest of each vCPU."""
+    return [digest(processor) for processor in guest.processors]
+
+
+def seeds(seed: int, vcpus: int) -> list[int]:
+    """Return the seed of each vCPU's chain: no two of them have the same registers."""
+    return [seed + index & WORD for index in range(vcpus)]
 
 
 def progress(guest: HasMailbox) -> int:

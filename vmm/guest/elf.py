@@ -24,16 +24,18 @@ ElfError = ELFError
 _MAGIC = b"\x7fELF"
 _BITS = {1: 32, 2: 64}  # EI_CLASS
 _ORDER = {1: "<", 2: ">"}  # EI_DATA
+_WRITABLE = 2  # PF_W
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A PT_LOAD program header; sizes and offset in bytes."""
+    """A PT_LOAD program header; sizes and offset in bytes, ``writable`` is its PF_W."""
 
     address: int
     offset: int
     file_size: int
     memory_size: int
+    writable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,10 @@ def read(file: BinaryIO) -> Elf:
         bits=bits,
         type=str(header["e_type"]),
         entry=header["e_entry"],
-        segments=tuple(Segment(s["p_paddr"], s["p_offset"], s["p_filesz"], s["p_memsz"]) for s in loaded),
+        segments=tuple(
+            Segment(s["p_paddr"], s["p_offset"], s["p_filesz"], s["p_memsz"], bool(s["p_flags"] & _WRITABLE))
+            for s in loaded
+        ),
         symbols=dict(_symbols(file, _ORDER[ident[5]], sections)) if bits == 64 else {},
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vmm.guest.elf import ElfError, Segment, read
-from vmm.kvm.memory import GuestMemory
+from vmm.kvm.memory import PAGE_SIZE, GuestMemory
 
 __all__ = ["FOLDER", "PARAMETERS", "Mailbox", "Payload", "PayloadError", "load", "names"]
 
@@ -29,7 +29,8 @@ class PayloadError(Exception):
 class Payload:
     """An ELF's loadable bytes by guest physical address, its entry point and its symbols.
 
-    ``segments`` hold what is in the file; the zeros that follow in memory end at ``end`` at the latest.
+    ``segments`` hold what is in the file; the zeros that follow in memory end at ``end`` at the latest. From ``data``
+    on is what the payload writes; None if that does not begin with a page of its own behind all the rest.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Payload:
     segments: tuple[tuple[int, bytes], ...]
     symbols: dict[str, int]
     end: int
+    data: int | None = None
+
+    @property
+    def smp(self) -> bool:
+        """Whether several vCPUs may run it, each with its own copy of what it writes: it says so by a symbol."""
+        return "SMP" in self.symbols and self.data is not None
 
     def symbol(self, name: str) -> int:
         """Return the address of a symbol; PayloadError if there is none."""
@@ -58,22 +65,36 @@ class Payload:
         for address, data in self.segments:
             memory.write(address, data)
 
+    def write_data_to(self, memory: GuestMemory, start: int) -> None:
+        """Copy once more what the payload writes, so that ``data`` is at ``start``."""
+        assert self.data is not None
+        for address, data in self.segments:
+            if address >= self.data:
+                memory.write(start + address - self.data, data)
+
 
 class Mailbox:
-    """The payload's ``mailbox_*`` fields, read and written as 64-bit numbers by name and index."""
+    """The payload's ``mailbox_*`` fields, read and written as 64-bit numbers by name and index.
 
-    def __init__(self, memory: GuestMemory, payload: Payload) -> None:
+    ``shift`` is how far the copy of them that is meant lies behind where the payload has them.
+    """
+
+    def __init__(self, memory: GuestMemory, payload: Payload, shift: int = 0) -> None:
         self._memory = memory
         self._symbols = payload.symbol
+        self._shift = shift
+
+    def _address(self, field: str, index: int) -> int:
+        return self._symbols("mailbox_" + field) + self._shift + 8 * index
 
     def read(self, field: str, index: int = 0) -> int:
         """Return field ``mailbox_<field>`` [index]."""
-        return int.from_bytes(self._memory.read(self._symbols("mailbox_" + field) + 8 * index, 8), "little")
+        return int.from_bytes(self._memory.read(self._address(field, index), 8), "little")
 
     def write(self, field: str, value: int, index: int = 0) -> None:
         """Set field ``mailbox_<field>`` [index]."""
         data = (value & (1 << 64) - 1).to_bytes(8, "little")
-        self._memory.write(self._symbols("mailbox_" + field) + 8 * index, data)
+        self._memory.write(self._address(field, index), data)
 
     @property
     def values(self) -> list[int]:
@@ -121,7 +142,14 @@ def _parse(path: Path, file: BinaryIO) -> Payload:
     if not segments:
         raise PayloadError(f"{path} has nothing to load: it has no PT_LOAD segment")
     end = max(one.address + one.memory_size for one in elf.segments)
-    return Payload(path.stem, elf.entry, segments, elf.symbols, end)
+    return Payload(path.stem, elf.entry, segments, elf.symbols, end, _start_of_data(elf.segments))
+
+
+def _start_of_data(segments: tuple[Segment, ...]) -> int | None:
+    written = min((one.address for one in segments if one.writable), default=None)
+    if written is None or written % PAGE_SIZE:
+        return None
+    return written if all(one.writable or one.address + one.memory_size <= written for one in segments) else None
 
 
 def _data(path: Path, file: BinaryIO, segment: Segment) -> bytes:

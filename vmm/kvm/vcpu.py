@@ -55,6 +55,11 @@ class Vcpu(Handle):
         """How often KVM_RUN was called."""
         return int(self._control.entries)
 
+    @property
+    def absorbed(self) -> int:
+        """How many ticks there were in the last run."""
+        return int(self._control.absorbed)
+
     def run(self, timeout: float = DEFAULT_TIMEOUT, ticks: int = 1 << 62) -> Exit:
         """Run the guest until it leaves, and say why it did.
 

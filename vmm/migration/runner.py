@@ -99,7 +99,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs ``guest`` in a thread. It begins paused.
+    """Runs ``guest`` in a thread, whose vCPUs beyond the first have threads of their own. It begins paused.
 
     Exits that want an answer get 0, others are ignored, as vmm run does; the payload's event and HLT end the
     guest. After ``limit`` seconds of running in all it is ended too. ``ring_full`` answers a full dirty ring.
@@ -148,12 +148,12 @@ class Runner:
             self._state.notify_all()
 
     def pause(self) -> None:
-        """Stop the guest between two instructions; on return it does not run. Raises what its thread raised."""
+        """Stop all vCPUs, each between two instructions; on return none runs. Raises what the thread raised."""
         with self._state:
             self._wanted = False
             self._state.notify_all()
             if self._running:
-                self.guest.vcpu.kick()
+                self.guest.kick()
             if not self._state.wait_for(lambda: not self._running, _PAUSE_TIMEOUT):
                 raise MigrationError(f"the guest could not be paused in {_PAUSE_TIMEOUT:g} s")
         if self._error is not None:
@@ -173,7 +173,7 @@ class Runner:
             self._closing, self._wanted = True, False
             self._state.notify_all()
             if self._running:
-                self.guest.vcpu.kick()
+                self.guest.kick()
         self._thread.join(_PAUSE_TIMEOUT)
         self._lease.close()
         os.close(self.ended)
@@ -236,7 +236,7 @@ class Runner:
             self._sleep(None)
             return None
         if isinstance(exit, IoIn | MmioRead):
-            self.guest.vcpu.reply(0)
+            self.guest.left.vcpu.reply(0)
         elif isinstance(exit, Shutdown) or not hasattr(exit, "size"):
             return Outcome(exit, None, False, f"the guest left with {exit}")
         self._ignored += 1

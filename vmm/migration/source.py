@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from vmm.kvm.coherence import NonCoherentMemory
 from vmm.kvm.dirty_log import open_log
 from vmm.kvm.memory import MemoryUnavailable
 from vmm.migration.convergence import Convergence, Decision, Limits
+from vmm.migration.deadline import Bound
 from vmm.migration.errors import LineLost, MigrationError, PeerAborted
 from vmm.migration.handover import SOURCE, Act, At, Event, Machine
 from vmm.migration.incarnation import Witness
-from vmm.migration.line import Line
 from vmm.migration.messages import ID_SIZE, Codec, Final, Hello, Ready, Resolve, Welcome, pack_state, unpack_state
 from vmm.migration.pages import KEY_SIZE, Key
 from vmm.migration.precopy import MemorySender, Traffic
@@ -45,6 +43,8 @@ __all__ = ["Options", "Progress", "Report", "Source"]
 class Options:
     """How to migrate. ``patience`` are the seconds to ask what became of a guest whose line was lost at the
     handover; ``longest_pause`` those that the guest may be paused before it at most (None: as long as it takes);
+    ``deadline`` those from the begin to the handover at most (None: no bound), after which the guest stays here, or
+    with ``force`` is stopped for what is left to be copied, however long that takes;
     ``non_coherent`` says whether memory whose writers bypass the caches is moved; ``hold`` is the file
     for the state of a guest whose fate is unknown."""
 
@@ -53,6 +53,8 @@ class Options:
     audit: bool = False
     patience: float = 60.0
     longest_pause: float | None = None
+    deadline: float | None = None
+    force: bool = False
     trust_refusal: bool = False
     hold: str | None = None
     policy: Policy = field(default_factory=Policy)
@@ -96,10 +98,16 @@ class Report:
 
 
 _SAVE_AGAIN = 5.0  # seconds
+# Seconds after its deadline in which a migration may still say itself that it gives up, before its line is cut.
+_GRACE = 0.5
 
 
 class _GuestEnded(Exception):
     """The guest came to its end here; nothing is left to migrate."""
+
+
+class _Forced(Exception):
+    """The deadline has passed, and the guest is to be stopped all the same."""
 
 
 class Source:
@@ -126,7 +134,7 @@ class Source:
         self._identifier = os.urandom(ID_SIZE)
         self._machine = Machine(SOURCE, At.COPYING)
         self._convergence = Convergence(self.options.limits)
-        self._log = open_log(self._guest.vm, [self._guest.vcpu])
+        self._log = open_log(self._guest.vm, [processor.vcpu for processor in self._guest.processors])
         self._logging = False
         self._channel: Channel | None = None
         self._sender: MemorySender | None = None
@@ -136,6 +144,9 @@ class Source:
     def migrate(self) -> Report:
         """Migrate the guest and return how it went: afterwards the guest is where the report says."""
         began = time.monotonic()
+        limit = self.options.deadline
+        why = f"the migration was not over after {limit} s, its deadline"
+        self._deadline = Bound(limit, self._cut, why, _GRACE)
         try:
             self._hand_over()
         except _GuestEnded:
@@ -143,7 +154,7 @@ class Source:
         except PeerAborted as error:
             self._give_up(Event.ABORTED, f"the receiver gave up: {error}")
         except LineLost as error:
-            self._give_up(Event.LINE_LOST, self._last_word(error))
+            self._give_up(Event.LINE_LOST, self._deadline.why if self._deadline.cut else self._last_word(error))
         except (MigrationError, StateRefused, MemoryUnavailable, NonCoherentMemory, OSError) as error:
             self._give_up(Event.FAILED, str(error))
         except BaseException:
@@ -168,8 +179,11 @@ class Source:
         self._machine.on(Event.STOP)
         self.runner.pause()
         self._guest_is_here()
-        with self._bounded(self._channel.line):
+        with self._pause_bound():
             ready = self._finish(sender)
+        self._deadline.end()
+        if not self.options.force:
+            self._deadline.check()
         doubt = Doubt(
             self._machine, self._connector, self._channel, Resolve(self._identifier, ready.token), self._witness,
             patience=self._patience, trust_refusal=self.options.trust_refusal,
@@ -182,27 +196,17 @@ class Source:
         for act in left:
             self._do(act)
 
-    @contextmanager
-    def _bounded(self, line: Line) -> Iterator[None]:
-        """Cut the line when the guest has been paused for too long: a peer that trickles bytes is never silent."""
+    def _pause_bound(self) -> Bound:
+        assert self._channel
         limit = self.options.longest_pause
-        if limit is None:
-            yield
-            return
-        timer = threading.Timer(limit, line.cut)
-        timer.daemon = True
-        began = time.monotonic()
-        timer.start()
-        try:
-            yield
-        except LineLost as error:
-            if time.monotonic() - began < limit:
-                raise
-            raise LineLost(f"the guest was paused for {limit:g} s, the longest pause that is allowed") from error
-        finally:
-            timer.cancel()
-        if time.monotonic() - began >= limit:  # the line was cut when all had been said
-            raise LineLost(f"the guest was paused for {limit:g} s, the longest pause that is allowed")
+        return Bound(
+            limit, self._channel.line.cut, f"the guest was paused for {limit} s, the longest pause that is allowed"
+        )
+
+    def _cut(self) -> None:
+        """The deadline is over, and nobody looks: the line is what is waited for."""
+        if self._channel and not self.options.force:
+            self._channel.line.cut()
 
     # --- before the handover ----------------------------------------------------------------------
 
@@ -246,7 +250,12 @@ class Source:
         self._log.start()
         decision = Decision.COPY
         while decision is Decision.COPY:
-            sent, seconds = sender.round()
+            try:
+                sent, seconds = sender.round()
+                self._check_deadline()
+            except _Forced:
+                self.report.notes.append(f"{self._deadline.why}: the guest was stopped to copy the rest")
+                break
             self._guest_is_here()
             self._log.collect()
             left = self._log.count()
@@ -283,11 +292,18 @@ class Source:
         if self.runner.outcome is not None:
             raise _GuestEnded
 
+    def _check_deadline(self) -> None:
+        if not self.options.force:
+            self._deadline.check()
+        elif self._machine.at is At.COPYING and self._deadline.passed:
+            raise _Forced
+
     def _check(self) -> None:
         """Between chunks: has the guest ended, or the receiver given up?"""
         assert self._channel
         if self._machine.at is At.COPYING:
             self._guest_is_here()
+        self._check_deadline()
         if self._channel.line.readable(0):
             self._channel.receive()  # nothing is due: this is ABORT, or the line's end
         traffic = self.report.traffic
@@ -357,6 +373,7 @@ class Source:
             self._log.stop()
 
     def _let_go(self) -> None:
+        self._deadline.end()
         if self._sender:
             self._sender.close()
         if self._channel:

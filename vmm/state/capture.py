@@ -78,13 +78,16 @@ def _enable(state: VmState) -> dict[int, tuple[int, ...]]:
 
 
 def capture(guest: BaseGuest, *, memory: bool = True) -> VmState:
-    """Return the state of a guest that has left; its pending exit is completed first."""
+    """Return the state of a guest that has left, all of it at one point in time.
+
+    No vCPU runs, and what is pending of any of them is completed before the state of any is read.
+    """
     guest.complete()
-    vcpu = capture_vcpu(guest.vcpu)
+    vcpus = tuple(capture_vcpu(processor.vcpu) for processor in guest.processors)
     machine = {**_capabilities(guest.vm), **here().capture_machine(guest.vm)}
     about = {"kernel": platform.release(), "machine": platform.machine(), **here().about()}
     contents = capture_memory(guest) if memory else tuple(MemoryState(m.gpa, m.size) for m in guest.vm.memories)
-    return VmState(ARCHITECTURE, (vcpu,), contents, machine, identity(guest.payload), about)
+    return VmState(ARCHITECTURE, vcpus, contents, machine, identity(guest.payload), about)
 
 
 # --- restore --------------------------------------------------------------------------------------
@@ -129,38 +132,50 @@ def _payload(state: VmState, payload: Payload | None) -> Payload:
 
 
 def prepare(kvm: Kvm, state: VmState, payload: Payload | None = None) -> BaseGuest:
-    """Make an empty VM for a state: memory regions (all zero) and a fresh vCPU; nothing is restored yet.
+    """Make an empty VM for a state: memory regions (all zero) and fresh vCPUs; nothing is restored yet.
 
     On x86 the guest permission for the state's dynamic components is requested.
     """
     if state.arch != ARCHITECTURE:
         raise StateRefused(f"this is a state of {state.arch}, the host is {ARCHITECTURE}")
-    if len(state.vcpus) != 1 or len(state.memory) != 1 or state.memory[0].gpa:
-        raise StateRefused("guests here have one vCPU and one memory region at 0: this state has others")
     found = _payload(state, payload)
-    here().check_complete(state.vcpus[0].parts)
-    here().permit(state.vcpus[0])
-    guest: BaseGuest = module("guest").Guest.empty(kvm, found, state.memory[0].size, _enable(state))
+    if not state.memory or state.memory[0].gpa:
+        raise StateRefused("guests here have memory at 0: this state has its first region elsewhere")
+    identifiers = [vcpu.identifier for vcpu in state.vcpus]
+    if identifiers != list(range(len(identifiers))) or not identifiers:
+        raise StateRefused(f"guests here number their vCPUs from 0 on: this state has {identifiers[:8]}")
+    for vcpu in state.vcpus:
+        here().check_complete(vcpu.parts)
+        here().permit(vcpu)
+    regions = tuple((region.gpa, region.size) for region in state.memory)
+    guest: BaseGuest = module("guest").Guest.empty(kvm, found, regions, len(identifiers), _enable(state))
     return guest
 
 
 def restore_memory(guest: BaseGuest, contents: Sequence[MemoryState]) -> None:
-    """Write memory contents into a guest whose memory is zero."""
-    for region in contents:
+    """Write memory contents, region by region, into a guest whose memory is zero."""
+    for memory, region in zip(guest.vm.memories, contents, strict=True):
         for extent in region.extents:
-            guest.memory.write(extent.gpa, extent.data)
+            memory.write(extent.gpa, extent.data)
 
 
 def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, verify: bool = True) -> None:
-    """Write the vCPU and the VM's parts of a state to a prepared guest, and capture them again to compare."""
+    """Write the vCPUs and the VM's parts of a state to a prepared guest, and capture them again to compare.
+
+    No vCPU is read before all of them are written.
+    """
     known = here()
     chosen = policy or Policy()
     chosen.foreign = foreign(state)
-    known.check_complete(state.vcpus[0].parts)
+    pairs = [(processor.vcpu, vcpu) for processor, vcpu in zip(guest.processors, state.vcpus, strict=True)]
+    for _, vcpu in pairs:
+        known.check_complete(vcpu.parts)
     known.restore_machine(guest.vm, {name: part for name, part in state.machine.items() if name != "CAPS"})
-    restore_vcpu(guest.vcpu, state.vcpus[0], chosen)
+    for fresh, vcpu in pairs:
+        restore_vcpu(fresh, vcpu, chosen)
     if verify:
-        verify_vcpu(guest.vcpu, state.vcpus[0], chosen)
+        for fresh, vcpu in pairs:
+            verify_vcpu(fresh, vcpu, chosen)
 
 
 def _wrong_memory(guest: BaseGuest, state: VmState, staging: Staging | None) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from vmm.arch import module
 from vmm.guest.base import BaseGuest
+from vmm.guest.layout import Regions
 from vmm.kvm.exits import Budget
 from vmm.kvm.system import Kvm
 from vmm.state.capture import capture, restore, verify_vcpu
@@ -41,7 +42,10 @@ class RoundTripFailed(Exception):
 
 @dataclass(slots=True)
 class Report:
-    """One guest's way: ``digest`` is what it ended with, ``expected`` what a guest that never moved computes."""
+    """One guest's way: ``digest`` is what it ended with, ``expected`` what a guest that never moved computes.
+
+    Of several vCPUs each has a digest: they follow each other, with a space between two.
+    """
 
     level: str
     hop: str
@@ -52,6 +56,7 @@ class Report:
     digest: str = ""
     unmoved: str = ""
     differences: list[str] = field(default_factory=list)
+    vcpus: int = 1
     stream_bytes: int = 0
     seconds: float = 0.0
     median_ms: float = 0.0
@@ -69,6 +74,7 @@ class Report:
             "rounds": self.rounds,
             "steps": self.steps,
             "seed": self.seed,
+            "vcpus": self.vcpus,
             "good": self.good,
             "expected": self.expected,
             "unmoved": self.unmoved,
@@ -116,12 +122,13 @@ class _InPlace(_Hop):
     """L0: every part is written back to the same vCPU and read again."""
 
     def move(self, guest: BaseGuest) -> BaseGuest:
-        guest.complete()
         state = capture(guest, memory=False)
         # What is chosen once cannot be chosen again: the vCPU has run.
         order = [step.name for step in steps() if step.name not in ("INIT", "VLS", "FINALIZE")]
-        restore_vcpu(guest.vcpu, state.vcpus[0], order=order)
-        verify_vcpu(guest.vcpu, state.vcpus[0])
+        for processor, saved in zip(guest.processors, state.vcpus, strict=True):
+            restore_vcpu(processor.vcpu, saved, order=order)
+        for processor, saved in zip(guest.processors, state.vcpus, strict=True):
+            verify_vcpu(processor.vcpu, saved)
         return guest
 
 
@@ -144,7 +151,9 @@ class _NewProcess(_Hop):
     def move(self, guest: BaseGuest) -> BaseGuest:
         data = to_stream(capture(guest))
         self.stream_bytes = len(data)
+        size = sum(memory.size for memory in guest.vm.memories)
         command = [sys.executable, "-m", "vmm", "restore", "-", "--ticks", str(self.TICKS), "--save", "-"]
+        command += ["--memory", str(size)]
         done = subprocess.run(command, input=data, capture_output=True, timeout=600, check=False)
         if done.returncode:
             raise StateRefused(f"the other process: {done.stderr.decode(errors='replace').strip()[-400:]}")
@@ -176,20 +185,24 @@ def _wandering() -> Iterator[Callable[[], None]]:
         os.sched_setaffinity(0, allowed)
 
 
-def _unmoved(kvm: Kvm, chain: Any, report: Report, timeout: float) -> str:
-    with chain.make_guest(kvm, report.level, report.steps, report.seed) as guest:
+def _digests(chain: Any, guest: BaseGuest) -> str:
+    return " ".join(digest.hex() for digest in chain.digests(guest))
+
+
+def _unmoved(make: Callable[[], BaseGuest], chain: Any, timeout: float) -> str:
+    with make() as guest:
         guest.finish(guest.resume(timeout=timeout))
-        return bytes(chain.digest(guest)).hex()
+        return _digests(chain, guest)
 
 
 def roundtrip(
     kvm: Kvm, level: str, *, rounds: int, steps: int, seed: int, hop: str = "vm", timeout: float = 60.0,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None, regions: Regions | None = None, vcpus: int = 1,
 ) -> Report:  # fmt: skip
     """Migrate a guest of the chain payload ``rounds`` times, ``steps`` ticks in all, and compare digests.
 
-    ``hop`` is one of HOPS. Raises RoundTripFailed if a migration is refused or changes the state, and
-    ValueError for a number of rounds that does not fit into the steps.
+    ``hop`` is one of HOPS; ``regions`` and ``vcpus`` are as for BaseGuest. Raises RoundTripFailed if a migration is
+    refused or changes the state, and ValueError for a number of rounds that does not fit into the steps.
     """
     own = steps - rounds * HOPS[hop].TICKS
     if not 1 <= rounds <= own:
@@ -197,12 +210,17 @@ def roundtrip(
             f"{rounds} rounds need more than {steps} steps: a migration takes place at a tick of its own"
         )
     chain = module("chain")
-    report = Report(level, hop, rounds, steps, seed)
-    report.expected = bytes(chain.reference(level, steps, seed)).hex()
-    report.unmoved = _unmoved(kvm, chain, report, timeout)
+
+    def make() -> BaseGuest:
+        guest: BaseGuest = chain.make_guest(kvm, level, steps, seed, regions=regions, vcpus=vcpus)
+        return guest
+
+    report = Report(level, hop, rounds, steps, seed, vcpus=vcpus)
+    report.unmoved = _unmoved(make, chain, timeout)
+    report.expected = " ".join(chain.reference(level, steps, one).hex() for one in chain.seeds(seed, vcpus))
     way = HOPS[hop](kvm)
     started, times = time.perf_counter(), []
-    guest = chain.make_guest(kvm, level, steps, seed)
+    guest = make()
     with _wandering() as wander:
         try:
             for number in range(rounds):
@@ -216,7 +234,7 @@ def roundtrip(
                 times.append(time.perf_counter() - before)
                 progress(number + 1)
             guest.finish(guest.resume(timeout), "the migrated guest")
-            report.digest = bytes(chain.digest(guest)).hex()
+            report.digest = _digests(chain, guest)
         finally:
             guest.close()
     report.stream_bytes = way.stream_bytes

@@ -10,6 +10,11 @@ Guest physical layout, all below the payload at 1 MiB:
     0xc000  a page table for 2 to 4 MiB, in use only where pages differ: with shadow stacks the first page is
             a user shadow stack, the second a supervisor shadow stack with its token at the top, the rest is
             ordinary; with memory types the first pages select an entry of IA32_PAT each
+    0xd000..  a page directory for each GiB beyond 4 GiB in which there is memory
+
+A vCPU beyond the first has pages of its own (vmm.guest.layout): a PML4, a PDPT, the first page directory, a page
+table for 0 to 2 MiB that maps its own copy of what the payload writes, and with shadow stacks a page table for 2 to
+4 MiB with both of its stacks.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi
-from vmm.guest.payload import Payload
+from vmm.guest.layout import Own
+from vmm.guest.payload import Payload, PayloadError
 from vmm.kvm.memory import GuestMemory
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.registers import get_sregs, set_sregs
@@ -33,12 +39,17 @@ __all__ = [
     "CR4_OSXSAVE",
     "CR4_PKE",
     "DIRECTORIES",
+    "HOLE",
     "KERNEL_SHADOW_STACK_TOKEN",
+    "OWN_PAGES",
     "PAGE_2M",
+    "PML4",
     "TABLES_END",
     "TYPED_PAGES",
     "USER_SHADOW_STACK_TOP",
+    "end_of_tables",
     "enter",
+    "write_own_tables",
     "write_pat_entries",
     "write_shadow_stacks",
     "write_tables",
@@ -46,11 +57,18 @@ __all__ = [
 
 GDT, IDT, TSS, PML4, PDPT, DIRECTORIES, TABLE = 0x1000, 0x2000, 0x3000, 0x6000, 0x7000, 0x8000, 0xC000
 TABLES_END = 0xD000
+# Where there is no memory: the local APIC and devices of real machines are here.
+HOLE = (3 << 30, 4 << 30)
+_MOST_MEMORY = 0x100_000 - TABLES_END >> 12 << 30  # beyond 4 GiB: as many directories fit below the payload
 # The pages that may have types of their own, the first of the page table's.
 TYPED_PAGES = 0x200000
 # Where a shadow stack pointer starts: pushes go down from here (user), the token itself (supervisor).
 USER_SHADOW_STACK_TOP = 0x201000
 KERNEL_SHADOW_STACK_TOKEN = 0x201FF8
+
+# In the pages that a vCPU beyond the first has for itself.
+_OWN_PML4, _OWN_PDPT, _OWN_DIRECTORY, _OWN_LOW, _OWN_TABLE, _OWN_SHADOW = range(0, 0x6000, 0x1000)
+OWN_PAGES = 7
 
 # Selectors in the GDT below.
 KERNEL_CODE, KERNEL_DATA, USER_DATA, USER_CODE = 0x08, 0x10, 0x1B, 0x23
@@ -126,19 +144,51 @@ def _tables(vectors: int, kernel_stack: int) -> bytes:
     return bytes(image)
 
 
-def write_tables(memory: GuestMemory, payload: Payload) -> None:
-    """Write descriptor tables and page tables into the first 48 KiB of guest memory."""
+def end_of_tables(end: int) -> int:
+    """Return where the tables for memory up to ``end`` end; PayloadError if there is no room for so many."""
+    if end - (4 << 30) > _MOST_MEMORY:
+        raise PayloadError(f"guest memory that ends at {end:#x}: it may end at {(4 << 30) + _MOST_MEMORY:#x} at most")
+    return TABLES_END + 0x1000 * max(0, -(-end >> 30) - 4)
+
+
+def write_tables(memory: GuestMemory, payload: Payload, end: int = 4 << 30) -> None:
+    """Write descriptor tables and page tables, for memory up to ``end`` and 4 GiB at least."""
     memory.write(GDT, _tables(payload.symbol("vectors"), payload.symbol("kernel_stack_top")))
+    for number, directory in enumerate(range(TABLES_END, end_of_tables(end), 0x1000), start=4):
+        memory.write(PDPT + 8 * number, struct.pack("<Q", directory | 7))
+        first = number << 30
+        memory.write(directory, struct.pack("<512Q", *range(first | PAGE_2M, first + (1 << 30), 2 << 20)))
 
 
-def write_shadow_stacks(memory: GuestMemory) -> None:
-    """Make two pages at 2 MiB shadow stacks, one of the user's and one of the supervisor's with its token."""
+def write_own_tables(memory: GuestMemory, payload: Payload, own: Own) -> None:
+    """Write the page tables of a vCPU beyond the first, which maps its own copy of what the payload writes."""
+    assert payload.data is not None
+    pdpt, directory, low = (own.tables + page for page in (_OWN_PDPT, _OWN_DIRECTORY, _OWN_LOW))
+    memory.write(own.tables + _OWN_PML4, struct.pack("<Q", pdpt | 7))
+    memory.write(pdpt, struct.pack("<Q", directory | 7) + memory.read(PDPT + 8, 0x1000 - 8))
+    memory.write(directory, struct.pack("<Q", low | 7) + memory.read(DIRECTORIES + 8, 0x1000 - 8))
+    entries = [
+        (own.data + page - payload.data if payload.data <= page < payload.end else page) | _PAGE_4K
+        for page in range(0, 2 << 20, 0x1000)
+    ]
+    memory.write(low, struct.pack("<512Q", *entries))
+
+
+def write_shadow_stacks(memory: GuestMemory, own: Own | None = None) -> None:
+    """Make two pages at 2 MiB shadow stacks, one of the user's and one of the supervisor's with its token.
+
+    A vCPU beyond the first maps pages of its ``own`` there.
+    """
     first = 2 << 20
+    table, directory, shadow = TABLE, DIRECTORIES, first
+    if own is not None:
+        table, directory, shadow = (own.tables + page for page in (_OWN_TABLE, _OWN_DIRECTORY, _OWN_SHADOW))
     entries = [first + 0x1000 * n | _PAGE_4K for n in range(512)]
-    entries[0], entries[1] = first | _USER_SHADOW, first + 0x1000 | _KERNEL_SHADOW
-    memory.write(TABLE, struct.pack("<512Q", *entries))
-    memory.write(DIRECTORIES + 8, struct.pack("<Q", TABLE | 7))
-    memory.write(KERNEL_SHADOW_STACK_TOKEN, struct.pack("<Q", KERNEL_SHADOW_STACK_TOKEN))
+    entries[0], entries[1] = shadow | _USER_SHADOW, shadow + 0x1000 | _KERNEL_SHADOW
+    memory.write(table, struct.pack("<512Q", *entries))
+    memory.write(directory + 8, struct.pack("<Q", table | 7))
+    token = struct.pack("<Q", KERNEL_SHADOW_STACK_TOKEN)
+    memory.write(shadow + KERNEL_SHADOW_STACK_TOKEN - first, token)
 
 
 def write_pat_entries(memory: GuestMemory, entries: Sequence[int]) -> None:
@@ -173,15 +223,15 @@ def _segments(privilege: int) -> Any:
     return sregs
 
 
-def enter(vcpu: Vcpu, *, privilege: int, cr4: int = 0, cr0: int = CR0) -> Any:
+def enter(vcpu: Vcpu, *, privilege: int, cr4: int = 0, cr0: int = CR0, tables: int = PML4) -> Any:
     """Put the vCPU into long mode at CPL ``privilege`` (0 or 3); return the sregs that were set.
 
-    ``cr4`` is added to PAE, OSFXSR and OSXMMEXCPT. Tables must have been written. RIP and RSP are set by
-    the caller.
+    ``cr4`` is added to PAE, OSFXSR and OSXMMEXCPT. Tables must have been written, the PML4 at ``tables``. RIP and RSP
+    are set by the caller.
     """
     sregs = get_sregs(vcpu)
     ffi.memmove(sregs, _segments(privilege), ffi.offsetof("struct kvm_sregs", "cr0"))
-    sregs.cr0, sregs.cr3 = cr0, PML4
+    sregs.cr0, sregs.cr3 = cr0, tables
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | cr4
     sregs.efer = EFER_LONG_MODE
     set_sregs(vcpu, sregs)

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from vmm.guest.base import MEMORY_SIZE
-from vmm.guest.chain import LINE, WORD, Chain, digest, progress
+from vmm.guest.chain import LINE, WORD, Chain, digest, digests, progress, seeds
+from vmm.guest.layout import Regions
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.x86 import boot, cpuid, permission, xfeature
@@ -40,12 +41,14 @@ __all__ = [
     "best",
     "configured",
     "digest",
+    "digests",
     "make_guest",
     "parse",
     "permit",
     "progress",
     "reference",
     "running",
+    "seeds",
 ]
 
 PAYLOAD = "chain"
@@ -175,7 +178,10 @@ def permit(kvm: Kvm) -> None:
         permission.request_guest(XFeature.XTILEDATA)
 
 
-def configured(kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int = MEMORY_SIZE) -> Guest:
+def configured(
+    kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int = MEMORY_SIZE, regions: Regions | None = None,
+    vcpus: int = 1,
+) -> Guest:  # fmt: skip
     """Return a guest with XCR0, CPUID leaf 0xD and CR4 as the level needs them, its payload not prepared.
 
     A level with tiles requests the permission (:func:`permit`). ValueError for a level that is none; KvmError
@@ -186,30 +192,34 @@ def configured(kvm: Kvm, level: str, payload: str = PAYLOAD, *, memory_size: int
         permit(kvm)
     table = cpuid.supported(kvm)
     offered = table.with_xcr0(table.xcr0 & chosen.xcr0)
-    guest = Guest(kvm, payload, cpuid=offered, cr4=chosen.cr4, memory_size=memory_size)
+    guest = Guest(kvm, payload, cpuid=offered, cr4=chosen.cr4, memory_size=memory_size, regions=regions, vcpus=vcpus)
     try:
-        if chosen.cr4 & boot.CR4_OSXSAVE:
-            set_xcr0(guest.vcpu, chosen.xcr0)
-        if chosen.u_cet:
-            boot.write_shadow_stacks(guest.memory)
+        for processor in guest.processors if chosen.cr4 & boot.CR4_OSXSAVE else ():
+            set_xcr0(processor.vcpu, chosen.xcr0)
+        for own in (None, *guest.own) if chosen.u_cet else ():
+            boot.write_shadow_stacks(guest.memory, own)
     except BaseException:
         guest.close()
         raise
     return guest
 
 
-def make_guest(kvm: Kvm, level: str, steps: int, seed: int, *, memory_size: int = MEMORY_SIZE) -> Guest:
-    """Return a guest that is about to run the chain of ``steps`` ticks.
+def make_guest(
+    kvm: Kvm, level: str, steps: int, seed: int, *, memory_size: int = MEMORY_SIZE, regions: Regions | None = None,
+    vcpus: int = 1,
+) -> Guest:  # fmt: skip
+    """Return a guest that is about to run the chain of ``steps`` ticks, each vCPU from a seed of its own (``seeds``).
 
     Errors as for :func:`configured`, and ValueError for a number that is not one of 64 bits.
     """
     if not 0 <= steps <= WORD or not 0 <= seed <= WORD:
         raise ValueError(f"a chain of {steps} steps with seed {seed}: both are numbers of 64 bits")
     chosen = parse(level)
-    guest = configured(kvm, level, memory_size=memory_size)
-    parameters = (steps, seed, chosen.components, chosen.u_cet, boot.KERNEL_SHADOW_STACK_TOKEN)
+    guest = configured(kvm, level, memory_size=memory_size, regions=regions, vcpus=vcpus)
     try:
-        guest.prepare(f"chain_{chosen.vectors}", *parameters, privilege=chosen.privilege)
+        for index, own_seed in enumerate(seeds(seed, vcpus)):
+            parameters = (steps, own_seed, chosen.components, chosen.u_cet, boot.KERNEL_SHADOW_STACK_TOKEN)
+            guest.prepare_vcpu(index, f"chain_{chosen.vectors}", *parameters, privilege=chosen.privilege)
     except BaseException:
         guest.close()
         raise

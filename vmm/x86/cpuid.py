@@ -131,6 +131,22 @@ class Cpuid:
                     return bool(getattr(self.get(function, index), register) >> bit & 1)
         raise KeyError(f"no CPUID feature is called {feature!r}")
 
+    def with_apic_id(self, identifier: int) -> Cpuid:
+        """Return a copy for the vCPU with this APIC id, in all the leaves that have one.
+
+        Source: Intel SDM volume 2A, CPUID, leaves 1, 0xB and 0x1F; AMD APM volume 3, appendix E, 0x8000_001E.
+        """
+        changed = []
+        for entry in self.entries:
+            if entry.function == 1:
+                entry = replace(entry, ebx=entry.ebx & 0xFFFFFF | (identifier & 0xFF) << 24)
+            elif entry.function in (0xB, 0x1F):
+                entry = replace(entry, edx=identifier)
+            elif entry.function == 0x8000_001E:
+                entry = replace(entry, eax=identifier)
+            changed.append(entry)
+        return Cpuid(changed)
+
     def edit(self, function: int, index: int = 0, **registers: int) -> Cpuid:
         """Return a copy with registers of one entry set; the entry is added if it is not there."""
         old = self.find(function, index)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small x86 guest: one VM, one vCPU in long mode, one payload, called entry point by entry point.
+"""A small x86 guest: one VM, vCPUs in long mode, one payload, called entry point by entry point.
 
 >>> with Guest(kvm, "hello") as guest:
 ...     guest.call("cpuid", 0xD, 0)
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from vmm._kvm import ffi
 from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.guest.layout import Regions
 from vmm.guest.payload import Payload
 from vmm.kvm.exits import Exit, IoOut
 from vmm.kvm.system import Kvm
+from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import boot
 from vmm.x86.cpuid import Cpuid, set_cpuid, supported
 from vmm.x86.fields import Cr4, Xcr0
@@ -54,13 +56,14 @@ class Fault:
 
 
 class Guest(BaseGuest):
-    """One vCPU with a payload in ``memory``; ``cpuid`` defaults to all that KVM supports.
+    """A payload in ``memory``; ``cpuid`` defaults to all that KVM supports. See BaseGuest for memory and vCPUs.
 
     ``cr4`` is added to the bits every payload needs. Entry points run at CPL ``privilege``, 0 or 3.
     """
 
-    _LOWEST = boot.TABLES_END
-    _EVENT, _TICK = "EVENT_PORT_NUMBER", "TICK_PORT_NUMBER"
+    _EVENT, _TICK, _PACE = "EVENT_PORT_NUMBER", "TICK_PORT_NUMBER", "PACE_PORT_NUMBER"
+    _TABLE_PAGES, _HOLE = boot.OWN_PAGES, boot.HOLE
+    USER = 3
 
     def __init__(
         self,
@@ -70,41 +73,51 @@ class Guest(BaseGuest):
         cpuid: Cpuid | None = None,
         cr4: int = 0,
         memory_size: int = MEMORY_SIZE,
+        regions: Regions | None = None,
+        vcpus: int = 1,
     ) -> None:
         self.cpuid = supported(kvm) if cpuid is None else cpuid
         self.cr4 = cr4
-        super().__init__(kvm, payload, memory_size)
+        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus)
+
+    def _lowest(self, regions: Regions) -> int:
+        return boot.end_of_tables(max(gpa + size for gpa, size in regions))
 
     def _set_up(self) -> None:
-        set_cpuid(self.vcpu, self.cpuid)
-        boot.write_tables(self.memory, self.payload)
+        several = len(self.processors) > 1
+        for index, processor in enumerate(self.processors):
+            set_cpuid(processor.vcpu, self.cpuid.with_apic_id(index) if several else self.cpuid)
+        boot.write_tables(self.memory, self.payload, max(memory.gpa + memory.size for memory in self.vm.memories))
+        for own in self.own:
+            boot.write_own_tables(self.memory, self.payload, own)
 
-    def _enter(self, address: int, privilege: int) -> None:
-        boot.enter(self.vcpu, privilege=privilege, cr4=self.cr4)
-        regs = get_regs(self.vcpu)
+    def _enter(self, index: int, address: int, privilege: int) -> None:
+        vcpu = self.processors[index].vcpu
+        boot.enter(vcpu, privilege=privilege, cr4=self.cr4, tables=self.own[index - 1].tables if index else boot.PML4)
+        regs = get_regs(vcpu)
         regs.rip = address
         regs.rsp = self.payload.symbol("user_stack_top" if privilege else "kernel_stack_top")
         regs.rflags = _RFLAGS | (_IOPL3 if privilege else 0)
-        set_regs(self.vcpu, regs)
+        set_regs(vcpu, regs)
 
     def _where(self) -> str:
-        return f"RIP {get_regs(self.vcpu).rip:#x}"
+        return f"RIP {get_regs(self.left.vcpu).rip:#x}"
 
     def event(self, exit: Exit) -> int | None:
         """Return the event number if ``exit`` is the payload's way out, else None."""
         return exit.value if isinstance(exit, IoOut) and exit.port == self._way_out else None
 
     def fault(self) -> Fault:
-        """Return the exception that the mailbox describes."""
+        """Return the exception that the mailbox of the vCPU that left describes."""
         names = ("vector", "error", "rip", "cs", "rflags", "rsp", "cr2", "cr0")
-        return Fault(*(self.mailbox.read(name) for name in names))
+        return Fault(*(self.left.mailbox.read(name) for name in names))
 
-    def registers(self) -> list[str]:
-        """Return the general registers, control registers and XCR0 as lines for people."""
-        regs, sregs = get_regs(self.vcpu), get_sregs(self.vcpu)
+    def _registers(self, vcpu: Vcpu) -> list[str]:
+        """Return the general registers, control registers and XCR0."""
+        regs, sregs = get_regs(vcpu), get_sregs(vcpu)
         names = [name for name, _ in ffi.typeof("struct kvm_regs").fields]
         values = [f"{name:6} {getattr(regs, name):016x}" for name in names]
         lines = ["   ".join(values[start : start + 3]) for start in range(0, len(values), 3)]
         control = " ".join(f"{name} {getattr(sregs, name):#x}" for name in ("cr0", "cr2", "cr3", "efer"))
         lines.append(f"{control} cpl {sregs.cs.selector & 3}")
-        return [*lines, f"cr4    {Cr4(sregs.cr4)}", f"xcr0   {Xcr0(get_xcr0(self.vcpu))}"]
+        return [*lines, f"cr4    {Cr4(sregs.cr4)}", f"xcr0   {Xcr0(get_xcr0(vcpu))}"]
