@@ -155,7 +155,7 @@ def _write_large(path: Path, small: VmState, fill: bytes) -> None:
         writer.end()
 
 
-# What a process had before its exec counts as its own, and pytest has much: a small one in between starts the other.
+# What a process had before its exec counts as its own, and pytest has much: a small one in between starts it.
 _MEASURE = """
 import os, sys
 nowhere = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]

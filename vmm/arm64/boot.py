@@ -103,13 +103,23 @@ def write_own_tables(memory: GuestMemory, payload: Payload, own: Own) -> None:
     memory.write(level_3, struct.pack("<512Q", *entries))
 
 
-def enter(vcpu: Vcpu, vectors: int, tables: int = LEVEL_1) -> None:
+def _output_size(end: int) -> int:
+    """Return TCR_EL1.IPS for memory up to ``end``: tables give addresses of 32, 36 or 40 bits.
+
+    Source: Arm ARM, D23 "TCR_EL1".
+    """
+    return (0 if end <= 4 << 30 else 1 if end <= 64 << 30 else 2) << 32
+
+
+def enter(vcpu: Vcpu, vectors: int, tables: int = LEVEL_1, end: int = 4 << 30) -> None:
     """Put the vCPU into EL1 with the MMU on, its tables at ``tables`` and its vector table at ``vectors``.
+
+    ``end`` is where the guest's memory ends.
 
     Tables must have been written; PC and SP are the caller's.
     """
     values = {
-        "MAIR_EL1": _MAIR, "TCR_EL1": _TCR, "TTBR0_EL1": tables, "VBAR_EL1": vectors,
+        "MAIR_EL1": _MAIR, "TCR_EL1": _TCR | _output_size(end), "TTBR0_EL1": tables, "VBAR_EL1": vectors,
         "CPACR_EL1": CPACR, "SCTLR_EL1": _SCTLR,
     }  # fmt: skip
     for name, value in values.items():

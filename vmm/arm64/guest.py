@@ -118,7 +118,8 @@ class Guest(BaseGuest):
     def _enter(self, index: int, address: int, privilege: int) -> None:
         vcpu = self.processors[index].vcpu
         tables = self.own[index - 1].tables if index else boot.LEVEL_1
-        boot.enter(vcpu, self.payload.symbol("vectors"), tables)
+        end = max(memory.gpa + memory.size for memory in self.vm.memories)
+        boot.enter(vcpu, self.payload.symbol("vectors"), tables, end)
         write(vcpu, PC, address)
         write(vcpu, _SP_EL1, self.payload.symbol("stack_top"))
 
