@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sender that is killed in the middle of a migration: ``python -m tests.migration.mortal ADDRESS KIND WHEN FILE``.
+"""A sender that is killed in the middle of a migration.
+
+    python -m tests.migration.mortal ADDRESS KIND WHEN FILE [STEPS]
 
 It kills itself ``before`` or ``after`` it sends a message of that kind, and leaves in FILE which processes it has
 started; ``held``, it waits before it sends it until FILE is gone. Without a KIND it does neither. Its guest has not
@@ -30,7 +32,7 @@ LEVEL, STEPS, SEED = "sse", 20000, 7
 _ARRIVES = 0.3  # seconds in which what was sent is most likely read
 
 
-def _main(address: str, kind: str, when: str, file: str) -> int:
+def _main(address: str, kind: str, when: str, file: str, steps: str = str(STEPS)) -> int:
     send = Channel.send
 
     def last(channel: Channel, sent: Kind, *body: bytes) -> None:
@@ -46,7 +48,7 @@ def _main(address: str, kind: str, when: str, file: str) -> int:
             send(channel, sent, *body)
 
     Channel.send = last  # type: ignore[method-assign, assignment]
-    with Kvm() as kvm, module("chain").make_guest(kvm, LEVEL, STEPS, SEED) as guest:
+    with Kvm() as kvm, module("chain").make_guest(kvm, LEVEL, int(steps), SEED) as guest:
         runner = Runner(guest)
         options = Options(limits=Limits(downtime=0.5), patience=HANGS)
         report = Source(runner, Connector(parse(address), HANGS), options).migrate()

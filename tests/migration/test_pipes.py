@@ -39,10 +39,16 @@ _BEFORE = [
 _AFTERWARDS = [("HANDOVER", "after"), ("SETTLED", "before"), ("SETTLED", "after")]
 
 
-def _done() -> str:
-    digest = bytes(module("chain").reference(LEVEL, STEPS, SEED))
+def _done(steps: int = STEPS) -> str:
+    digest = bytes(module("chain").reference(LEVEL, steps, SEED))
     low, high = (int.from_bytes(digest[at : at + 8], "little") for at in (0, 8))
-    return f"done: {low:#x} {high:#x} {STEPS:#x}"
+    return f"done: {low:#x} {high:#x} {steps:#x}"
+
+
+def _settled(pid: int) -> bool:
+    """Has a guest's process been told to outlive its keeper? It ignores Ctrl-C then."""
+    ignored = Path(f"/proc/{pid}/status").read_text().partition("SigIgn:")[2].split()[0]
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 @pytest.mark.kvm
@@ -111,6 +117,19 @@ def test_a_pipeline_whose_guest_has_moved_ends_with_it(tmp_path: Path) -> None:
         assert sender.communicate(timeout=LIMIT)[0].startswith("MOVED")
         assert _done() in receiver.communicate(timeout=LIMIT)[1]
         assert receiver.returncode == 0
+
+
+@pytest.mark.kvm
+def test_a_settled_guest_whose_keeper_is_gone_says_how_it_ended(tmp_path: Path) -> None:
+    steps = 100_000
+    with _pipeline("", "", "", str(steps)) as (sender, receiver):
+        assert sender.communicate(timeout=LIMIT)[0].startswith("MOVED")
+        (guest,) = descendants(receiver.pid)
+        assert eventually(lambda: _settled(guest))
+        receiver.kill()
+        said = receiver.communicate(timeout=LIMIT)[1]  # to the end of the guest's process
+        assert gone(guest)
+        assert _done(steps) in said and "Traceback" not in said
 
 
 def test_a_guest_whose_pipe_has_ended_is_waited_for_and_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:

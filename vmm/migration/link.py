@@ -68,12 +68,14 @@ class Link:
         self._note(_STARTED)
 
     def ended(self) -> None:
-        """Note that the guest has come to its end."""
-        self._note(_ENDED)
+        """Note that the guest has come to its end, if it has not outlived its keeper."""
+        with contextlib.suppress(BrokenPipeError):
+            self._note(_ENDED)
 
     def settled(self, identifier: bytes) -> None:
-        """Note that the source knows what became of that guest."""
-        self._note(_SETTLED, identifier)
+        """Note that the source knows what became of that guest; then a keeper that is gone is not needed either."""
+        with contextlib.suppress(BrokenPipeError):
+            self._note(_SETTLED, identifier)
 
     @staticmethod
     def outlive() -> None:
