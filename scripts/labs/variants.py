@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package as others build it: under the other Pythons that it supports, and with clang.
 
-    cd scripts && python -m labs.variants [--pythons] [--clang]
+    cd scripts && python -m labs.variants [--pythons ends|all] [--clang]
 
 Each variant is built from the source distribution, in an environment of its own. The tests that need neither a KVM
 nor a machine run there (for clang those of the bindings and the payloads, with a KVM), and `vmm check` has to come to
-the verdicts of this environment. A Python that this machine cannot get is named in a line with the reason, and fails
-nothing. The exit status is 1 if a variant failed.
+the verdicts of this environment. A Python that this machine cannot get, or for which it cannot get what the package
+needs, is named in a line with the reason, and fails nothing. The exit status is 1 if a variant failed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from .cache import Cache
 from .errors import LabError, run_tool
-from .interpreters import find_interpreter, supported
+from .interpreters import Interpreter, find_interpreter, supported
 from .matrix import parse_results
 from .sdist import build_sdist
 
@@ -49,26 +50,46 @@ class Variant:
     environment: Mapping[str, str] = field(default_factory=dict)  # of the build
 
 
-def find_variants(cache: Cache, *, pythons: bool, clang: bool) -> tuple[list[Variant], list[str]]:
-    """Return the variants that can be built here, and a line for each that cannot."""
+def find_variants(cache: Cache, *, pythons: str, clang: bool) -> tuple[list[Variant], list[str]]:
+    """Return the variants that can be built here, and a line for each that cannot.
+
+    ``pythons`` is all, or ends: the oldest and the newest that this machine can get, or nothing for none.
+    """
     variants, missing = [], []
-    for version in supported(_REPOSITORY) if pythons else ():
-        if version == _OURS:
-            continue
-        try:
-            found = find_interpreter(cache, version)
-        except LabError as error:
-            missing.append(f"Python {version}: not tried: {error}")
-            continue
-        headers = {"CFLAGS": f"-idirafter {found.headers}"} if found.headers else {}
-        tests = ("-m", "not kvm and not machine and not package")
-        variants.append(Variant(f"Python {version} ({found.origin})", found.program, tests, headers))
+    for versions in _wanted(pythons):
+        for version in versions:
+            if version == _OURS:
+                break
+            try:
+                found = find_interpreter(cache, version)
+            except LabError as error:
+                missing.append(f"Python {version}: not tried: {error}")
+                continue
+            variants.append(_python(found))
+            break
     if clang:
         present = [folder for folder in _COMPILED if (_REPOSITORY / folder).is_dir()]
         variants.append(
             Variant("clang", Path(sys.executable), ("-m", "not machine and not package", *present), {"CC": "clang"})
         )
     return variants, missing
+
+
+def _wanted(pythons: str) -> list[list[str]]:
+    """Return lists of versions, of each of which the first that can be had is wanted."""
+    versions = supported(_REPOSITORY)
+    if pythons == "all":
+        return [[version] for version in versions]
+    if not pythons:
+        return []
+    middle = versions.index(_OURS) if _OURS in versions else len(versions)
+    return [versions[: middle + 1], list(reversed(versions[middle:]))]
+
+
+def _python(found: Interpreter) -> Variant:
+    headers = {"CFLAGS": f"-idirafter {found.headers}"} if found.headers else {}
+    tests = ("-m", "not kvm and not machine and not package")
+    return Variant(f"Python {found.version} ({found.origin})", found.program, tests, headers)
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
@@ -106,16 +127,26 @@ def _build(variant: Variant, sdist: Path, pip: Path, folder: Path) -> tuple[Path
     (tree,) = folder.iterdir()
     run_tool([variant.program, "-m", "venv", "--without-pip", folder / "environment"], "Making the environment")
     python = folder / "environment/bin/python"
-    words: list[str | Path] = [
-        python,
-        pip / "pip",
-        "--disable-pip-version-check",
-        "install",
-        "--editable",
-        f"{tree}[test]",
-    ]
-    run_tool(words, "Installing the package", env=variant.environment)
+    install: list[str | Path] = [python, pip / "pip", "--quiet", "--disable-pip-version-check", "install"]
+    try:
+        run_tool([*install, *_needs()], "Installing what the package needs", env=variant.environment)
+    except LabError as error:
+        raise _NotHere(str(error)) from error
+    run_tool([*install, "--editable", f"{tree}[test]"], "Installing the package", env=variant.environment)
     return python, tree
+
+
+class _NotHere(Exception):
+    """The registries have not what the package needs for a variant."""
+
+
+def _needs() -> list[str]:
+    project = tomllib.loads((_REPOSITORY / "pyproject.toml").read_text())
+    return [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["test"],
+    ]
 
 
 def _try(variant: Variant, sdist: Path, pip: Path, folder: Path) -> tuple[bool, str]:
@@ -127,6 +158,8 @@ def _try(variant: Variant, sdist: Path, pip: Path, folder: Path) -> tuple[bool, 
         python, tree = _build(variant, sdist, pip, folder)
         words: list[str | Path] = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *variant.tests]
         said = run_tool(words, "Running the tests", cwd=tree, env=environment, log=log, timeout=_SECONDS)
+    except _NotHere as error:
+        return True, f"{variant.name}: not tried: {error}"
     except LabError as error:
         lines = log.read_text(errors="replace").splitlines()[-_LINES:] if log.exists() else []
         reason = str(error).replace(f" (whole log: {log})", "")  # its end follows, and it does not stay
@@ -147,7 +180,12 @@ def _fetch_pip(folder: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build and test the variants asked for and return the exit status."""
     parser = argparse.ArgumentParser(description="build and test the package under other Pythons and with clang")
-    parser.add_argument("--pythons", action="store_true", help="the other Pythons that pyproject.toml declares")
+    parser.add_argument(
+        "--pythons",
+        choices=("ends", "all"),
+        default="",
+        help="of those that pyproject.toml declares",
+    )
     parser.add_argument("--clang", action="store_true", help="bindings and payloads compiled by clang")
     options = parser.parse_args(arguments)
     variants, missing = find_variants(Cache(), pythons=options.pythons, clang=options.clang)

@@ -67,14 +67,35 @@ def test_a_python_that_cannot_be_had_is_a_line_with_the_reason_and_fails_nothing
     with pytest.raises(NotFound, match=r"no python3\.99 in PATH, none of pyenv's, and none in Debian's .*trixie"):
         find_interpreter(Cache(host), "3.99")
     monkeypatch.setattr(variants, "supported", lambda repository: [_OURS, "3.99"])
-    found, missing = find_variants(Cache(host), pythons=True, clang=False)
+    found, missing = find_variants(Cache(host), pythons="all", clang=False)
     assert (
         found == [] and len(missing) == 1 and missing[0].startswith("Python 3.99: not tried: no python3.99 in PATH")
     )
 
 
+@pytest.mark.parametrize(
+    ("versions", "there", "wanted"),
+    [
+        ([_OURS, "3.97", "3.98", "3.99"], ["3.97", "3.98"], ["3.98"]),
+        (["3.1", "3.2", _OURS], ["3.2"], ["3.2"]),
+        (["3.1", "3.2", _OURS, "3.98", "3.99"], ["3.1", "3.2", "3.98", "3.99"], ["3.1", "3.99"]),
+        ([_OURS], [], []),
+        ([_OURS, "3.99"], [], []),
+    ],
+)
+def test_the_ends_are_the_oldest_and_the_newest_that_can_be_had(
+    host: Path, monkeypatch: pytest.MonkeyPatch, versions: list[str], there: list[str], wanted: list[str]
+) -> None:
+    for version in there:
+        _python(host / "bin", version, version)
+    monkeypatch.setattr(variants, "supported", lambda repository: versions)
+    found, missing = find_variants(Cache(host), pythons="ends", clang=False)
+    assert [variant.name for variant in found] == [f"Python {version} (of this machine)" for version in wanted]
+    assert all("not tried" in line for line in missing)
+
+
 def test_clang_compiles_with_the_python_that_runs_and_is_judged_by_what_is_compiled(host: Path) -> None:
-    ((variant,), missing) = find_variants(Cache(host), pythons=False, clang=True)
+    ((variant,), missing) = find_variants(Cache(host), pythons="", clang=True)
     assert (variant.name, variant.program, missing) == ("clang", Path(sys.executable), [])
     assert variant.environment == {"CC": "clang"} and "tests/kvm" in variant.tests
 
@@ -102,7 +123,7 @@ def tried(
         monkeypatch.setattr(variants, "find_variants", lambda cache, pythons, clang: ([variant], ["3.98: not tried"]))
         monkeypatch.setattr(variants, "_fetch_pip", lambda folder: folder)
         monkeypatch.setattr(variants, "build_sdist", lambda repository, into: _archive(into))
-        status = variants.main(["--pythons"])
+        status = variants.main(["--pythons", "all"])
         return [str(status), *capsys.readouterr().out.splitlines()]
 
     return tried
@@ -146,7 +167,7 @@ def _environment(folder: Path, status: int) -> Path:
     program = folder / "python"
     program.write_text(
         '#!/bin/sh\ncase "$*" in\n*venv*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;\n'
-        f'*pytest*) echo "it is broken" && echo "3 tests" && exit {status} ;;\nesac\n'
+        f'*-m\\ pytest*) echo "it is broken" && echo "3 tests" && exit {status} ;;\nesac\n'
     )
     program.chmod(0o755)
     return program

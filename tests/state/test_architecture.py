@@ -6,10 +6,8 @@ from __future__ import annotations
 import pytest
 
 from vmm.arch import ARCHITECTURE
-from vmm.state.architecture import ARCHITECTURES, Architecture, here, of
-from vmm.state.arm64 import parts as arm64_parts_module
+from vmm.state.architecture import ARCHITECTURES, here, of
 from vmm.state.piece import Structure
-from vmm.state.x86 import parts as x86_parts_module
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -33,12 +31,3 @@ def test_the_capabilities_of_a_state_are_those_of_the_kernels_header() -> None:
 
     wanted = {"x86": ("KVM_CAP_EXCEPTION_PAYLOAD", "KVM_CAP_X86_TRIPLE_FAULT_EVENT"), "arm64": ()}[ARCHITECTURE]
     assert {getattr(lib, name) for name in wanted} == here().CAPABILITIES
-
-
-# mypy holds these modules against the type, whichever architecture it runs on.
-_X86: Architecture = x86_parts_module
-_ARM64: Architecture = arm64_parts_module
-
-
-def test_both_architectures_are_known_on_every_host() -> None:
-    assert (of("x86"), of("arm64")) == (_X86, _ARM64)

@@ -20,8 +20,9 @@ from time import perf_counter_ns
 from typing import NoReturn
 
 from vmm._kvm import ffi, lib
-from vmm.arch import ARCHITECTURE, module
+from vmm.arch import ARCHITECTURE
 from vmm.bench.answer import answer, serve
+from vmm.guest.architecture import guest_type
 from vmm.kvm.memory import GuestMemory
 from vmm.kvm.system import Kvm
 from vmm.migration.convergence import Limits
@@ -186,7 +187,7 @@ def _serve(folder: Path) -> None:
     port = listening.getsockname()[1]
     listening.close()
     payload, entry, parameters = _IDLE
-    with Kvm() as kvm, module("guest").Guest(kvm, payload, memory_size=SIZE) as guest:
+    with Kvm() as kvm, guest_type()(kvm, payload, memory_size=SIZE) as guest:
         _fill(guest.memory, 4 << 20)
         guest.prepare(entry, *parameters)
         runner = Runner(guest, idle_on_halt=True)

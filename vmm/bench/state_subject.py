@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 
-from vmm.arch import module
 from vmm.bench.answer import answer, serve
 from vmm.bench.subject import prepared
+from vmm.guest.architecture import guest_type
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
@@ -33,7 +33,7 @@ def _states(vcpu: Vcpu, count: int) -> int:
 
 
 def _serve(folder: Path) -> None:
-    with Kvm() as kvm, prepared(kvm, module("guest").Guest) as guest:
+    with Kvm() as kvm, prepared(kvm, guest_type()) as guest:
         guest.resume(ticks=1)  # as in the C program: a vCPU that has run takes its own CPUID with less ado
         guest.complete()
         msrs = capture_vcpu(guest.vcpu).parts.get("MSRS", {})

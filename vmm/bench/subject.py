@@ -22,6 +22,7 @@ from typing import Any
 from vmm._kvm import lib
 from vmm.arch import module
 from vmm.bench.answer import answer, serve
+from vmm.guest.architecture import guest_type
 from vmm.kvm import ioctl as door
 from vmm.kvm.exits import Budget, Exit
 from vmm.kvm.memory import PAGE_SIZE
@@ -38,7 +39,7 @@ class Subject:
 
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
-        self._guest_type = module("guest").Guest
+        self._guest_type = guest_type()
         self._workload = module("", "bench")
         self.guest = self._start(kvm)
         self.tick = int(self.guest.vcpu.tick)

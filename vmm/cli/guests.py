@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from vmm.arch import module
 from vmm.cli.options import Places
 from vmm.guest import writer
+from vmm.guest.architecture import chains, guest_type
 from vmm.guest.base import MEMORY_SIZE, BaseGuest
 from vmm.guest.layout import Regions
 from vmm.guest.payload import PARAMETERS, load
@@ -73,7 +73,7 @@ def make(
     if isinstance(start, str):
         loaded.symbol(start)
     work = _load(values, wanted) if payload == writer.PAYLOAD and entry in (None, writer.ENTRY) else None
-    guest: BaseGuest = module("guest").Guest(kvm, loaded, regions=wanted.regions, vcpus=vcpus)
+    guest = guest_type()(kvm, loaded, regions=wanted.regions, vcpus=vcpus)
     try:
         if work:
             writer.prepare(guest, work)
@@ -102,7 +102,7 @@ def shape(payload: str, memory: Places | None, vcpus: int) -> Shape:
         memory = ((least + max(0, vcpus - _FEW_VCPUS) * _FOR_A_VCPU, None),)
     (size, _), *others = memory
     if not others:
-        return Shape(module("guest").Guest.regions(size), vcpus)
+        return Shape(guest_type().regions(size), vcpus)
     return Shape(((0, size), *((address or 0, other) for other, address in others)), vcpus)
 
 
@@ -127,7 +127,7 @@ def _available() -> int:
 
 
 def _chain(kvm: Kvm, level: str | None, values: list[int], lasting: float | None, wanted: Shape) -> BaseGuest:
-    chain = module("chain")
+    chain = chains()
     offered = chain.available(kvm)
     if level is not None and level not in offered:
         raise click.UsageError(f"this host's levels of the chain are {', '.join(offered)}, and not {level}")
@@ -135,13 +135,13 @@ def _chain(kvm: Kvm, level: str | None, values: list[int], lasting: float | None
     if not values and lasting is not None:
         values = [_steps_in(kvm, chosen, lasting, wanted)]
     steps, seed = [*values, *(_STEPS, _SEED)[len(values) :]][:2]
-    guest: BaseGuest = chain.make_guest(kvm, chosen, steps, seed, regions=wanted.regions, vcpus=wanted.vcpus)
+    guest = chain.make_guest(kvm, chosen, steps, seed, regions=wanted.regions, vcpus=wanted.vcpus)
     return guest
 
 
 def _steps_in(kvm: Kvm, level: str, seconds: float, wanted: Shape) -> int:
     """Return how many steps of the chain this host makes in so many seconds, going by a fraction of one."""
-    with module("chain").make_guest(kvm, level, 1 << 62, _SEED, regions=wanted.regions, vcpus=wanted.vcpus) as guest:
+    with chains().make_guest(kvm, level, 1 << 62, _SEED, regions=wanted.regions, vcpus=wanted.vcpus) as guest:
         began = time.monotonic()
         guest.resume(_SAMPLE)
         return max(_STEPS, int(guest.vcpu.entries * seconds / (time.monotonic() - began)))

@@ -8,10 +8,10 @@ import sys
 
 import click
 
-from vmm.arch import module
 from vmm.cli import guests
 from vmm.cli.guests import Shape
 from vmm.cli.options import Count, Places, Seconds, guest_options
+from vmm.guest.architecture import chains
 from vmm.kvm.system import Kvm
 from vmm.state import hostile
 from vmm.state.capture import capture
@@ -24,7 +24,7 @@ _HOSTILE_STEPS = 20
 
 
 def _levels(kvm: Kvm, wanted: tuple[str, ...]) -> list[str]:
-    offered = list(module("chain").available(kvm))
+    offered = chains().available(kvm)
     if "all" in wanted:
         return offered
     if wrong := [level for level in wanted if level not in offered]:
@@ -67,7 +67,7 @@ def _one(
 
 
 def _hostile(kvm: Kvm, level: str, seed: int, timeout: float) -> list[hostile.Outcome]:
-    with module("chain").make_guest(kvm, level, _HOSTILE_STEPS, seed) as guest:
+    with chains().make_guest(kvm, level, _HOSTILE_STEPS, seed) as guest:
         guest.resume(timeout, ticks=_HOSTILE_STEPS // 2)
         state = capture(guest)
     return list(hostile.run(kvm, state))
@@ -104,7 +104,7 @@ def command(
     shape = guests.shape(_PAYLOAD, memory, vcpus)
     failed = 0
     with Kvm() as kvm:
-        module("chain").permit(kvm)
+        chains().permit(kvm)
         chosen = _levels(kvm, levels)
         for level in chosen:
             report = _one(kvm, level, rounds, steps, seed, hop, timeout, terminal, shape)

@@ -20,7 +20,7 @@ from vmm.arch import module
 from vmm.compat.offer import Dimension, Finding, Mask, Offer, Verdict
 from vmm.probe.document import SCHEMA, VERSION, ProbeError, Section
 
-__all__ = ["ARCHITECTURES", "Judged", "Report", "compare", "load", "parse"]
+__all__ = ["ARCHITECTURES", "Architecture", "Judged", "Report", "compare", "load", "parse"]
 
 # What `vmm probe` writes is 20 to 50 KiB.
 _LARGEST = 1 << 20
@@ -105,7 +105,7 @@ def _too_late(finding: Finding) -> Finding:
     return replace(finding, verdict=Verdict.NO, masks=(), note=note)
 
 
-class _Architecture(Protocol):
+class Architecture(Protocol):
     """A module ``vmm.compat.ARCHITECTURE.dimensions``: what is compared, and what of a probe counts for it."""
 
     DIMENSIONS: tuple[Dimension, ...]
@@ -113,8 +113,8 @@ class _Architecture(Protocol):
     def values(self, document: Section) -> dict[str, int]: ...
 
 
-def _of(architecture: str) -> _Architecture:
-    return cast(_Architecture, module("dimensions", "compat", architecture))
+def _of(architecture: str) -> Architecture:
+    return cast(Architecture, module("dimensions", "compat", architecture))
 
 
 def load(path: str, label: str | None = None) -> Offer:

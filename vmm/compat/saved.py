@@ -14,13 +14,13 @@ from vmm.state.stream.container import Limits, Reader
 from vmm.state.stream.decode import read_header, read_part
 from vmm.state.value import Part
 
-__all__ = ["load_guest"]
+__all__ = ["Saved", "load_guest"]
 
 # Memory is not looked at, so the guest may be of any size.
 _LIMITS = Limits(memory=1 << 52)
 
 
-class _Architecture(Protocol):
+class Saved(Protocol):
     """A module ``vmm.compat.ARCHITECTURE.saved``: what a vCPU's parts and its host say, in a probe's terms."""
 
     def values(self, parts: Mapping[str, Part], host: Mapping[str, str], memory_end: int) -> dict[str, int]: ...
@@ -44,7 +44,7 @@ def load_guest(path: str) -> Offer:
         raise StreamError("the header", "it names no vCPU, so it holds no guest")
     for (identifier, _), parts in zip(header.vcpus, vcpus, strict=True):
         check_vcpu(header.arch, identifier, parts)
-    architecture = cast(_Architecture, module("saved", "compat", header.arch))
+    architecture = cast(Saved, module("saved", "compat", header.arch))
     memory_end = max((gpa + size for gpa, size in header.memory), default=0)
     values: dict[str, int] = {}
     for parts in vcpus:

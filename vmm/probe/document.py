@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import Kvm
     from vmm.probe.host import Host
 
-__all__ = ["SCHEMA", "VERSION", "ProbeError", "Section", "document", "lines"]
+__all__ = ["SCHEMA", "VERSION", "ProbeError", "Section", "Survey", "document", "lines"]
 
 
 # The name and number of what `vmm probe --json` writes. A key that changes its meaning raises the number.
@@ -124,7 +124,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return _survey().lines(found)
 
 
-class _Survey(Protocol):
+class Survey(Protocol):
     """A module ``vmm.probe.ARCHITECTURE.survey``: what takes longer to find out than facts, or leaves a mark."""
 
     def survey(self, kvm: Kvm, facts: Any) -> dict[str, Any]: ...
@@ -132,5 +132,5 @@ class _Survey(Protocol):
     def lines(self, document: dict[str, Any]) -> list[tuple[str, str]]: ...
 
 
-def _survey() -> _Survey:
-    return cast(_Survey, module("survey", "probe"))
+def _survey() -> Survey:
+    return cast(Survey, module("survey", "probe"))

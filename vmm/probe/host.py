@@ -16,7 +16,7 @@ from vmm.kvm.system import Kvm
 from vmm.probe import process
 from vmm.probe.process import UNMEASURED, Process
 
-__all__ = ["Facts", "Host", "measure", "upstream", "version"]
+__all__ = ["Facts", "Host", "Measures", "measure", "upstream", "version"]
 
 _SIGNATURE = Path("/proc/version_signature")
 
@@ -80,7 +80,9 @@ class Host:
 class Facts(Protocol):
     """What every architecture's facts can say; clauses and needs use those of their own."""
 
-    capabilities: Mapping[str, int]
+    @property
+    def capabilities(self) -> Mapping[str, int]:
+        """What KVM_CHECK_EXTENSION says, by the capabilities' names."""
 
     @property
     def backend(self) -> str:
@@ -93,7 +95,7 @@ class Facts(Protocol):
         """Return them for people."""
 
 
-class _Measures(Protocol):
+class Measures(Protocol):
     """A module ``vmm.probe.ARCHITECTURE.facts``."""
 
     def measure(self, kvm: Kvm) -> Facts: ...
@@ -104,6 +106,6 @@ def measure(kvm: Kvm) -> Host:
     system, signature = os.uname(), ""
     with suppress(OSError):
         signature = _SIGNATURE.read_text()
-    facts = cast(_Measures, module("facts", "probe")).measure(kvm)
+    facts = cast(Measures, module("facts", "probe")).measure(kvm)
     found = upstream(system.release, system.version, signature)
     return Host(system.release, ARCHITECTURE, facts, process.measure(), found)

@@ -12,7 +12,8 @@ import hashlib
 import platform
 from collections.abc import Sequence
 
-from vmm.arch import ARCHITECTURE, module
+from vmm.arch import ARCHITECTURE
+from vmm.guest.architecture import guest_type
 from vmm.guest.base import BaseGuest
 from vmm.guest.payload import Payload, load, names
 from vmm.kvm.system import Kvm
@@ -148,15 +149,16 @@ def prepare(kvm: Kvm, state: VmState, payload: Payload | None = None) -> BaseGue
         here().check_complete(vcpu.parts)
         here().permit(vcpu)
     regions = tuple((region.gpa, region.size) for region in state.memory)
-    guest: BaseGuest = module("guest").Guest.empty(kvm, found, regions, len(identifiers), _enable(state))
+    guest = guest_type().empty(kvm, found, regions, len(identifiers), _enable(state))
     return guest
 
 
 def restore_memory(guest: BaseGuest, contents: Sequence[MemoryState]) -> None:
-    """Write memory contents, region by region, into a guest whose memory is zero."""
-    for memory, region in zip(guest.vm.memories, contents, strict=True):
+    """Write memory contents into the regions of the same addresses of a guest whose memory is zero."""
+    memories = {memory.gpa: memory for memory in guest.vm.memories}
+    for region in contents:
         for extent in region.extents:
-            memory.write(extent.gpa, extent.data)
+            memories[region.gpa].write(extent.gpa, extent.data)
 
 
 def finish(guest: BaseGuest, state: VmState, policy: Policy | None = None, *, verify: bool = True) -> None:

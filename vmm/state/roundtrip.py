@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmm.arch import module
+from vmm.guest.architecture import chains
 from vmm.guest.base import BaseGuest
 from vmm.guest.layout import Regions
 from vmm.kvm.exits import Budget
@@ -209,10 +209,10 @@ def roundtrip(
         raise ValueError(
             f"{rounds} rounds need more than {steps} steps: a migration takes place at a tick of its own"
         )
-    chain = module("chain")
+    chain = chains()
 
     def make() -> BaseGuest:
-        guest: BaseGuest = chain.make_guest(kvm, level, steps, seed, regions=regions, vcpus=vcpus)
+        guest = chain.make_guest(kvm, level, steps, seed, regions=regions, vcpus=vcpus)
         return guest
 
     report = Report(level, hop, rounds, steps, seed, vcpus=vcpus)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from vmm.arch import module
+from vmm.guest.architecture import guest_type
 from vmm.guest.base import BaseGuest
 from vmm.kvm.system import Kvm
 from vmm.state import capture
@@ -15,9 +17,19 @@ from vmm.state.order import Matrix, Trial, discover
 from vmm.state.value import VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu, steps
 
-__all__ = ["attempt", "measure", "unsettled"]
+__all__ = ["Unsettled", "attempt", "measure", "unsettled"]
 
 _SHOWN = 3
+
+
+class Unsettled(Protocol):
+    """A module ``vmm.state.ARCHITECTURE.unsettled``. ``ARGUMENTS`` are for the guest's class."""
+
+    ARGUMENTS: Mapping[str, Any]
+
+    def before(self, kvm: Kvm) -> None: ...
+
+    def unsettle(self, guest: BaseGuest, seed: int) -> None: ...
 
 
 def unsettled(kvm: Kvm, seed: int) -> BaseGuest:
@@ -25,9 +37,9 @@ def unsettled(kvm: Kvm, seed: int) -> BaseGuest:
 
     On x86 the guest permission for dynamic components is requested where KVM offers one.
     """
-    architecture = module("unsettled", "state")
+    architecture = cast(Unsettled, module("unsettled", "state"))
     architecture.before(kvm)
-    guest: BaseGuest = module("guest").Guest(kvm, "hello", **architecture.ARGUMENTS)
+    guest = guest_type()(kvm, "hello", **architecture.ARGUMENTS)
     try:
         guest.prepare(guest.payload.entry)
         architecture.unsettle(guest, seed)

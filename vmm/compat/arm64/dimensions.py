@@ -158,7 +158,7 @@ def _counter(guest: Offer, destination: Offer) -> list[Finding]:
 
 
 # In this order: what a feature that has to go brings along is gone before it is compared.
-DIMENSIONS = (
+DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("vCPU features", _features),
     Dimension("vector lengths", _vector_lengths),
     Dimension("address space", _address_space),

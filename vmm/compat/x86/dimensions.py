@@ -125,7 +125,7 @@ def _khz(value: int | None) -> str:
 
 
 # In this order: what a capability or a component brings along is gone with it before it is compared.
-DIMENSIONS = (
+DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("vendor", _vendor),
     Dimension("capabilities", CAPABILITIES.judge),
     Dimension("guest permission", permission),

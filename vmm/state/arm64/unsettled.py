@@ -7,6 +7,7 @@ What a restore leaves out shows only where the value is not that of a fresh vCPU
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from vmm.arm64.registers import FFR, FPCR, FPSR, Register
@@ -21,7 +22,7 @@ from vmm.state.arm64.registers import group_of
 __all__ = ["ARGUMENTS", "before", "unsettle"]
 
 # For Guest: its defaults have all it may have.
-ARGUMENTS: dict[str, Any] = {}
+ARGUMENTS: Mapping[str, Any] = {}
 # Z, P and FFR in struct bytes, of which the vector length decides how many count.
 _Z_BYTES = 256
 

@@ -7,6 +7,8 @@ What a restore leaves out shows only where the value is not that of a fresh vCPU
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 from vmm._kvm import ffi, lib
 from vmm.guest.base import BaseGuest
@@ -32,7 +34,7 @@ from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 __all__ = ["ARGUMENTS", "before", "unsettle"]
 
 # For Guest: without OSXSAVE a guest cannot have XCR0.
-ARGUMENTS = {"cr4": boot.CR4_OSXSAVE}
+ARGUMENTS: Mapping[str, Any] = {"cr4": boot.CR4_OSXSAVE}
 
 _ADDRESS = 0x7654_3210_8000
 # Legal for most: an address, a page's address, few low bits, memory types of IA32_PAT, a fixed MTRR's.
