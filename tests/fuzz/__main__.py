@@ -22,6 +22,7 @@ from tests.fuzz.targets import RECORDED, TARGETS, judge
 
 _LONGEST = 128 << 10  # bytes of an input
 _RECORDED = 100 << 10  # bytes of all inputs of one target in the tests
+_FOLDER = Path(tempfile.gettempdir()) / "vmm-fuzz"
 _PROGRESS = re.compile(r"cov: (\d+)")
 _EXECUTIONS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 
@@ -40,6 +41,7 @@ def _fill(name: str, corpus: Path) -> None:
 
 
 def _fuzz(name: str, seconds: int, corpus: Path, findings: Path, seed: int) -> int:
+    findings.mkdir(parents=True, exist_ok=True)
     if find_spec("atheris") is None:
         print("fuzzing needs atheris: pip install -e '.[fuzz]'", file=sys.stderr)
         return 2
@@ -95,14 +97,14 @@ def main() -> int:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path, help="a folder that stays; by default one in the temporary folder")
-    parser.add_argument("--findings", type=Path, default=Path("."), help="where the input of a finding is written")
+    parser.add_argument("--findings", type=Path, default=_FOLDER, help="where the input of a finding is written")
     parser.add_argument("--seed", type=int, default=0, help="of libFuzzer; 0 is another one each time")
     parser.add_argument("--minimise", action="store_true", help="do not fuzz: keep what is worth it for the tests")
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="do not fuzz: read these inputs")
     arguments = parser.parse_args()
     if arguments.replay:
         return _replay(arguments.target, arguments.replay)
-    corpus = arguments.corpus or Path(tempfile.gettempdir()) / "vmm-fuzz" / arguments.target
+    corpus = arguments.corpus or _FOLDER / arguments.target
     _fill(arguments.target, corpus)
     if arguments.minimise:
         return _minimise(arguments.target, corpus)
