@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -113,6 +114,42 @@ def test_state_is_not_read_while_a_vcpu_runs(pair: BaseGuest) -> None:
     pair.kick()
     thread.join(LIMIT)
     assert len(capture(pair, memory=False).vcpus) == 2
+
+
+def test_an_interrupted_run_leaves_no_vcpu_running(pair: BaseGuest) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    pair.prepare("spin", privilege=pair.USER)  # without ticks: a signal that comes with one is not noticed at once
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for processor in (None, pair.processors[0]):
+            if processor:
+                processor.ended = Stopped()  # its thread waits for the other vCPU then
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Interrupted):
+                pair.resume(LIMIT)
+            assert len(capture(pair, memory=False).vcpus) == 2, "which refuses to read a guest that runs"
+            pair.processors[0].ended = None
+            assert isinstance(pair.resume(0.05), Deadline)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_two_vcpus_that_leave_together_are_told_one_after_the_other(kvm: Kvm) -> None:
+    with _chain(kvm, 3) as guest:
+        for index in (1, 2):
+            guest.prepare_vcpu(index, 0x3FF000)  # zeros there
+        left = []
+        for _ in range(2):
+            guest.resume(LIMIT)
+            left.append(guest.left)
+            if not guest.waiting:
+                break
+        assert left and all(one in guest.processors[1:] for one in left)
 
 
 def test_a_vcpu_that_ended_early_waits_for_the_other_and_ends_again_after_a_restore(kvm: Kvm) -> None:

@@ -232,6 +232,11 @@ class BaseGuest(ABC):
         self.left, exit = self._crew.run(timeout, ticks)
         return exit
 
+    @property
+    def waiting(self) -> bool:
+        """Whether another vCPU has left too, so that the next resume() only says how."""
+        return self._crew is not None and self._crew.waiting
+
     def kick(self) -> None:
         """Stop all vCPUs from another thread, or the next run if there is none now."""
         (self._crew or self.left).kick()

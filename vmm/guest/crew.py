@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 
+from vmm._kvm import lib
 from vmm.guest.processor import Processor
 from vmm.kvm.exits import Budget, Deadline, Exit, Stopped
 
@@ -30,6 +34,8 @@ class _Worker:
         threading.Thread(target=self._serve, name="vCPU", daemon=True).start()
 
     def _serve(self) -> None:
+        # Python's handlers run in the main thread, which would not hear of a signal that came here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {lib.vmm_kick_signal()})
         while True:
             self.work.get()()
 
@@ -65,6 +71,15 @@ class Crew:
         self._left: list[tuple[Processor, Exit]] = []
         self._exits: list[Exit] = []
         self._failure: BaseException | None = None
+        self._state = threading.Condition()
+        self._turn = 0  # counts the runs
+        self._to_do = 0  # workers that have not done their share of this one
+        self._inside: set[Processor] = set()  # those whose workers have begun it
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one has left of whom run() has not told yet."""
+        return bool(self._left)
 
     def run(self, timeout: float, ticks: int) -> tuple[Processor, Exit]:
         """Run all that have not ended until each has made its ``ticks``, or one leaves; no vCPU runs afterwards.
@@ -92,33 +107,47 @@ class Crew:
         return first, Budget(ticks) if self._exits or first.ended is None else first.ended
 
     def _run(self, until: float, ticks: int) -> None:
-        self._exits, self._halting, self.running = [], False, True
-        done = threading.Semaphore(0)
-        waiting = 0
+        first, *others = self._processors
+        pairs = [(one, worker) for one, worker in zip(others, self._workers, strict=True) if one.ended is None]
+        self._exits, self._halting = [], False
+        self._turn, self._to_do, self.running = self._turn + 1, len(pairs), True
         try:
-            for processor, worker in zip(self._processors[1:], self._workers, strict=True):
-                if processor.ended is None:
-                    worker.work.put(lambda processor=processor: self._serve(processor, until, ticks, done))  # type: ignore[misc]
-                    waiting += 1
-            if self._processors[0].ended is None:
-                self._one(self._processors[0], until, ticks)
+            for processor, worker in pairs:
+                worker.work.put(partial(self._serve, processor, self._turn, until, ticks))
+            if first.ended is None:
+                self._one(first, until, ticks)
+            with self._state:
+                self._state.wait_for(lambda: not self._to_do)
         except BaseException:
-            self._halt()
+            self._abandon()
             raise
-        finally:
-            for _ in range(waiting):
-                done.acquire()
-            self.running = False
+        self.running = False
 
-    def _serve(self, processor: Processor, until: float, ticks: int, done: threading.Semaphore) -> None:
+    def _abandon(self) -> None:
+        """Stop a run that was interrupted: nothing is closed under a vCPU that runs, however often Ctrl-C comes."""
+        while self.running:
+            with suppress(BaseException), self._state:
+                self._turn += 1  # who has not begun yet never does
+                self._halt()
+                self._state.wait_for(lambda: not self._inside)
+                self.running = False
+
+    def _serve(self, processor: Processor, turn: int, until: float, ticks: int) -> None:
         """A worker's share of a run."""
+        with self._state:
+            if turn != self._turn:
+                return
+            self._inside.add(processor)
         try:
             self._one(processor, until, ticks)
         except BaseException as error:
             self._failure = error
             self._halt()
         finally:
-            done.release()
+            with self._state:
+                self._inside.discard(processor)
+                self._to_do -= 1
+                self._state.notify_all()
 
     def _one(self, processor: Processor, until: float, ticks: int) -> None:
         while True:

@@ -206,7 +206,8 @@ class Runner:
         """Run until the guest is to pause (None) or has ended."""
         while self._wanted and self._halted:  # nothing can wake it: these guests have no interrupts
             self._sleep(None)
-        while self._wanted:
+        # What has left is answered before its state is read.
+        while self._wanted or self.guest.waiting:
             left = self._limit - self._ran
             if left <= 0:
                 return Outcome(None, None, False, f"the guest ran for {self._limit:g} s, which is the limit")
