@@ -365,7 +365,8 @@ def test_a_receiver_that_is_stopped_says_so(tmp_path: Path) -> None:
 
 
 _POINTS = [
-    *points(6, seed=2),
+    # A second message of a kind does not come in every migration.
+    *[point for point in points(40, seed=2) if not point.which][:6],
     Point("cut", Kind.HANDOVER, 0.5),
     Point("cut", Kind.RUNNING, 0.5),
     Point("flip", Kind.HANDOVER, 0.999),
