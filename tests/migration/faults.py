@@ -25,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.migration.relay import Point, Relay
-from tests.patience import HANGS, LIMIT
+from tests.patience import HANGS, LIMIT, patiently
 from vmm.arch import module
 from vmm.guest.base import BaseGuest
 from vmm.kvm.system import Kvm
@@ -41,7 +43,19 @@ from vmm.migration.wire import Kind
 from vmm.state.capture import restore
 from vmm.state.stream.files import load
 
-__all__ = ["FAULTS", "Case", "Point", "every_point", "faults_of", "forked", "points", "reference", "run", "unsafe"]
+__all__ = [
+    "FAULTS",
+    "Case",
+    "Point",
+    "every_point",
+    "faults_of",
+    "forked",
+    "points",
+    "reference",
+    "run",
+    "survives",
+    "unsafe",
+]
 
 LEVEL, STEPS, SEED = "sse", 12000, 7
 _SILENCE, _PATIENCE, _MARGIN = 1.5, 4.0, 1.0  # seconds, on a machine that has nothing else to do
@@ -312,6 +326,20 @@ def _silent_end(case: Case) -> Iterator[str]:
     fault = case.point.fault if case.point else ""
     if case.target_pid and not _ran_there(case) and fault not in ("kill-all",) and not case.said:
         yield "the receiver dropped a guest and says nothing about it"
+
+
+def survives(point: Point, vcpus: int) -> None:
+    """Fail unless all is as it has to be after a fault, on a slow machine too."""
+    right = reference(vcpus)
+
+    def attempt(scale: float) -> None:
+        case = run(point, scale, vcpus)
+        if never := unsafe(case, right):
+            pytest.fail("\n".join(never))
+        assert faults_of(case, right) == []
+        assert case.hit
+
+    patiently(attempt)
 
 
 # --- all of them ----------------------------------------------------------------------------------

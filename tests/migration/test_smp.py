@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.migration.faults import Point, survives
 from tests.migration.test_migration import Pair
 from tests.patience import LIMIT
 from vmm.arch import module
@@ -24,6 +25,7 @@ from vmm.migration.handover import At
 from vmm.migration.runner import Runner
 from vmm.migration.source import Options, Source
 from vmm.migration.transport import Connector, parse
+from vmm.migration.wire import Kind
 
 pytestmark = pytest.mark.kvm
 chain = module("chain")
@@ -61,6 +63,26 @@ def test_no_page_of_a_guest_that_writes_all_the_time_is_stale_or_torn(ring: int,
     assert pair.report["outcome"] == "moved", pair.report
     assert pair.report["rounds"] > 1
     assert pair.there and pair.there.startswith("done") and pair.status == 0
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+# With two vCPUs: what else may happen to a process, at the moments that matter.
+_STRIKES = [
+    Point("stop-source", Kind.FINAL, 1.0),
+    Point("stop-target", Kind.HANDOVER, 0.5),
+    Point("term-target", Kind.READY, 1.0),
+    Point("int-source", Kind.MEMORY, 0.5),
+    Point("full-source", Kind.MEMORY, 0.5),
+    Point("full-target", Kind.HANDOVER, 1.0),
+    Point("kill-source", Kind.HANDOVER, 1.0),
+]
+
+
+@pytest.mark.parametrize("point", _STRIKES, ids=str)
+def test_a_fault_with_two_vcpus_never_leaves_two_guests_and_loses_none_whose_side_lives(point: Point) -> None:
+    survives(point, vcpus=2)
 
 
 # --- the deadline ---------------------------------------------------------------------------------
