@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.migration.faults import Point, faults_of, forked, points, reference, run, survives
+from tests.migration.faults import forked
 from tests.migration.test_tls import Authority, authority, stranger  # noqa: F401  (fixtures)
 from tests.patience import LIMIT, eventually, patiently
 from vmm.arch import ARCHITECTURE, module
@@ -34,7 +34,6 @@ from vmm.migration.source import Options, Source
 from vmm.migration.target import Target
 from vmm.migration.tls import Tls
 from vmm.migration.transport import Connector, Listener, parse
-from vmm.migration.wire import Kind
 from vmm.state.value import PayloadIdentity
 
 pytestmark = pytest.mark.kvm
@@ -359,30 +358,3 @@ def test_a_receiver_that_is_stopped_says_so(tmp_path: Path) -> None:
         assert (folder / "here").read_text() == f"the guest ran for {2 * scale:g} s, which is the limit"
 
     patiently(attempt)
-
-
-# --- faults ---------------------------------------------------------------------------------------
-
-
-_POINTS = [
-    # A second message of a kind does not come in every migration.
-    *[point for point in points(40, seed=2) if not point.which][:6],
-    Point("cut", Kind.HANDOVER, 0.5),
-    Point("cut", Kind.RUNNING, 0.5),
-    Point("flip", Kind.HANDOVER, 0.999),
-    Point("kill-target", Kind.READY, 1.0),
-    Point("kill-all", Kind.HANDOVER, 1.0),
-    Point("kill-source", Kind.HANDOVER, 1.0),
-]
-
-
-@pytest.mark.parametrize("point", _POINTS, ids=str)
-def test_a_fault_never_leaves_two_guests_and_loses_none_whose_side_lives(point: Point) -> None:
-    survives(point, vcpus=1)
-
-
-@pytest.mark.parametrize("vcpus", [1, 2])
-def test_without_a_fault_nothing_is_wrong(vcpus: int) -> None:
-    case = run(None, scale=20.0, vcpus=vcpus)
-    assert faults_of(case, reference(vcpus)) == []
-    assert list(case.digests) == ["target"]

@@ -22,7 +22,7 @@ from vmm.state.compare import compare, differences, vcpu_differences
 from vmm.state.errors import StateRefused
 from vmm.state.explain import explain
 from vmm.state.piece import Piece
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 from vmm.state.value import PAGE, Extent, MemoryState, VcpuState, VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu, steps
 

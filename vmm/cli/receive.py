@@ -17,7 +17,7 @@ from vmm.migration.runner import Outcome
 from vmm.migration.target import Options, Target
 from vmm.migration.transport import TIMEOUT, Listener, inherited_line, loopback, parse
 from vmm.migration.wire import Channel
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 
 __all__ = ["command"]
 

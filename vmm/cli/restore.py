@@ -16,7 +16,7 @@ from vmm.kvm.exits import Budget
 from vmm.kvm.system import Kvm
 from vmm.state.capture import restore
 from vmm.state.explain import explain
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 from vmm.state.stream.container import Limits
 from vmm.state.stream.decode import read_state
 from vmm.state.stream.staging import Staging

@@ -22,7 +22,7 @@ from vmm.migration.handover import At
 from vmm.migration.runner import Journal, Lease, Runner
 from vmm.migration.source import Options, Progress, Report, Source
 from vmm.migration.transport import TIMEOUT, Connector, parse
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 
 __all__ = ["command"]
 

@@ -31,7 +31,7 @@ from vmm.migration.wire import Channel, Kind
 from vmm.state.capture import capture, identity
 from vmm.state.compare import differences
 from vmm.state.errors import StateRefused
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 from vmm.state.stream.files import save
 from vmm.state.validate import normalise
 from vmm.state.value import VmState

@@ -35,7 +35,7 @@ from vmm.migration.runner import Journal, Lease, Outcome, Runner
 from vmm.migration.wire import Channel, Kind
 from vmm.state.capture import capture, finish, identity, prepare
 from vmm.state.errors import StateRefused
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 from vmm.state.value import VmState
 
 __all__ = ["Options", "Target"]

@@ -22,7 +22,7 @@ from vmm.kvm.vm import VirtualMachine
 from vmm.state.architecture import here
 from vmm.state.compare import Difference, memory_differences, vcpu_differences
 from vmm.state.errors import StateRefused, printable
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 from vmm.state.stream.staging import Staging
 from vmm.state.value import MemoryState, Part, PayloadIdentity, VcpuState, VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu

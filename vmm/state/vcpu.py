@@ -14,7 +14,7 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here
 from vmm.state.errors import StateRefused
 from vmm.state.piece import Piece, Reading, Row, Stale, raw
-from vmm.state.step import Policy
+from vmm.state.policy import Policy
 from vmm.state.value import Part, VcpuState
 
 __all__ = ["capture_vcpu", "restore_vcpu", "steps"]
