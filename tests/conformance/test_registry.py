@@ -16,11 +16,6 @@ from vmm.conformance.registry import Clause, all_clauses, select
 from vmm.probe.host import Host
 
 MakeHost = Callable[..., Host]
-AREAS = {
-    "perm", "cpuid", "setcpuid", "xsave", "xcrs", "xfd", "amx", "mig", "pku", "cet", "reset", "init", "onereg", "pat",
-    "mtrr", "cr0cd", "noncoh", "quirk", "dev", "memslot",
-    "cap", "sve", "fp", "core", "reglist", "id", "sme", "guest", "host", "vm",
-}  # fmt: skip
 CLAUSES = all_clauses()
 on_x86 = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"x86 clauses; this is {ARCHITECTURE}")
 
@@ -40,7 +35,6 @@ def test_no_id_is_used_twice() -> None:
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.id)
 def test_a_clause_is_well_written(clause: Clause) -> None:
     assert re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+(-[a-z0-9]+)*)+", clause.id)
-    assert clause.id.split(".")[0] in AREAS
     assert clause.arch == ARCHITECTURE
     assert clause.statement.endswith(".") and "\n" not in clause.statement and "Source:" not in clause.statement
     assert len(clause.source) > 10 and "Source:" not in clause.source

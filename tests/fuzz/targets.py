@@ -47,12 +47,15 @@ TARGETS = {
 }
 
 
-def judge(target: Target, data: bytes) -> bool:
-    """Read one input and tell whether it was taken; Excessive if it costs too much, or what the reader raises."""
+def judge(target: Target, data: bytes, slowness: float = 1.0) -> bool:
+    """Read one input and tell whether it was taken; Excessive if it costs too much, or what the reader raises.
+
+    ``slowness`` is how much slower this machine may be than one that has nothing else to do.
+    """
     before, began = most(), time.process_time()
     taken = target.read(data)
     seconds = time.process_time() - began
-    if seconds > SECONDS:
+    if seconds > SECONDS * slowness:
         raise Excessive(f"{seconds:.2f} s of processor time for {len(data)} bytes")
     if most() - before > NOISE:
         _measure(target, data)

@@ -13,6 +13,7 @@ import pytest
 from tests.fuzz import targets
 from tests.fuzz.minimise import edges, smallest
 from tests.fuzz.targets import RECORDED, TARGETS, Excessive, Target, judge
+from tests.patience import TIME_SCALE
 from vmm.state.stream import decode
 
 _FILES = {name: sorted((RECORDED / name).iterdir()) for name in TARGETS}
@@ -21,7 +22,7 @@ _ALL = [pytest.param(name, path, id=f"{name}-{path.name}") for name, paths in _F
 
 @pytest.mark.parametrize(("name", "path"), _ALL)
 def test_a_recorded_input_ends_in_a_value_or_a_sentence_soon_and_in_little_memory(name: str, path: Path) -> None:
-    judge(TARGETS[name], path.read_bytes())
+    judge(TARGETS[name], path.read_bytes(), TIME_SCALE)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -38,9 +39,9 @@ def test_what_is_recorded_is_small(name: str) -> None:
 def test_valid_inputs_are_taken_and_their_changes_end_well(name: str) -> None:
     target, source = TARGETS[name], random.Random(1)
     for data in target.seeds():
-        judge(target, data)
+        judge(target, data, TIME_SCALE)
         for _ in range(5):
-            judge(target, target.change(source, data, lambda part: part[:-1] + b"\xff"))
+            judge(target, target.change(source, data, lambda part: part[:-1] + b"\xff"), TIME_SCALE)
 
 
 # --- readers with a fault -------------------------------------------------------------------------
@@ -54,7 +55,7 @@ def test_a_reader_that_raises_what_it_must_not_is_noticed(monkeypatch: pytest.Mo
     monkeypatch.setattr(decode, "_shaped", lambda where, value, kind, what: value)
     with pytest.raises((TypeError, AttributeError, ValueError, KeyError)):
         for path in _FILES["stream"]:
-            judge(TARGETS["stream"], path.read_bytes())
+            judge(TARGETS["stream"], path.read_bytes(), TIME_SCALE)
 
 
 def test_a_reader_that_takes_too_long_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

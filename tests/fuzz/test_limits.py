@@ -11,6 +11,7 @@ import pytest
 
 from tests.fuzz.lines import hello_with
 from tests.fuzz.targets import TARGETS, Target, judge
+from tests.patience import TIME_SCALE
 from vmm.compat.report import parse
 from vmm.probe.document import ProbeError
 from vmm.state.errors import StreamError
@@ -54,18 +55,18 @@ def test_a_stream_of_the_largest_parts_costs_no_more_than_any_other(kind: str) -
     body = encode(_BODIES[kind])
     target = _target(lambda data: read_state(io.BytesIO(data), explain))
     fits = min(LIMITS.parts // len(body), LIMITS.items // 60100 or 1)
-    assert judge(target, _stream(body, fits * len(body)))
-    assert not judge(target, _stream(body, LIMITS.parts + len(body)))
+    assert judge(target, _stream(body, fits * len(body)), TIME_SCALE)
+    assert not judge(target, _stream(body, LIMITS.parts + len(body)), TIME_SCALE)
 
 
 @pytest.mark.parametrize("value", _VALUES)
 def test_a_probe_of_the_largest_size_costs_no_more_than_any_other(value: str) -> None:
     item = value.encode()
     data = b"[" + item * ((1 << 20) // len(item) - 1) + item.rstrip(b",") + b"]"
-    assert not judge(_target(lambda data: parse(data, "a stranger's")), data)
+    assert not judge(_target(lambda data: parse(data, "a stranger's")), data, TIME_SCALE)
 
 
 @pytest.mark.parametrize("value", _VALUES)
 def test_a_hello_with_the_largest_facts_costs_no_more_than_any_other(value: str) -> None:
     count = (512 << 10) // len(value) - 4
-    assert judge(TARGETS["wire"], hello_with(f'{{"x":[{value * count}0]}}'))
+    assert judge(TARGETS["wire"], hello_with(f'{{"x":[{value * count}0]}}'), TIME_SCALE)

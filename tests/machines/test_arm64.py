@@ -75,7 +75,7 @@ def _lies(*options: str, patterns: tuple[str, ...] = ()) -> dict[str, list[dict[
     """Run mutations in the machine; return them by outcome."""
     found = records(lab("sve", *options, command=["python3", "-m", "tests.mutations", *patterns]))
     assert "totals" in found[-1], "the run was cut short"
-    outcomes: dict[str, list[dict[str, Any]]] = {"noticed": [], "unnoticed": [], "unusable": []}
+    outcomes: dict[str, list[dict[str, Any]]] = {"noticed": [], "unnoticed": [], "unusable": [], "error": []}
     for lie in found[:-1]:
         outcomes[lie["outcome"]].append(lie)
     return outcomes
@@ -83,7 +83,7 @@ def _lies(*options: str, patterns: tuple[str, ...] = ()) -> dict[str, list[dict[
 
 def test_every_lie_and_every_broken_payload_is_noticed(running: Running) -> None:
     outcomes = _lies()
-    assert not outcomes["unnoticed"], outcomes["unnoticed"]
+    assert not outcomes["unnoticed"] + outcomes["error"], outcomes["unnoticed"] + outcomes["error"]
     noticed, release = len(outcomes["noticed"]), running.offer("sve", NEWEST).about["kernel"]
     assert noticed
     running.expect(noticed >= _NOTICED, f"{noticed} lies are noticed: {outcomes['unusable']}", "sve", release)
@@ -102,7 +102,9 @@ def test_every_lie_and_every_broken_payload_is_noticed(running: Running) -> None
 )
 def test_a_lie_is_noticed_where_its_clause_runs(option: str, value: str, clause: str) -> None:
     outcomes = _lies(option, value, patterns=(clause,))
-    assert outcomes["noticed"] and not outcomes["unnoticed"] and not outcomes["unusable"], outcomes
+    assert outcomes["noticed"] and not outcomes["unnoticed"] and not outcomes["unusable"] and not outcomes["error"], (
+        outcomes
+    )
 
 
 @pytest.mark.skipif(not EVERY_KERNEL, reason="compares kernels: --all-kernels")

@@ -2,7 +2,7 @@
 """Runs the mutations on this machine's KVM: ``python3 -m tests.mutations [CLAUSE-GLOB ...]``.
 
 A mutation counts where the honest kernel passes. Prints one JSON line a mutation and a last one with totals;
-exit status 1 if any clause did not notice.
+exit status 1 if any clause did not notice, or ended as an ERROR.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> int:
         counts[outcome.outcome] += 1
         print(json.dumps(outcome.to_json()), flush=True)
     print(json.dumps({"totals": dict(counts)}))
-    return 1 if counts["unnoticed"] else 0
+    return 1 if counts["unnoticed"] or counts["error"] else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ _FACTORY = "tests.mutations.registry:make"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``outcome`` is noticed, unnoticed, or unusable where the honest kernel does not pass."""
+    """``outcome`` is noticed, unnoticed, unusable where the honest kernel does not pass, or error.
+
+    An error is an exception in the lie, or a clause that takes what it judges for set-up: ``detail`` says which.
+    """
 
     clause: str
     mutation: str
@@ -34,6 +37,8 @@ class Outcome:
 
 
 def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Outcome:
+    if lying.verdict is Verdict.ERROR and honest.verdict is not Verdict.ERROR:
+        return _outcome(mutation, "error", honest, lying, _detail(lying))
     if honest.verdict in (Verdict.PASS, Verdict.XPASS):
         # A clause that is known to fail here and yet passes fails as KNOWN when it is lied to.
         noticed = lying.verdict in (Verdict.FAIL, Verdict.KNOWN, Verdict.TIMEOUT)

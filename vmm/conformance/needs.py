@@ -26,7 +26,9 @@ def capability(name: str) -> Need:
     """KVM_CHECK_EXTENSION of ``name`` is not 0."""
 
     def measure(host: Host) -> tuple[bool, str]:
-        value = host.facts.capabilities[name]
+        value = host.facts.capabilities.get(name)
+        if value is None:
+            raise LookupError(f"{name} is not measured: add it to vmm/probe/{host.architecture}/facts.py")
         return value > 0, f"{name} is {value}"
 
     return Need(name, measure)
