@@ -37,8 +37,6 @@ class Outcome:
 
 
 def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Outcome:
-    if lying.verdict is Verdict.ERROR and honest.verdict is not Verdict.ERROR:
-        return _outcome(mutation, "error", honest, lying, _detail(lying))
     if honest.verdict in (Verdict.PASS, Verdict.XPASS):
         # A clause that is known to fail here and yet passes fails as KNOWN when it is lied to.
         noticed = lying.verdict in (Verdict.FAIL, Verdict.KNOWN, Verdict.TIMEOUT)
@@ -46,7 +44,8 @@ def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Out
         noticed = (lying.notes, lying.observed) != (honest.notes, honest.observed)
     else:
         return _outcome(mutation, "unusable", honest, lying, honest.reason)
-    return _outcome(mutation, "noticed" if noticed else "unnoticed", honest, lying, _detail(lying))
+    missed = "error" if lying.verdict is Verdict.ERROR else "unnoticed"
+    return _outcome(mutation, "noticed" if noticed else missed, honest, lying, _detail(lying))
 
 
 def _outcome(mutation: Mutation, outcome: str, honest: ClauseResult, lying: ClauseResult, detail: str) -> Outcome:
