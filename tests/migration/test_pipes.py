@@ -128,7 +128,7 @@ def test_a_settled_guest_whose_keeper_is_gone_says_how_it_ended(tmp_path: Path) 
         assert eventually(lambda: _settled(guest))
         receiver.kill()
         said = receiver.communicate(timeout=LIMIT)[1]  # to the end of the guest's process
-        assert gone(guest)
+        assert eventually(lambda: gone(guest))
         assert _done(steps) in said and "Traceback" not in said
 
 
