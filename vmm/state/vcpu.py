@@ -97,8 +97,8 @@ def restore_vcpu(
     Raises StateRefused with the name of the part or register that this KVM refuses; what was written stays.
     """
     by_name = _by_name()
-    if unknown := [name for name in state.parts if name not in by_name]:
-        raise StateRefused(f"the state has parts unknown to this version: {', '.join(unknown)}")
+    if unknown := state.parts.keys() - by_name.keys():
+        raise StateRefused(f"the state has parts unknown to this version: {', '.join(sorted(unknown))}")
     names = by_name if order is None else order
     restore = _Restore([by_name[name] for name in names if name in state.parts], state)
     restore.write(vcpu, policy or Policy())

@@ -143,6 +143,7 @@ PIECES: tuple[Piece, ...] = (
     Structure("MP_STATE", "kvm_mp_state", 4, _AFTER_INIT),
 )  # fmt: skip
 
+_REQUIRED = tuple(piece.name for piece in PIECES if piece.shape.required)
 CAPTURE_ORDER: tuple[str, ...] = (
     "INIT", "MP_STATE", "VLS", "FINALIZE", "LIST", "IDREGS", "FIRMWARE", "CORE", "VECTORS", "SYSREGS", "CACHES",
     "EVENTS", "COUNTERS",
@@ -173,7 +174,7 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
 
 def check_complete(parts: Mapping[str, Part]) -> None:
     """Raise StateRefused if a part is missing, or a register that the state itself lists."""
-    if missing := [piece.name for piece in PIECES if piece.shape.required and piece.name not in parts]:
+    if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
     words = _INIT.unpack(raw("INIT", parts["INIT"], _INIT.size))
     if words[1] >> Feature.SVE & 1 and ("VLS" not in parts or "FINALIZE" not in parts):

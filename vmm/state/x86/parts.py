@@ -117,6 +117,7 @@ PIECES: tuple[Piece, ...] = (
     ),
 )  # fmt: skip
 
+_REQUIRED = tuple(piece.name for piece in PIECES if piece.shape.required)
 # KVM_GET_MP_STATE takes in INIT and SIPI, which changes registers; events are read when nothing else can raise one.
 CAPTURE_ORDER: tuple[str, ...] = (
     "MP_STATE", "REGS", "SREGS", "XSAVE", "XCRS", "XFD", "DEBUGREGS", "LAPIC", "CPUID", "TSC_KHZ", "MSRS", "ONE_REGS",
@@ -159,7 +160,7 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
 
 def check_complete(parts: Mapping[str, Part]) -> None:
     """Raise StateRefused if a part is missing, or the guest uses what is not captured (nested virtualization)."""
-    if missing := [piece.name for piece in PIECES if piece.shape.required and piece.name not in parts]:
+    if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
     if Sregs.nested(raw("SREGS", parts["SREGS"], 320)):
         raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved")
