@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE, module
-from vmm.kvm.ioctl import Batch, Call, interpose
+from vmm.kvm.ioctl import Batch, Call, KvmError, interpose
 from vmm.kvm.system import Kvm
 from vmm.state import trials, volatile
 from vmm.state.architecture import here
@@ -25,6 +26,7 @@ from vmm.state.piece import Piece
 from vmm.state.policy import Policy
 from vmm.state.value import PAGE, Extent, MemoryState, VcpuState, VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu, steps
+from vmm.x86.cpuid import MAX_ENTRIES
 
 kvm_test = pytest.mark.kvm
 
@@ -237,6 +239,26 @@ def test_a_refusal_whose_reason_is_refused_too_is_a_refusal(kvm: Kvm, state: VmS
 
     with interpose(refuse), pytest.raises(StateRefused, match="MSRS: KVM_SET_MSRS failed with EFAULT"):
         restore(kvm, state)
+
+
+@kvm_test
+@pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"CPUID is x86's; this is {ARCHITECTURE}")
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_table_that_has_grown_is_read_anew_and_one_that_always_grows_is_an_error(kvm: Kvm, times: int) -> None:
+    left = times
+
+    def grow(call: Call, proceed: Callable[[], int]) -> int:
+        nonlocal left
+        if call.name != "KVM_GET_CPUID2" or call.argument.nent == MAX_ENTRIES or not left:
+            return proceed()
+        left -= 1
+        return -errno.E2BIG
+
+    with module("guest").Guest(kvm, "hello") as guest:
+        whole = capture_vcpu(guest.vcpu)
+        with interpose(grow), pytest.raises(KvmError, match="KVM_GET_CPUID2") if times > 1 else nullcontext():
+            assert vcpu_differences(ARCHITECTURE, whole, capture_vcpu(guest.vcpu)) == []
+    assert left == 0
 
 
 @kvm_test

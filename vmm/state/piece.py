@@ -44,7 +44,14 @@ _ONE_REG, _BYTES = ffi.typeof("struct kvm_one_reg *"), ffi.typeof("uint8_t[]")
 
 
 class Stale(Exception):
-    """The calls that were made for a vCPU no longer fit it: they have to be made anew."""
+    """The calls that were prepared for a vCPU no longer fit it: they have to be prepared anew.
+
+    ``error`` is what it is if they do not fit even then.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,10 @@ def capture_vcpu(vcpu: Vcpu) -> VcpuState:
         parts = _read(vcpu)
     except Stale:
         _CAPTURES.pop(vcpu, None)
-        parts = _read(vcpu)
+        try:
+            parts = _read(vcpu)
+        except Stale as again:
+            raise again.error from again
     known.check_complete(parts)
     return VcpuState(
         {piece.name: parts[piece.name] for piece in known.PIECES if piece.name in parts}, vcpu.identifier

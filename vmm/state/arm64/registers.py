@@ -12,7 +12,7 @@ from vmm._kvm import ffi, lib
 from vmm.arm64.registers import FPCR, FPSR, VLS, Register
 from vmm.arm64.system_registers import FIELDS, fields
 from vmm.arm64.vls import ARCHITECTURAL_MAX, VectorLengths
-from vmm.kvm.ioctl import KvmError
+from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.errors import StateRefused, StreamError
 from vmm.state.piece import ANY, Change, Follows, OneRegs, Piece, Reading, Row, Stale, raw, registers
@@ -65,7 +65,7 @@ class Registers(OneRegs):
     def unreadable(self, vcpu: Vcpu, row: int, result: int) -> None:
         """ENOENT: an ID register that was written has removed it."""
         if result == -errno.ENOENT:
-            raise Stale
+            raise Stale(KvmError(self.get, -result))
         super().unreadable(vcpu, row, result)
 
     def register_name(self, number: int) -> str:
@@ -191,7 +191,7 @@ class RegisterList(Piece):
 
         def take(calls: object) -> Part:
             if value.n != len(listed) or data[:] != same:
-                raise Stale
+                raise Stale(Refused("KVM lists other registers of this vCPU each time it is asked"))
             return packed
 
         return Reading([(lib.KVM_GET_REG_LIST, value, ANY)], take)
@@ -199,7 +199,7 @@ class RegisterList(Piece):
     def unreadable(self, vcpu: Vcpu, row: int, result: int) -> None:
         """E2BIG: there are more of them now."""
         if result == -errno.E2BIG:
-            raise Stale
+            raise Stale(KvmError(self.get, -result))
         super().unreadable(vcpu, row, result)
 
     def write(self, part: Part) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vmm._kvm import ffi, lib
 from vmm.kvm.bits import bits
+from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.errors import StreamError
 from vmm.state.piece import ANY, Change, Follows, Piece, Reading, Row, Stale, raw
@@ -57,7 +58,7 @@ class CpuidTable(Piece):
     def unreadable(self, vcpu: Vcpu, row: int, result: int) -> None:
         """E2BIG: the table has grown."""
         if result == -errno.E2BIG:
-            raise Stale
+            raise Stale(KvmError(self.get, -result))
         super().unreadable(vcpu, row, result)
 
     def write(self, part: Part) -> list[Row]:
