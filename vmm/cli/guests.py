@@ -135,8 +135,7 @@ def _chain(kvm: Kvm, level: str | None, values: list[int], lasting: float | None
     if not values and lasting is not None:
         values = [_steps_in(kvm, chosen, lasting, wanted)]
     steps, seed = [*values, *(_STEPS, _SEED)[len(values) :]][:2]
-    guest = chain.make_guest(kvm, chosen, steps, seed, regions=wanted.regions, vcpus=wanted.vcpus)
-    return guest
+    return chain.make_guest(kvm, chosen, steps, seed, regions=wanted.regions, vcpus=wanted.vcpus)
 
 
 def _steps_in(kvm: Kvm, level: str, seconds: float, wanted: Shape) -> int:

@@ -14,7 +14,7 @@ from vmm.state.piece import Piece
 from vmm.state.shape import Shape
 from vmm.state.value import Part, VcpuState
 
-__all__ = ["ARCHITECTURES", "Architecture", "here", "of"]
+__all__ = ["ARCHITECTURES", "Architecture", "here", "of", "pieces"]
 
 ARCHITECTURES = ("x86", "arm64")
 
@@ -37,9 +37,6 @@ class Architecture(Protocol):
     def without_disabled(self, vcpu: VcpuState) -> tuple[VcpuState, list[str]]:
         """Return the vCPU without what its own registers disable, and a sentence about each thing left out."""
 
-    def describe_machine(self, name: str, part: Part) -> dict[str, str]:
-        """Return what a part of the VM holds."""
-
     def capture_machine(self, vm: VirtualMachine) -> Mapping[str, Part]:
         """Return the parts that belong to the VM, beside the capabilities that were enabled."""
 
@@ -57,6 +54,12 @@ class Architecture(Protocol):
 def of(arch: str) -> Architecture:
     """Return what is known of the states of an architecture."""
     return cast(Architecture, module("parts", "state", arch))
+
+
+@cache
+def pieces(arch: str) -> Mapping[str, Piece]:
+    """Return the pieces of a vCPU's state on an architecture by name, in the order of a restore."""
+    return {piece.name: piece for piece in of(arch).PIECES}
 
 
 def here() -> Architecture:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from vmm.arch import ARCHITECTURE
 from vmm.state import volatile
-from vmm.state.architecture import of
-from vmm.state.piece import Change
+from vmm.state.architecture import pieces
+from vmm.state.explain import describe_machine
+from vmm.state.piece import Change, changes
 from vmm.state.value import PAGE, MemoryState, Part, VcpuState, VmState
 
-__all__ = ["Difference", "compare", "differences", "memory_differences", "vcpu_differences"]
+__all__ = ["Difference", "compare", "differences", "differing_pages", "memory_differences", "vcpu_differences"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +91,15 @@ def _changes(arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str,
 
 
 def _named(arch: str, name: str, ours: Part, theirs: Part, parts: Mapping[str, Part]) -> Iterator[Change]:
-    for piece in of(arch).PIECES:
-        if piece.name == name:
-            yield from piece.different(ours, theirs, parts)
-            return
-    first, second = (of(arch).describe_machine(name, part) for part in (ours, theirs))
+    piece = pieces(arch).get(name)
+    if piece:
+        yield from piece.different(ours, theirs, parts)
+        return
     numbers = None
     if isinstance(ours, bytes) and isinstance(theirs, bytes):
         numbers = int.from_bytes(ours, "little"), int.from_bytes(theirs, "little")
-    for field in dict.fromkeys([*first, *second]):
-        if first.get(field) != second.get(field):
-            yield replace(Change.of(field, first.get(field), second.get(field)), numbers=numbers)
+    for change in changes(describe_machine(name, ours), describe_machine(name, theirs)):
+        yield replace(change, numbers=numbers)
 
 
 def _plain(name: str, ours: Part, theirs: Part) -> Iterator[Change]:
@@ -144,9 +143,13 @@ def _pages(ours: MemoryState, theirs: MemoryState) -> str:
     if not changed:
         return ""
     page = changed[0]
-    a, b = first.get(page, zero), second.get(page, zero)
-    at = next(index for index in range(PAGE) if a[index] != b[index])
-    return f"{len(changed)} pages differ, the first byte at {page + at:#x}: {a[at]:02x}, {b[at]:02x}"
+    return differing_pages(len(changed), page, first.get(page, zero), second.get(page, zero))
+
+
+def differing_pages(count: int, gpa: int, first: bytes | memoryview, second: bytes | memoryview) -> str:
+    """Return how many pages differ, and the first byte that does in the first of them, which is at ``gpa``."""
+    at = next(index for index in range(PAGE) if first[index] != second[index])
+    return f"{count} pages differ, the first byte at {gpa + at:#x}: {first[at]:02x}, {second[at]:02x}"
 
 
 def _by_page(memory: MemoryState) -> dict[int, bytes | memoryview]:

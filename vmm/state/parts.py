@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmm.state.architecture import of
+from vmm.state.architecture import of, pieces
 from vmm.state.errors import StreamError
 from vmm.state.shape import Shape
 from vmm.state.value import Part, VmState
@@ -17,7 +17,7 @@ _ARGUMENTS = 4
 
 def vcpu_shapes(arch: str) -> dict[str, Shape]:
     """Return the shapes of a vCPU's parts on an architecture, in the order of a restore."""
-    return {piece.name: piece.shape for piece in of(arch).PIECES}
+    return {name: piece.shape for name, piece in pieces(arch).items()}
 
 
 def check_parts(state: VmState) -> None:
@@ -35,7 +35,8 @@ def check_vcpu(arch: str, identifier: int, parts: Mapping[str, Part]) -> None:
 
 def check_known(arch: str, name: str, part: Part, where: str) -> bool:
     """Tell whether a part of this name is known on an architecture; StreamError if it has another shape."""
-    shape = vcpu_shapes(arch).get(name) or of(arch).MACHINE.get(name)
+    piece = pieces(arch).get(name)
+    shape = piece.shape if piece else of(arch).MACHINE.get(name)
     if shape is not None:
         shape.check(where, part)
     return shape is not None

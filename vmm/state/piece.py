@@ -32,6 +32,7 @@ __all__ = [
     "Row",
     "Stale",
     "Structure",
+    "changes",
     "one_reg_calls",
     "raw",
     "registers",
@@ -98,6 +99,13 @@ class Change:
         """Return the change of a value, None where a state lacks it."""
         shown = ("absent" if value is None else value for value in (first, second))
         return cls(register, ", ".join(shown), extra=second if first is None else None)
+
+
+def changes(first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[Change]:
+    """Yield what differs between two descriptions."""
+    for name in dict.fromkeys([*first, *second]):
+        if first.get(name) != second.get(name):
+            yield Change.of(name, first.get(name), second.get(name))
 
 
 def raw(name: str, part: Part, size: int | None = None) -> bytes:
@@ -169,10 +177,7 @@ class Piece:
 
     def different(self, first: Part, second: Part, parts: Mapping[str, Part]) -> Iterator[Change]:
         """Yield what differs between two parts; ``parts`` are those beside the first."""
-        ours, theirs = self.describe(first, parts), self.describe(second, parts)
-        for name in dict.fromkeys([*ours, *theirs]):
-            if ours.get(name) != theirs.get(name):
-                yield Change.of(name, ours.get(name), theirs.get(name))
+        yield from changes(self.describe(first, parts), self.describe(second, parts))
 
     # --- what a stranger's state is checked for ---
 

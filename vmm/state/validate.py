@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmm.state.architecture import ARCHITECTURES, of
+from vmm.state.architecture import ARCHITECTURES, of, pieces
 from vmm.state.errors import StreamError
 from vmm.state.parts import check_parts
 from vmm.state.stream.memory import check_region
@@ -34,16 +34,15 @@ def validate(state: VmState) -> None:
         raise StreamError("the state", "two vCPUs have the same identifier")
     check_parts(state)
     for vcpu in state.vcpus:
-        for piece in of(state.arch).PIECES:
-            if piece.name in vcpu.parts:
-                piece.check(f"vCPU {vcpu.identifier}, {piece.name}", vcpu.parts)
+        for name, piece in pieces(state.arch).items():
+            if name in vcpu.parts:
+                piece.check(f"vCPU {vcpu.identifier}, {name}", vcpu.parts)
 
 
 def check_readable(arch: str, where: str, name: str, parts: Mapping[str, Part]) -> None:
     """Raise StreamError for a part that cannot be described beside the others in ``parts``; all have their shapes."""
-    for piece in of(arch).PIECES:
-        if piece.name == name:
-            piece.check_readable(where, parts)
+    if name in pieces(arch):
+        pieces(arch)[name].check_readable(where, parts)
 
 
 def _check_memory(memory: tuple[MemoryState, ...]) -> None:

@@ -9,9 +9,10 @@ from functools import cache
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+from vmm.arch import ARCHITECTURE
 from vmm.kvm.ioctl import Batch, KvmError
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.architecture import here
+from vmm.state.architecture import here, pieces
 from vmm.state.errors import StateRefused
 from vmm.state.piece import Piece, Reading, Row, Stale, raw
 from vmm.state.policy import Policy
@@ -86,7 +87,8 @@ def _read(vcpu: Vcpu) -> dict[str, Part]:
 
 @cache
 def _in_capture_order() -> tuple[Piece, ...]:
-    return tuple(_by_name()[name] for name in here().CAPTURE_ORDER)
+    known = here()
+    return tuple(pieces(ARCHITECTURE)[name] for name in known.CAPTURE_ORDER)
 
 
 # --- restore --------------------------------------------------------------------------------------
@@ -99,17 +101,12 @@ def restore_vcpu(
 
     Raises StateRefused with the name of the part or register that this KVM refuses; what was written stays.
     """
-    by_name = _by_name()
+    by_name = pieces(ARCHITECTURE)
     if unknown := state.parts.keys() - by_name.keys():
         raise StateRefused(f"the state has parts unknown to this version: {', '.join(sorted(unknown))}")
     names = by_name if order is None else order
     restore = _Restore([by_name[name] for name in names if name in state.parts], state)
     restore.write(vcpu, policy or Policy())
-
-
-@cache
-def _by_name() -> dict[str, Piece]:
-    return {piece.name: piece for piece in steps()}
 
 
 class _Restore:

@@ -28,7 +28,6 @@ __all__ = [
     "about",
     "capture_machine",
     "check_complete",
-    "describe_machine",
     "permit",
     "restore_machine",
     "without_disabled",
@@ -152,13 +151,6 @@ CAPTURE_ORDER: tuple[str, ...] = (
 # What a state may have enabled on its VM: nothing yet.
 CAPABILITIES: frozenset[int] = frozenset()
 MACHINE: Mapping[str, Shape] = {"CAPS": Shape(required=False)}
-
-
-def describe_machine(name: str, part: Part) -> dict[str, str]:
-    """Return what a part of the VM holds."""
-    if isinstance(part, bytes):
-        return {name: part.hex()}
-    return {f"capability {number}": value.hex() for number, value in part.items()}
 
 
 def capture_machine(vm: VirtualMachine) -> Mapping[str, Part]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vmm.state.compare import Difference
+from vmm.state.compare import Difference, differing_pages
 from vmm.state.stream.memory import Piece
 from vmm.state.value import PAGE, MemoryState
 
@@ -36,9 +36,7 @@ class _Found:
         self.pages += 1
 
     def __str__(self) -> str:
-        at = next(index for index in range(PAGE) if self.ours[index] != self.theirs[index])
-        values = f"{self.ours[at]:02x}, {self.theirs[at]:02x}"
-        return f"{self.pages} pages differ, the first byte at {self.gpa + at:#x}: {values}"
+        return differing_pages(self.pages, self.gpa, self.ours, self.theirs)
 
 
 def page_differences(

@@ -142,8 +142,8 @@ class Xsave(Piece):
 
     def check(self, where: str, parts: Mapping[str, Part]) -> None:
         """The area has room for what CPUID offers, and names no more than that and IA32_XFD allow."""
-        offered = table(parts).xcr0
-        area = XsaveArea(raw(self.name, parts[self.name]), self._layout(where, parts))
+        cpuid, data = table(parts), raw(self.name, parts[self.name])
+        offered, area = cpuid.xcr0, XsaveArea(data, _layout(where, cpuid, len(data)))
         if stray := area.xstate_bv & ~(offered | _LEGACY):
             raise StreamError(
                 where, f"XSTATE_BV has {xfeature.describe(stray)}, and CPUID offers {xfeature.describe(offered)} only"
@@ -164,20 +164,19 @@ class Xsave(Piece):
     def check_readable(self, where: str, parts: Mapping[str, Part]) -> None:
         """The area can have the layout that CPUID gives it."""
         if "CPUID" in parts:
-            self._layout(where, parts)
+            _layout(where, table(parts), len(parts[self.name]))
 
-    def _layout(self, where: str, parts: Mapping[str, Part]) -> Layout:
-        offered, size = table(parts), len(parts[self.name])
-        layout = Layout.from_cpuid(offered, offered.xcr0)
-        if size < layout.size():
-            raise StreamError(
-                where, f"it has {size} bytes, and by CPUID leaf 0xD its components end at {layout.size()}"
-            )
-        ranges = sorted((start, length, c.name) for c in layout.components.values() for start, length in c.ranges)
-        for (start, length, first), (behind, _, second) in pairwise(ranges):
-            if behind < start + length:
-                raise StreamError(where, f"by CPUID leaf 0xD {second} lies inside {first}, which no CPU has")
-        return layout
+
+def _layout(where: str, offered: Cpuid, size: int) -> Layout:
+    """Return the layout that a CPUID gives an area; StreamError if one of this size cannot have it."""
+    layout = Layout.from_cpuid(offered, offered.xcr0)
+    if size < layout.size():
+        raise StreamError(where, f"it has {size} bytes, and by CPUID leaf 0xD its components end at {layout.size()}")
+    ranges = sorted((start, length, c.name) for c in layout.components.values() for start, length in c.ranges)
+    for (start, length, first), (behind, _, second) in pairwise(ranges):
+        if behind < start + length:
+            raise StreamError(where, f"by CPUID leaf 0xD {second} lies inside {first}, which no CPU has")
+    return layout
 
 
 def _disabled(parts: Mapping[str, Part]) -> int:

@@ -28,7 +28,6 @@ __all__ = [
     "about",
     "capture_machine",
     "check_complete",
-    "describe_machine",
     "permit",
     "restore_machine",
     "without_disabled",
@@ -77,10 +76,12 @@ class _TscKhz(Piece):
 _CPUID = "the guest's CPUID decides which bits CR4, EFER, XCR0 and the MSRs may have, and how large its XSAVE area is"
 _AFTER_CPUID = Follows("CPUID", _CPUID, "arch/x86/kvm/cpuid.c, kvm_set_cpuid, kvm_vcpu_after_set_cpuid")
 
+_SREGS = Sregs("SREGS", "kvm_sregs2", 320, _AFTER_CPUID, calls="SREGS2")
+
 PIECES: tuple[Piece, ...] = (
     CpuidTable(),
     _TscKhz(),
-    Sregs("SREGS", "kvm_sregs2", 320, _AFTER_CPUID, calls="SREGS2"),
+    _SREGS,
     Xcrs("XCRS", "kvm_xcrs", 392, _AFTER_CPUID),
     Msrs("XFD", lambda vcpu: XFD, lambda: frozenset(XFD), _AFTER_CPUID, required=False),
     Xsave(
@@ -133,13 +134,6 @@ CAPABILITIES = frozenset({164, 218})
 MACHINE: Mapping[str, Shape] = {"CAPS": Shape(required=False), "CLOCK": Shape.exactly(_U64)}
 
 
-def describe_machine(name: str, part: Part) -> dict[str, str]:
-    """Return what CAPS or CLOCK holds."""
-    if isinstance(part, bytes):
-        return {name: str(int.from_bytes(part, "little"))}
-    return {f"capability {number}": value.hex() for number, value in part.items()}
-
-
 def capture_machine(vm: VirtualMachine) -> Mapping[str, Part]:
     """Return the parts that belong to the VM: CLOCK, the kvmclock."""
     value = ffi.new("struct kvm_clock_data *")
@@ -162,7 +156,7 @@ def check_complete(parts: Mapping[str, Part]) -> None:
     """Raise StateRefused if a part is missing, or the guest uses what is not captured (nested virtualization)."""
     if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
-    if Sregs.nested(raw("SREGS", parts["SREGS"], 320)):
+    if _SREGS.nested(parts["SREGS"]):
         raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved")
 
 

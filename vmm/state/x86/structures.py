@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.errors import StateRefused, StreamError
-from vmm.state.piece import Change, Reading, Structure
+from vmm.state.errors import StreamError
+from vmm.state.piece import Change, Reading, Structure, raw
 from vmm.state.value import Part
+from vmm.state.x86.area import table
 from vmm.x86 import xfeature
-from vmm.x86.cpuid import Cpuid
 from vmm.x86.fields import Cr4, Xcr0
 
 __all__ = ["Fields", "Lapic", "Sregs", "Xcrs"]
@@ -30,10 +30,9 @@ class Fields(Structure):
 
     def describe(self, part: Part, parts: Mapping[str, Part]) -> dict[str, str]:
         """Return the fields by name; long ones as bytes."""
-        if not isinstance(part, bytes) or len(part) != self.size:
-            raise StateRefused(f"struct {self.struct} has {self.size} bytes: the state is damaged")
+        data = raw(self.name, part, self.size)
         return {
-            field: self.text(field, part[found.offset : found.offset + ffi.sizeof(found.type)])
+            field: self.text(field, data[found.offset : found.offset + ffi.sizeof(found.type)])
             for field, found in ffi.typeof(f"struct {self.struct}").fields
         }
 
@@ -62,10 +61,10 @@ class Sregs(Fields):
                 setattr(value, name, {"selector": segment.selector, "unusable": 1})
         return bytes(ffi.buffer(value))
 
-    @staticmethod
-    def nested(part: bytes) -> bool:
+    def nested(self, part: Part) -> bool:
         """Tell whether the guest virtualizes: CR4.VMXE or EFER.SVME."""
-        cr4, efer = (int.from_bytes(part[at : at + _U64], "little") for at in (_CR4, _EFER))
+        data = raw(self.name, part, self.size)
+        cr4, efer = (int.from_bytes(data[at : at + _U64], "little") for at in (_CR4, _EFER))
         return bool(cr4 & _VMXE or efer & _SVME)
 
 
@@ -80,9 +79,7 @@ class Xcrs(Structure):
 
     def check(self, where: str, parts: Mapping[str, Part]) -> None:
         """XCR0 is within what CPUID offers."""
-        data, table = parts[self.name], parts["CPUID"]
-        assert isinstance(data, bytes) and isinstance(table, bytes)
-        offered = Cpuid.unpack(table).xcr0
+        data, offered = raw(self.name, parts[self.name]), table(parts).xcr0
         count, flags = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4))
         if count > _MAX_XCRS or flags:
             raise StreamError(where, f"nr_xcrs is {count} and flags {flags:#x}: at most {_MAX_XCRS}, and no flags")
