@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from vmm.arm64.registers import Register
+from vmm.arm64.registers import Group, Register
 
 __all__ = ["BY_ENCODING", "REGISTERS", "Field", "IdRegister", "Rule", "mask_index", "register_name"]
 
@@ -267,12 +267,11 @@ REGISTERS: dict[str, IdRegister] = {
     ),
 }
 BY_ENCODING = {register.encoding: name for name, register in REGISTERS.items()}
-_SYSREG = 0x13
 
 
 def register_name(register: Register) -> str:
     """Return a register's name; of an ID register the one in REGISTERS."""
-    return BY_ENCODING.get(register.encoding, register.name) if register.group == _SYSREG else register.name
+    return BY_ENCODING.get(register.encoding, register.name) if register.group == Group.SYSREG else register.name
 
 
 def mask_index(encoding: Encoding) -> int:

@@ -10,6 +10,7 @@ spell, so that ids can be read on a host of any architecture.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import lru_cache
 
 from vmm.arm64.system_registers import NAMES
@@ -24,6 +25,7 @@ __all__ = [
     "SVE",
     "SYSTEM",
     "VLS",
+    "Group",
     "Register",
     "core",
     "ffr",
@@ -37,7 +39,6 @@ __all__ = [
 
 _ARM64 = 0x6000_0000_0000_0000
 _SIZE_SHIFT = 52
-_CORE, _DEMUX, _SYSREG, _FW, _SVE, _BITMAP = 0x10, 0x11, 0x13, 0x14, 0x15, 0x16
 _U32, _U64, _U128, _U256, _U512, _U2048 = 2, 3, 4, 5, 6, 8
 SLICES = 32
 
@@ -54,6 +55,22 @@ _FIRMWARE_NAMES = {0: "PSCI_VERSION", 1: "WORKAROUND_1", 2: "WORKAROUND_2", 3: "
 _BITMAP_NAMES = {0: "STD_BMAP", 1: "STD_HYP_BMAP", 2: "VENDOR_HYP_BMAP", 3: "VENDOR_HYP_BMAP_2"}
 
 
+class Group(IntEnum):
+    """KVM_REG_ARM_COPROC: which kind of register an id is of."""
+
+    CORE = 0x10
+    DEMUX = 0x11
+    SYSREG = 0x13
+    FIRMWARE = 0x14
+    SVE = 0x15
+    BITMAP = 0x16
+
+
+_GROUP_NAMES: dict[int, dict[int, str]] = {
+    Group.CORE: _CORE_NAMES, Group.FIRMWARE: _FIRMWARE_NAMES, Group.BITMAP: _BITMAP_NAMES,
+}  # fmt: skip
+
+
 class Register(int):
     """A register id: an int that knows its name and size."""
 
@@ -66,7 +83,7 @@ class Register(int):
 
     @property
     def group(self) -> int:
-        """The number of the register group (KVM_REG_ARM_COPROC): 0x10 core, 0x13 system, 0x15 SVE, ..."""
+        """The number of the register's group, a Group unless it is unknown."""
         return self >> 16 & 0xFFF
 
     @property
@@ -97,14 +114,14 @@ class Register(int):
 @lru_cache(4096)
 def _name(register: Register) -> str:
     low, group = register & 0xFFFF, register.group
-    known = {_CORE: _CORE_NAMES, _FW: _FIRMWARE_NAMES, _BITMAP: _BITMAP_NAMES}.get(group, {})
+    known = _GROUP_NAMES.get(group, {})
     if low in known:
         return known[low]
-    if group == _SYSREG:
+    if group == Group.SYSREG:
         return NAMES.get(register.encoding) or "S{}_{}_C{}_C{}_{}".format(*register.encoding)
-    if group == _SVE:
+    if group == Group.SVE:
         return _sve_name(register, low)
-    if group == _DEMUX:
+    if group == Group.DEMUX:
         return f"CCSIDR[{low & 0xFF}]"
     return f"{int(register):#018x}"
 
@@ -128,7 +145,7 @@ def core(name: str) -> Register:
     """Return a core register by its name: X0 to X30, SP, PC, PSTATE, V0 to V31, FPSR, FPCR, ..."""
     offset = _CORE_OFFSETS[name]
     size = _U32 if offset >= 0xD4 else _U128 if offset >= 0x54 else _U64
-    return _register(_CORE, size, offset)
+    return _register(Group.CORE, size, offset)
 
 
 def x(number: int) -> Register:
@@ -143,32 +160,32 @@ def v(number: int) -> Register:
 
 def z(number: int, slice: int = 0) -> Register:
     """Return a slice of Z0 to Z31: 256 bytes of which a vCPU uses as many as its largest vector length."""
-    return _register(_SVE, _U2048, number << 5 | slice)
+    return _register(Group.SVE, _U2048, number << 5 | slice)
 
 
 def p(number: int, slice: int = 0) -> Register:
     """Return a slice of P0 to P15: 32 bytes, one bit for each byte of a Z register."""
-    return _register(_SVE, _U256, 0x400 | number << 5 | slice)
+    return _register(Group.SVE, _U256, 0x400 | number << 5 | slice)
 
 
 def ffr(slice: int = 0) -> Register:
     """Return a slice of the first-fault register."""
-    return _register(_SVE, _U256, 0x600 | slice)
+    return _register(Group.SVE, _U256, 0x600 | slice)
 
 
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> Register:
     """Return a system register by its encoding."""
-    return _register(_SYSREG, _U64, op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
+    return _register(Group.SYSREG, _U64, op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
 
 
 def firmware(number: int, *, bitmap: bool = False) -> Register:
     """Return a firmware pseudo-register: 0 is PSCI_VERSION, or a bitmap of the hypercalls offered."""
-    return _register(_BITMAP if bitmap else _FW, _U64, number)
+    return _register(Group.BITMAP if bitmap else Group.FIRMWARE, _U64, number)
 
 
 SP, PC, PSTATE, FPSR, FPCR = core("SP"), core("PC"), core("PSTATE"), core("FPSR"), core("FPCR")
 FFR = ffr()
-VLS = _register(_SVE, _U512, 0xFFFF)
+VLS = _register(Group.SVE, _U512, 0xFFFF)
 # Z, P and FFR as a vCPU with SVE has them.
 SVE = (*(z(n) for n in range(32)), *(p(n) for n in range(16)), FFR)
 SYSTEM = {name: sysreg(*encoding) for encoding, name in NAMES.items()}

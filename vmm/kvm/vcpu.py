@@ -12,10 +12,16 @@ from vmm.kvm import ioctl as door
 from vmm.kvm.exits import Budget, Deadline, Exit, IoIn, MmioRead, Stopped, decode
 from vmm.kvm.handle import Handle
 
-__all__ = ["DEFAULT_TIMEOUT", "Vcpu"]
+__all__ = ["DEFAULT_TIMEOUT", "Vcpu", "register_size"]
 
 DEFAULT_TIMEOUT = 5.0
 _NANOSECONDS = 1_000_000_000
+_SIZE_SHIFT = 52  # KVM_REG_SIZE_SHIFT
+
+
+def register_size(identifier: int) -> int:
+    """Return how many bytes a register of KVM_GET_ONE_REG has by its id. Source: linux/kvm.h, KVM_REG_SIZE."""
+    return 1 << (identifier >> _SIZE_SHIFT & 0xF)
 
 
 class Vcpu(Handle):
@@ -137,14 +143,13 @@ class Vcpu(Handle):
 
     def get_one_reg(self, identifier: int) -> bytes:
         """KVM_GET_ONE_REG: the register's bytes, as many as its id says."""
-        size = 1 << (identifier >> lib.KVM_REG_SIZE_SHIFT & 0xF)
-        value = ffi.new("uint8_t[]", size)
+        value = ffi.new("uint8_t[]", register_size(identifier))
         self._one_reg(lib.KVM_GET_ONE_REG, identifier, value)
         return bytes(ffi.buffer(value))
 
     def set_one_reg(self, identifier: int, value: bytes) -> None:
         """KVM_SET_ONE_REG; ``value`` has to be as long as the id says."""
-        size = 1 << (identifier >> lib.KVM_REG_SIZE_SHIFT & 0xF)
+        size = register_size(identifier)
         if len(value) != size:
             raise ValueError(f"register {identifier:#x} has {size} bytes, not {len(value)}")
         self._one_reg(lib.KVM_SET_ONE_REG, identifier, ffi.new("uint8_t[]", value))

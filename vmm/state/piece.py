@@ -15,7 +15,7 @@ from typing import Any
 
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError, errno_name
-from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vcpu import Vcpu, register_size
 from vmm.state.errors import StateRefused
 from vmm.state.shape import Shape
 from vmm.state.value import Part, Registers, VcpuState
@@ -277,7 +277,7 @@ class OneRegs(RegisterSet):
         identifiers = self.identifiers(vcpu)
         if not identifiers:
             return None
-        sizes = [_size(identifier) for identifier in identifiers]
+        sizes = [register_size(identifier) for identifier in identifiers]
         calls = one_reg_calls(lib.KVM_GET_ONE_REG, identifiers, bytes(sum(sizes)))
         data, ends = ffi.buffer(calls.buffer), list(accumulate(sizes))
         spans = [(number, end - size, end) for number, size, end in zip(identifiers, sizes, ends, strict=True)]
@@ -286,7 +286,7 @@ class OneRegs(RegisterSet):
     def write(self, part: Part) -> list[Row]:
         """A call a register."""
         values = registers(self.name, part)
-        sizes = [_size(identifier) for identifier in values]
+        sizes = [register_size(identifier) for identifier in values]
         if wrong := [number for number, size in zip(values, sizes, strict=True) if len(values[number]) != size]:
             raise StateRefused(f"{self.name}: register {wrong[0]:#x} has another size: the state is damaged")
         return one_reg_calls(lib.KVM_SET_ONE_REG, values, b"".join(values.values()))
@@ -298,11 +298,6 @@ class OneRegs(RegisterSet):
         return [(f"{self.name}.{self.register_name(identifier)}", why)]
 
 
-def _size(identifier: int) -> int:
-    """How many bytes a register has by its id. Source: include/uapi/linux/kvm.h, KVM_REG_SIZE."""
-    return 1 << (identifier >> 52 & 0xF)
-
-
 def one_reg_calls(request: int, identifiers: Iterable[int], data: bytes) -> Held:
     """Return a call a register; ``data`` are their values one after the other."""
     values = ffi.from_buffer(_BYTES, bytearray(data))
@@ -310,6 +305,6 @@ def one_reg_calls(request: int, identifiers: Iterable[int], data: bytes) -> Held
     rows = Held()
     for identifier in identifiers:
         rows.append((request, ffi.new(_ONE_REG, (identifier, address)), ANY))
-        address += _size(identifier)
+        address += register_size(identifier)
     rows.buffer = values
     return rows

@@ -38,10 +38,8 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
-from vmm.arm64.registers import FFR, FPCR, PC, SYSTEM, VLS, firmware, p, x, z
+from vmm.arm64.registers import FFR, FPCR, PC, SYSTEM, VLS, Group, firmware, p, x, z
 from vmm.kvm.ioctl import Call, Interposer
-
-_SVE_GROUP = 0x15
 
 
 def _about(feature: int) -> Condition:
@@ -169,7 +167,7 @@ lies(
 
 lies(
     "sve.finalize.per-vcpu",
-    one_vcpus_finalize_is_all_vcpus=lambda: accept(GET, group(_SVE_GROUP)),
+    one_vcpus_finalize_is_all_vcpus=lambda: accept(GET, group(Group.SVE)),
     only_all_vcpus_together_are_finalized=lambda: refuse(COMPLETE, errno.EPERM, nth(1)),
 )
 

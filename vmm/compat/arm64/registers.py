@@ -7,7 +7,7 @@ Source: arch/arm64/kvm/sys_regs.c, set_clidr, set_ccsidr; arch/arm64/kvm/hyperca
 from __future__ import annotations
 
 from vmm.arm64.id_registers import REGISTERS
-from vmm.arm64.registers import Register
+from vmm.arm64.registers import Group, Register
 from vmm.compat.arm64.id_registers import field_mask, field_value, missing_features
 from vmm.compat.offer import Finding, Mask, Offer, Verdict
 
@@ -15,7 +15,6 @@ __all__ = ["caches", "firmware", "registers"]
 
 _ALL = (1 << 64) - 1
 _NO_CACHE = "the guest's CLIDR_EL1 has no such cache"
-_CORE, _DEMUX, _SYSREG, _FIRMWARE, _SVE, _BITMAPS = 0x10, 0x11, 0x13, 0x14, 0x15, 0x16
 # CLIDR_EL1.LoUIS, LoC, LoUU; CTR_EL0.IDC.
 _LOUIS, _LOC, _LOUU, _IDC = 21, 24, 27, 28
 # The registers that a field of an ID register brings along: arch/arm64/kvm/sys_regs.c, tcr2_visibility and others.
@@ -33,9 +32,9 @@ _ZCR_EL1 = (3, 0, 1, 2, 0)
 
 def _needs(register: Register) -> str | None:
     """Return the vCPU feature without which a register is not there."""
-    if register.group == _SVE:
+    if register.group == Group.SVE:
         return "SVE"
-    if register.group != _SYSREG:
+    if register.group != Group.SYSREG:
         return None
     op0, op1, crn, crm, _ = register.encoding
     if register.encoding == _ZCR_EL1:
@@ -54,7 +53,7 @@ def _listed(offer: Offer, guest: Offer) -> set[Register]:
     missing = missing_features(guest)
     found = {register for register in _numbers(offer, "register.") if _needs(register) not in missing}
     if "SVE" in missing:  # V0 to V31 are what a vCPU has instead
-        found |= {register for register in _numbers(offer, "plain.") if register.group == _CORE}
+        found |= {register for register in _numbers(offer, "plain.") if register.group == Group.CORE}
     return found
 
 
@@ -68,9 +67,9 @@ def registers(guest: Offer, destination: Offer) -> list[Finding]:
     missing = [
         register
         for register in sorted(_listed(guest, guest) - _listed(destination, guest))
-        if register.group not in (_FIRMWARE, _BITMAPS) and not guest.get(f"left.{register.name}")
+        if register.group not in (Group.FIRMWARE, Group.BITMAP) and not guest.get(f"left.{register.name}")
     ]
-    no_caches = [r.name for r in missing if r.group == _DEMUX and not _is_cache(r.name, guest)]
+    no_caches = [r.name for r in missing if r.group == Group.DEMUX and not _is_cache(r.name, guest)]
     found = [_missing(register, guest) for register in missing if register.name not in no_caches]
     if no_caches:
         masks = tuple(map(_left_out, no_caches))

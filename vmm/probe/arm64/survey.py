@@ -28,7 +28,7 @@ from typing import Any
 
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.id_registers import REGISTERS, Field, IdRegister, Rule, mask_index, register_name
-from vmm.arm64.registers import PC, SYSTEM, Register, sysreg, x
+from vmm.arm64.registers import PC, SYSTEM, Group, Register, sysreg, x
 from vmm.arm64.vcpu import Feature, read, write
 from vmm.kvm.exits import MmioWrite
 from vmm.kvm.ioctl import KvmError
@@ -53,7 +53,6 @@ _OPTIONAL = {
     Feature.PTRAUTH_GENERIC: ("KVM_CAP_ARM_PTRAUTH_ADDRESS", "KVM_CAP_ARM_PTRAUTH_GENERIC"),
 }
 _DEFAULT_IPA = 40  # Documentation/virt/kvm/api.rst, 4.2: machine type 0
-_FIRMWARE, _BITMAPS, _CCSIDR = 0x14, 0x16, 0x11
 # The feature ID registers: op0 3, op1 0, CRn 0, CRm 1 to 7; and CTR_EL0.
 _ID_SPACE = frozenset(sysreg(3, 0, 0, crm, op2) for crm in range(1, 8) for op2 in range(8)) | {SYSTEM["CTR_EL0"]}
 # MRS X0, CNTFRQ_EL0; STR X0, [X1].
@@ -119,14 +118,14 @@ def _full(vm: VirtualMachine, vcpu: Vcpu, has_masks: bool) -> dict[str, Any]:
             writable = _writable(vcpu, register, value, known) if known else 0
         entry = {"value": f"{value:#x}", "writable": f"{writable:#x}"}
         found[register_name(register)] = {**entry, "fields": known.decode(value) if known else {}}
-    groups = {group: [r for r in listed if r.group == group] for group in (_FIRMWARE, _BITMAPS, _CCSIDR)}
-    firmware = [*groups[_FIRMWARE], *groups[_BITMAPS]]
+    groups = {group: [r for r in listed if r.group == group] for group in (Group.FIRMWARE, Group.BITMAP, Group.DEMUX)}
+    firmware = [*groups[Group.FIRMWARE], *groups[Group.BITMAP]]
     return {
         "id_registers": found,
         "writable_by": "measured" if masks is None else "ioctl",
         "implementation": _hexadecimal(vcpu, (SYSTEM[name] for name in ("MIDR_EL1", "REVIDR_EL1", "AIDR_EL1"))),
-        "caches": _hexadecimal(vcpu, (SYSTEM["CLIDR_EL1"], *groups[_CCSIDR])),
-        "caches_settable": any(_settable(vcpu, register) for register in groups[_CCSIDR][:1]),
+        "caches": _hexadecimal(vcpu, (SYSTEM["CLIDR_EL1"], *groups[Group.DEMUX])),
+        "caches_settable": any(_settable(vcpu, register) for register in groups[Group.DEMUX][:1]),
         "firmware": _hexadecimal(vcpu, firmware),
         "registers": {f"{register:#x}": register_name(register) for register in listed},
     }

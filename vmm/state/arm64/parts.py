@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 
 from vmm._kvm import ffi, lib
-from vmm.arm64.registers import VLS, Register
+from vmm.arm64.registers import VLS, Group, Register
 from vmm.arm64.vcpu import Feature, get_vls
 from vmm.arm64.vls import VectorLengths
 from vmm.kvm.bits import bits
@@ -33,7 +33,6 @@ __all__ = [
     "without_disabled",
 ]
 
-_CORE, _DEMUX, _SYSREG, _FW, _SVE, _BITMAP = 0x10, 0x11, 0x13, 0x14, 0x15, 0x16
 _INIT = struct.Struct("<8I")
 
 
@@ -121,17 +120,17 @@ PIECES: tuple[Piece, ...] = (
     _Vls(Follows("INIT", "INIT resets the vector lengths", "arch/arm64/kvm/reset.c, kvm_vcpu_enable_sve")),
     _Finalize("FINALIZE", 4, _AFTER_INIT, Follows("VLS", "the vector lengths can no longer change", _API),
               required=False),
-    Registers("IDREGS", {_SYSREG}, _AFTER_INIT, _AFTER_FINALIZE),
-    Registers("FIRMWARE", {_FW, _BITMAP}, _AFTER_INIT, _AFTER_IDREGS),
+    Registers("IDREGS", {Group.SYSREG}, _AFTER_INIT, _AFTER_FINALIZE),
+    Registers("FIRMWARE", {Group.FIRMWARE, Group.BITMAP}, _AFTER_INIT, _AFTER_IDREGS),
     RegisterList(
         Follows("IDREGS", "which registers exist depends on them", "arch/arm64/kvm/sys_regs.c, walk_one_sys_reg"),
         _AFTER_FINALIZE,
     ),
-    Registers("CORE", {_CORE}, _AFTER_INIT, _AFTER_IDREGS),
-    Registers("VECTORS", {_CORE, _SVE}, _AFTER_INIT, _AFTER_FINALIZE, _AFTER_IDREGS),
-    Registers("SYSREGS", {_SYSREG}, _AFTER_INIT, _AFTER_FINALIZE, _AFTER_IDREGS),
-    Registers("COUNTERS", {_SYSREG}, _AFTER_INIT, required=False),
-    Registers("CACHES", {_DEMUX}, _AFTER_INIT, _AFTER_IDREGS, required=False),
+    Registers("CORE", {Group.CORE}, _AFTER_INIT, _AFTER_IDREGS),
+    Registers("VECTORS", {Group.CORE, Group.SVE}, _AFTER_INIT, _AFTER_FINALIZE, _AFTER_IDREGS),
+    Registers("SYSREGS", {Group.SYSREG}, _AFTER_INIT, _AFTER_FINALIZE, _AFTER_IDREGS),
+    Registers("COUNTERS", {Group.SYSREG}, _AFTER_INIT, required=False),
+    Registers("CACHES", {Group.DEMUX}, _AFTER_INIT, _AFTER_IDREGS, required=False),
     Structure(
         "EVENTS", "kvm_vcpu_events", 64, _AFTER_INIT,
         Follows("CORE", "a pending abort may change PC and PSTATE at once",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from vmm._kvm import ffi, lib
-from vmm.arm64.registers import FPCR, FPSR, VLS, Register
+from vmm.arm64.registers import FPCR, FPSR, VLS, Group, Register
 from vmm.arm64.system_registers import FIELDS, fields
 from vmm.arm64.vls import ARCHITECTURAL_MAX, VectorLengths
 from vmm.kvm.ioctl import KvmError, Refused
@@ -22,11 +22,15 @@ from vmm.state.value import Part
 __all__ = ["RegisterList", "Registers", "group_of", "identifiers", "lengths"]
 
 _ARM64 = 0x60
-_CORE, _DEMUX, _SYSREG, _FW, _SVE, _BITMAP = 0x10, 0x11, 0x13, 0x14, 0x15, 0x16
 _COUNTERS = {"CNTVCT_EL0", "CNTPCT_EL0"}
 _SVE_BIT = 1 << 4  # KVM_ARM_VCPU_SVE, in the features of INIT and in FINALIZE
 _Z_BYTES, _P_BYTES = 256, 32
 _LONG = 8
+
+
+_PARTS: dict[int, str] = {
+    Group.DEMUX: "CACHES", Group.FIRMWARE: "FIRMWARE", Group.BITMAP: "FIRMWARE", Group.SVE: "VECTORS",
+}  # fmt: skip
 
 
 @cache
@@ -35,14 +39,14 @@ def group_of(identifier: int) -> str:
     register = Register(identifier)
     if identifier == VLS:
         return "VLS"
-    if register.group == _SYSREG:
+    if register.group == Group.SYSREG:
         op0, op1, crn, crm, _ = register.encoding
         if (op0, crn) == (3, 0) and ((op1 == 0 and crm < 8) or op1 in (1, 3)):
             return "IDREGS"
         return "COUNTERS" if register.name in _COUNTERS else "SYSREGS"
-    if register.group == _CORE:
+    if register.group == Group.CORE:
         return "VECTORS" if register.name.startswith("V") or register in (FPSR, FPCR) else "CORE"
-    found = {_DEMUX: "CACHES", _FW: "FIRMWARE", _BITMAP: "FIRMWARE", _SVE: "VECTORS"}.get(register.group)
+    found = _PARTS.get(register.group)
     if found is None:
         raise StateRefused(
             f"KVM lists register {identifier:#x} of a group unknown to this version: "
@@ -131,9 +135,9 @@ def _check_register(where: str, register: Register, value: bytes, groups: set[in
 
 def _check_vector(where: str, register: Register, value: bytes, chosen: VectorLengths | None) -> None:
     low = register & 0xFFFF
-    if register.group == _CORE and register.name.startswith("V") and chosen is not None:
+    if register.group == Group.CORE and register.name.startswith("V") and chosen is not None:
         raise StreamError(where, f"{register} is present, which a vCPU with SVE has as Z only")
-    if register.group != _SVE:
+    if register.group != Group.SVE:
         return
     if chosen is None:
         raise StreamError(where, f"{register} is present, but the vCPU has no SVE")

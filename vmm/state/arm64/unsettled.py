@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from vmm.arm64.registers import FFR, FPCR, FPSR, Register
+from vmm.arm64.registers import FFR, FPCR, FPSR, Group, Register
 from vmm.arm64.vcpu import Feature, features, get_vls
 from vmm.arm64.vector import FPCR_BITS, FPSR_BITS
 from vmm.guest.base import BaseGuest
@@ -73,7 +73,8 @@ def _candidates(register: Register, old: int, source: random.Random) -> list[int
     name = register.name
     if name == "PSTATE":
         return [old ^ 0xF000_0000]
-    if name.startswith(("ID_", "CTR", "CLIDR", "MIDR", "REVIDR", "AIDR")) or register.group in (0x14, 0x16):
+    firmware = register.group in (Group.FIRMWARE, Group.BITMAP)
+    if firmware or name.startswith(("ID_", "CTR", "CLIDR", "MIDR", "REVIDR", "AIDR")):
         # A field of a feature register may be lowered, if at all: one that is not 0, to one less.
         return [old - (1 << shift) for shift in range(0, 64, 4) if old >> shift & 0xF] or [old ^ 1]
     random_value = source.getrandbits(8 * register.size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vmm._kvm import ffi
 from vmm.arm64.guest import Guest
-from vmm.arm64.registers import VLS, Register, z
+from vmm.arm64.registers import VLS, Group, Register, z
 from vmm.arm64.vector import VectorState
 from vmm.conformance.arm64.common import (
     COUNTERS,
@@ -31,7 +31,6 @@ from vmm.conformance.registry import clause
 from vmm.kvm.exits import Budget
 from vmm.kvm.vcpu import Vcpu
 
-_SYSREG = 0x13
 _TICKS, _SHUFFLES = 9, 4
 
 
@@ -151,7 +150,7 @@ def list_order(context: Context) -> None:
 
 
 def _identification(register: Register) -> bool:
-    return register.group == _SYSREG and register.encoding[0] == 3 and register.encoding[2] == 0
+    return register.group == Group.SYSREG and register.encoding[0] == 3 and register.encoding[2] == 0
 
 
 @clause("mig.order-free", arch="arm64", needs=(SVE, GUEST_RUNS), timeout=30)

@@ -7,7 +7,7 @@ import errno
 import random
 
 from vmm.arm64 import vcpu as vcpus
-from vmm.arm64.registers import PC, SYSTEM, Register, sysreg, x
+from vmm.arm64.registers import PC, SYSTEM, Group, Register, sysreg, x
 from vmm.arm64.vcpu import write
 from vmm.conformance.arm64.common import enter, features, get_bad, plain_vcpu, set_bad, warnings
 from vmm.conformance.context import Context
@@ -65,7 +65,7 @@ _BROKEN = {errno.EIO, errno.ENOTTY, errno.ENOSYS, errno.EBADF}
 _FUZZED, _FUZZED_EXHAUSTIVE = 3000, 300_000
 
 
-_GROUPS = (0x10, 0x11, 0x13, 0x14, 0x15, 0x16)
+_GROUPS = tuple(Group)
 
 
 def _fuzz(vcpu: Vcpu, source: random.Random, count: int) -> None:

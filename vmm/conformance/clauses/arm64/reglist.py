@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from vmm._kvm import ffi, lib
-from vmm.arm64.registers import FPCR, FPSR, SYSTEM, VLS, Register, v
+from vmm.arm64.registers import FPCR, FPSR, SYSTEM, VLS, Group, Register, v
 from vmm.arm64.registers import SVE as SVE_REGISTERS
 from vmm.arm64.system_registers import field, replaced
 from vmm.arm64.vcpu import read, write
@@ -26,7 +26,7 @@ from vmm.conformance.expect import equal, refused, refused_indicative, succeeds,
 from vmm.conformance.registry import clause
 from vmm.kvm.vcpu import Vcpu
 
-_SVE_GROUP, _BEHIND_FFR, _CORE_GROUP = 0x15, 0x620, 0x10
+_BEHIND_FFR = 0x620
 # The registers that a field of ID_AA64MMFR3_EL1 brings along.
 _BY_FIELD = {"TCRX": ("TCR2_EL1",), "S1PIE": ("PIR_EL1", "PIRE0_EL1"), "SCTLRX": ("SCTLR2_EL1",)}
 _SME = ("SVCR", "SMCR_EL1", "SMPRI_EL1", "TPIDR2_EL0")
@@ -100,7 +100,7 @@ def no_surplus(context: Context) -> None:
 
     Source: arch/arm64/kvm/guest.c, copy_sve_reg_indices.
     """
-    found = [r for r in listed(sve_vcpu(context)) if r.group == _SVE_GROUP and r & 0xFFFF < _BEHIND_FFR]
+    found = [r for r in listed(sve_vcpu(context)) if r.group == Group.SVE and r & 0xFFFF < _BEHIND_FFR]
     equal("SVE registers", len(found), len(SVE_REGISTERS))
     equal("other slices", _names(r for r in found if r.slice), [])
 
@@ -131,7 +131,7 @@ def order(context: Context) -> None:
     equal("SVE registers that are not listed", missing, [])
     earlier = [register for register in SVE_REGISTERS if places[register] < places[VLS]]
     equal("listed before the vector lengths", _names(earlier), [])
-    last_core = max(at for register, at in places.items() if register.group == _CORE_GROUP)
+    last_core = max(at for register, at in places.items() if register.group == Group.CORE)
     first = "first" if last_core < places[VLS] else "not first"
     ascending = [places[register] for register in SVE_REGISTERS]
     context.note(f"core registers come {first}; Z, P, FFR ascend: {ascending == sorted(ascending)}")

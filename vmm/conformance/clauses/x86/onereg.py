@@ -13,6 +13,7 @@ from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import STRICT_MSRS, configured
 from vmm.conformance.x86.shadow import UNKNOWN_ID
 from vmm.conformance.x86.state import VOLATILE_MSRS
+from vmm.kvm.vcpu import register_size
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import msr
 from vmm.x86.msr import msr_id
@@ -63,8 +64,8 @@ def identifiers_validated(context: Context) -> None:
     }
     for name, identifier in wrong.items():
         refused_indicative(context, f"GET of {name}", errno.EINVAL, vcpu.get_one_reg, identifier)
-        size = 1 << (identifier >> lib.KVM_REG_SIZE_SHIFT & 0xF)
-        refused_indicative(context, f"SET of {name}", errno.EINVAL, vcpu.set_one_reg, identifier, bytes(size))
+        value = bytes(register_size(identifier))
+        refused_indicative(context, f"SET of {name}", errno.EINVAL, vcpu.set_one_reg, identifier, value)
     bad_address = ffi.new("struct kvm_one_reg *", {"id": good, "addr": 0x10})
     for request in (lib.KVM_GET_ONE_REG, lib.KVM_SET_ONE_REG):
         refused("a bad address", errno.EFAULT, vcpu.ioctl, request, bad_address)
