@@ -22,7 +22,7 @@ def test_one_round_is_too_few() -> None:
 
 @pytest.mark.kvm
 def test_too_little_memory_is_refused(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "_available", lambda: 3 << 30)
+    monkeypatch.setattr(migration, "available_memory", lambda: 3 << 30)
     with pytest.raises(BenchUnavailable, match="needs 4 GiB of free memory, and 3072 MiB are available"):
         compare_migration()
 

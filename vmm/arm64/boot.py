@@ -20,8 +20,8 @@ from functools import cache
 
 from vmm.arm64.registers import PSTATE, SYSTEM
 from vmm.arm64.vcpu import write
-from vmm.guest.layout import Own, Regions
-from vmm.guest.payload import Payload, PayloadError
+from vmm.guest.layout import Own, end_of_tables
+from vmm.guest.payload import Payload
 from vmm.kvm.memory import GuestMemory
 from vmm.kvm.vcpu import Vcpu
 
@@ -32,7 +32,6 @@ __all__ = [
     "LEVEL_1",
     "OWN_PAGES",
     "TABLES_END",
-    "end_of_tables",
     "enter",
     "write_own_tables",
     "write_tables",
@@ -41,7 +40,6 @@ __all__ = [
 LEVEL_1, LEVEL_2, TABLES_END = 0x1000, 0x2000, 0x3000
 # Where there is no memory: payloads leave by stores here.
 HOLE = (1 << 30, 4 << 30)
-_MOST_MEMORY = 0x100_000 - TABLES_END >> 12 << 30  # beyond 4 GiB: as many tables fit below the payload
 # In the pages that a vCPU beyond the first has for itself.
 _OWN_LEVEL_1, _OWN_LEVEL_2, _OWN_LEVEL_3 = range(0, 0x3000, 0x1000)
 OWN_PAGES = 3
@@ -70,22 +68,14 @@ def _blocks(start: int, end: int) -> bytes:
     return struct.pack(f"<{len(addresses)}Q", *(address | _BLOCK | _MEMORY for address in addresses))
 
 
-def end_of_tables(end: int) -> int:
-    """Return where the tables for memory up to ``end`` end; PayloadError if there is no room for so many."""
-    if end - (4 << 30) > _MOST_MEMORY:
-        raise PayloadError(f"guest memory that ends at {end:#x}: it may end at {(4 << 30) + _MOST_MEMORY:#x} at most")
-    return TABLES_END + 0x1000 * max(0, -(-end >> 30) - 4)
+def write_tables(memory: GuestMemory, end: int = 4 << 30) -> None:
+    """Write the tables that map all of ``memory``, which has to start at 0, and what is from 4 GiB up to ``end``.
 
-
-def write_tables(memory: GuestMemory, regions: Regions = ()) -> None:
-    """Write the tables that map all of ``memory``, which has to start at 0, and of the other regions.
-
-    Each ends at a multiple of 2 MiB, and those from 4 GiB on are mapped from where they begin to the next GiB.
+    Both end at a multiple of 2 MiB; from 4 GiB on whole GiB are mapped.
     """
     level_1 = struct.pack("<4Q", LEVEL_2 | _TABLE, 1 << 30 | _DEVICE, 0, 3 << 30 | _DEVICE)
     memory.write(LEVEL_1, level_1.ljust(LEVEL_2 - LEVEL_1, b"\0") + _blocks(0, memory.size))
-    end = max((gpa + size for gpa, size in regions), default=0)
-    for number, table in enumerate(range(TABLES_END, end_of_tables(end), 0x1000), start=4):
+    for number, table in enumerate(range(TABLES_END, end_of_tables(TABLES_END, end), 0x1000), start=4):
         memory.write(LEVEL_1 + 8 * number, struct.pack("<Q", table | _TABLE))
         memory.write(table, _blocks(number << 30, number + 1 << 30))
 

@@ -66,7 +66,7 @@ class Guest(BaseGuest):
     """
 
     _EVENT, _TICK, _PACE = "EVENT_ADDRESS", "TICK_ADDRESS", "PACE_ADDRESS"
-    _TABLE_PAGES, _HOLE = boot.OWN_PAGES, boot.HOLE
+    _TABLES_END, _TABLE_PAGES, _HOLE = boot.TABLES_END, boot.OWN_PAGES, boot.HOLE
 
     def __init__(
         self,
@@ -91,13 +91,10 @@ class Guest(BaseGuest):
         """The features the vCPU was initialised with."""
         return vcpus.features(self.vcpu)
 
-    def _lowest(self, regions: Regions) -> int:
-        return boot.end_of_tables(max(gpa + size for gpa, size in regions))
-
     def _set_up(self) -> None:
         for processor in self.processors:
             self._initialise(processor.vcpu)
-        boot.write_tables(self.memory, tuple((memory.gpa, memory.size) for memory in self.vm.memories))
+        boot.write_tables(self.memory, self.memory_end)
         for own in self.own:
             boot.write_own_tables(self.memory, self.payload, own)
 
@@ -118,8 +115,7 @@ class Guest(BaseGuest):
     def _enter(self, index: int, address: int, privilege: int) -> None:
         vcpu = self.processors[index].vcpu
         tables = self.own[index - 1].tables if index else boot.LEVEL_1
-        end = max(memory.gpa + memory.size for memory in self.vm.memories)
-        boot.enter(vcpu, self.payload.symbol("vectors"), tables, end)
+        boot.enter(vcpu, self.payload.symbol("vectors"), tables, self.memory_end)
         write(vcpu, PC, address)
         write(vcpu, _SP_EL1, self.payload.symbol("stack_top"))
 

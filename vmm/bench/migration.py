@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vmm.bench.programs import Program, subject
 from vmm.bench.result import BenchResult, BenchUnavailable, Limit, compare
+from vmm.kvm.memory import available_memory
 from vmm.kvm.system import Kvm
 
 __all__ = ["ROUNDS", "compare_migration"]
@@ -29,7 +29,7 @@ def compare_migration(rounds: int = ROUNDS, progress: Callable[[int, int], None]
     if rounds < 2:
         raise ValueError(f"{rounds} rounds have no median to compare: ask for 2 or more")
     Kvm().close()  # where there is none, this says it best
-    free = _available()
+    free = available_memory() or 0
     if free < _NEEDED:
         raise BenchUnavailable(
             f"the migration of 1 GiB needs {_NEEDED >> 30} GiB of free memory, and {free >> 20} MiB are available"
@@ -66,9 +66,3 @@ def _microseconds(program: Program, operation: str) -> float:
 
 def _compare(name: str, pairs: list[tuple[float, float]], limit: Limit) -> BenchResult:
     return compare(name, [ours for ours, _ in pairs], [theirs for _, theirs in pairs], limit)
-
-
-def _available() -> int:
-    """Return the bytes of memory that can be had, proc(5) MemAvailable."""
-    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    return int(found[1]) << 10 if found else 0

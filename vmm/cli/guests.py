@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -16,7 +15,7 @@ from vmm.guest.base import MEMORY_SIZE, BaseGuest
 from vmm.guest.layout import Regions
 from vmm.guest.payload import PARAMETERS, load
 from vmm.kvm.exits import Deadline, Hlt, IoIn, MmioRead, Shutdown
-from vmm.kvm.memory import MemoryUnavailable
+from vmm.kvm.memory import MemoryUnavailable, available_memory
 from vmm.kvm.system import Kvm
 
 __all__ = ["Shape", "finish", "make", "number", "shape"]
@@ -110,20 +109,13 @@ def _load(values: list[int], wanted: Shape) -> writer.Load:
     """Return what a writer does; MemoryUnavailable if the host has not what it fills."""
     found = writer.Load(*[*values, *_LOAD[len(values) :]][: len(_LOAD)])
     needed = sum(size for _, size in wanted.regions)
-    if needed > (available := _available()):
+    available = available_memory()
+    if available is not None and needed > available:
         raise MemoryUnavailable(
             f"the writer fills {needed >> 20} MiB of memory, and this host has {available >> 20} MiB to give: "
             "ask for less"
         )
     return found
-
-
-def _available() -> int:
-    """Return how many bytes the host can give without swapping. Source: proc(5), /proc/meminfo."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
 
 
 def _chain(kvm: Kvm, level: str | None, values: list[int], lasting: float | None, wanted: Shape) -> BaseGuest:

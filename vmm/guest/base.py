@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 from vmm._kvm import lib
 from vmm.guest.crew import Crew
-from vmm.guest.layout import Regions, end_of_own, own, split
+from vmm.guest.layout import Regions, end_of_own, end_of_tables, own, split
 from vmm.guest.payload import PARAMETERS, Mailbox, Payload, PayloadError, load
 from vmm.guest.processor import Processor
 from vmm.kvm.exits import Budget, Exit
@@ -52,7 +52,9 @@ class BaseGuest(ABC):
     _EVENT: ClassVar[str]
     _TICK: ClassVar[str]
     _PACE: ClassVar[str]
-    # Pages of the tables that a vCPU beyond the first has for itself, and the addresses without memory.
+    # Where the tables for 4 GiB end, pages of those that a vCPU beyond the first has for itself, and the addresses
+    # without memory.
+    _TABLES_END: ClassVar[int]
     _TABLE_PAGES: ClassVar[int]
     _HOLE: ClassVar[tuple[int, int]]
     # The least privilege that entry points have: where a back end that interprets the most privileged code does not.
@@ -131,7 +133,10 @@ class BaseGuest(ABC):
         most = kvm.check_extension(lib.KVM_CAP_MAX_VCPUS)
         if vcpus > most:
             raise PayloadError(f"a guest has at most {most} vCPUs here (KVM_CAP_MAX_VCPUS), not {vcpus}")
-        self.payload.check_range(self._lowest(regions), max(regions[0][1], self.payload.end))
+        # Where the highest region ends.
+        self.memory_end = max(gpa + size for gpa, size in regions)
+        lowest = end_of_tables(self._TABLES_END, self.memory_end)
+        self.payload.check_range(lowest, max(regions[0][1], self.payload.end))
         # Where what the payload and its vCPUs take ends.
         self.end_of_own = end_of_own(self.payload, vcpus, self._TABLE_PAGES)
         if self.end_of_own > regions[0][1]:
@@ -166,10 +171,6 @@ class BaseGuest(ABC):
         self.vcpu, self.mailbox = self.left.vcpu, self.left.mailbox
         if vcpus > 1:
             self._crew = Crew(self.processors, lambda exit: self.event(exit) == DONE)
-
-    @abstractmethod
-    def _lowest(self, regions: Regions) -> int:
-        """Return where a payload may begin: behind the tables for that memory."""
 
     @abstractmethod
     def _set_up(self) -> None:

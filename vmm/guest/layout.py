@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from vmm.guest.payload import Payload, PayloadError
 
-__all__ = ["OWN_START", "Own", "Regions", "end_of_own", "own", "split"]
+__all__ = ["OWN_START", "Own", "Regions", "end_of_own", "end_of_tables", "own", "split"]
 
 # (guest physical address, size in bytes) of each region, the payload in the first, which is at 0.
 Regions = tuple[tuple[int, int], ...]
 
 _PAGE = 4096
+# Where payloads begin, and what the first tables map.
+_PAYLOADS, _FIRST_GIBS = 1 << 20, 4 << 30
 # Beyond the first 2 MiB, whose tables differ from vCPU to vCPU, and the shadow stacks of the first vCPU (x86).
 OWN_START = 0x21_0000
 _FIRST_TABLE_END = 2 << 20
@@ -52,6 +54,17 @@ def own(payload: Payload, index: int, pages: int) -> Own:
 def end_of_own(payload: Payload, vcpus: int, pages: int) -> int:
     """Return where what ``vcpus`` vCPUs have for themselves ends: the first region has to hold it."""
     return OWN_START + (vcpus - 1) * _stride(payload, pages) if vcpus > 1 else payload.end
+
+
+def end_of_tables(fixed: int, end: int) -> int:
+    """Return where the tables for memory up to ``end`` end: from ``fixed`` on there is one for each GiB beyond 4 GiB.
+
+    PayloadError if there is no room for so many below the payload.
+    """
+    most = _FIRST_GIBS + ((_PAYLOADS - fixed) // _PAGE << 30)
+    if end > most:
+        raise PayloadError(f"guest memory that ends at {end:#x}: it may end at {most:#x} at most")
+    return fixed + _PAGE * max(0, -(-(end - _FIRST_GIBS) >> 30))
 
 
 def split(size: int, hole: tuple[int, int]) -> Regions:

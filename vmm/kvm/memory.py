@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 from vmm._kvm import ffi, lib
@@ -20,7 +22,7 @@ from vmm.kvm.coherence import Coherence
 from vmm.kvm.handle import Handle
 from vmm.kvm.ioctl import ioctl
 
-__all__ = ["BACKINGS", "PAGE_SIZE", "GuestMemory", "MemoryUnavailable"]
+__all__ = ["BACKINGS", "PAGE_SIZE", "GuestMemory", "MemoryUnavailable", "available_memory"]
 
 PAGE_SIZE = mmap.PAGESIZE
 BACKINGS = ("anonymous", "hugetlb", "guest_memfd")
@@ -33,6 +35,15 @@ _HUGE_WORTHWHILE = 32 << 20
 
 class MemoryUnavailable(Exception):
     """The host cannot give this kind of memory; the message says why."""
+
+
+def available_memory() -> int | None:
+    """Return how many bytes the host can give without swapping, None where it does not say.
+
+    Source: proc(5), /proc/meminfo, MemAvailable.
+    """
+    found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else None
 
 
 class GuestMemory:

@@ -25,8 +25,8 @@ from functools import cache
 from typing import Any
 
 from vmm._kvm import ffi
-from vmm.guest.layout import Own
-from vmm.guest.payload import Payload, PayloadError
+from vmm.guest.layout import Own, end_of_tables
+from vmm.guest.payload import Payload
 from vmm.kvm.memory import GuestMemory
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.registers import get_sregs, set_sregs
@@ -47,7 +47,6 @@ __all__ = [
     "TABLES_END",
     "TYPED_PAGES",
     "USER_SHADOW_STACK_TOP",
-    "end_of_tables",
     "enter",
     "write_own_tables",
     "write_pat_entries",
@@ -59,7 +58,6 @@ GDT, IDT, TSS, PML4, PDPT, DIRECTORIES, TABLE = 0x1000, 0x2000, 0x3000, 0x6000, 
 TABLES_END = 0xD000
 # Where there is no memory: the local APIC and devices of real machines are here.
 HOLE = (3 << 30, 4 << 30)
-_MOST_MEMORY = 0x100_000 - TABLES_END >> 12 << 30  # beyond 4 GiB: as many directories fit below the payload
 # The pages that may have types of their own, the first of the page table's.
 TYPED_PAGES = 0x200000
 # Where a shadow stack pointer starts: pushes go down from here (user), the token itself (supervisor).
@@ -144,17 +142,10 @@ def _tables(vectors: int, kernel_stack: int) -> bytes:
     return bytes(image)
 
 
-def end_of_tables(end: int) -> int:
-    """Return where the tables for memory up to ``end`` end; PayloadError if there is no room for so many."""
-    if end - (4 << 30) > _MOST_MEMORY:
-        raise PayloadError(f"guest memory that ends at {end:#x}: it may end at {(4 << 30) + _MOST_MEMORY:#x} at most")
-    return TABLES_END + 0x1000 * max(0, -(-end >> 30) - 4)
-
-
 def write_tables(memory: GuestMemory, payload: Payload, end: int = 4 << 30) -> None:
     """Write descriptor tables and page tables, for memory up to ``end`` and 4 GiB at least."""
     memory.write(GDT, _tables(payload.symbol("vectors"), payload.symbol("kernel_stack_top")))
-    for number, directory in enumerate(range(TABLES_END, end_of_tables(end), 0x1000), start=4):
+    for number, directory in enumerate(range(TABLES_END, end_of_tables(TABLES_END, end), 0x1000), start=4):
         memory.write(PDPT + 8 * number, struct.pack("<Q", directory | 7))
         first = number << 30
         memory.write(directory, struct.pack("<512Q", *range(first | PAGE_2M, first + (1 << 30), 2 << 20)))

@@ -62,7 +62,7 @@ class Guest(BaseGuest):
     """
 
     _EVENT, _TICK, _PACE = "EVENT_PORT_NUMBER", "TICK_PORT_NUMBER", "PACE_PORT_NUMBER"
-    _TABLE_PAGES, _HOLE = boot.OWN_PAGES, boot.HOLE
+    _TABLES_END, _TABLE_PAGES, _HOLE = boot.TABLES_END, boot.OWN_PAGES, boot.HOLE
     USER = 3
 
     def __init__(
@@ -80,14 +80,11 @@ class Guest(BaseGuest):
         self.cr4 = cr4
         super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus)
 
-    def _lowest(self, regions: Regions) -> int:
-        return boot.end_of_tables(max(gpa + size for gpa, size in regions))
-
     def _set_up(self) -> None:
         several = len(self.processors) > 1
         for index, processor in enumerate(self.processors):
             set_cpuid(processor.vcpu, self.cpuid.with_apic_id(index) if several else self.cpuid)
-        boot.write_tables(self.memory, self.payload, max(memory.gpa + memory.size for memory in self.vm.memories))
+        boot.write_tables(self.memory, self.payload, self.memory_end)
         for own in self.own:
             boot.write_own_tables(self.memory, self.payload, own)
 
