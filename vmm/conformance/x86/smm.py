@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 SMM = capability("KVM_CAP_X86_SMM")
-# Where a vCPU's SMRAM begins after a reset, and where in it the handler is. Intel SDM volume 3, 33.4.
+# Where a vCPU's SMRAM begins after a reset, and where in it the handler is. Intel SDM volume 3, "SMRAM".
 SMBASE, HANDLER = 0x30000, 0x8000
 _SIZE = 0x10000
 # KVM_SET_USER_MEMORY_REGION: bits 31:16 of a slot are its address space; 1 is what a vCPU sees in SMM.

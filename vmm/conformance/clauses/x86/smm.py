@@ -29,9 +29,9 @@ from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_regs, get_sregs
 
 _OTHER_SMBASE = 0x40000
-# PE, EM, TS and PG are clear in SMM, everything else of CR0 stays. Intel SDM volume 3, 33.5.1.
+# PE, EM, TS and PG are clear in SMM, all else of CR0 stays: Intel SDM volume 3, "Initial SMM Execution Environment".
 _CR0_CLEAR = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 31
-# "SMBASE relocation is supported", of the SMM revision identifier. Intel SDM volume 3, 33.9.
+# "SMBASE relocation is supported", of the SMM revision identifier. Intel SDM volume 3, "SMM Revision Identifier".
 _RELOCATION = 1 << 17
 
 
@@ -54,7 +54,8 @@ def _to_the_end(context: Context, guest: Guest, what: str) -> None:
 def enters_handler(context: Context) -> None:
     """After KVM_SMI the vCPU runs the handler at SMBASE + 0x8000 in real mode, and KVM_GET_VCPU_EVENTS says smi.smm.
 
-    Source: Intel SDM volume 3, 33.5.1; arch/x86/kvm/smm.c, enter_smm; Documentation/virt/kvm/api.rst, KVM_SMI.
+    Source: Intel SDM volume 3, "Initial SMM Execution Environment"; arch/x86/kvm/smm.c, enter_smm;
+    Documentation/virt/kvm/api.rst, KVM_SMI.
     """
     guest = _ticking(context)
     before = get_sregs(guest.vcpu)
@@ -103,7 +104,7 @@ def resumes(context: Context) -> None:
 
     The handler changes EAX and leaves no trace: RSM loads all of it from the state-save area.
 
-    Source: Intel SDM volume 3, 33.7; arch/x86/kvm/smm.c, emulator_leave_smm.
+    Source: Intel SDM volume 3, "Exiting From SMM"; arch/x86/kvm/smm.c, emulator_leave_smm.
     """
     ends = []
     for disturbed in (False, True):
@@ -123,7 +124,7 @@ def resumes(context: Context) -> None:
 def rsm_loads(context: Context) -> None:
     """What was changed in the state-save area is in the registers after RSM, SMBASE too: the next SMI goes there.
 
-    Source: Intel SDM volume 3, 33.11; arch/x86/kvm/smm.c, rsm_load_state_64.
+    Source: Intel SDM volume 3, "SMBASE Relocation"; arch/x86/kvm/smm.c, rsm_load_state_64.
     """
     guest = _ticking(context, ticks=3)
     stop_in_handler(context, guest)
@@ -184,7 +185,8 @@ def own_memory(context: Context) -> None:
 def fpu_untouched(context: Context) -> None:
     """An SMI and RSM leave x87, SSE, AVX and AVX-512 registers as they are: neither saves or loads any of them.
 
-    Source: Intel SDM volume 3, 33.5.1 (x87 and XMM state is not saved); arch/x86/kvm/smm.c, enter_smm.
+    Source: Intel SDM volume 3, "Initial SMM Execution Environment" (x87 and XMM state is not saved);
+    arch/x86/kvm/smm.c, enter_smm.
     """
     guest, level = vector_guest(context), vector_level(context)
     image = Image.random(random.Random(context.options.seed))
@@ -202,7 +204,8 @@ def fpu_untouched(context: Context) -> None:
 def second_waits(context: Context) -> None:
     """An SMI that comes in SMM stays pending until RSM, and runs the handler once more then.
 
-    Source: Intel SDM volume 3, 33.3; arch/x86/kvm/x86.c, kvm_check_and_inject_events (smi_allowed).
+    Source: Intel SDM volume 3, "System Management Interrupt (SMI)"; arch/x86/kvm/x86.c,
+    kvm_check_and_inject_events (smi_allowed).
     """
     guest = _ticking(context)
     stop_in_handler(context, guest)

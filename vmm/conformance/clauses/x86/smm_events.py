@@ -72,7 +72,8 @@ def pending(context: Context) -> None:
 def blocks_nmi(context: Context) -> None:
     """In SMM NMIs are masked; smi.smm_inside_nmi says whether they were before, and RSM leaves them as they were.
 
-    Source: Intel SDM volume 3, 33.8; arch/x86/kvm/smm.c, enter_smm, emulator_leave_smm (HF_SMM_INSIDE_NMI_MASK).
+    Source: Intel SDM volume 3, "NMI Handling While in SMM"; arch/x86/kvm/smm.c, enter_smm, emulator_leave_smm
+    (HF_SMM_INSIDE_NMI_MASK).
     """
     for masked in (0, 1):
         guest = _smi_guest(context, 2)
@@ -135,7 +136,8 @@ def rsm_outside(context: Context) -> None:
 def latched_init(context: Context) -> None:
     """INIT that comes in SMM is smi.latched_init and leaves the vCPU as it is; the field can be cleared and set.
 
-    Source: Intel SDM volume 3, 33.3 (INIT is inhibited in SMM); arch/x86/kvm/lapic.h, kvm_lapic_latched_init.
+    Source: Intel SDM volume 3, "System Management Interrupt (SMI)" (INIT is inhibited in SMM);
+    arch/x86/kvm/lapic.h, kvm_lapic_latched_init.
     """
     vm = with_local_apics(context.vm())
     vm.create_vcpu(0)
