@@ -12,6 +12,7 @@
  *			XRSTORS (IA32_XSS), INCSSP (S_CET), RET (SSP), IRET to CPL3 (PL3_SSP), INCSSP there (U_CET),
  *			and the returns. VALUE(0) counts them
  *	cpuid		CPUID with EAX = PARAM(0), ECX = PARAM(1); EAX and EBX to VALUE(0) and (1)
+ *	rdmsrs	CPL0: the MSRs whose numbers are PARAM(0), PARAM(1), ... up to a 0 to VALUE(0), VALUE(1), ...
  *	write_cr4, write_cr0, rdmsr, wrmsr	see system.h
  *	xsaves, xrstors ...	see area.h
  */
@@ -116,6 +117,18 @@ ENTRY cpuid
 	movq	%rax, VALUE(0)
 	movq	%rbx, VALUE(1)
 	DONE
+
+ENTRY rdmsrs
+	xorl	%esi, %esi
+1:	movl	mailbox_params(,%rsi,8), %ecx
+	jrcxz	2f
+	rdmsr
+	movl	%eax, mailbox_values(,%rsi,8)
+	movl	%edx, mailbox_values + 4(,%rsi,8)
+	incl	%esi
+	cmpl	$8, %esi
+	jb	1b
+2:	DONE
 
 	SYSTEM_ENTRIES
 	AREA_ENTRIES
