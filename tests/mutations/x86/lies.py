@@ -6,7 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answer, before, called, given, nth, once
+from tests.mutations.lies import (
+    RUN,
+    Change,
+    Proceed,
+    Shared,
+    after,
+    after_entry,
+    answer,
+    before,
+    called,
+    given,
+    nth,
+    once,
+)
 from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.caching import page
@@ -20,14 +33,17 @@ __all__ = [
     "CONFIGURATION",
     "GP",
     "MEMTYPE",
+    "MSR_FILTER",
     "NM",
     "SLOW",
     "TILES",
     "UD",
     "after_init",
     "after_msr_entry",
+    "at_msr_exit",
     "batch_value",
     "before_entry",
+    "before_msr_answer",
     "before_run",
     "during",
     "faults",
@@ -52,6 +68,7 @@ __all__ = [
 
 
 GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"
+MSR_FILTER = "KVM_X86_SET_MSR_FILTER"
 MEMTYPE = "memtype"
 SLOW = 40
 CONFIGURATION, TILES = int(XFeature.XTILECFG), int(XFeature.XTILEDATA)
@@ -146,6 +163,21 @@ def batch_value(call: Call, index: int) -> int | None:
 def after_msr_entry(entry: str, change: Callable[[Shared], object], index: int = Msr.PAT) -> Interposer:
     """Lie about what RDMSR or WRMSR of one MSR in the hello payload left."""
     return after_entry(entry, change, when=given(index))
+
+
+def _left_for_msr(call: Call) -> bool:
+    """Met by a run whose last exit is about an MSR."""
+    return call.argument.run.exit_reason in (lib.KVM_EXIT_X86_RDMSR, lib.KVM_EXIT_X86_WRMSR)
+
+
+def at_msr_exit(change: Change) -> Interposer:
+    """Spoil what an exit says of the MSR that the guest asks the VMM for."""
+    return after(RUN, lambda call: change(call) if _left_for_msr(call) else None)
+
+
+def before_msr_answer(change: Change) -> Interposer:
+    """Spoil what the VMM answers."""
+    return before(RUN, change, _left_for_msr)
 
 
 def guest_faulted(shared: Shared) -> None:

@@ -90,6 +90,8 @@ def supervisor_components(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_load_xfeatures, kvm_load_guest_xsave_state; Intel SDM volume 1, 13.11.
     """
     offered = context.host.facts.cpuid.xss & shadow.CET
+    if not offered:
+        context.skip(f"CPUID 0xD.1 offers IA32_XSS {context.host.facts.cpuid.xss:#x}, needs a component of CET")
     values = {Msr.XSS: offered}, {Msr.XSS: offered & 1 << XFeature.CET_U if offered != 1 << XFeature.CET_U else 0}
     guests = _two_guests(context, *values)
     for turn in range(_ROUNDS):
