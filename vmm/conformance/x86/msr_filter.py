@@ -24,6 +24,7 @@ __all__ = [
     "Range",
     "allow_all",
     "denied",
+    "forward",
     "forwarded",
     "let_through",
     "make",
@@ -54,6 +55,11 @@ def set_filter(vm: VirtualMachine, ranges: Sequence[Range], *, deny: bool = Fals
 def allow_all(vm: VirtualMachine) -> None:
     """Remove the filter."""
     set_filter(vm, ())
+
+
+def forward(vm: VirtualMachine) -> None:
+    """Have what a filter denies leave to the VMM."""
+    vm.enable_cap(lib.KVM_CAP_X86_USER_SPACE_MSR, lib.KVM_MSR_EXIT_REASON_FILTER)
 
 
 def make(ranges: Sequence[Range], flags: int) -> tuple[Any, list[Any]]:

@@ -18,6 +18,7 @@ from vmm.conformance.x86.msr_filter import (
     Range,
     allow_all,
     denied,
+    forward,
     forwarded,
     let_through,
     make,
@@ -113,7 +114,7 @@ def to_userspace(context: Context) -> None:
     kvm_msr_user_space.
     """
     guest = _guest(context)
-    guest.vm.enable_cap(lib.KVM_CAP_X86_USER_SPACE_MSR, lib.KVM_MSR_EXIT_REASON_FILTER)
+    forward(guest.vm)
     succeeds("the filter", set_filter, guest.vm, [Range(_ESP)])
     forwarded(context, guest, _ESP, 0x3330)
     let_through(context, guest, _EIP, 0x4440)
