@@ -34,7 +34,7 @@ VALID_SMM = 8
 )
 def test_a_state_in_smm_or_about_to_be_is_refused_by_name(field: str, flags: int, refused: bool) -> None:
     events = ffi.new("struct kvm_vcpu_events *", {"flags": flags, "smi": {field: 1}})
-    parts = {**x86_parts(), "EVENTS": bytes(ffi.buffer(events))}
+    parts = {**x86_parts(), "SREGS": bytes(320), "EVENTS": bytes(ffi.buffer(events))}
     with pytest.raises(StateRefused, match="system management mode") if refused else nullcontext():
         here().check_complete(parts)
 
