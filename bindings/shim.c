@@ -164,8 +164,16 @@ static long interrupted(struct vmm_run_control *control, uint64_t deadline)
 #include "shim_arm64.c"
 #endif
 
+#ifdef __x86_64__
+#include "shim_shadow.c"
+#endif
+
 static long enter(const struct vmm_run_control *control)
 {
+#ifdef __x86_64__
+    if (control->shadow)
+        return enter_with_shadow_stack(control->fd, control->shadow);
+#endif
 #ifdef __aarch64__
     if (control->vectors)
         return enter_with_vectors(control->fd, control->vectors);

@@ -282,3 +282,12 @@ void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
+
+struct vmm_own_shadow {
+    uint64_t value;
+    uint64_t before;
+    uint64_t after;
+    uint64_t read;
+};
+
+long vmm_own_shadow_stack(void);

@@ -22,6 +22,8 @@ from tests.mutations.lies import (
 )
 from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
+from vmm.conformance.context import Context
+from vmm.conformance.x86 import traced
 from vmm.conformance.x86.caching import page
 from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import Call, Interposer
@@ -59,6 +61,7 @@ __all__ = [
     "not_restored",
     "of_ssp",
     "one_reg_number",
+    "ptrace_shows",
     "set_in_guest",
     "set_ssp_now",
     "ssp_reads",
@@ -224,6 +227,22 @@ def in_tile_guest(
 def guest_writes(payload: str, index: int, value: int, number: int, vector: int = GP) -> Interposer:
     """Let one WRMSR of a guest with this payload fault ``number`` times."""
     return after_entry("wrmsr", faults(number, vector), payload=payload, when=given(index, value))
+
+
+def ptrace_shows(change: Callable[[bytearray], object]) -> Interposer:
+    """PTRACE_GETREGSET shows something else.
+
+    The request is made by a child and passes no door of ours, so the answer is changed where it arrives.
+    """
+    honest = traced._ask
+
+    def spoilt(context: Context) -> bytes:
+        area = bytearray(honest(context))
+        change(area)
+        return bytes(area)
+
+    traced._ask = spoilt
+    return lambda call, proceed: proceed()
 
 
 def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
