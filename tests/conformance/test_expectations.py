@@ -59,10 +59,12 @@ def test_no_two_shipped_entries_are_the_same_finding() -> None:
     assert len(keys) == len(set(keys))
 
 
-def test_an_ordinary_host_of_today_has_only_the_findings_of_its_own_back_end(make_host: MakeHost) -> None:
+def test_an_ordinary_host_of_today_has_only_the_findings_of_its_back_end_and_of_all(make_host: MakeHost) -> None:
     for backend, vendor in (("kvm_intel", "GenuineIntel"), ("kvm_amd", "AuthenticAMD")):
         host = make_host("99.0.1", backend=backend, vendor=vendor, supports=lambda name: True)
-        assert {e.backend for entries in load(host).values() for e in entries} <= {backend}
+        assert {e.backend for entries in load(host).values() for e in entries} <= {backend, ""}
+        unmended = {name for name, entries in load(host).items() if not entries[0].backend}
+        assert unmended == {"cet.rsm-control-registers"}
         assert not {e.hypervisor for entries in load(host).values() for e in entries} - {""}
 
 

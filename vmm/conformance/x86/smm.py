@@ -28,6 +28,7 @@ __all__ = [
     "SMBASE",
     "SMBASE_AT",
     "SMM",
+    "SMRAM_SIZE",
     "SSP_AT",
     "give_smram",
     "run_to_tick",
@@ -40,7 +41,7 @@ __all__ = [
 SMM = capability("KVM_CAP_X86_SMM")
 # Where a vCPU's SMRAM begins after a reset, and where in it the handler is. Intel SDM volume 3, "SMRAM".
 SMBASE, HANDLER = 0x30000, 0x8000
-_SIZE = 0x10000
+SMRAM_SIZE = 0x10000
 # KVM_SET_USER_MEMORY_REGION: bits 31:16 of a slot are its address space; 1 is what a vCPU sees in SMM.
 _IN_SMM = 1 << 16
 RSM = b"\x0f\xaa"
@@ -83,7 +84,7 @@ def give_smram(guest: Guest, handler: bytes, smbase: int = SMBASE, memory: Guest
     Without it KVM cannot save the state of a vCPU that takes an SMI, and gives the VM up.
     """
     memory = memory or guest.memory
-    guest.vm.set_memory_region(_IN_SMM | smbase // _SIZE, smbase, _SIZE, memory.address + smbase)
+    guest.vm.set_memory_region(_IN_SMM | smbase // SMRAM_SIZE, smbase, SMRAM_SIZE, memory.address + smbase)
     memory.write(smbase + HANDLER, handler)
 
 

@@ -16,6 +16,7 @@ from vmm.conformance.x86.smm import (
     RSM,
     SMBASE,
     SMM,
+    SMRAM_SIZE,
     give_smram,
     run_to_tick,
     send_smi,
@@ -177,7 +178,7 @@ def own_memory(context: Context) -> None:
     guest.prepare("ticks", 1)
     stop_in_handler(context, guest)
     equal("SMBASE in the save area of address space 1", smm.saved(other, smm.SMBASE_AT, size=4), SMBASE)
-    equal("the same bytes of address space 0", guest.memory.read(SMBASE, 0x10000).count(0), 0x10000)
+    equal("the same bytes of address space 0", guest.memory.read(SMBASE, SMRAM_SIZE).count(0), SMRAM_SIZE)
     _to_the_end(context, guest, "the guest behind RSM")
 
 

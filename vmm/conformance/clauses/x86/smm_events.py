@@ -12,7 +12,18 @@ from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
 from vmm.conformance.x86.apic import INIT_BY_MESSAGE, make_runnable, signal_init, with_local_apics
 from vmm.conformance.x86.common import AREA
-from vmm.conformance.x86.smm import HANDLER, RSM, SMM, give_smram, run_to_tick, send_smi, stop_in_handler, tick
+from vmm.conformance.x86.smm import (
+    HANDLER,
+    RSM,
+    SMBASE,
+    SMM,
+    SMRAM_SIZE,
+    give_smram,
+    run_to_tick,
+    send_smi,
+    stop_in_handler,
+    tick,
+)
 from vmm.kvm.exits import Shutdown
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid
@@ -88,13 +99,13 @@ def blocks_nmi(context: Context) -> None:
 
 
 def _stopped_inside(context: Context) -> tuple[Guest, Guest, Any]:
-    """A guest in its handler with NMIs masked from before, another with its memory, and the state of the first."""
+    """A guest in its handler with NMIs masked from before, another with its SMRAM, and the state of the first."""
     guest, other = _smi_guest(context), _smi_guest(context)
     events = guest.vcpu.get_events()
     events.nmi.masked = 1
     guest.vcpu.set_events(events)
     stop_in_handler(context, guest)
-    other.memory.write(0, guest.memory.read(0, guest.payload.end))
+    other.memory.write(SMBASE, guest.memory.read(SMBASE, SMRAM_SIZE))
     return guest, other, state.capture(guest.vcpu, ())
 
 
