@@ -10,7 +10,8 @@ from tests.mutations.x86.lies import GP, NM, UD, faults, in_tile_guest, tile_byt
 from vmm.kvm.ioctl import Call, Interposer
 
 PRODUCTS = (
-    "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud", "tdpbf16ps", "tdpfp16ps", "tcmmrlfp16ps", "tcmmimfp16ps", "tmmultf32ps"
+    "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud", "tdpbf16ps",
+    "tdpfp16ps", "tcmmrlfp16ps", "tcmmimfp16ps", "tmmultf32ps",
 )  # fmt: skip
 
 

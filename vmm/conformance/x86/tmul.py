@@ -109,8 +109,8 @@ PRODUCTS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-# Numbers of moderate size: sums stay normal numbers, so that no rule on denormals decides. Of TF32, whose numbers stand
-# in 32 bits, the bits are clear that its rules round away.
+# Numbers of moderate size: sums stay normal numbers, so that no rule on denormals decides. Of TF32, whose numbers
+# stand in 32 bits, the bits are clear that its rules round away.
 def _bf16_operand(source: random.Random) -> bytes:
     numbers = [
         source.choice((0, 0x8000)) | (source.randrange(120, 134) << 7) | source.randrange(128) for _ in range(512)
