@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         help="[MODEL][,vq=1,2,4][,+FEATURE][,-FEATURE]: a model and features of the emulator's, and for sve the "
         "vector lengths in units of 128 bits; --cpu=-pku, with '=', where it begins with '-'",
     )
-    parser.add_argument("--cpus", type=int, choices=(1, 2), help="number of processors (default 1, sve 2; amx has 1)")
+    parser.add_argument("--cpus", type=int, choices=(1, 2), help="number of processors (default 1, sve 2)")
     parser.add_argument("--mode", choices=MODES, default="vhe", help="sve: how KVM uses EL2 (default vhe)")
     parser.add_argument(
         "--emulator", default=TOOL_SUITE, metavar="SUITE", help=f"svm, sve: whose QEMU to use (default {TOOL_SUITE})"
