@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vmm.conformance.expect import equal, true
 from vmm.x86.guest import Guest
 from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea
 
 __all__ = ["Image"]
 
@@ -52,6 +53,17 @@ class Image:
         """Return the 64 bytes of ZMM ``number``."""
         at = _VECTORS_AT + 64 * number
         return self.data[at : at + 64]
+
+    def with_legacy(self, area: XsaveArea) -> Image:
+        """Return the image with ST0-7, FCW and XMM0-15 of an XSAVE area; the rest stays."""
+        data = bytearray(self.data)
+        for number in range(8):
+            data[16 * number : 16 * number + 10] = area.data[32 + 16 * number : 42 + 16 * number]
+        data[_FCW_AT : _FCW_AT + 2] = area.fcw.to_bytes(2, "little")
+        for number in range(16):
+            at = _VECTORS_AT + 64 * number
+            data[at : at + 16] = area.data[160 + 16 * number : 176 + 16 * number]
+        return Image(bytes(data))
 
     def features(self, level: str) -> tuple[int, ...]:
         """Return the components that a level of the payload fills."""
