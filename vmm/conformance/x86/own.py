@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMM's own registers beside a guest, or beside others on its CPU: what is in them, and how a loss is found."""
+
+from __future__ import annotations
+
+import random
+
+from vmm.conformance.context import Context
+from vmm.conformance.expect import no_difference
+from vmm.conformance.neighbour import Step
+from vmm.conformance.x86.common import PLAIN, pattern, vector_guest, vector_level
+from vmm.conformance.x86.image import Image
+from vmm.kvm.bits import bits
+from vmm.x86.guest import Guest
+from vmm.x86.own import own_features, yield_with_registers
+from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea
+
+__all__ = ["competing", "filled_guest", "own_registers", "unchanged"]
+
+# Key 0 stays accessible: all memory of this process has it. Linux gives threads 0x55555554.
+_PKRU = 0xA5A5A5A0
+_TURNS = 20
+
+
+def own_registers(seed: int) -> XsaveArea:
+    """Return recognisable values for all that this thread can hold still, PKRU where the host has it."""
+    features = own_features()
+    area = pattern(features & PLAIN, seed)
+    if features >> XFeature.PKRU & 1:
+        size = area.layout[XFeature.PKRU].size
+        area.set_component(XFeature.PKRU, _PKRU.to_bytes(4, "little") + bytes(size - 4))
+    return area
+
+
+def unchanged(what: str, given: XsaveArea, observed: XsaveArea) -> None:
+    """The registers have to be what they were given, each of them."""
+    compared = sum(1 for _ in bits(own_features()))
+    no_difference(what, given.same_state(observed), compared)
+
+
+def filled_guest(context: Context, seed: int) -> tuple[Guest, Image]:
+    """A guest that has loaded an image into all of its registers."""
+    if context.host.facts.cpuid.xcr0:
+        guest = vector_guest(context)
+    else:
+        guest = context.own(Guest(context.kvm, "xstate", cpuid=context.host.facts.cpuid))
+    image = Image.random(random.Random(seed))
+    guest.memory.write(guest.payload.symbol("expected"), image.data)
+    guest.call(f"fill_{vector_level(context)}", privilege=3, timeout=context.timeout)
+    return guest, image
+
+
+def competing() -> Step:
+    """Return a step of a neighbour that holds values in all of its registers while others have its CPU."""
+    given = own_registers(77)
+
+    def step() -> str:
+        lost = given.same_state(yield_with_registers(given, _TURNS))
+        return "; ".join(lost[:4])
+
+    return step
