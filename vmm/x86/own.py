@@ -12,16 +12,21 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.x86.xfeature import AVX512, XFeature, mask
 from vmm.x86.xsave import XsaveArea, host_layout
 
-__all__ = ["own_features", "run_with_registers", "yield_with_registers"]
+__all__ = ["own_features", "own_xcr0", "run_with_registers", "yield_with_registers"]
 
 # What the shim can hold still. The compiler knows nothing of the others, and tiles need a permission.
 _HELD = mask(XFeature.FP, XFeature.SSE, XFeature.YMM, XFeature.PKRU) | AVX512
-_BIT_BY_BIT = mask(XFeature.FP, XFeature.SSE)
+_WITHOUT_XSAVE = mask(XFeature.FP, XFeature.SSE)
+
+
+def own_xcr0() -> int:
+    """Return XCR0 as this thread reads it now; 0 on a host without XSAVE."""
+    return int(lib.vmm_xgetbv(0)) if lib.vmm_has_osxsave() else 0
 
 
 def own_features() -> int:
-    """Return the components of this thread that the functions here load and store: what the host's XCR0 has of them."""
-    return int(lib.vmm_xgetbv(0)) & _HELD if lib.vmm_has_osxsave() else _BIT_BY_BIT
+    """Return the components that the functions here load and store: what the host's XCR0 has of those."""
+    return own_xcr0() & _HELD or _WITHOUT_XSAVE
 
 
 def _vectors(area: XsaveArea, calls: int) -> tuple[Any, Any, Any]:
@@ -35,7 +40,7 @@ def _vectors(area: XsaveArea, calls: int) -> tuple[Any, Any, Any]:
     fields = {
         "given": given,
         "observed": observed,
-        "features": features if lib.vmm_has_osxsave() else 0,
+        "features": features if own_xcr0() else 0,
         "calls": calls,
     }
     return ffi.new("struct vmm_host_vectors *", fields), given, observed
@@ -59,7 +64,7 @@ def run_with_registers(vcpu: Vcpu, area: XsaveArea, timeout: float, *, calls: in
 
 
 def yield_with_registers(area: XsaveArea, calls: int) -> XsaveArea:
-    """Let others have this CPU, ``calls`` times in a row, with ``area`` in this thread's registers; return what they are."""
+    """Yield this CPU, ``calls`` times in a row, with ``area`` in the registers; return what is there afterwards."""
     vectors, _given, observed = _vectors(area, calls)
     result = int(lib.vmm_yield_with_vectors(vectors))
     if result < 0:

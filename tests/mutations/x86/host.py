@@ -9,9 +9,9 @@ from tests.mutations.lies import RUN, Proceed, after, called
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import FCW, FTW, MXCSR, ST7, XMM3, flip_now, place
 from vmm._kvm import ffi, lib
-from vmm.conformance.x86 import own
 from vmm.conformance.x86.image import Image
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86 import own
 from vmm.x86.own import own_features
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
@@ -105,7 +105,7 @@ lies(
 )
 
 
-@mutation("host.vectors-beside-competitor")
+@mutation("host.vectors-beside-competitor", "xsave.beside-competitor")
 def another_process_loses_a_byte_of_its_xmm3() -> Interposer:
     """Its registers pass no door of ours, so the answer is changed where it arrives."""
     honest = own.yield_with_registers

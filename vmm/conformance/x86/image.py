@@ -84,6 +84,17 @@ class Image:
         registers, part = slices[XFeature(number)]
         return b"".join(self.vector(register)[part] for register in registers)
 
+    def check_area(self, what: str, area: XsaveArea, level: str) -> None:
+        """Raise a Violation if an XSAVE area does not hold what a level of the payload has loaded."""
+        for number in self.features(level):
+            component = XFeature(number).name
+            equal(f"{component} in XSTATE_BV {what}", area.xstate_bv >> number & 1, 1)
+            wanted = self.component(number)
+            equal(f"bytes of {component} {what}", area.component(number)[-len(wanted) :], wanted)
+        equal(f"MXCSR {what}", area.mxcsr, self.mxcsr)
+        equal(f"FCW {what}", area.fcw, self.fcw)
+        equal(f"FTW (all registers in use) {what}", area.data[4], 0xFF)
+
     def where(self, offset: int) -> str:
         """Name the byte at ``offset`` of the image."""
         if offset < _MXCSR_AT:

@@ -149,7 +149,7 @@ def verify(context: Context, guest: Guest, image: Legacy, what: str, entry: str 
 
 @cache
 def keeps_pointers() -> bool:
-    """Whether this CPU gives back FOP, FIP and FDP that it was given with an exception pending: emulated ones may not."""
+    """Whether this CPU gives FOP, FIP and FDP back given with an exception pending: not all emulated ones do."""
     given = Legacy.random(0, pointers=True)
     seen = Legacy(bytes(yield_with_registers(given.area(), 1).data[:_SIZE]))
     return all(seen.field(name) == given.field(name) for name in ("FOP", "FIP", "FDP"))

@@ -11,8 +11,9 @@ from vmm.conformance.neighbour import Step
 from vmm.conformance.x86.common import PLAIN, pattern, vector_guest, vector_level
 from vmm.conformance.x86.image import Image
 from vmm.kvm.bits import bits
+from vmm.x86 import own
 from vmm.x86.guest import Guest
-from vmm.x86.own import own_features, yield_with_registers
+from vmm.x86.own import own_features
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
 
@@ -20,7 +21,7 @@ __all__ = ["competing", "filled_guest", "own_registers", "unchanged"]
 
 # Key 0 stays accessible: all memory of this process has it. Linux gives threads 0x55555554.
 _PKRU = 0xA5A5A5A0
-_TURNS = 20
+_YIELDS = 2
 
 
 def own_registers(seed: int) -> XsaveArea:
@@ -56,7 +57,7 @@ def competing() -> Step:
     given = own_registers(77)
 
     def step() -> str:
-        lost = given.same_state(yield_with_registers(given, _TURNS))
+        lost = given.same_state(own.yield_with_registers(given, _YIELDS))
         return "; ".join(lost[:4])
 
     return step

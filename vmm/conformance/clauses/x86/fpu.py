@@ -135,7 +135,7 @@ def ftw_abridged(context: Context) -> None:
 def padding(context: Context) -> None:
     """KVM_SET_FPU ignores pad1 and pad2; KVM_GET_FPU writes the whole structure, with 0 in them.
 
-    Source: arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_set_fpu; virt/kvm/kvm_main.c, kvm_vcpu_ioctl (KVM_GET_FPU: kzalloc).
+    Source: arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_set_fpu; virt/kvm/kvm_main.c, kvm_vcpu_ioctl (kzalloc).
     """
     guest = fxsave_guest(context)
     image = Legacy.random(42)

@@ -19,10 +19,10 @@ from vmm.x86.own import run_with_registers
 from vmm.x86.xsave import XsaveArea
 
 _RUNS = 100
-_SIGNALS = 3
-_SPIN = 0.02  # seconds until the signal that ends a run: several turns of a scheduler
+_SIGNALS = 2
+_SPIN = 0.01  # seconds until the signal that ends a run: several turns of a scheduler
 _CHUNK = 8
-_TURNS = 3
+_TURNS = 2
 
 
 def _guest_keeps(context: Context, guest: Guest, image: Image) -> None:
@@ -96,7 +96,7 @@ def no_leak(context: Context) -> None:
 
 
 def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
-    """Look at the registers of the VMM and of a guest that share a CPU with a neighbour, who has had turns meanwhile."""
+    """Look at the registers of a VMM and a guest that share a CPU with a neighbour, which has had turns meanwhile."""
     stay_on_one_cpu()
     with Neighbour(min(os.sched_getaffinity(0)), begin) as neighbour:
         neighbour.wait(context.timeout)

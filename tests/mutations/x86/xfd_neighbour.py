@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lies about IA32_XFD while the kernel uses vector registers; xfd.irq-kernel-fpu is judged with --dangerous."""
+
+from __future__ import annotations
+
+from tests.mutations.lies import after_entry
+from tests.mutations.registry import lies
+from tests.mutations.x86.lies import before_entry, lose
+
+lies(
+    "xfd.irq-kernel-fpu",
+    toggling_beside_the_kernel_costs_a_byte_of_a_tile=lambda: before_entry(
+        "verify", lambda guest: lose(5, 5, 5)(guest.vcpu), payload="amx"
+    ),
+    the_guest_finds_another_tile=lambda: after_entry(
+        "verify", lambda guest: guest.set("differences", 1), payload="amx"
+    ),
+)
