@@ -14,14 +14,16 @@ from vmm.kvm.bits import bits
 from vmm.x86 import own
 from vmm.x86.guest import Guest
 from vmm.x86.own import own_features
+from vmm.x86.registers import get_regs, set_regs
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
 
-__all__ = ["competing", "filled_guest", "own_registers", "unchanged"]
+__all__ = ["competing", "filled_guest", "own_registers", "prepare_spin", "unchanged"]
 
 # Key 0 stays accessible: all memory of this process has it. Linux gives threads 0x55555554.
 _PKRU = 0xA5A5A5A0
 _YIELDS = 2
+_RFLAGS_IF = 1 << 9
 
 
 def own_registers(seed: int) -> XsaveArea:
@@ -50,6 +52,17 @@ def filled_guest(context: Context, seed: int) -> tuple[Guest, Image]:
     guest.memory.write(guest.payload.symbol("expected"), image.data)
     guest.call(f"fill_{vector_level(context)}", privilege=3, timeout=context.timeout)
     return guest, image
+
+
+def prepare_spin(guest: Guest) -> None:
+    """Point a guest at a loop without end at CPL3, which keeps its registers.
+
+    Interrupts are enabled, as for any user: with RFLAGS.IF 0 Bochs holds those of the host back.
+    """
+    guest.prepare("spin", privilege=3)
+    regs = get_regs(guest.vcpu)
+    regs.rflags |= _RFLAGS_IF
+    set_regs(guest.vcpu, regs)
 
 
 def competing() -> Step:

@@ -12,7 +12,7 @@ from vmm.conformance.neighbour import KERNEL_VECTORS, Neighbour, Step, encryptin
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import judged_call, stay_on_one_cpu, vector_level
 from vmm.conformance.x86.image import Image
-from vmm.conformance.x86.own import competing, filled_guest, own_registers, unchanged
+from vmm.conformance.x86.own import competing, filled_guest, own_registers, prepare_spin, unchanged
 from vmm.kvm.exits import Deadline, IoOut
 from vmm.x86.guest import Guest
 from vmm.x86.own import run_with_registers
@@ -33,7 +33,7 @@ def _guest_keeps(context: Context, guest: Guest, image: Image) -> None:
 
 def _spun(context: Context, guest: Guest, given: XsaveArea, what: str) -> None:
     """Have the guest run until a signal ends it, while the VMM has ``given`` in its registers."""
-    guest.prepare("spin", privilege=3)
+    prepare_spin(guest)
     with judged("KVM_RUN of a guest without end"):
         exit, observed = run_with_registers(guest.vcpu, given, _SPIN)
     equal("the exit of a guest without end", exit, Deadline())
@@ -80,9 +80,11 @@ def no_leak(context: Context) -> None:
     """
     guest, image = filled_guest(context, 60)
     given = XsaveArea.initial()
-    for entry in (f"fill_{vector_level(context)}", "spin"):
-        guest.prepare(entry, privilege=3)
-        timeout = _SPIN if entry == "spin" else context.timeout
+    for entry, timeout in ((f"fill_{vector_level(context)}", context.timeout), ("spin", _SPIN)):
+        if entry == "spin":
+            prepare_spin(guest)
+        else:
+            guest.prepare(entry, privilege=3)
         with judged(f"KVM_RUN of {entry}"):
             _, observed = run_with_registers(guest.vcpu, given, timeout)
         shown = bytes(observed.normalised().data)

@@ -18,7 +18,7 @@ _TURNS = 3
 
 @clause("xfd.irq-kernel-fpu", arch="x86", needs=(*TILE_GUESTS, KERNEL_VECTORS), dangerous=True, timeout=60)
 def toggled_beside_kernel(context: Context) -> None:
-    """A guest with live tiles toggles XFD while the kernel uses vector registers on its CPU, and can use its tiles later.
+    """A guest toggles XFD with live tiles while the kernel uses vector registers on its CPU, and can use them later.
 
     KVM takes the first writes of each vCPU itself, with the guest's tiles in the CPU; there the kernel's use of its
     registers had XRSTOR meet tiles that XFD disables (CVE-2026-23005), and the task of the neighbour preempts.

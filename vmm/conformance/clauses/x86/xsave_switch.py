@@ -27,7 +27,7 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
-from vmm.conformance.x86.own import competing, filled_guest
+from vmm.conformance.x86.own import competing, filled_guest, prepare_spin
 from vmm.kvm.exits import Budget, Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, own, xfeature
@@ -244,7 +244,7 @@ def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
         worked = 0
         while worked < _TURNS and not neighbour.failure:
             done = neighbour.operations
-            guest.prepare("spin", privilege=3)
+            prepare_spin(guest)
             equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, _SPIN), Deadline())
             worked += neighbour.has_worked_since(done)
             _held(context, guest, image, "beside the neighbour")
