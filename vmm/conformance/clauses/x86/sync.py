@@ -81,7 +81,7 @@ def _same(what: str, guest: Guest, group: Sync) -> None:
 
 @clause("sync.unknown-bits-refused", arch="x86", needs=(_SYNC,))
 def unknown_bits(context: Context) -> None:
-    """KVM_RUN with a bit in kvm_valid_regs or kvm_dirty_regs that KVM_CAP_SYNC_REGS lacks is EINVAL, and runs nothing.
+    """A bit in kvm_valid_regs or kvm_dirty_regs that KVM_CAP_SYNC_REGS lacks makes KVM_RUN EINVAL, and nothing runs.
 
     Source: Documentation/virt/kvm/api.rst 6.74 ("Unused bitfields ... must be set to zero"); arch/x86/kvm/x86.c,
     kvm_arch_vcpu_ioctl_run (sync_valid_fields).
@@ -120,6 +120,9 @@ def given(context: Context) -> None:
         if Sync.EVENTS in groups:
             equal(f"nmi.masked in kvm_run {what}", synced(guest.vcpu).events.nmi.masked, 1)
         equal(f"kvm_valid_regs {what}", run.kvm_valid_regs, asked)
+        regs = get_regs(guest.vcpu)
+        regs.r15 = _RBX
+        set_regs(guest.vcpu, regs)
         guest.vcpu.complete()
 
 
