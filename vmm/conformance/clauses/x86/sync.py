@@ -19,6 +19,8 @@ from vmm.x86.xsave import POISON
 
 _SYNC = capability("KVM_CAP_SYNC_REGS")
 _GET = {Sync.REGS: get_regs, Sync.SREGS: get_sregs, Sync.EVENTS: Vcpu.get_events}
+# The fields of struct kvm_sync_regs.
+_FIELDS = {Sync.REGS: "regs", Sync.SREGS: "sregs", Sync.EVENTS: "events"}
 _RBX, _R15, _CR2 = 0x1122334455667788, 0xFEDCBA9876543210, 0xABCDE000
 _GP, _ERROR = 13, 0x18
 _NO_FLAG, _NO_CR4 = 1 << 31, 1 << 63
@@ -30,9 +32,13 @@ def _groups(context: Context) -> tuple[Sync, ...]:
     return tuple(group for group in Sync if offered & group)
 
 
+def _name(group: Sync) -> str:
+    return _FIELDS[group].upper()
+
+
 def _wanted(context: Context, group: Sync) -> None:
     if group not in _groups(context):
-        context.skip(f"needs {group.name}: KVM_CAP_SYNC_REGS is {sum(_groups(context)):#x}")
+        context.skip(f"needs {_name(group)}: KVM_CAP_SYNC_REGS is {sum(_groups(context)):#x}")
 
 
 def _guest(context: Context) -> Guest:
@@ -66,17 +72,17 @@ def _area(guest: Guest) -> Any:
 def _part(guest: Guest, group: Sync) -> tuple[int, int]:
     """Where a group begins and ends in these bytes."""
     fields = dict(ffi.typeof("struct kvm_sync_regs").fields)
-    field = fields[group.name.lower()]
+    field = fields[_FIELDS[group]]
     return field.offset, field.offset + ffi.sizeof(field.type)
 
 
 def _same(what: str, guest: Guest, group: Sync) -> None:
     """A group in kvm_run has to be what its KVM_GET call says, field by field."""
-    given, told = getattr(synced(guest.vcpu), group.name.lower()), _GET[group](guest.vcpu)
+    given, told = getattr(synced(guest.vcpu), _FIELDS[group]), _GET[group](guest.vcpu)
     for name, field in ffi.typeof(told).item.fields:
         size = ffi.sizeof(field.type)
         first, second = (bytes(ffi.buffer(ffi.addressof(one), field.offset + size)) for one in (given, told[0]))
-        equal(f"{name} of {group.name} in kvm_run {what}", first[-size:], second[-size:])
+        equal(f"{name} of {_name(group)} in kvm_run {what}", first[-size:], second[-size:])
 
 
 @clause("sync.unknown-bits-refused", arch="x86", needs=(_SYNC,))
@@ -137,7 +143,7 @@ def only_asked(context: Context) -> None:
     groups = _groups(context)
     area = _area(guest)
     for asked in ((), *((group,) for group in groups)):
-        name = " ".join(group.name for group in asked) or "nothing"
+        name = " ".join(_name(group) for group in asked) or "nothing"
         area[:] = bytes([POISON]) * len(area)
         for group in asked:  # the kernel need not write padding inside
             start, end = _part(guest, group)
@@ -149,7 +155,7 @@ def only_asked(context: Context) -> None:
         for group in asked:
             start, end = _part(guest, group)
             rest[start:end] = bytes([POISON]) * (end - start)
-            _same(f"when only {group.name} is asked for", guest, group)
+            _same(f"when only {_name(group)} is asked for", guest, group)
         guest.vcpu.kvm_run.kvm_valid_regs = 0
         equal(f"bytes of kvm_run written beside {name}", len(rest) - rest.count(POISON), 0)
 
@@ -239,8 +245,8 @@ def invalid_refused(context: Context) -> None:
     part.events.flags |= _NO_FLAG
     for group in (Sync.SREGS, Sync.EVENTS):
         run.kvm_dirty_regs = group
-        refused(f"KVM_RUN with {group.name} that is not valid", errno.EINVAL, guest.vcpu.run, context.timeout)
-        equal(f"kvm_dirty_regs after the refused {group.name}", run.kvm_dirty_regs, group)
+        refused(f"KVM_RUN with {_name(group)} that is not valid", errno.EINVAL, guest.vcpu.run, context.timeout)
+        equal(f"kvm_dirty_regs after the refused {_name(group)}", run.kvm_dirty_regs, group)
     run.kvm_dirty_regs = 0
     equal("SREGS after the refusals", bytes(ffi.buffer(get_sregs(guest.vcpu))), before)
     equal("RIP after the refusals", get_regs(guest.vcpu).rip, guest.payload.symbol("report"))
