@@ -19,7 +19,7 @@ from vmm.x86.xsave import XsaveArea
 _ALL = (
     "host.vectors-preserved",
     "host.vectors-over-signal",
-    "host.no-guest-leak",
+    "host.vectors-no-guest-leak",
     "host.vectors-beside-competitor",
     "host.vectors-beside-kernel-fpu",
 )
@@ -60,7 +60,7 @@ lies(
 )
 
 lies(
-    *(name for name in _ALL if name != "host.no-guest-leak"),
+    *(name for name in _ALL if name != "host.vectors-no-guest-leak"),
     a_run_loses_the_vmms_vectors=lambda: _own(512, b"\1"),
 )
 
@@ -97,7 +97,7 @@ def the_guest_does_not_run() -> Interposer:
 
 
 lies(
-    "host.no-guest-leak",
+    "host.vectors-no-guest-leak",
     the_guests_xmm3_shows_in_the_vmms=lambda: _own(XMM3, Image.random(random.Random(60)).vector(3)[:16]),
     the_guests_zmm20_shows_in_the_vmms_ymm0=lambda: _own(
         _held(XFeature.YMM), Image.random(random.Random(60)).vector(20)[8:16]

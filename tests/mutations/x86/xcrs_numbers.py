@@ -10,6 +10,7 @@ from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import xcr0_reads
 from tests.mutations.x86.lies import GP, UD, faults
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.x86 import own
 from vmm.x86.boot import CR4_OSXSAVE
 
 GET, SET = "KVM_GET_XCRS", "KVM_SET_XCRS"
@@ -98,3 +99,17 @@ lies(
         "KVM_SET_SREGS", toggle("cr4", CR4_OSXSAVE), lambda call: not call.argument.efer
     ),
 )
+
+lies(
+    "xcrs.two-guests-same-cpu",
+    the_second_guest_reads_the_firsts_xcr0=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 0xE7)),
+    a_guest_reads_xcr0_as_after_reset=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 1)),
+)
+
+
+@mutation("xcrs.two-guests-same-cpu")
+def the_vmm_is_left_with_the_guests_xcr0() -> Interposer:
+    """XGETBV of the VMM passes no door of ours, so the answer is changed where it arrives."""
+    honest, turns = own.own_xcr0, iter(range(1, 1 << 30))
+    own.own_xcr0 = lambda: honest() ^ (4 if next(turns) > 2 else 0)
+    return lambda call, proceed: proceed()

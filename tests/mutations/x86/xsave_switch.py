@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.lies import RUN, Proceed, after_entry, called, refuse
+from tests.mutations.lies import RUN, Proceed, called, refuse
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import FCW, FTW, MXCSR, ST7, XMM3, flip, flip_now, spoil, top_byte, xsave_lie
 from tests.mutations.x86.lies import before_run
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86 import own
 
 _SWITCHED = (
     "xsave.two-vms-same-cpu",
@@ -83,18 +82,3 @@ def a_guest_without_end_leaves() -> Interposer:
         return 0 if result == lib.VMM_RUN_DEADLINE and called(call) == RUN else result
 
     return interposer
-
-
-lies(
-    "xsave.two-xcr0-same-cpu",
-    the_second_guest_reads_the_firsts_xcr0=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 0xE7)),
-    a_guest_reads_xcr0_as_after_reset=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 1)),
-)
-
-
-@mutation("xsave.two-xcr0-same-cpu")
-def the_vmm_is_left_with_the_guests_xcr0() -> Interposer:
-    """XGETBV of the VMM passes no door of ours, so the answer is changed where it arrives."""
-    honest, turns = own.own_xcr0, iter(range(1, 1 << 30))
-    own.own_xcr0 = lambda: honest() ^ (4 if next(turns) > 2 else 0)
-    return lambda call, proceed: proceed()

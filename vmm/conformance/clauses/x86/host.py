@@ -72,7 +72,7 @@ def over_signal(context: Context) -> None:
     _guest_keeps(context, guest, image)
 
 
-@clause("host.no-guest-leak", arch="x86")
+@clause("host.vectors-no-guest-leak", arch="x86")
 def no_leak(context: Context) -> None:
     """No register of the VMM that was in its initial state shows anything of what the guest has in its own.
 

@@ -12,11 +12,13 @@ from vmm.conformance.needs import Need, capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import (
     GUEST_XSAVE,
+    MASKABLE,
     TILE_GUESTS,
     configured,
     judged_call,
     permit_tiles,
     plain_features,
+    stay_on_one_cpu,
     tile_table,
     vector_guest,
     vector_level,
@@ -25,7 +27,7 @@ from vmm.conformance.x86.image import Image
 from vmm.kvm.exits import InternalError
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
-from vmm.x86 import cpuid, xfeature
+from vmm.x86 import cpuid, own, xfeature
 from vmm.x86.boot import CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import DONE, Guest
@@ -109,6 +111,26 @@ def in_use(context: Context) -> None:
         seen = guest.mailbox.values[0]
         subset(f"what is in use with XCR0 {value:#x}", seen, value)
         equal(f"what is in use of the filled, XCR0 {value:#x}", seen & filled & value, filled & value)
+
+
+@clause("xcrs.two-guests-same-cpu", arch="x86", needs=(_XCRS, MASKABLE))
+def two_xcr0(context: Context) -> None:
+    """Guests with different XCR0 that take turns on one CPU each read their own by XGETBV, and the VMM reads its own.
+
+    Source: arch/x86/kvm/x86.c, kvm_load_xfeatures (on each entry, and back).
+    """
+    stay_on_one_cpu()
+    ours = own.own_xcr0()
+    guests = []
+    for value in dict.fromkeys((plain_features(context), 7, 3, 1)):
+        guest = _guest(context)
+        set_xcr0(guest.vcpu, value)
+        guests.append((guest, value))
+    for _ in range(3):
+        for guest, value in guests:
+            judged_call(context, guest, "xgetbv", 0, privilege=3)
+            equal(f"XCR0 of the VMM after a guest with {value:#x}", own.own_xcr0(), ours)
+            equal(f"XGETBV in a guest with XCR0 {value:#x}", guest.mailbox.values[0], value)
 
 
 def _set_raw(vcpu: Vcpu, rows: list[tuple[int, int, int]], count: int) -> None:

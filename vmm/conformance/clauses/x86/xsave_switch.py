@@ -18,7 +18,6 @@ from vmm.conformance.neighbour import KERNEL_VECTORS, Neighbour, Step, encryptin
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import (
     GUEST_XSAVE,
-    MASKABLE,
     XSAVE2,
     judged_call,
     plain_features,
@@ -30,8 +29,7 @@ from vmm.conformance.x86.image import Image
 from vmm.conformance.x86.own import competing, filled_guest, prepare_spin
 from vmm.kvm.exits import Budget, Deadline
 from vmm.kvm.vcpu import Vcpu
-from vmm.x86 import cpuid, own, xfeature
-from vmm.x86.boot import CR4_OSXSAVE
+from vmm.x86 import cpuid, xfeature
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs, set_xcr0
 from vmm.x86.xsave import get_xsave
@@ -102,26 +100,6 @@ def two_vms(context: Context) -> None:
     for one in turns:
         one.step(context)
         one.finish(context)
-
-
-@clause("xsave.two-xcr0-same-cpu", arch="x86", needs=(MASKABLE,))
-def two_xcr0(context: Context) -> None:
-    """Guests with different XCR0 that take turns on one CPU each read their own by XGETBV, and the VMM reads its own.
-
-    Source: arch/x86/kvm/x86.c, kvm_load_xfeatures (on each entry, and back).
-    """
-    stay_on_one_cpu()
-    ours = own.own_xcr0()
-    guests = []
-    for value in dict.fromkeys((plain_features(context), 7, 3, 1)):
-        guest = context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid, cr4=CR4_OSXSAVE))
-        set_xcr0(guest.vcpu, value)
-        guests.append((guest, value))
-    for _ in range(3):
-        for guest, value in guests:
-            judged_call(context, guest, "xgetbv", 0, privilege=3)
-            equal(f"XCR0 of the VMM after a guest with {value:#x}", own.own_xcr0(), ours)
-            equal(f"XGETBV in a guest with XCR0 {value:#x}", guest.mailbox.values[0], value)
 
 
 def _enter(guest: Guest, vcpu: Vcpu, entry: str) -> None:
