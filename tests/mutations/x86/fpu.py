@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.lies import Change, after, after_entry, after_run, answer, before, refuse, toggle
-from tests.mutations.registry import lies
+from tests.mutations.lies import Change, Shared, after, after_entry, after_run, answer, before, refuse, toggle
+from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import FCW, FTW, MXCSR, XMM3, flip, flip_now, place, xsave_lie
 from tests.mutations.x86.lies import before_run
 from vmm._kvm import ffi
-from vmm.kvm.ioctl import Call
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 
 GET, SET, SET_AREA = "KVM_GET_FPU", "KVM_SET_FPU", "KVM_SET_XSAVE"
@@ -66,7 +66,7 @@ lies(
 )
 
 lies(
-    "fpu.set-after-run",
+    "fpu.pointers-kept",
     "fpu.set-shows-in-xsave",
     kvm_set_fpu_loses_fop=lambda: before(SET, toggle("last_opcode", 0x10)),
     kvm_set_fpu_loses_the_upper_half_of_fip=lambda: before(SET, toggle("last_ip", 1 << 40)),
@@ -150,7 +150,13 @@ lies(
 lies(
     "fpu.set-on-fresh",
     kvm_get_fpu_forgets_what_was_set=lambda: after(GET, _row("xmm", 4)),
-    the_guest_finds_another_byte=lambda: after_entry(
-        "verify", lambda guest: guest.set("differences", 1), payload="fxsave"
-    ),
 )
+
+
+@mutation("fpu.set-on-fresh")
+def the_guest_finds_another_byte() -> Interposer:
+    def change(guest: Shared) -> None:
+        guest.set("differences", 1)
+        guest.set("difference", 0)
+
+    return after_entry("verify", change, payload="fxsave")

@@ -53,7 +53,7 @@ def set_after_run(context: Context) -> None:
     guest = fxsave_guest(context)
     for seed in (32, 33):
         load(context, guest, Legacy.random(seed, ftw=0xFF))
-        image = Legacy.random(seed + 10, pointers=keeps_pointers())
+        image = Legacy.random(seed + 10)
         succeeds("KVM_SET_FPU", set_fpu, guest.vcpu, image.fpu())
         verify(context, guest, image, "after KVM_SET_FPU")
 
@@ -174,7 +174,7 @@ def mxcsr(context: Context) -> None:
 
 @clause("fpu.pointers-kept", arch="x86", needs=(POINTERS, *AREA))
 def pointers_kept(context: Context) -> None:
-    """With an x87 exception pending FOP, FIP, FDP and FSW come through 50 exits, and over to a new VM with the area.
+    """With an x87 exception pending FOP, FIP, FDP and FSW come through 50 exits, a copy of the area, and KVM_SET_FPU.
 
     Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate; Intel SDM volume 1, 8.1.8, 13.8.
     """
@@ -186,3 +186,6 @@ def pointers_kept(context: Context) -> None:
     twin = fxsave_guest(context)
     succeeds("KVM_SET_XSAVE in a new VM", set_xsave, twin.vcpu, saved)
     verify(context, twin, image, "of a new VM")
+    image = Legacy.random(45, pointers=True)
+    succeeds("KVM_SET_FPU", set_fpu, twin.vcpu, image.fpu())
+    verify(context, twin, image, "after KVM_SET_FPU")
