@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 from vmm.conformance.context import Context
-from vmm.conformance.expect import no_difference
+from vmm.conformance.expect import equal, no_difference
 from vmm.conformance.neighbour import Step
 from vmm.conformance.x86.common import PLAIN, pattern, vector_guest, vector_level
 from vmm.conformance.x86.image import Image
@@ -39,6 +39,8 @@ def own_registers(seed: int) -> XsaveArea:
 def unchanged(what: str, given: XsaveArea, observed: XsaveArea) -> None:
     """The registers have to be what they were given, each of them."""
     compared = sum(1 for _ in bits(own_features()))
+    # XSAVE stores it whatever XSTATE_BV says.
+    equal(f"MXCSR of {what}", observed.mxcsr, given.mxcsr)
     no_difference(what, given.same_state(observed), compared)
 
 

@@ -169,6 +169,7 @@ def _call_32_bit(context: Context, guest: Guest, entry: str, *parameters: int) -
     sregs.cr0, sregs.efer, sregs.cr3 = _PROTECTED, 0, 0
     sregs.cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE
     sregs.cs.l, sregs.cs.db = 0, 1
+    sregs.idt.limit = 0  # its gates are long mode's: a fault is a shutdown
     set_sregs(guest.vcpu, sregs)
     with judged(f"{entry} in a 32-bit guest"):
         exit = guest.resume(context.timeout)
