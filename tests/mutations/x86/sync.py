@@ -17,6 +17,7 @@ from tests.mutations.lies import (
     called,
     drift,
     nth,
+    toggle,
 )
 from tests.mutations.registry import lies, mutation
 from vmm._kvm import ffi, lib
@@ -213,17 +214,22 @@ lies(
     regs_are_always_taken=lambda: _with(DIRTY, REGS),
     rbx_is_another=lambda: _reports(0, 1),
     r15_is_another=lambda: _reports(1, 2),
-    rip_is_another=lambda: _reports(4, 1),
+    rip_is_another=lambda: _reports(3, 1),
+    gs_is_another=lambda: _reports(2, 1),
 )
 
 
-@mutation("sync.not-dirty-ignored")
-def cr2_is_always_taken() -> Interposer:
-    def change(call: Call) -> None:
-        call.argument.cr2 = 0xABCDE000
-
+def _later(field: str) -> Interposer:
+    """KVM_GET_SREGS shows another field from its third call on, which is the first after the run."""
     turns = iter(range(1, 1 << 30))
-    return after("KVM_GET_SREGS", change, lambda call: next(turns) > 2)
+    return after("KVM_GET_SREGS", toggle(field, 1 << 3), lambda call: next(turns) > 2)
+
+
+lies(
+    "sync.not-dirty-ignored",
+    gs_is_taken_after_the_exit=lambda: _later("gs.base"),
+    cr4_is_taken_after_the_exit=lambda: _later("cr4"),
+)
 
 
 lies(

@@ -21,7 +21,7 @@ _SYNC = capability("KVM_CAP_SYNC_REGS")
 _GET = {Sync.REGS: get_regs, Sync.SREGS: get_sregs, Sync.EVENTS: Vcpu.get_events}
 # The fields of struct kvm_sync_regs.
 _FIELDS = {Sync.REGS: "regs", Sync.SREGS: "sregs", Sync.EVENTS: "events"}
-_RBX, _R15, _CR2 = 0x1122334455667788, 0xFEDCBA9876543210, 0xABCDE000
+_RBX, _R15, _MARK = 0x1122334455667788, 0xFEDCBA9876543210, 0x5A5A0F0F3C3C9696
 _GP, _ERROR = 13, 0x18
 _NO_FLAG, _NO_CR4 = 1 << 31, 1 << 63
 
@@ -53,7 +53,7 @@ def _prepare(guest: Guest) -> None:
     regs = get_regs(guest.vcpu)
     regs.rbx, regs.r15 = _RBX, _R15
     set_regs(guest.vcpu, regs)
-    for number in range(5):
+    for number in range(4):
         guest.mailbox.write("values", POISON, number)
 
 
@@ -173,13 +173,13 @@ def dirty_taken(context: Context) -> None:
     run, part = guest.vcpu.kvm_run, synced(guest.vcpu)
     part.regs, part.sregs = get_regs(guest.vcpu)[0], get_sregs(guest.vcpu)[0]
     part.regs.rip, part.regs.rbx, part.regs.r15 = guest.payload.symbol("other"), _R15, _RBX
-    part.sregs.cr2 = _CR2
+    part.sregs.gs.base = guest.payload.symbol("marked")
     run.kvm_dirty_regs = Sync.REGS | Sync.SREGS
     equal("the guest's event", _run(context, guest, "with kvm_dirty_regs"), DONE)
     equal("kvm_dirty_regs after KVM_RUN", run.kvm_dirty_regs, 0)
     seen = guest.mailbox.values
-    equal("RBX, R15 and CR2 in the guest", seen[:3], [_R15, _RBX, _CR2])
-    equal("whether the guest was at the RIP given", seen[4], 1)
+    equal("RBX, R15 and what is at GS:0 in the guest", seen[:3], [_R15, _RBX, _MARK])
+    equal("whether the guest was at the RIP given", seen[3], 1)
     equal("RBX by KVM_GET_REGS", get_regs(guest.vcpu).rbx, _R15)
 
 
@@ -215,18 +215,19 @@ def not_dirty_ignored(context: Context) -> None:
     """
     guest = _guest(context)
     groups = _groups(context)
-    before = bytes(ffi.buffer(get_sregs(guest.vcpu)))
+    before = get_sregs(guest.vcpu)
     guest.vcpu.kvm_run.kvm_valid_regs = sum(groups)
     guest.vcpu.complete()
     part = synced(guest.vcpu)
     part.regs.rip, part.regs.rbx, part.regs.r15 = guest.payload.symbol("other"), 1, 2
-    part.sregs.cr2, part.sregs.cr4 = _CR2, _NO_CR4
+    part.sregs.gs.base, part.sregs.cr4 = guest.payload.symbol("marked"), _NO_CR4
     part.events.exception.injected, part.events.exception.nr, part.events.flags = 1, _GP, _NO_FLAG
     equal("the guest's event", _run(context, guest, "with nothing dirty"), DONE)
     seen = guest.mailbox.values
-    equal("RBX and R15 in the guest", seen[:2], [_RBX, _R15])
-    equal("whether the guest was at the RIP changed", seen[4], 0)
-    equal("SREGS by KVM_GET_SREGS", bytes(ffi.buffer(get_sregs(guest.vcpu))), before)
+    equal("RBX, R15 and what is at GS:0 in the guest", seen[:3], [_RBX, _R15, 0])
+    equal("whether the guest was at the RIP changed", seen[3], 0)
+    after = get_sregs(guest.vcpu)
+    equal("GS.base and CR4 by KVM_GET_SREGS", (after.gs.base, after.cr4), (before.gs.base, before.cr4))
 
 
 @clause("sync.invalid-refused", arch="x86", needs=(_SYNC,))
