@@ -103,7 +103,7 @@ lies(
 lies(
     "xcrs.two-guests-same-cpu",
     the_second_guest_reads_the_firsts_xcr0=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 0xE7)),
-    a_guest_reads_xcr0_as_after_reset=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 1)),
+    a_guest_reads_the_xcr0_of_the_one_before=lambda: after_entry("xgetbv", lambda guest: guest.set("values", 3)),
 )
 
 
