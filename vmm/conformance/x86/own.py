@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference
-from vmm.conformance.neighbour import Step
-from vmm.conformance.x86.common import PLAIN, pattern, vector_guest, vector_level
+from vmm.conformance.neighbour import Neighbour, Step
+from vmm.conformance.x86.common import (
+    PLAIN,
+    judged_call,
+    pattern,
+    stay_on_one_cpu,
+    vector_guest,
+    vector_level,
+)
 from vmm.conformance.x86.image import Image
 from vmm.kvm.bits import bits
 from vmm.x86 import own
@@ -18,12 +27,15 @@ from vmm.x86.registers import get_regs, set_regs
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
 
-__all__ = ["competing", "filled_guest", "own_registers", "prepare_spin", "unchanged"]
+__all__ = ["SPIN", "beside", "competing", "filled_guest", "keeps", "own_registers", "prepare_spin", "unchanged"]
 
 # Key 0 stays accessible: all memory of this process has it. Linux gives threads 0x55555554.
 _PKRU = 0xA5A5A5A0
 _YIELDS = 2
+_TURNS = 2
 _RFLAGS_IF = 1 << 9
+# Seconds of a guest without end until a signal ends its run: several turns of a scheduler.
+SPIN = 0.01
 
 
 def own_registers(seed: int) -> XsaveArea:
@@ -56,6 +68,12 @@ def filled_guest(context: Context, seed: int) -> tuple[Guest, Image]:
     return guest, image
 
 
+def keeps(context: Context, guest: Guest, image: Image) -> None:
+    """A guest that has been filled has to find its registers as it left them."""
+    judged_call(context, guest, f"verify_{vector_level(context)}", privilege=3)
+    image.check(guest)
+
+
 def prepare_spin(guest: Guest) -> None:
     """Point a guest at a loop without end at CPL3, which keeps its registers.
 
@@ -76,3 +94,22 @@ def competing() -> Step:
         return "; ".join(lost[:4])
 
     return step
+
+
+def beside(context: Context, begin: Callable[[], Step], seed: int, run: Callable[[Guest, Image], None]) -> None:
+    """Have a guest without end share its CPU with a neighbour until that has had some turns, each within one ``run``.
+
+    ``run`` is given the guest, ready to spin, and what it holds; then the guest looks at its own registers.
+    """
+    stay_on_one_cpu()
+    with Neighbour(min(os.sched_getaffinity(0)), begin) as neighbour:
+        neighbour.wait(context.timeout)
+        guest, image = filled_guest(context, seed)
+        turns = 0
+        while turns < _TURNS and not neighbour.failure:
+            done = neighbour.operations
+            prepare_spin(guest)
+            run(guest, image)
+            turns += neighbour.has_worked_since(done)
+            keeps(context, guest, image)
+        equal("what another process on this CPU lost of its registers", neighbour.failure, "")

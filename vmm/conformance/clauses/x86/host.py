@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, true
-from vmm.conformance.neighbour import KERNEL_VECTORS, Neighbour, Step, encrypting
+from vmm.conformance.neighbour import KERNEL_VECTORS, Step, encrypting
 from vmm.conformance.registry import clause
-from vmm.conformance.x86.common import judged_call, stay_on_one_cpu, vector_level
-from vmm.conformance.x86.image import Image
-from vmm.conformance.x86.own import competing, filled_guest, own_registers, prepare_spin, unchanged
+from vmm.conformance.x86.common import vector_level
+from vmm.conformance.x86.own import (
+    SPIN,
+    beside,
+    competing,
+    filled_guest,
+    keeps,
+    own_registers,
+    prepare_spin,
+    unchanged,
+)
 from vmm.kvm.exits import Deadline, IoOut
 from vmm.x86.guest import Guest
 from vmm.x86.own import run_with_registers
@@ -20,22 +27,13 @@ from vmm.x86.xsave import XsaveArea
 
 _RUNS = 100
 _SIGNALS = 2
-_SPIN = 0.01  # seconds until the signal that ends a run: several turns of a scheduler
 _CHUNK = 8
-_TURNS = 2
 
 
-def _guest_keeps(context: Context, guest: Guest, image: Image) -> None:
-    """The guest's registers have to be its own too: it did run with them."""
-    judged_call(context, guest, f"verify_{vector_level(context)}", privilege=3)
-    image.check(guest)
-
-
-def _spun(context: Context, guest: Guest, given: XsaveArea, what: str) -> None:
-    """Have the guest run until a signal ends it, while the VMM has ``given`` in its registers."""
-    prepare_spin(guest)
+def _spun(guest: Guest, given: XsaveArea, what: str) -> None:
+    """Run a guest that is ready to spin until a signal ends it, while the VMM has ``given`` in its registers."""
     with judged("KVM_RUN of a guest without end"):
-        exit, observed = run_with_registers(guest.vcpu, given, _SPIN)
+        exit, observed = run_with_registers(guest.vcpu, given, SPIN)
     equal("the exit of a guest without end", exit, Deadline())
     unchanged(what, given, observed)
 
@@ -56,7 +54,7 @@ def preserved(context: Context) -> None:
             exit, observed = run_with_registers(guest.vcpu, given, context.timeout, calls=_RUNS)
         true("the guest's exit", isinstance(exit, IoOut) and exit.port == guest.vcpu.tick, exit, "a tick")
         unchanged("the VMM's registers", given, observed)
-    _guest_keeps(context, guest, image)
+    keeps(context, guest, image)
 
 
 @clause("host.vectors-over-signal", arch="x86")
@@ -68,8 +66,9 @@ def over_signal(context: Context) -> None:
     """
     guest, image = filled_guest(context, 53)
     for seed in range(_SIGNALS):
-        _spun(context, guest, own_registers(54 + seed), f"the VMM's registers after signal {seed + 1}")
-    _guest_keeps(context, guest, image)
+        prepare_spin(guest)
+        _spun(guest, own_registers(54 + seed), f"the VMM's registers after signal {seed + 1}")
+    keeps(context, guest, image)
 
 
 @clause("host.vectors-no-guest-leak", arch="x86")
@@ -80,7 +79,7 @@ def no_leak(context: Context) -> None:
     """
     guest, image = filled_guest(context, 60)
     given = XsaveArea.initial()
-    for entry, timeout in ((f"fill_{vector_level(context)}", context.timeout), ("spin", _SPIN)):
+    for entry, timeout in ((f"fill_{vector_level(context)}", context.timeout), ("spin", SPIN)):
         if entry == "spin":
             prepare_spin(guest)
         else:
@@ -94,22 +93,12 @@ def no_leak(context: Context) -> None:
             where = observed.where(place) if place >= 0 else "nowhere"
             true(f"{image.where(at)} of the guest after {entry}", place < 0, where, "nowhere in the VMM's registers")
         unchanged(f"the VMM's initial registers after {entry}", given, observed)
-    _guest_keeps(context, guest, image)
+    keeps(context, guest, image)
 
 
 def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
-    """Look at the registers of a VMM and a guest that share a CPU with a neighbour, which has had turns meanwhile."""
-    stay_on_one_cpu()
-    with Neighbour(min(os.sched_getaffinity(0)), begin) as neighbour:
-        neighbour.wait(context.timeout)
-        guest, image = filled_guest(context, seed)
-        worked = 0
-        while worked < _TURNS and not neighbour.failure:
-            done = neighbour.operations
-            _spun(context, guest, own_registers(seed + 1), "the VMM's registers")
-            worked += neighbour.has_worked_since(done)
-            _guest_keeps(context, guest, image)
-        equal("what another process on this CPU lost of its registers", neighbour.failure, "")
+    given = own_registers(seed + 1)
+    beside(context, begin, seed, lambda guest, _: _spun(guest, given, "the VMM's registers"))
 
 
 @clause("host.vectors-beside-competitor", arch="x86", timeout=30)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, succeeds
 from vmm.conformance.needs import CPUS
-from vmm.conformance.neighbour import KERNEL_VECTORS, Neighbour, Step, encrypting
+from vmm.conformance.neighbour import KERNEL_VECTORS, Step, encrypting
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import (
     GUEST_XSAVE,
@@ -26,7 +26,7 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
-from vmm.conformance.x86.own import competing, filled_guest, prepare_spin
+from vmm.conformance.x86.own import SPIN, beside, competing, filled_guest, keeps
 from vmm.kvm.exits import Budget, Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
@@ -36,8 +36,6 @@ from vmm.x86.xsave import get_xsave
 
 _NEEDS = (GUEST_XSAVE, XSAVE2)
 _ROUNDS = 16
-_SPIN = 0.01  # seconds of a guest without end: several turns of a scheduler
-_TURNS = 2
 _SIGNALS = 6
 _XCR0 = {"sse": 3, "avx": 7, "avx512": 7 | xfeature.AVX512}
 
@@ -202,31 +200,16 @@ def interrupted(context: Context) -> None:
         context.skip(
             f"needs {_SIGNALS} signals while the guest runs: {len(handled)} were handled in {context.timeout:g} s"
         )
-    _held(context, guest, image, "after the signals")
-
-
-def _held(context: Context, guest: Guest, image: Image, what: str) -> None:
-    """The registers of a guest that has been filled have to be the image, for the host and for itself."""
-    level = vector_level(context)
-    image.check_area(what, get_xsave(guest.vcpu), level)
-    judged_call(context, guest, f"verify_{level}", privilege=3)
-    image.check(guest)
+    image.check_area("after the signals", get_xsave(guest.vcpu), vector_level(context))
+    keeps(context, guest, image)
 
 
 def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
-    """A guest without end shares its CPU with a neighbour, and is looked at after runs in which that had its turn."""
-    stay_on_one_cpu()
-    with Neighbour(min(os.sched_getaffinity(0)), begin) as neighbour:
-        neighbour.wait(context.timeout)
-        guest, image = filled_guest(context, seed)
-        worked = 0
-        while worked < _TURNS and not neighbour.failure:
-            done = neighbour.operations
-            prepare_spin(guest)
-            equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, _SPIN), Deadline())
-            worked += neighbour.has_worked_since(done)
-            _held(context, guest, image, "beside the neighbour")
-        equal("what another process on this CPU lost of its registers", neighbour.failure, "")
+    def spin(guest: Guest, image: Image) -> None:
+        equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, SPIN), Deadline())
+        image.check_area("beside the neighbour", get_xsave(guest.vcpu), vector_level(context))
+
+    beside(context, begin, seed, spin)
 
 
 @clause("xsave.beside-competitor", arch="x86", needs=_NEEDS, timeout=30)
