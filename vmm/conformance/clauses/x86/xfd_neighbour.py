@@ -20,8 +20,9 @@ _TURNS = 3
 def toggled_beside_kernel(context: Context) -> None:
     """A guest toggles XFD with live tiles while the kernel uses vector registers on its CPU, and can use them later.
 
-    KVM takes the first writes of each vCPU itself, with the guest's tiles in the CPU; there the kernel's use of its
-    registers had XRSTOR meet tiles that XFD disables (CVE-2026-23005), and the task of the neighbour preempts.
+    KVM takes the first write of each vCPU itself. If the kernel used its registers between the exit and that write,
+    XRSTOR met tiles that XFD disables (CVE-2026-23005). Only few instructions lie between: that they are hit is
+    chance, and each new vCPU has one more.
 
     Source: arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd, kernel_fpu_begin_mask; arch/x86/kvm/vmx/vmx.c,
     vmx_set_msr; commit b45f72177594.
