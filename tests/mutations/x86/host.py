@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Proceed, after, called
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import FCW, FTW, MXCSR, ST7, XMM3, flip_now, place
+from tests.mutations.x86.lies import before_run
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.image import Image
 from vmm.kvm.ioctl import Call, Interposer
@@ -105,7 +108,7 @@ lies(
 )
 
 
-@mutation("host.vectors-beside-competitor", "xsave.beside-competitor")
+@mutation("host.vectors-after-run", "host.vectors-beside-competitor", "xsave.beside-competitor")
 def another_process_loses_a_byte_of_its_xmm3() -> Interposer:
     """Its registers pass no door of ours, so the answer is changed where it arrives."""
     honest = own.yield_with_registers
@@ -117,3 +120,36 @@ def another_process_loses_a_byte_of_its_xmm3() -> Interposer:
 
     own.yield_with_registers = losing
     return lambda call, proceed: proceed()
+
+
+def _switched(change: Callable[[XsaveArea], object]) -> Interposer:
+    """Context switches change the registers of the VMM itself, and not those of its neighbour."""
+    honest, vmm = own.yield_with_registers, os.getpid()
+
+    def changed(area: XsaveArea, calls: int) -> XsaveArea:
+        seen = honest(area, calls)
+        if os.getpid() == vmm:
+            change(seen)
+        return seen
+
+    own.yield_with_registers = changed
+    return lambda call, proceed: proceed()
+
+
+def _toggled(offset: int) -> Callable[[XsaveArea], object]:
+    def change(area: XsaveArea) -> None:
+        area.data[offset] ^= 4
+
+    return change
+
+
+lies(
+    "host.vectors-after-run",
+    a_switch_after_a_run_changes_the_vmms_st7=lambda: _switched(_toggled(ST7)),
+    a_switch_after_a_run_changes_the_vmms_mxcsr=lambda: _switched(_toggled(MXCSR + 1)),
+    a_switch_after_a_run_changes_the_vmms_xmm3=lambda: _switched(_toggled(XMM3)),
+    a_switch_after_a_run_changes_the_vmms_ymm15=lambda: _switched(_toggled(_held(XFeature.YMM, 255))),
+    a_switch_after_a_run_changes_the_vmms_zmm31=lambda: _switched(_toggled(_held(XFeature.HI16_ZMM, 1023))),
+    a_switch_after_a_run_changes_the_vmms_pkru=lambda: _switched(_toggled(_held(XFeature.PKRU, 2))),
+    the_guest_is_given_the_vmms_xmm3=lambda: before_run(3, flip_now(XMM3)),
+)

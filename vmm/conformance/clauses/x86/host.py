@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, true
+from vmm.conformance.expect import equal, judged, succeeds, true
 from vmm.conformance.neighbour import KERNEL_VECTORS, Step, encrypting
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import vector_level
+from vmm.conformance.x86.image import Image
 from vmm.conformance.x86.own import (
     SPIN,
     beside,
@@ -21,6 +22,7 @@ from vmm.conformance.x86.own import (
     unchanged,
 )
 from vmm.kvm.exits import Deadline, IoOut
+from vmm.x86 import own
 from vmm.x86.guest import Guest
 from vmm.x86.own import run_with_registers
 from vmm.x86.xsave import XsaveArea
@@ -28,6 +30,7 @@ from vmm.x86.xsave import XsaveArea
 _RUNS = 100
 _SIGNALS = 2
 _CHUNK = 8
+_SWITCHES = 8
 
 
 def _spun(guest: Guest, given: XsaveArea, what: str) -> None:
@@ -99,6 +102,22 @@ def no_leak(context: Context) -> None:
 def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
     given = own_registers(seed + 1)
     beside(context, begin, seed, lambda guest, _: _spun(guest, given, "the VMM's registers"))
+
+
+@clause("host.vectors-after-run", arch="x86", timeout=30)
+def after_run(context: Context) -> None:
+    """What the VMM loads into its registers after KVM_RUN survives context switches, and does not become the guest's.
+
+    Source: arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate (fpregs_mark_activate); arch/x86/include/asm/fpu/sched.h,
+    switch_fpu (saves to the current fpstate).
+    """
+    given = own_registers(68)
+
+    def run_and_switch(guest: Guest, _: Image) -> None:
+        equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, SPIN), Deadline())
+        unchanged("the VMM's registers after context switches", given, own.yield_with_registers(given, _SWITCHES))
+
+    beside(context, competing, 67, run_and_switch)
 
 
 @clause("host.vectors-beside-competitor", arch="x86", timeout=30)
