@@ -31,7 +31,7 @@ CIPHERS = {
     "arm64": ("ctr-aes-ce", "ctr-aes-neon", "ctr-aes-neonbs", "cts-cbc-aes-ce", "cts-cbc-aes-neon"),
     "x86": ("ctr-aes-aesni", "cbc-aes-aesni", "ctr-aes-aesni-avx", "ctr-aes-vaes-avx2", "ctr-aes-vaes-avx512"),
 }.get(ARCHITECTURE, ())
-_KEY, _IV, _DATA = bytes(16), bytes(16), bytes(32 << 10)
+_KEY, _IV, _DATA = bytes(16), bytes(16), bytes(8 << 10)
 
 
 def _cipher() -> socket.socket | None:

@@ -36,6 +36,7 @@ _TURNS = 2
 _RFLAGS_IF = 1 << 9
 # Seconds of a guest without end until a signal ends its run: several turns of a scheduler.
 SPIN = 0.01
+_LONGEST = 0.5
 
 
 def own_registers(seed: int) -> XsaveArea:
@@ -96,20 +97,26 @@ def competing() -> Step:
     return step
 
 
-def beside(context: Context, begin: Callable[[], Step], seed: int, run: Callable[[Guest, Image], None]) -> None:
+def beside(
+    context: Context, begin: Callable[[], Step], seed: int, run: Callable[[Guest, Image, float], None]
+) -> None:
     """Have a guest without end share its CPU with a neighbour until that has had some turns, each within one ``run``.
 
-    ``run`` is given the guest, ready to spin, and what it holds; then the guest looks at its own registers.
+    ``run`` is given the guest, ready to spin, what it holds, and for how many seconds to run it; then the guest looks
+    at its own registers. On a busy host it takes longer until the neighbour has its turn.
     """
     stay_on_one_cpu()
     with Neighbour(min(os.sched_getaffinity(0)), begin) as neighbour:
         neighbour.wait(context.timeout)
         guest, image = filled_guest(context, seed)
-        turns = 0
+        turns, seconds = 0, SPIN
         while turns < _TURNS and not neighbour.failure:
             done = neighbour.operations
             prepare_spin(guest)
-            run(guest, image)
-            turns += neighbour.has_worked_since(done)
+            run(guest, image, seconds)
+            if neighbour.has_worked_since(done):
+                turns += 1
+            else:
+                seconds = min(2 * seconds, _LONGEST)
             keeps(context, guest, image)
         equal("what another process on this CPU lost of its registers", neighbour.failure, "")

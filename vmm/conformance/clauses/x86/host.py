@@ -33,10 +33,10 @@ _CHUNK = 8
 _SWITCHES = 8
 
 
-def _spun(guest: Guest, given: XsaveArea, what: str) -> None:
+def _spun(guest: Guest, given: XsaveArea, what: str, seconds: float = SPIN) -> None:
     """Run a guest that is ready to spin until a signal ends it, while the VMM has ``given`` in its registers."""
     with judged("KVM_RUN of a guest without end"):
-        exit, observed = run_with_registers(guest.vcpu, given, SPIN)
+        exit, observed = run_with_registers(guest.vcpu, given, seconds)
     equal("the exit of a guest without end", exit, Deadline())
     unchanged(what, given, observed)
 
@@ -101,7 +101,7 @@ def no_leak(context: Context) -> None:
 
 def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
     given = own_registers(seed + 1)
-    beside(context, begin, seed, lambda guest, _: _spun(guest, given, "the VMM's registers"))
+    beside(context, begin, seed, lambda guest, _, seconds: _spun(guest, given, "the VMM's registers", seconds))
 
 
 @clause("host.vectors-after-run", arch="x86", timeout=30)
@@ -113,8 +113,8 @@ def after_run(context: Context) -> None:
     """
     given = own_registers(68)
 
-    def run_and_switch(guest: Guest, _: Image) -> None:
-        equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, SPIN), Deadline())
+    def run_and_switch(guest: Guest, _: Image, seconds: float) -> None:
+        equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, seconds), Deadline())
         unchanged("the VMM's registers after context switches", given, own.yield_with_registers(given, _SWITCHES))
 
     beside(context, competing, 67, run_and_switch)

@@ -26,7 +26,7 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
-from vmm.conformance.x86.own import SPIN, beside, competing, filled_guest, keeps
+from vmm.conformance.x86.own import beside, competing, filled_guest, keeps
 from vmm.kvm.exits import Budget, Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import cpuid, xfeature
@@ -205,8 +205,8 @@ def interrupted(context: Context) -> None:
 
 
 def _beside(context: Context, begin: Callable[[], Step], seed: int) -> None:
-    def spin(guest: Guest, image: Image) -> None:
-        equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, SPIN), Deadline())
+    def spin(guest: Guest, image: Image, seconds: float) -> None:
+        equal("the exit of a guest without end", succeeds("KVM_RUN", guest.resume, seconds), Deadline())
         image.check_area("beside the neighbour", get_xsave(guest.vcpu), vector_level(context))
 
     beside(context, begin, seed, spin)
