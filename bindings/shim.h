@@ -25,8 +25,8 @@ long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
 /*
  * One vCPU's run loop. `tick` is where the guest writes when all it wants is an exit: an I/O port
  * on x86, an unbacked guest physical address on arm64; 0 absorbs nothing. With budget n the loop
- * returns at the n-th tick, left pending like any exit. `entries` counts KVM_RUN calls. `vectors` is
- * for arm64, see below; else it is NULL.
+ * returns at the n-th tick, left pending like any exit. `entries` counts KVM_RUN calls. `vectors`, if not
+ * NULL, is what KVM_RUN is to find in this thread's own registers, see below.
  */
 struct vmm_host_vectors;
 struct vmm_run_control {
@@ -174,6 +174,20 @@ void vmm_host_tiles_release(void);
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
 /* Install an alternate signal stack of `size` bytes; 0 removes it. Returns -errno. */
 long vmm_sigaltstack(size_t size);
+/*
+ * What KVM_RUN is to do with this thread's own registers: they become `given`, KVM_RUN is called `calls` times or up
+ * to the first error, and they go to `observed`; then they are again what they were. Both are XSAVE areas in the
+ * standard format, of VMM_HOST_AREA bytes. `features` are the components; 0 is x87 and SSE on a host without XSAVE.
+ */
+#define VMM_HOST_AREA 4096
+struct vmm_host_vectors {
+    const uint8_t *given;
+    uint8_t *observed;
+    uint64_t features;
+    uint64_t calls;
+};
+/* The same around sched_yield, for who competes with a guest. Returns -errno. */
+long vmm_yield_with_vectors(const struct vmm_host_vectors *vectors);
 #endif
 
 /*

@@ -323,5 +323,8 @@ struct kvm_run {
     };
     __u64 kvm_valid_regs;
     __u64 kvm_dirty_regs;
+    union {
+        char padding[2048];
+    } s;
     ...;
 };

@@ -204,6 +204,12 @@ struct kvm_vcpu_events {
     __u64 exception_payload;
 };
 
+struct kvm_sync_regs {
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    struct kvm_vcpu_events events;
+};
+
 struct kvm_debugregs {
     __u64 db[4];
     __u64 dr6;
@@ -257,3 +263,14 @@ void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
+
+#define VMM_HOST_AREA ...
+
+struct vmm_host_vectors {
+    const uint8_t *given;
+    uint8_t *observed;
+    uint64_t features;
+    uint64_t calls;
+};
+
+long vmm_yield_with_vectors(const struct vmm_host_vectors *vectors);

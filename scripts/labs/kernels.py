@@ -23,9 +23,11 @@ __all__ = ["Kernel", "fetch_kernel", "module_order", "strip_signature"]
 
 #: architecture -> the modules that any machine may ask for
 _MODULES = {
-    "amd64": ("kvm_intel", "kvm_amd", "virtio_pci", "virtio_console", "virtio_net"),
+    "amd64": (
+        "kvm_intel", "kvm_amd", "virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aesni_intel",
+    ),
     "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
-}
+}  # fmt: skip
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 

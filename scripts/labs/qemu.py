@@ -117,7 +117,8 @@ class Svm(_Qemu):
 
     name = "svm"
     arch = "amd64"
-    modules = ("kvm_amd", "virtio_pci", "virtio_console")
+    # The last two: a process can have the kernel use its vector registers, by AF_ALG.
+    modules = ("kvm_amd", "virtio_pci", "virtio_console", "algif_skcipher", "aesni_intel")
     power = "acpi"
     console_device = "/dev/ttyS0"
     package = "qemu-system-x86"

@@ -59,10 +59,11 @@ def test_no_two_shipped_entries_are_the_same_finding() -> None:
     assert len(keys) == len(set(keys))
 
 
-def test_an_ordinary_host_of_today_has_only_the_findings_of_its_own_back_end(make_host: MakeHost) -> None:
+def test_an_ordinary_host_of_today_has_only_the_findings_of_its_back_end_and_of_all(make_host: MakeHost) -> None:
     for backend, vendor in (("kvm_intel", "GenuineIntel"), ("kvm_amd", "AuthenticAMD")):
         host = make_host("99.0.1", backend=backend, vendor=vendor, supports=lambda name: True)
-        assert {e.backend for entries in load(host).values() for e in entries} <= {backend}
+        assert {e.backend for entries in load(host).values() for e in entries} <= {backend, ""}
+        assert {name for name, entries in load(host).items() if not entries[0].backend} == {"fpu.set-on-fresh"}
         assert not {e.hypervisor for entries in load(host).values() for e in entries} - {""}
 
 
@@ -176,7 +177,7 @@ def test_a_stable_release_has_the_faults_that_its_changelog_does_not_mend(
 
 def test_a_fault_of_tile_state_is_known_only_where_kvm_can_give_tiles(make_host: MakeHost) -> None:
     host = make_host("6.1.100", backend="kvm_amd", supports=lambda name: False)
-    assert set(load(host, [FOLDER / "linux_x86.toml"])) == {"quirk.one-way"}
+    assert set(load(host, [FOLDER / "linux_x86.toml"])) == {"quirk.one-way", "fpu.set-on-fresh"}
 
 
 # Hosts

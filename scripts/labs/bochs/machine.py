@@ -43,7 +43,8 @@ class Amx(Machine):
     name = "amx"
     arch = "amd64"
     model = "sapphire_rapids"
-    modules = ("kvm_intel",)
+    # The last two: a process can have the kernel use its vector registers, by AF_ALG.
+    modules = ("kvm_intel", "algif_skcipher", "aesni_intel")
     channel = "port"
     power = "bochs"
     console_device = "/dev/ttyS0"
@@ -53,7 +54,7 @@ class Amx(Machine):
         super().__init__(cache, options)
         self._model = options.processor.model or self.model
         if self._model.startswith(_AMD):
-            self.modules = ("kvm_amd",)
+            self.modules = ("kvm_amd", *self.modules[1:])
 
     def prepare(self) -> None:
         self._bochs = build_bochs(self.cache, self.options.cpus or 1)

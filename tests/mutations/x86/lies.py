@@ -65,9 +65,9 @@ def in_cet_guest(
     return after_entry(name, change, payload="cet", when=when)
 
 
-def before_entry(name: str, change: Callable[[Shared], object]) -> Interposer:
-    """Before each run from an entry point of the cet payload, change something."""
-    shared = Shared("cet")
+def before_entry(name: str, change: Callable[[Shared], object], payload: str = "cet") -> Interposer:
+    """Before each run from an entry point of a payload, change something; its vCPU is ``Shared.vcpu``."""
+    shared = Shared(payload)
 
     def interposer(call: Call, proceed: Proceed) -> int:
         shared.watch(call)
