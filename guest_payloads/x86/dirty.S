@@ -8,6 +8,7 @@
  *		the word ((pass << 40) ^ address of the page) * MULTIPLIER; passes count from 1. Written by REP
  *		STOS, in lines of 64 bytes, or by TILESTORED in tiles of 1024 bytes. VALUE(0) is the pass,
  *		VALUE(1) how many of its pages are written.
+ *	read	a word of each of PARAM(1) pages from PARAM(0) on, PARAM(2) pages from each to the next: writes nothing
  *	idle	PARAM(1) ticks (0: no end) with PARAM(0) times PAUSE before each (0: none comes): dirties nothing
  *
  * tests/guest/dirty_passes.py has the same words.
@@ -97,6 +98,17 @@ publish:
 	movq	%r8, VALUE(0)
 	movq	%r9, VALUE(1)
 	ret
+
+ENTRY read
+	movq	PARAM(0), %rbx
+	movq	PARAM(1), %rcx
+	movq	PARAM(2), %r11
+	shlq	$12, %r11
+1:	movq	(%rbx), %rax
+	addq	%r11, %rbx
+	decq	%rcx
+	jnz	1b
+	DONE
 
 ENTRY idle
 	movq	PARAM(1), %r9
