@@ -97,6 +97,10 @@ class Logged:
         """Set or clear KVM_MEM_LOG_DIRTY_PAGES."""
         self.memory.register(log_dirty=on, readonly=readonly)
 
+    def remove(self) -> None:
+        """Delete the slot, so that log() makes another one of the same memory."""
+        self.vm.set_memory_region(self.slot, self.memory.gpa, 0, self.memory.address)
+
     def get(self) -> set[int]:
         """KVM_GET_DIRTY_LOG of the slot."""
         return get_dirty_log(self.vm, self.slot, self.pages)
