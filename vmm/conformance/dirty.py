@@ -73,7 +73,8 @@ def exactly(what: str, attempt: Callable[[], set[int]], written: Iterable[int]) 
     wanted = set(written)
     extra: set[int] = set()
     for _ in range(_ATTEMPTS):
-        logged = attempt()
+        with judged(what):
+            logged = attempt()
         equal(f"{what}: written pages that are not in the log", sorted(wanted - logged), [])
         extra = logged - wanted
         if not extra:
@@ -129,6 +130,11 @@ class Logged:
     def run(self) -> Exit:
         """Run the guest on to its next exit."""
         return self.guest.resume(self._timeout)
+
+    def write_as_host(self, pages: range) -> None:
+        """Have the VMM write each of these pages."""
+        for page in pages:
+            self.memory.write(self.memory.gpa + page * PAGE_SIZE, b"host")
 
     def read(self, pages: range) -> None:
         """Have the guest read a word of each of these pages."""

@@ -73,8 +73,7 @@ def others_do_not_count(log: Logged) -> None:
         return log.get()
 
     def write_as_host() -> set[int]:
-        for page in _OTHERS:
-            log.memory.write(log.memory.gpa + page * PAGE_SIZE, b"host")
+        log.write_as_host(_OTHERS)
         return log.get()
 
     exactly("after loads", read, ())
@@ -242,6 +241,7 @@ def ring_ignores_others(log: Logged, ring: Ring) -> None:
 
     exactly("stores", lambda: entries_after(lambda: log.write(_SOME)), _SOME)
     exactly("loads", lambda: entries_after(lambda: log.read(_SOME)), ())
+    exactly("stores of the VMM", lambda: entries_after(lambda: log.write_as_host(_SOME)), ())
     log.log(on=False)
     exactly("stores to a slot without the flag", lambda: entries_after(lambda: log.write(_OTHERS)), ())
     log.log()
