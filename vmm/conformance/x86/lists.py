@@ -13,11 +13,11 @@ from vmm.x86.boot import TYPED_PAGES
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest
 
-__all__ = ["GP", "Answer", "ListGuest", "answers"]
+__all__ = ["ANSWERS", "GP", "LIST", "Answer", "ListGuest", "answers"]
 
 GP = 13
 # Behind the payload, in memory that nothing else uses.
-_LIST, _ANSWERS = TYPED_PAGES, TYPED_PAGES + 0x10000
+LIST, ANSWERS = TYPED_PAGES, TYPED_PAGES + 0x10000
 _MOST = 0x1000
 
 
@@ -50,15 +50,15 @@ class ListGuest:
         if not 0 < count <= _MOST:
             raise ValueError(f"a list has 1 to {_MOST} entries, not {count}")
         self._count = count
-        self.guest.memory.write(_LIST, operands)
-        self.guest.memory.write(_ANSWERS, bytes([0xAA]) * 16 * count)
-        self.guest.prepare(entry, _LIST, count, _ANSWERS)
+        self.guest.memory.write(LIST, operands)
+        self.guest.memory.write(ANSWERS, bytes([0xAA]) * 16 * count)
+        self.guest.prepare(entry, LIST, count, ANSWERS)
 
     def finish(self, what: str) -> bytes:
         """Run what was prepared; return the answers' bytes."""
         with judged(f"{what} in the guest"):
             self.guest.finish(self.guest.resume(self._timeout), what)
-        return self.guest.memory.read(_ANSWERS, 16 * self._count)
+        return self.guest.memory.read(ANSWERS, 16 * self._count)
 
     def cpuid(self, leaves: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
         """EAX, EBX, ECX and EDX of CPUID leaves and subleaves."""
