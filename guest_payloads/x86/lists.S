@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lists: one instruction again and again, with the operands of a list. All but `based` are for CPL0.
+ * lists: one instruction again and again, with the operands of a list, at CPL0; and two that use what MSRs hold.
  *
  * PARAM(0) is the list, PARAM(1) how many entries it has, PARAM(2) where the answers go, 16 bytes for each entry.
  * An answer that may be a fault has the number of faults (0 or 1) at its byte 8 and the vector at 12, 4 bytes each.
@@ -9,7 +9,8 @@
  *	rdmsr_list	MSR (8 bytes); the value and the fault
  *	wrmsr_list	MSR, value (8 bytes each); 0 and the fault
  *	cr4_list	a value for CR4 (8 bytes); what CR4 is then and the fault. CR4 is put back behind each
- *	based		VALUE(0..2): the words at FS:0 and GS:0, and TSC_AUX by RDTSCP
+ *	based		the words at FS:0 and GS:0 to VALUE(0) and VALUE(1)
+ *	aux		TSC_AUX by RDTSCP to VALUE(0)
  */
 #include "mailbox.h"
 
@@ -101,7 +102,10 @@ ENTRY based
 	movq	%rax, VALUE(0)
 	movq	%gs:0, %rax
 	movq	%rax, VALUE(1)
+	DONE
+
+ENTRY aux
 	rdtscp
 	movl	%ecx, %ecx
-	movq	%rcx, VALUE(2)
+	movq	%rcx, VALUE(0)
 	DONE
