@@ -7,9 +7,11 @@ import struct
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged
+from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.lists import ANSWERS, LIST, Answer, ListGuest, answers
 from vmm.kvm.vcpu import Vcpu
+from vmm.probe.host import Host
 from vmm.x86 import boot, msr
 from vmm.x86.cpuid import Cpuid, set_cpuid
 from vmm.x86.cpuid_names import PLACES
@@ -56,7 +58,6 @@ _VALUES: dict[int, int] = {
     Msr.SYSENTER_CS: 0x0010,
     Msr.SYSENTER_ESP: 0x7EAD_D000,
     Msr.SYSENTER_EIP: 0x7BAD_E000,
-    Msr.TSC_AUX: 0x1234_5678,
 }
 # Added once for each further set of values; every one of them stays valid.
 _STEP = 0x100
@@ -99,11 +100,9 @@ def list_baseline(context: Context) -> None:
         context.note(f"listed, and without a name here: {' '.join(further)}")
 
 
-def _values(context: Context, step: int) -> dict[int, int]:
-    """Values for the MSRs that a guest here has, others for each ``step``."""
-    table = context.host.facts.cpuid
-    aux = _has(table, "RDTSCP") or _has(table, "RDPID")
-    return {index: value + step * _STEP for index, value in _VALUES.items() if aux or index != Msr.TSC_AUX}
+def _values(step: int) -> dict[int, int]:
+    """Values for the MSRs, others for each ``step``."""
+    return {index: value + step * _STEP for index, value in _VALUES.items()}
 
 
 def _judge_host(what: str, vcpu: Vcpu, values: dict[int, int]) -> None:
@@ -127,9 +126,9 @@ def _set(vcpu: Vcpu, values: dict[int, int]) -> None:
 
 @clause("msr.host-writes", arch="x86")
 def host_writes(context: Context) -> None:
-    """What KVM_SET_MSRS writes the guest reads by RDMSR, and its FS, GS and RDTSCP use it.
+    """What KVM_SET_MSRS writes the guest reads by RDMSR, and its FS and GS have the bases that were written.
 
-    The bases of segments, the MSRs of SYSCALL and SYSENTER, and TSC_AUX where the guest has it.
+    The bases of segments, and the MSRs of SYSCALL and SYSENTER.
 
     Source: arch/x86/kvm/x86.c, do_set_msr, kvm_set_msr_common; arch/x86/kvm/vmx/vmx.c, vmx_set_msr;
     arch/x86/kvm/svm/svm.c, svm_set_msr.
@@ -137,7 +136,7 @@ def host_writes(context: Context) -> None:
     lists = ListGuest(context, context.host.facts.cpuid)
     guest, vcpu = lists.guest, lists.guest.vcpu
     for step in range(2):
-        values = _values(context, step)
+        values = _values(step)
         lists.prepare("rdmsr_list", struct.pack(f"<{len(values)}Q", *values), len(values))
         _set(vcpu, values)
         _judge_guest("after KVM_SET_MSRS", answers(lists.finish("RDMSR")), values)
@@ -148,12 +147,6 @@ def host_writes(context: Context) -> None:
     with judged("loads by FS and GS in the guest"):
         guest.finish(guest.resume(context.timeout))
     equal("words at FS:0 and GS:0", guest.mailbox.values[:2], [0x0F50_0F50, 0x6050_6050])
-    if _has(context.host.facts.cpuid, "RDTSCP"):
-        guest.prepare("aux", privilege=guest.USER)
-        _set(vcpu, {Msr.TSC_AUX: 0x0102_0304})
-        with judged("RDTSCP in the guest"):
-            guest.finish(guest.resume(context.timeout))
-        equal("TSC_AUX by RDTSCP", guest.mailbox.values[0], 0x0102_0304)
 
 
 @clause("msr.guest-writes", arch="x86")
@@ -165,11 +158,57 @@ def guest_writes(context: Context) -> None:
     """
     lists = ListGuest(context, context.host.facts.cpuid)
     for step in range(2):
-        values = _values(context, step)
+        values = _values(step)
         written = lists.write_msrs(list(values.items()))
         for index, answer in zip(values, written, strict=True):
             equal(f"WRMSR of {msr.name(index)}, and an exception", answer, Answer(0))
         _judge_host("after WRMSR", lists.guest.vcpu, values)
+
+
+def _offers_aux(host: Host) -> tuple[bool, str]:
+    features = [name for name in ("RDTSCP", "RDPID") if _has(host.facts.cpuid, name)]
+    return "RDTSCP" in features, f"KVM offers {' and '.join(features) or 'neither RDTSCP nor RDPID'}"
+
+
+@clause("msr.tsc-aux", arch="x86", needs=(Need("RDTSCP for guests", _offers_aux),))
+def tsc_aux(context: Context) -> None:
+    """TSC_AUX is what either side wrote, for KVM_GET_MSRS, RDMSR and RDTSCP, and each vCPU of a VM has its own.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_setup_uret_msrs; arch/x86/kvm/svm/svm.c, svm_set_msr, tsc_aux_uret_slot;
+    Intel SDM volume 2, RDTSCP.
+    """
+    guest, vcpus = _three(context)
+    operand = struct.pack("<Q", Msr.TSC_AUX)
+    for number, vcpu in enumerate(vcpus):
+        _set(vcpu, {Msr.TSC_AUX: 0x0102_0304 + number})
+    for number, vcpu in enumerate(vcpus):
+        expected = 0x0102_0304 + number
+        _start(guest, vcpu, "rdmsr_list", operand, 1)
+        equal(f"RDMSR of vCPU {number}", _finish(context, guest, vcpu, 1), [Answer(expected)])
+        _start(guest, vcpu, "aux", operand, 1)
+        _finish(context, guest, vcpu, 1)
+        equal(f"RDTSCP of vCPU {number}", guest.mailbox.values[0], expected)
+    for number, vcpu in enumerate(vcpus):
+        _start(guest, vcpu, "wrmsr_list", struct.pack("<QQ", Msr.TSC_AUX, 0x8070_6050 + number), 1)
+        equal(f"WRMSR of vCPU {number}", _finish(context, guest, vcpu, 1), [Answer(0)])
+    for number, vcpu in enumerate(vcpus):
+        expected = 0x8070_6050 + number
+        equal(f"KVM_GET_MSRS of vCPU {number}", msr.get_msrs(vcpu, [Msr.TSC_AUX]), [expected])
+        _start(guest, vcpu, "aux", operand, 1)
+        _finish(context, guest, vcpu, 1)
+        equal(f"RDTSCP of vCPU {number} after WRMSR", guest.mailbox.values[0], expected)
+
+
+def _three(context: Context) -> tuple[Guest, list[Vcpu]]:
+    """A guest and three vCPUs of it, in long mode at CPL0."""
+    table = context.host.facts.cpuid
+    guest = context.own(Guest(context.kvm, "lists", cpuid=table))
+    vcpus = [guest.vcpu, *(guest.vm.create_vcpu(identifier) for identifier in (1, 2))]
+    for identifier, vcpu in enumerate(vcpus):
+        if identifier:
+            set_cpuid(vcpu, table.with_apic_id(identifier))
+        boot.enter(vcpu, privilege=0)
+    return guest, vcpus
 
 
 def _start(guest: Guest, vcpu: Vcpu, entry: str, data: bytes, count: int) -> None:
@@ -197,14 +236,8 @@ def vcpus_keep_their_own(context: Context) -> None:
     Source: arch/x86/kvm/vmx/vmx.c, vmx_prepare_switch_to_guest; arch/x86/kvm/svm/svm.c,
     svm_prepare_switch_to_guest, svm_vcpu_load; arch/x86/kvm/x86.c, kvm_set_user_return_msr.
     """
-    table = context.host.facts.cpuid
-    guest = context.own(Guest(context.kvm, "lists", cpuid=table))
-    vcpus = [guest.vcpu, *(guest.vm.create_vcpu(identifier) for identifier in (1, 2))]
-    for identifier, vcpu in enumerate(vcpus):
-        if identifier:
-            set_cpuid(vcpu, table.with_apic_id(identifier))
-        boot.enter(vcpu, privilege=0)
-    own = [_values(context, number) for number in range(len(vcpus))]
+    guest, vcpus = _three(context)
+    own = [_values(number) for number in range(len(vcpus))]
     count = len(own[0])
     reading = struct.pack(f"<{count}Q", *own[0])
     for vcpu, values in zip(vcpus, own, strict=True):
@@ -218,7 +251,7 @@ def vcpus_keep_their_own(context: Context) -> None:
             _judge_host(f"of vCPU {number}, {how}", vcpu, values)
 
     judge("written by KVM_SET_MSRS")
-    own = [_values(context, number) for number in range(3, 3 + len(vcpus))]
+    own = [_values(number) for number in range(3, 3 + len(vcpus))]
     for number, (vcpu, values) in enumerate(zip(vcpus, own, strict=True)):
         _start(guest, vcpu, "wrmsr_list", b"".join(struct.pack("<QQ", *one) for one in values.items()), count)
         equal(f"faults of WRMSR of vCPU {number}", _finish(context, guest, vcpu, count), [Answer(0)] * count)
