@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import Condition, Proceed, accept, after, drift, on_refusal, refuse
+from tests.mutations.lies import Condition, Proceed, accept, after, drift, kvm_table, on_refusal, refuse
 from tests.mutations.registry import lies
 from tests.mutations.x86.buffers import leaf
 from tests.mutations.x86.lies import UD, in_lists
@@ -43,6 +43,21 @@ def _without(lie: Interposer, function: int, register: int, bit: int, *, has: bo
     return interposer
 
 
+# Bit of CR4: where its feature is, leaf, register and bit.
+_FEATURES = {
+    _UMIP: (7, 2, 2), _FSGSBASE: (7, 1, 0), _PCIDE: (1, 2, 17), _OSXSAVE: (1, 2, 26), _PKE: (7, 2, 3),
+}  # fmt: skip
+
+
+def _offered(lie: Callable[[int], Interposer], which: int) -> Interposer:
+    """A lie about the first (0) or last (-1) bit that KVM offers guests here, to guests that have its feature."""
+    table = kvm_table()
+    bits = [
+        bit for bit, (at, register, number) in _FEATURES.items() if table.get(at).registers[register] >> number & 1
+    ]
+    return _without(lie(bits[which]), *_FEATURES[bits[which]], has=True)
+
+
 def _with(bit: int) -> Condition:
     return lambda call: bool(call.argument.cr4 >> bit & 1)
 
@@ -70,13 +85,10 @@ lies(
     smap_is_taken_without_its_feature=lambda: _without(accept(SET, _with(_SMAP)), 7, 1, 20),
     pke_is_taken_without_its_feature=lambda: _without(accept(SET, _with(_PKE)), 7, 2, 3),
     cet_is_taken_without_its_feature=lambda: _without(accept(SET, _with(_CET)), 7, 2, 7),
-    smep_is_refused_with_its_feature=lambda: _without(refuse(SET, errno.EINVAL, _with(_SMEP)), 7, 1, 7, has=True),
-    osxsave_is_refused_with_its_feature=lambda: _without(
-        refuse(SET, errno.EINVAL, _with(_OSXSAVE)), 1, 2, 26, has=True
-    ),
-    pke_is_refused_with_its_feature=lambda: _without(refuse(SET, errno.EINVAL, _with(_PKE)), 7, 2, 3, has=True),
+    the_first_bit_is_refused_with_its_feature=lambda: _offered(lambda bit: refuse(SET, errno.EINVAL, _with(bit)), 0),
+    the_last_bit_is_refused_with_its_feature=lambda: _offered(lambda bit: refuse(SET, errno.EINVAL, _with(bit)), -1),
     a_bit_without_its_feature_is_eperm=lambda: _without(drift(SET, errno.EPERM, _with(_UMIP)), 7, 2, 2),
-    smap_does_not_last=lambda: _lost(1 << _SMAP),
+    the_last_bit_does_not_last=lambda: _offered(lambda bit: _lost(1 << bit), -1),
     a_refusal_changes_another_bit=lambda: on_refusal(SET, _clear),
     bits_of_every_guest_are_refused=lambda: refuse(SET, errno.EINVAL, _with(8)),
     a_bit_of_every_guest_does_not_last=lambda: _lost(1 << 3),
@@ -104,6 +116,13 @@ def _faults(bit: int) -> Callable[[Any], object]:
     return change
 
 
+def _lost_bit(bit: int) -> Callable[[Any], object]:
+    def change(answer: Any) -> None:
+        answer[bit // 32] &= ~(1 << bit % 32)
+
+    return change
+
+
 def _stays(bit: int) -> Callable[[Any], object]:
     def change(answer: Any) -> None:
         answer[bit // 32] |= 1 << bit % 32
@@ -121,13 +140,9 @@ lies(
     the_guest_sets_fsgsbase_without_its_feature=lambda: _without(_moved(_FSGSBASE, _taken(_FSGSBASE)), 7, 1, 0),
     the_guest_sets_smep_without_its_feature=lambda: _without(_moved(_SMEP, _taken(_SMEP)), 7, 1, 7),
     the_guest_sets_cet_without_its_feature=lambda: _without(_moved(_CET, _taken(_CET)), 7, 2, 7),
-    the_guests_osxsave_faults_with_its_feature=lambda: _without(
-        _moved(_OSXSAVE, _faults(_OSXSAVE)), 1, 2, 26, has=True
-    ),
-    the_guests_pke_faults_with_its_feature=lambda: _without(_moved(_PKE, _faults(_PKE)), 7, 2, 3, has=True),
-    the_guests_pcide_is_lost_with_its_feature=lambda: _without(
-        _moved(_PCIDE, lambda answer: answer.__setitem__(0, 0x620)), 1, 2, 17, has=True
-    ),
+    the_first_bit_faults_with_its_feature=lambda: _offered(lambda bit: _moved(bit, _faults(bit)), 0),
+    the_last_bit_faults_with_its_feature=lambda: _offered(lambda bit: _moved(bit, _faults(bit)), -1),
+    the_last_bit_is_lost_with_its_feature=lambda: _offered(lambda bit: _moved(bit, _lost_bit(bit)), -1),
     a_fault_is_another=lambda: _without(_moved(_UMIP, _is_ud), 7, 2, 2),
     a_fault_leaves_the_bit=lambda: _without(_moved(_SMAP, _stays(_SMAP)), 7, 1, 20),
 )
