@@ -83,7 +83,7 @@ def _undone(entry: str, *pages: int) -> Interposer:
     return after_entry(entry, change, payload="dirty")
 
 
-def _halts(number: int) -> Interposer:
+def halts(number: int) -> Interposer:
     """The ``number``-th exit is another one."""
     return after(RUN, lambda call: setattr(call.argument.run, "exit_reason", lib.KVM_EXIT_HLT), nth(number))
 
@@ -151,8 +151,8 @@ lies(
     the_page_of_the_clock_is_lost=lambda: _paravirtual("KVM_CLOCKSOURCE2", 3),
     the_page_of_the_steal_time_is_lost=lambda: _paravirtual("KVM_STEAL_TIME", 70),
     a_neighbour_of_ins_is_logged=lambda: has(18),
-    ins_leaves_in_another_way=lambda: _halts(2),
-    the_run_does_not_end=lambda: _halts(11),
+    ins_leaves_in_another_way=lambda: halts(2),
+    the_run_does_not_end=lambda: halts(11),
     ins_writes_nothing=lambda: _undone("input", 17),
 )
 
@@ -200,7 +200,7 @@ lies(
 
 lies(
     "dirty.readonly-slot",
-    stores_to_readonly_memory_are_no_mmio=lambda: _halts(3),
+    stores_to_readonly_memory_are_no_mmio=lambda: halts(3),
     stores_to_readonly_memory_have_another_address=lambda: after(
         RUN, lambda call: setattr(call.argument.run.mmio, "phys_addr", call.argument.run.mmio.phys_addr + 8), nth(2)
     ),
@@ -210,7 +210,7 @@ lies(
     stores_to_readonly_memory_are_loads=lambda: after(
         RUN, lambda call: setattr(call.argument.run.mmio, "is_write", 0), nth(2)
     ),
-    the_guest_stops_at_its_last_store=lambda: _halts(11),
+    the_guest_stops_at_its_last_store=lambda: halts(11),
     the_log_of_readonly_memory_has_a_page=lambda: has(17),
     readonly_memory_has_no_log=lambda: refuse(GET, errno.ENOENT),
     a_readonly_slot_becomes_writable=lambda: accept(
