@@ -67,20 +67,6 @@ def in_cet_guest(
     return after_entry(name, change, payload="cet", when=when)
 
 
-def in_lists(entry: str, change: Callable[[int, Any], object], size: int = 8) -> Interposer:
-    """After each run from an entry point of the lists payload, spoil its answers.
-
-    ``change`` is given the first 8 bytes of an operand, of which each has ``size``, and a ``uint32_t[4]``.
-    """
-
-    def spoil(shared: Shared) -> None:
-        for number in range(shared.get("params", 1)):
-            operand = int(shared.at(LIST + size * number)[0])
-            change(operand, ffi.cast("uint32_t *", shared.at(ANSWERS + 16 * number)))
-
-    return after_entry(entry, spoil, payload="lists")
-
-
 def before_entry(name: str, change: Callable[[Shared], object]) -> Interposer:
     """Before each run from an entry point of the cet payload, change something."""
     shared = Shared("cet")
@@ -218,6 +204,20 @@ def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
         guest.set("vector", vector)
 
     return change
+
+
+def in_lists(entry: str, change: Callable[[int, Any], object], size: int = 8) -> Interposer:
+    """After each run from an entry point of the lists payload, spoil its answers.
+
+    ``change`` is given the first 8 bytes of an operand, of which each has ``size``, and a ``uint32_t[4]``.
+    """
+
+    def spoil(shared: Shared) -> None:
+        for number in range(shared.get("params", 1)):
+            operand = int(shared.at(LIST + size * number)[0])
+            change(operand, ffi.cast("uint32_t *", shared.at(ANSWERS + 16 * number)))
+
+    return after_entry(entry, spoil, payload="lists")
 
 
 def not_restored(index: int) -> Interposer:
