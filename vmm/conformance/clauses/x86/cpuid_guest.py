@@ -52,7 +52,7 @@ def guest_reads_table(context: Context) -> None:
 
     Where the subleaf does not count, any is the same, and a leaf between others that the table lacks reads as zeros.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_cpuid, kvm_update_cpuid_runtime; Documentation/virt/kvm/api.rst 4.92.
+    Source: arch/x86/kvm/cpuid.c, kvm_cpuid, kvm_vcpu_ioctl_get_cpuid2, kvm_update_cpuid_runtime.
     """
     stay_on_one_cpu()
     if unmet(TILE_GUESTS, context.host) is None:
@@ -74,7 +74,7 @@ def guest_reads_table(context: Context) -> None:
         equal("leaves that the table does not have and that are not zeros", found, [])
 
 
-# Features that Linux 7.3 has for no guest: the CPUID bit, the bit of CR4, MSRs (some, of each kind).
+# Features that Linux 7.2 offers no guest, by the names of their CPUID bits: the bit of CR4, MSRs (some of each kind).
 # Source: Intel SDM volume 3, 2.5 and volume 4; arch/x86/include/asm/msr-index.h.
 _HIDDEN: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "PKS": (24, (0x6E1,)),
@@ -103,7 +103,8 @@ def hidden_state_unreachable(context: Context) -> None:
     That is protection keys for supervisor pages, user interrupts, LBRs, FRED, LASS and key locker, whether the CPU
     has them or not. Nothing changes by the attempts.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_set_cpu_caps; arch/x86/kvm/x86.c, kvm_get_msr_common, kvm_is_valid_cr4.
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps; arch/x86/kvm/x86.c, kvm_get_msr_common; arch/x86/kvm/regs.c,
+    kvm_is_valid_cr4 (kvm_set_cpu_caps and x86.c in 6.12).
     """
     table = context.host.facts.cpuid
     hidden = {feature: what for feature, what in _HIDDEN.items() if not _has(table, feature)}

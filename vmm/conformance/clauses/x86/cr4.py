@@ -16,7 +16,7 @@ from vmm.x86.fields import Cr4
 from vmm.x86.registers import get_sregs, set_sregs
 
 # Each bit of CR4 that a CPUID feature brings, and the features of which one does.
-# Source: arch/x86/kvm/x86.h, __cr4_reserved_bits; arch/x86/kvm/vmx/vmx.c, vmx_is_valid_cr4.
+# Source: arch/x86/kvm/regs.h (x86.h in 6.12), __cr4_reserved_bits; arch/x86/kvm/vmx/vmx.c, vmx_is_valid_cr4.
 _FEATURES: dict[int, tuple[str, ...]] = {
     11: ("UMIP",),
     12: ("LA57",),
@@ -94,7 +94,8 @@ def sregs_follow_cpuid(context: Context) -> None:
 
     Bits that no feature brings are taken as every guest has them; further bits that a KVM takes are recorded.
 
-    Source: arch/x86/kvm/x86.h, __cr4_reserved_bits; arch/x86/kvm/x86.c, kvm_is_valid_sregs, kvm_is_valid_cr4.
+    Source: arch/x86/kvm/regs.h, __cr4_reserved_bits; arch/x86/kvm/regs.c, kvm_is_valid_sregs, kvm_is_valid_cr4 (x86.h
+    and x86.c in 6.12).
     """
     full = context.host.facts.cpuid
     for table in (full, _without(full)):
@@ -124,7 +125,7 @@ def sregs_follow_cpuid(context: Context) -> None:
 def guest_follows_cpuid(context: Context) -> None:
     """MOV to CR4 takes a bit if the guest's CPUID has its feature, else it is #GP and CR4 stays.
 
-    Source: arch/x86/kvm/x86.c, kvm_set_cr4, kvm_is_valid_cr4; Intel SDM volume 2, MOV to control registers.
+    Source: arch/x86/kvm/regs.c, kvm_set_cr4, kvm_is_valid_cr4 (x86.c in 6.12); Intel SDM volume 2, MOV to control registers.
     """
     full = context.host.facts.cpuid
     for given in (full, _without(full)):
@@ -140,7 +141,7 @@ def guest_follows_cpuid(context: Context) -> None:
 def upper_half(context: Context) -> None:
     """MOV to CR4 with one of the bits 63 to 32 is #GP and CR4 stays, but for FRED where the guest has it.
 
-    Source: Intel SDM volume 3, 2.5 (reserved bits); arch/x86/kvm/x86.c, kvm_is_valid_cr4.
+    Source: Intel SDM volume 3, 2.5 (reserved bits); arch/x86/kvm/regs.c, kvm_is_valid_cr4 (x86.c in 6.12).
     """
     guest, table, base = _started(context, context.host.facts.cpuid)
     (function, index, register), at = PLACES["FRED"]
