@@ -103,8 +103,8 @@ def hidden_state_unreachable(context: Context) -> None:
     That is protection keys for supervisor pages, user interrupts, LBRs, FRED, LASS and key locker, whether the CPU
     has them or not. Nothing changes by the attempts.
 
-    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps; arch/x86/kvm/x86.c, kvm_get_msr_common; arch/x86/kvm/regs.c,
-    kvm_is_valid_cr4 (kvm_set_cpu_caps and x86.c in 6.12).
+    Source: arch/x86/kvm/cpuid.c, kvm_initialize_cpu_caps (kvm_set_cpu_caps in 6.12); arch/x86/kvm/x86.c,
+    kvm_get_msr_common; arch/x86/kvm/regs.c, kvm_is_valid_cr4 (x86.c in 6.12).
     """
     table = context.host.facts.cpuid
     hidden = {feature: what for feature, what in _HIDDEN.items() if not _has(table, feature)}

@@ -125,7 +125,7 @@ def sregs_follow_cpuid(context: Context) -> None:
 def guest_follows_cpuid(context: Context) -> None:
     """MOV to CR4 takes a bit if the guest's CPUID has its feature, else it is #GP and CR4 stays.
 
-    Source: arch/x86/kvm/regs.c, kvm_set_cr4, kvm_is_valid_cr4 (x86.c in 6.12); Intel SDM volume 2, MOV to control registers.
+    Source: arch/x86/kvm/regs.c, kvm_set_cr4, kvm_is_valid_cr4 (x86.c in 6.12); Intel SDM volume 2, "MOV".
     """
     full = context.host.facts.cpuid
     for given in (full, _without(full)):
