@@ -102,6 +102,24 @@ lies(
     the_guest_does_not_go_on=lambda: _halts(9),
 )
 
+
+def _memory_keeps(shared: Shared) -> None:
+    """The store's part in memory is lost."""
+    shared.at((4 << 20) - 8)[0] = 0x3322_1100_0000_0000
+
+
+lies(
+    "mmio.half-memory",
+    the_load_has_another_size=lambda: _mmio("len", 13, 1),
+    the_load_has_another_address=lambda: _mmio("phys_addr", 0x1000, 1),
+    the_load_is_put_together_wrongly=lambda: _value("load", 0),
+    the_guest_does_not_go_on_behind_the_load=lambda: _halts(2),
+    the_store_has_other_data=lambda: _data(3, 4),
+    the_store_has_another_size=lambda: _mmio("len", 13, 3),
+    the_guest_does_not_go_on_behind_the_store=lambda: _halts(4),
+    the_stores_part_in_memory_is_lost=lambda: after_entry("store", _memory_keeps, payload="mmio"),
+)
+
 lies(
     "mmio.sse-load",
     a_piece_has_another_size=lambda: _mmio("len", 12, 2),

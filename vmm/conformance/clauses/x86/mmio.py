@@ -52,10 +52,10 @@ class _Device:
         if vectors:
             set_xcr0(self.guest.vcpu, plain_features(context))
 
-    def start(self, entry: str) -> None:
+    def start(self, entry: str, address: int = _ADDRESS) -> None:
         """Point the guest at an entry point, with general registers that it does not name filled."""
         guest = self.guest
-        guest.prepare(entry, _ADDRESS, _VALUE, privilege=guest.USER)
+        guest.prepare(entry, address, _VALUE, privilege=guest.USER)
         regs = get_regs(guest.vcpu)
         for number, name in enumerate(_KEPT, start=1):
             setattr(regs, name, number * 0x0123_4567_89AB_CDEF & _ALL)
@@ -153,6 +153,28 @@ def scalar_store(context: Context) -> None:
     stores = [(at, size, _VALUE & (1 << 8 * size) - 1) for at, size in _STORES]
     equal("stores, as offset, size and data", device.written, [*stores, *parts, added])
     equal("loads, as offset and size", device.read, [(0x40, 8)])
+
+
+@clause("mmio.half-memory", arch="x86")
+def half_memory(context: Context) -> None:
+    """A load or store of which a part is in memory makes one exit, for the other part; memory has or gets its own.
+
+    Source: arch/x86/kvm/x86.c, emulator_read_write, emulator_read_write_onepage.
+    """
+    device = _Device(context)
+    guest, end = device.guest, device.guest.memory.size
+    before = b"\x11\x22\x33"
+    guest.memory.write(end - 3, before)
+    device.start("load", end - 3)
+    equal("how the load leaves", device.resume(), MmioRead(end, 5))
+    guest.vcpu.reply(_VALUE >> 24)
+    equal("how the guest goes on behind it", guest.event(device.resume()), guest.DONE)
+    loaded = int.from_bytes(before, "little") | _VALUE >> 24 << 24
+    equal("what it loaded", guest.mailbox.read("values"), loaded)
+    device.start("store", end - 3)
+    equal("how the store leaves", device.resume(), MmioWrite(end, 5, _VALUE >> 24))
+    equal("how the guest goes on behind it", guest.event(device.resume()), guest.DONE)
+    equal("what it stored in memory", guest.memory.read(end - 3, 3), (_VALUE & 0xFFFFFF).to_bytes(3, "little"))
 
 
 def _filled(context: Context, device: _Device) -> XsaveArea:
