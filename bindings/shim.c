@@ -165,10 +165,15 @@ static long interrupted(struct vmm_run_control *control, uint64_t deadline)
 #endif
 #ifdef __x86_64__
 #include "shim_x86.c"
+#include "shim_shadow.c"
 #endif
 
 static long enter(const struct vmm_run_control *control)
 {
+#ifdef __x86_64__
+    if (control->shadow)
+        return enter_with_shadow_stack(control->fd, control->shadow);
+#endif
     if (control->vectors)
         return enter_with_vectors(control->fd, control->vectors);
     return syscall(SYS_ioctl, control->fd, KVM_RUN, 0) ? -errno : 0;

@@ -29,6 +29,7 @@ long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
  * NULL, is what KVM_RUN is to find in this thread's own registers, see below.
  */
 struct vmm_host_vectors;
+struct vmm_own_shadow;
 struct vmm_run_control {
     int fd;
     struct kvm_run *run;
@@ -41,6 +42,7 @@ struct vmm_run_control {
     int stop;
     int thread; /* who is inside vmm_run, 0 = nobody */
     int no_timer; /* the error is the deadline's timer's: KVM_RUN was not called */
+    struct vmm_own_shadow *shadow; /* x86: if not NULL, the thread has a shadow stack of its own around KVM_RUN */
 };
 
 long vmm_run(struct vmm_run_control *control);
@@ -172,6 +174,18 @@ void vmm_host_tiles_release(void);
  * number of bytes, or -errno.
  */
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
+/*
+ * A shadow stack of this thread's own around KVM_RUN: SSP `before` and `after` it. If that is the same, `value`
+ * is written below it, by WRSS, and `read` again.
+ */
+struct vmm_own_shadow {
+    uint64_t value;
+    uint64_t before;
+    uint64_t after;
+    uint64_t read;
+};
+/* Turn one on and off again. Returns -errno, -EOPNOTSUPP where the CPU or the kernel has none for this process. */
+long vmm_own_shadow_stack(void);
 /* Install an alternate signal stack of `size` bytes; 0 removes it. Returns -errno. */
 long vmm_sigaltstack(size_t size);
 /*

@@ -6,9 +6,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answer, before, called, given, nth, once
+from tests.mutations.lies import (
+    RUN,
+    Change,
+    Proceed,
+    Shared,
+    after,
+    after_entry,
+    answer,
+    before,
+    called,
+    given,
+    nth,
+    once,
+)
 from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
+from vmm.conformance.context import Context
+from vmm.conformance.x86 import traced
 from vmm.conformance.x86.caching import page
 from vmm.conformance.x86.lists import ANSWERS, LIST
 from vmm.conformance.x86.shadow import SSP_ID
@@ -21,14 +36,17 @@ __all__ = [
     "CONFIGURATION",
     "GP",
     "MEMTYPE",
+    "MSR_FILTER",
     "NM",
     "SLOW",
     "TILES",
     "UD",
     "after_init",
     "after_msr_entry",
+    "at_msr_exit",
     "batch_value",
     "before_entry",
+    "before_msr_answer",
     "before_run",
     "during",
     "faults",
@@ -45,6 +63,7 @@ __all__ = [
     "not_restored",
     "of_ssp",
     "one_reg_number",
+    "ptrace_shows",
     "set_in_guest",
     "set_ssp_now",
     "ssp_reads",
@@ -54,6 +73,7 @@ __all__ = [
 
 
 GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"
+MSR_FILTER = "KVM_X86_SET_MSR_FILTER"
 MEMTYPE = "memtype"
 SLOW = 40
 CONFIGURATION, TILES = int(XFeature.XTILECFG), int(XFeature.XTILEDATA)
@@ -150,6 +170,21 @@ def after_msr_entry(entry: str, change: Callable[[Shared], object], index: int =
     return after_entry(entry, change, when=given(index))
 
 
+def _left_for_msr(call: Call) -> bool:
+    """Met by a run whose last exit is about an MSR."""
+    return call.argument.run.exit_reason in (lib.KVM_EXIT_X86_RDMSR, lib.KVM_EXIT_X86_WRMSR)
+
+
+def at_msr_exit(change: Change) -> Interposer:
+    """Spoil what an exit says of the MSR that the guest asks the VMM for."""
+    return after(RUN, lambda call: change(call) if _left_for_msr(call) else None)
+
+
+def before_msr_answer(change: Change) -> Interposer:
+    """Spoil what the VMM answers."""
+    return before(RUN, change, _left_for_msr)
+
+
 def guest_faulted(shared: Shared) -> None:
     shared.set("values", 1, 15)
 
@@ -194,6 +229,22 @@ def in_tile_guest(
 def guest_writes(payload: str, index: int, value: int, number: int, vector: int = GP) -> Interposer:
     """Let one WRMSR of a guest with this payload fault ``number`` times."""
     return after_entry("wrmsr", faults(number, vector), payload=payload, when=given(index, value))
+
+
+def ptrace_shows(change: Callable[[bytearray], object]) -> Interposer:
+    """PTRACE_GETREGSET shows something else.
+
+    The request is made by a child and passes no door of ours, so the answer is changed where it arrives.
+    """
+    honest = traced._ask
+
+    def spoilt(context: Context) -> bytes:
+        area = bytearray(honest(context))
+        change(area)
+        return bytes(area)
+
+    traced._ask = spoilt
+    return lambda call, proceed: proceed()
 
 
 def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
