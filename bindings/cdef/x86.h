@@ -256,4 +256,14 @@ void vmm_wrpkru(uint32_t value);
 void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
+long vmm_host_tiles_first_uses(const uint8_t *config, const uint8_t *tiles, uint64_t *line);
+
+struct vmm_signal_frames {
+    uint64_t count;
+    uint64_t size;
+    uint64_t extended;
+    uint64_t features;
+};
+
+long vmm_measure_frames(int number, struct vmm_signal_frames *where);
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
