@@ -2,7 +2,7 @@
 /*
  * amx_os: what an operating system does with tiles and XFD. CPL0, CR4.OSXSAVE and XCR0[18:17] set by the host.
  *
- *	contended	arm XFD, touch a tile; the #NM handler waits, without any exit of its own, until `neighbour`
+ *	contended	arm XFD, touch a tile; the #NM handler spins, and never leaves to the VMM, until `neighbour`
  *			counts PARAM(0) first uses of tiles more, then does as `demand` of amx.S: XFD_ERR to VALUE(0),
  *			clear it, read it again to VALUE(1), disarm XFD, retry. VALUE(2) is how many there were,
  *			VALUE(3) the vector, VALUE(15) the faults
@@ -52,7 +52,8 @@ ENTRY contended
 	movq	%rbx, %rsi
 	addq	PARAM(0), %rsi
 	movq	$1, neighbour
-3:	movq	neighbour + 8, %rdi
+3:	pause
+	movq	neighbour + 8, %rdi
 	cmpq	%rsi, %rdi
 	jb	3b
 	movl	$IA32_XFD_ERR, %ecx

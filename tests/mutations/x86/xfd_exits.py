@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.mutations.lies import Shared, after_entry, given
+from tests.mutations.lies import Shared, after_entry, answer, given
 from tests.mutations.registry import lies
+from tests.mutations.x86.buffers import sets
 from tests.mutations.x86.lies import in_tile_guest
 from vmm.conformance.clauses.x86 import xfd_exits
 from vmm.conformance.context import Context
@@ -18,13 +19,16 @@ from vmm.x86.msr_names import Msr
 ARMED = 1 << 18
 
 
-def _costs(extra: int, entry: str, *parameters: int) -> Interposer:
+def _costs(extra: int, entry: str, *parameters: int, guests_before: int = 0) -> Interposer:
     """Some runs take more exits. The counters are read from a file and pass no door, so the sum is changed."""
     honest = xfd_exits._exits
+    seen: set[int] = set()
 
     def counted(context: Context, guest: Guest, stats: Stats, name: str, *given: int) -> int:
+        seen.add(guest.vcpu.fd)
         spent = honest(context, guest, stats, name, *given)
-        return spent + extra * (name == entry and given[1 : 1 + len(parameters)] == parameters)
+        ours = name == entry and given[1 : 1 + len(parameters)] == parameters and len(seen) > guests_before
+        return spent + extra * ours
 
     xfd_exits._exits = counted
     return lambda call, proceed: proceed()
@@ -39,6 +43,8 @@ lies(
     arming_xfd_costs_an_exit_for_ever=lambda: _costs(200, "wrmsrs", Msr.XFD, ARMED),
     one_of_all_writes_costs_an_exit=lambda: _costs(1, "wrmsrs", Msr.XFD, ARMED),
     reading_xfd_costs_an_exit=lambda: _costs(200, "rdmsrs", Msr.XFD),
+    arming_by_the_host_is_refused=lambda: answer("KVM_SET_MSRS", 0, sets(Msr.XFD, ARMED)),
+    arming_by_the_host_does_not_end_the_interception=lambda: _costs(400, "wrmsrs", Msr.XFD, ARMED, guests_before=1),
 )
 
 lies(
