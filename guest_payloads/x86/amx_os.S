@@ -6,12 +6,14 @@
  *			counts PARAM(0) first uses of tiles more, then does as `demand` of amx.S: XFD_ERR to VALUE(0),
  *			clear it, read it again to VALUE(1), disarm XFD, retry. VALUE(2) is how many there were,
  *			VALUE(3) the vector, VALUE(15) the faults
- *	storm		with XFD armed by the host: #NM again and again, until somebody stops it
+ *	configure	LDTILECFG: one tile
+ *	storm		with XFD armed by the host: #NM at `at_storm` again and again, until somebody stops it
  *	wrmsrs		PARAM(0) times: MSR PARAM(1) = PARAM(2), then = PARAM(3)
  *	rdmsrs		PARAM(0) times: read MSR PARAM(1); the last value to VALUE(0)
- *	two_tasks	PARAM(0) turns of two tasks, whose tiles lie in `areas` while they do not run. In its turn a task
- *			uses its tiles (#NM: XFD_ERR is read and cleared, XFD disarmed, the area restored), adds 1 to
- *			the first doubleword of TMM0, ticks, and is put away: XSAVE, TILERELEASE, XFD armed, a tick.
+ *	two_tasks	PARAM(0) turns of two tasks, whose tiles lie in `areas` while they do not run. A turn begins with
+ *			XFD armed: TILECFG is restored, a tick, the task touches a tile (#NM: XFD_ERR is read and
+ *			cleared, XFD disarmed, all of the area restored) and adds 1 to the first doubleword of TMM0, a
+ *			tick, and the task is put away: XSAVE, TILERELEASE, XFD armed.
  *			VALUE(0) is the number of #NM, VALUE(1) of those with XFD_ERR 1<<18, VALUE(2) of other faults
  *	rdmsr, wrmsr ...	see system.h
  */
@@ -21,7 +23,8 @@
 	.set	IA32_XFD, 0x1c4
 	.set	IA32_XFD_ERR, 0x1c5
 	.set	TILEDATA, 1 << 18
-	.set	XTILE, 3 << 17
+	.set	TILECFG, 1 << 17
+	.set	XTILE, TILECFG | TILEDATA
 	.set	AREA_SIZE, 16384
 
 /* MSR ECX = value, a number of 32 bits. */
@@ -72,8 +75,14 @@ ENTRY contended
 	WRITE_MSR IA32_XFD, 0
 	jmp	1b
 
+ENTRY configure
+	ldtilecfg configuration
+	DONE
+
 ENTRY storm
 	ON_FAULT storm
+	.globl	at_storm
+at_storm:
 	tilezero %tmm0
 	DONE
 
@@ -108,7 +117,11 @@ ENTRY two_tasks
 	movq	$0, VALUE(2)
 	movl	$64, %ebx
 	WRITE_MSR IA32_XFD, TILEDATA
-1:	ON_FAULT 4f
+1:	movl	$TILECFG, %eax
+	xorl	%edx, %edx
+	xrstor64 (%rbp)
+	TICK
+	ON_FAULT 4f
 2:	leaq	scratch, %rdi
 	tilestored %tmm0, (%rdi,%rbx)
 	movq	$0, mailbox_fixup
@@ -120,7 +133,6 @@ ENTRY two_tasks
 	xsave64	(%rbp)
 	tilerelease
 	WRITE_MSR IA32_XFD, TILEDATA
-	TICK
 	/* The other one: areas + areas + AREA_SIZE - RBP. */
 	movl	$(areas + AREA_SIZE), %eax
 	addl	$areas, %eax

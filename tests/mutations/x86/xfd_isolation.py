@@ -66,12 +66,12 @@ lies(
     TWO,
     a_guest_runs_with_the_xfd_of_another=lambda: before_run(13, lambda fd: set_msr_now(fd, Msr.XFD, ARMED)),
     a_guest_runs_with_the_error_of_another=lambda: before_run(13, lambda fd: set_msr_now(fd, Msr.XFD_ERR, ARMED)),
-    all_guests_read_one_xfd=lambda: _reads(Msr.XFD, ARMED),
+    all_guests_read_one_xfd=lambda: _reads(Msr.XFD, 0),
     all_guests_read_one_error=lambda: in_tile_guest(
         "rdmsr", lambda guest: guest.set("values", 0), given(Msr.XFD_ERR)
     ),
     the_host_reads_one_xfd_for_all=lambda: host_reads(Msr.XFD, lambda value: 0),
     the_host_reads_one_error_for_all=lambda: host_reads(Msr.XFD_ERR, lambda value: ARMED),
-    every_guest_is_stopped=lambda: in_tile_guest("tilezero_once", faults(1, 7)),
+    a_guest_is_stopped_by_the_xfd_of_another=lambda: before_run(49, lambda fd: set_msr_now(fd, Msr.XFD, ARMED)),
     no_guest_is_stopped=lambda: in_tile_guest("tilezero_once", faults(0, 7)),
 )
