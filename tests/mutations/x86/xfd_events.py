@@ -95,23 +95,25 @@ def _restored(change: Change) -> Interposer:
     return _when_pending(before(SET_EVENTS, change))
 
 
+def _other_payload(bits: int) -> Change:
+    """There is a payload, and it is another."""
+
+    def change(call: Call) -> None:
+        call.argument.exception_has_payload = 1
+        call.argument.exception_payload ^= bits
+        call.argument.flags |= lib.KVM_VCPUEVENT_VALID_PAYLOAD
+
+    return change
+
+
 lies(
     MOVES,
     the_pending_exception_is_another=lambda: _when_pending(_read_pending(toggle("exception.nr", 1))),
     the_error_is_read_after_the_exception=lambda: _when_pending(host_reads(Msr.XFD_ERR, lambda value: 0)),
-    the_payload_is_not_the_error=lambda: _when_pending(
-        _read_pending(lambda call: (toggle("exception_payload", 1)(call), _has_payload(call)))
-    ),
-    the_payload_does_not_come_over=lambda: _restored(
-        lambda call: (_has_payload(call), toggle("exception_payload", 1 << 5)(call))
-    ),
+    the_payload_is_not_the_error=lambda: _when_pending(_read_pending(_other_payload(1))),
+    the_payload_does_not_come_over=lambda: _restored(_other_payload(1 << 5)),
     the_exception_does_not_come_over=lambda: _restored(toggle("exception.pending", 1)),
     another_exception_comes_over=lambda: _restored(toggle("exception.nr", NM ^ UD)),
     the_error_does_not_come_over=lambda: _when_pending(before("KVM_SET_MSRS", change_msr(Msr.XFD_ERR, lambda v: 0))),
     a_pending_exception_cannot_be_restored=lambda: _when_pending(refuse(SET_EVENTS, errno.EINVAL)),
 )
-
-
-def _has_payload(call: Call) -> None:
-    call.argument.exception_has_payload = 1
-    call.argument.flags |= lib.KVM_VCPUEVENT_VALID_PAYLOAD

@@ -19,15 +19,15 @@ from vmm.x86.msr_names import Msr
 ARMED = 1 << 18
 
 
-def _costs(extra: int, entry: str, *parameters: int, guests_before: int = 0) -> Interposer:
+def _costs(extra: int, name: str, *wanted: int, guests_before: int = 0) -> Interposer:
     """Some runs take more exits. The counters are read from a file and pass no door, so the sum is changed."""
     honest = xfd_exits._exits
     seen: set[int] = set()
 
-    def counted(context: Context, guest: Guest, stats: Stats, name: str, *given: int) -> int:
+    def counted(context: Context, guest: Guest, stats: Stats, entry: str, *parameters: int) -> int:
         seen.add(guest.vcpu.fd)
-        spent = honest(context, guest, stats, name, *given)
-        ours = name == entry and given[1 : 1 + len(parameters)] == parameters and len(seen) > guests_before
+        spent = honest(context, guest, stats, entry, *parameters)
+        ours = entry == name and parameters[1 : 1 + len(wanted)] == wanted and len(seen) > guests_before
         return spent + extra * ours
 
     xfd_exits._exits = counted
