@@ -7,30 +7,20 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import RUN, Proceed, Shared, before, called, once, refuse
+from tests.mutations.lies import RUN, Shared, at_the_end, before, once, refuse
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import change_msr, flip, place
 from tests.mutations.x86.lies import before_run, lose, tile_byte
 from vmm.conformance.clauses.x86 import amx_contexts
 from vmm.conformance.x86.tiles import AREA_SIZE
-from vmm.kvm.ioctl import Call, Interposer
+from vmm.kvm.ioctl import Interposer
 from vmm.x86.msr_names import Msr
 
 TASKS, SIGNALS = "amx.two-contexts", "amx.signal-interrupt"
 
 
 def _at_the_end(change: Callable[[Shared], object]) -> Interposer:
-    """Spoil what the guest left, once it has ended."""
-    shared = Shared("amx_os")
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        shared.watch(call)
-        result = proceed()
-        if called(call) == RUN and result == 0:
-            change(shared)
-        return result
-
-    return interposer
+    return at_the_end("amx_os", change)
 
 
 lies(
