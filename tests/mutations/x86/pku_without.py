@@ -16,7 +16,12 @@ from vmm.x86.xfeature import XFeature
 
 PKRU = int(XFeature.PKRU)
 SET, SET_XCRS, SET_SREGS = "KVM_SET_XSAVE", "KVM_SET_XCRS", "KVM_SET_SREGS"
-_bit, _value = with_bits(1 << PKRU), put(place(PKRU), 0x55555554, 4)
+_bit = with_bits(1 << PKRU)
+
+
+def _value(call: Call) -> None:
+    """What Linux gives threads is in the area."""
+    put(place(PKRU), 0x55555554, 4)(call)
 
 
 def _in_guest(change: Callable[[Shared], object]) -> Interposer:
