@@ -76,6 +76,22 @@ lies(
     a_refused_state_leaves_an_address=lambda: once(SET, _read(VMXON), refused=True),
 )
 
+lies(
+    "nested.state-gif",
+    svme_is_refused=lambda: refuse("KVM_SET_SREGS", errno.EINVAL),
+    svme_clears_the_flag=lambda: _read(FLAGS + 1, 1, nth(1)),
+    clearing_the_flag_is_refused=lambda: refuse(SET, errno.EINVAL, nth(1)),
+    the_flag_is_always_set=lambda: _restored(after(GET, lambda call: area(call).__setitem__(FLAGS + 1, 1))),
+    the_flag_cannot_be_set_again=lambda: once(
+        SET, _restored(after(GET, lambda call: area(call).__setitem__(FLAGS + 1, 0)))
+    ),
+    l2_may_be_at_no_address=lambda: accept(SET),
+    a_refused_l2_is_there=lambda: once(SET, _read(FLAGS), refused=True),
+    a_refused_l2_has_another_errno=lambda: drift(SET, errno.EFAULT),
+    a_new_vm_refuses_the_state=lambda: refuse(SET, errno.EINVAL, nth(5)),
+    the_flag_does_not_come_over=lambda: before(SET, flip(FLAGS + 1), nth(5)),
+)
+
 OPERATION = "nested.state-vmx-operation"
 
 lies(

@@ -22,10 +22,11 @@ from vmm.probe.host import Host
 from vmm.probe.x86.facts import CAPABILITIES
 from vmm.x86.msr_names import Msr
 from vmm.x86.nested_state import GIF_SET, GUEST_MODE, HEADER, NONE, RUN_PENDING, SVM, VMX, NestedState, buffer
-from vmm.x86.registers import set_xcr0
+from vmm.x86.registers import get_sregs, set_sregs, set_xcr0
 
 _ARMED = 1 << TILEDATA
 _UNKNOWN_FLAG = 1 << 15
+_EFER_SVME = 1 << 12
 _VMCS = 4096
 
 
@@ -42,6 +43,11 @@ def _offers_nested(host: Host) -> tuple[bool, str]:
     return kind is not None, f"KVM_GET_SUPPORTED_CPUID has {'neither' if kind is None else ('VMX', 'SVM')[kind]}"
 
 
+def _offers_svm(host: Host) -> tuple[bool, str]:
+    return _offered(host) == SVM, f"KVM_GET_SUPPORTED_CPUID has SVM {'set' if _offered(host) == SVM else 'clear'}"
+
+
+_SVM = Need("SVM for guests", _offers_svm)
 _NESTED = (capability("KVM_CAP_NESTED_STATE"), Need("VMX or SVM for guests", _offers_nested))
 
 
@@ -116,6 +122,29 @@ def refusals(context: Context) -> None:
     for what, fields in bad.items():
         refused(what, errno.EINVAL, replace(whole, **fields).set, vcpu)
         equal(f"the state's header after {what}", _header(vcpu), own)
+
+
+@clause("nested.state-gif", arch="x86", needs=(capability("KVM_CAP_NESTED_STATE"), _SVM))
+def gif(context: Context) -> None:
+    """With SVM the state has the global interrupt flag: it can be cleared and set, and comes over to a new VM.
+
+    Source: arch/x86/kvm/svm/nested.c, svm_get_nested_state, svm_set_nested_state; api.rst, 4.114.
+    """
+    own, vcpu = _idle(context), configured(context)
+    sregs = get_sregs(vcpu)
+    sregs.efer |= _EFER_SVME
+    succeeds("EFER.SVME", set_sregs, vcpu, sregs)
+    equal("the header with EFER.SVME", _header(vcpu), own)
+    whole = NestedState.get(vcpu)
+    for flags in (0, GIF_SET, 0):
+        succeeds(f"a state with flags {flags:#x}", replace(whole, flags=flags).set, vcpu)
+        equal(f"the header after flags {flags:#x}", _header(vcpu), replace(own, flags=flags))
+    refused("L2 at no address", errno.EINVAL, replace(whole, flags=GUEST_MODE, vmxon=0x1001).set, vcpu)
+    equal("the header after that", _header(vcpu), replace(own, flags=0))
+    saved, twin = NestedState.get(vcpu), configured(context)
+    set_sregs(twin, sregs)
+    succeeds("the state in a new VM", saved.set, twin)
+    equal("the header in the new VM", _header(twin), replace(own, flags=0))
 
 
 @clause("nested.state-vmx-operation", arch="x86", needs=VMX_GUESTS)
