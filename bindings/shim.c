@@ -252,6 +252,7 @@ size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison)
 #include <cpuid.h>
 #include <elf.h>
 #include <sys/ptrace.h>
+#include <sys/ucontext.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -359,6 +360,8 @@ long vmm_sigaltstack(size_t size)
     memory = fresh;
     return 0;
 }
+
+#include "shim_tiles.c"
 #endif
 
 #include "shim_flush.c"

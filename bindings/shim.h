@@ -170,6 +170,23 @@ void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
 /*
+ * While `line[0]` is not 0, let one thread after another load these tiles and release them: the first use of tiles in a
+ * thread's life is #NM in the host. `line[1]` counts the threads. Returns 0 once `line[2]` is not 0, or -errno.
+ */
+long vmm_host_tiles_first_uses(const uint8_t *config, const uint8_t *tiles, uint64_t *line);
+/*
+ * Take a signal on a stack of this thread's own and measure the frames: how many there were, the bytes from a frame's
+ * context to the top of the stack, the bytes of its state and the xfeatures there, the largest or all of what was seen.
+ * With NULL the signal is ignored and the stack given up.
+ */
+struct vmm_signal_frames {
+    uint64_t count;
+    uint64_t size;
+    uint64_t extended;
+    uint64_t features;
+};
+long vmm_measure_frames(int number, struct vmm_signal_frames *where);
+/*
  * Stop another process, read its XSAVE area by PTRACE_GETREGSET (NT_X86_XSTATE) and let it continue. Returns the
  * number of bytes, or -errno.
  */
