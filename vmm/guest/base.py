@@ -24,10 +24,13 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "GuestError"]
+__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "Capabilities", "GuestError"]
 
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
+
+Capabilities = Mapping[int, tuple[int, ...]]
+_NONE: Capabilities = MappingProxyType({})
 
 
 class GuestError(Exception):
@@ -44,7 +47,8 @@ class BaseGuest(ABC):
     ``processors`` are its vCPUs with their mailboxes, ``vcpu`` and ``mailbox`` those of the first. Several vCPUs run
     together and stop together: see vmm.guest.crew, and vmm.guest.layout for what each has for itself. ``left`` is the
     one that left last. ``regions`` are the memory regions if it has not just ``memory_size`` bytes, which leave out
-    the addresses of devices. A subclass sets what ``_set_up`` needs before it calls this constructor.
+    the addresses of devices. ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
+    A subclass sets what ``_set_up`` needs before it calls this constructor.
     """
 
     DONE = DONE
@@ -68,8 +72,9 @@ class BaseGuest(ABC):
         *,
         regions: Regions | None = None,
         vcpus: int = 1,
+        capabilities: Capabilities = _NONE,
     ) -> None:
-        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, fresh=True)
+        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, capabilities, fresh=True)
 
     @classmethod
     def regions(cls, size: int) -> Regions:
@@ -83,12 +88,9 @@ class BaseGuest(ABC):
         payload: str | Payload,
         regions: Regions,
         vcpus: int = 1,
-        capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+        capabilities: Capabilities = _NONE,
     ) -> Self:
-        """Return an unconfigured guest with zeroed memory, ready for a restore.
-
-        ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
-        """
+        """Return an unconfigured guest with zeroed memory, ready for a restore."""
         guest = cls.__new__(cls)
         guest._open(kvm, payload, regions, vcpus, capabilities, fresh=False)
         return guest
@@ -99,7 +101,7 @@ class BaseGuest(ABC):
         payload: str | Payload,
         regions: Regions,
         vcpus: int,
-        capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+        capabilities: Capabilities = _NONE,
         *,
         fresh: bool,
     ) -> None:

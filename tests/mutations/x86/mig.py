@@ -39,6 +39,7 @@ from tests.mutations.x86.buffers import (
     place,
     set_msr_now,
     spoil,
+    struct_now,
     top_byte,
     xsave_lie,
 )
@@ -53,14 +54,6 @@ SET_XSAVE, SET_SREGS, SET_REGS, SET_XCRS = "KVM_SET_XSAVE", "KVM_SET_SREGS", "KV
 SET_EVENTS, SET_MP = "KVM_SET_VCPU_EVENTS", "KVM_SET_MP_STATE"
 GET_MSRS, SET_MSRS, LIST, GET_REGS = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_MSR_INDEX_LIST", "KVM_GET_REGS"
 VCPUS = "KVM_CREATE_VCPU"
-
-
-def _set_now(fd: int, get: int, set_: int, kind: str, change: Callable[[Any], None]) -> None:
-    """Read a struct, change it and write it back, behind the clause's back."""
-    value = ffi.new(f"struct {kind} *")
-    lib.vmm_ioctl(fd, get, value)
-    change(value)
-    lib.vmm_ioctl(fd, set_, value)
 
 
 def _behind(name: str, change: Callable[[int], None]) -> Interposer:
@@ -99,7 +92,7 @@ def general_registers_unmask_nmis() -> Interposer:
         events.nmi.masked = 0
 
     def change(fd: int) -> None:
-        _set_now(fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", unmask)
+        struct_now(fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", unmask)
 
     return _behind(SET_REGS, change)
 
@@ -110,7 +103,7 @@ def msrs_clear_a_breakpoint_register() -> Interposer:
         registers.db[3] = 0
 
     def change(fd: int) -> None:
-        _set_now(fd, lib.KVM_GET_DEBUGREGS, lib.KVM_SET_DEBUGREGS, "kvm_debugregs", clear)
+        struct_now(fd, lib.KVM_GET_DEBUGREGS, lib.KVM_SET_DEBUGREGS, "kvm_debugregs", clear)
 
     return _behind(SET_MSRS, change)
 
@@ -126,7 +119,7 @@ def the_run_state_resets_r15() -> Interposer:
     def clear(registers: Any) -> None:
         registers.r15 = 0
 
-    return _behind(SET_MP, lambda fd: _set_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", clear))
+    return _behind(SET_MP, lambda fd: struct_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", clear))
 
 
 @mutation("mig.order-matrix")
@@ -179,7 +172,7 @@ def a_pending_exception_is_lost_in_restoring() -> Interposer:
 @mutation("mig.idempotent")
 def a_restored_exception_is_another() -> Interposer:
     def change(call: Call) -> None:
-        _set_now(call.fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", _divide_error)
+        struct_now(call.fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", _divide_error)
 
     return once(SET_EVENTS, before(RUN, change), when=lambda c: bool(c.argument.exception.injected))
 
@@ -195,7 +188,7 @@ def the_last_copy_faults() -> Interposer:
 
     # 18 ticks, then the run to the end.
     return before(
-        RUN, lambda call: _set_now(call.fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", unmapped), nth(19)
+        RUN, lambda call: struct_now(call.fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", unmapped), nth(19)
     )
 
 
@@ -229,7 +222,7 @@ def _back(fd: int) -> None:
     def change(registers: Any) -> None:
         registers.rip -= 1
 
-    _set_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", change)
+    struct_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", change)
 
 
 @mutation("mig.io-completion")

@@ -127,15 +127,6 @@ def cpuid_first(context: Context) -> None:
     succeeds(f"XCR0 {value:#x} after CPUID", set_xcr0, vcpu, value)
 
 
-def _copy(context: Context, guest: Guest, saved: state.State, what: str) -> Guest:
-    """A new VM with the guest's memory and state, which its KVM has to take."""
-    twin = context.own(Guest(context.kvm, guest.payload, cpuid=guest.cpuid, cr4=guest.cr4))
-    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
-    with judged(f"restoring {what}"):
-        state.restore(twin.vcpu, saved)
-    return twin
-
-
 @clause("mig.idempotent", arch="x86", needs=(GUEST_XSAVE, XSAVE2), timeout=30)
 def idempotent(context: Context) -> None:
     """Saving, restoring into a new VM and saving again gives the same state, at 20 points of a running guest.
@@ -156,7 +147,7 @@ def idempotent(context: Context) -> None:
         equal(f"the exit at point {point}", guest.resume(context.timeout, ticks=1), Budget(1))
         guest.vcpu.complete()
         saved = state.capture(guest.vcpu, msrs)
-        twin = _copy(context, guest, saved, f"point {point}")
+        twin = state.twin(context, guest, saved, f"point {point}")
         no_difference(f"point {point}", state.compare(saved, state.capture(twin.vcpu, msrs)))
         guest.close()
         guest = twin
@@ -173,7 +164,7 @@ def _idempotent_halted(context: Context, msrs: tuple[int, ...]) -> None:
     guest.prepare("halt")
     equal("the exit of a guest that halts", guest.resume(context.timeout), Hlt())
     saved = state.capture(guest.vcpu, msrs)
-    twin = _copy(context, guest, saved, "a halted vCPU")
+    twin = state.twin(context, guest, saved, "a halted vCPU")
     no_difference("halted", state.compare(saved, state.capture(twin.vcpu, msrs)))
     guest.close()
     twin.close()
@@ -186,7 +177,7 @@ def _idempotent_exception(context: Context, msrs: tuple[int, ...]) -> None:
     events.exception.injected, events.exception.nr = 1, 6
     guest.vcpu.set_events(events)
     saved = state.capture(guest.vcpu, msrs)
-    twin = _copy(context, guest, saved, "a pending #UD")
+    twin = state.twin(context, guest, saved, "a pending #UD")
     no_difference("pending #UD", state.compare(saved, state.capture(twin.vcpu, msrs)))
     exit = twin.resume(context.timeout)
     taken = twin.event(exit) == EXCEPTION
@@ -231,7 +222,7 @@ def fewer_xfeatures(context: Context) -> None:
     guest.call(f"fill_{level}", privilege=3, timeout=context.timeout)
     area = get_xsave(guest.vcpu)
     subset("XSTATE_BV of the saved state", area.xstate_bv, less)
-    twin = _copy(context, guest, state.capture(guest.vcpu, ()), "the state")
+    twin = state.twin(context, guest, state.capture(guest.vcpu, ()), "the state")
     with judged("the guest's run with the state", "an end without a fault"):
         twin.call(f"verify_{level}", privilege=3, timeout=context.timeout)
     image.check(twin)
