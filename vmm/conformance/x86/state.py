@@ -26,6 +26,7 @@ __all__ = [
     "PIECES",
     "VOLATILE_MSRS",
     "State",
+    "assign",
     "capture",
     "compare",
     "hold",
@@ -129,6 +130,13 @@ def twin(context: Context, guest: Guest, saved: State, what: str) -> Guest:
     with judged(f"restoring {what}"):
         restore(copy.vcpu, saved)
     return copy
+
+
+def assign(structure: Any, values: Mapping[str, int]) -> None:
+    """Give fields of a structure of KVM's values; dots lead into its parts."""
+    for path, value in values.items():
+        *outer, last = path.split(".")
+        setattr(reduce(getattr, outer, structure), last, value)
 
 
 def hold(what: str, structure: Any, meant: Mapping[str, int]) -> None:

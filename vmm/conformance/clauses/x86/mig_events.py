@@ -8,8 +8,6 @@ takes then.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
-from typing import Any
 
 from vmm._kvm import lib
 from vmm.conformance.context import Context
@@ -50,10 +48,7 @@ def _allow_interrupts(guest: Guest) -> None:
 def _set(vcpu: Vcpu, fields: Mapping[str, int], flags: int = 0) -> None:
     """Write some fields of the events; the rest stays."""
     events = vcpu.get_events()
-    for path, value in fields.items():
-        *outer, last = path.split(".")
-        owner: Any = reduce(getattr, outer, events)
-        setattr(owner, last, value)
+    state.assign(events, fields)
     events.flags |= flags
     succeeds("KVM_SET_VCPU_EVENTS", vcpu.set_events, events)
 

@@ -13,20 +13,8 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr, msr_names
 from vmm.x86.guest import Guest
 from vmm.x86.msr_names import Msr
+from vmm.x86.msr_values import KEPT
 
-# What every CPU in 64-bit mode has: a legal value, unlike the one at reset, that has to be kept to the bit. Of
-# SYSENTER's addresses AMD has 32 bits.
-_ARCHITECTURAL = {
-    Msr.SYSENTER_CS: 0x1230,
-    Msr.SYSENTER_ESP: 0x12345678,
-    Msr.SYSENTER_EIP: 0xFEDCBA98,
-    Msr.STAR: 0x0023001000000000,
-    Msr.LSTAR: 0xFFFFFFFF81234560,
-    Msr.CSTAR: 0xFFFFFFFF81234570,
-    Msr.SYSCALL_MASK: 0x47700,
-    Msr.KERNEL_GS_BASE: 0xFFFF888012345000,
-    Msr.PAT: 0x0006040600070406,
-}
 # Legal for most of the others: few low bits or none, an address, a page's address, a fixed MTRR's types.
 _CANDIDATES = (0x1, 0x2, 0x4, 0x10, 0, 0x765432108000, 0x12345000, 0x0606060606060606)
 
@@ -69,8 +57,8 @@ def msrs_changed(context: Context) -> None:
     meant: dict[int, int] = {}
     odd: list[int] = []
     for index in listed:
-        if index in _ARCHITECTURAL:
-            meant[index] = _ARCHITECTURAL[Msr(index)]
+        if index in KEPT:
+            meant[index] = KEPT[Msr(index)]
             accepted = msr.set_msr(vcpu, index, meant[index])
             equal(f"{msr.name(index)} = {meant[index]:#x} accepted", accepted, True)
             continue
@@ -80,7 +68,7 @@ def msrs_changed(context: Context) -> None:
             meant[index] = changed
     saved = msr.get_readable(vcpu, meant)
     # Such as the two numbers that KVM_SYSTEM_TIME has.
-    together = [index for index in meant if index not in _ARCHITECTURAL and saved.get(index) != meant[index]]
+    together = [index for index in meant if index not in KEPT and saved.get(index) != meant[index]]
     for index in together:
         del meant[index]
     _arrived("the saved", saved, meant)
@@ -111,9 +99,9 @@ def msrs_in_guest(context: Context) -> None:
     """
     guest = context.own(Guest(context.kvm, "state", cpuid=context.host.facts.cpuid))
     guest.prepare("rdmsrs")
-    for index, value in _ARCHITECTURAL.items():
+    for index, value in KEPT.items():
         equal(f"{msr.name(index)} = {value:#x} accepted", msr.set_msr(guest.vcpu, index, value), True)
-    saved = state.capture(guest.vcpu, tuple(_ARCHITECTURAL), ("SREGS", "REGS", "MSRS"))
+    saved = state.capture(guest.vcpu, tuple(KEPT), ("SREGS", "REGS", "MSRS"))
     copy = state.twin(context, guest, saved, "the MSRs")
-    for index, seen in zip(_ARCHITECTURAL, state.rdmsrs(context, copy, _ARCHITECTURAL), strict=True):
-        equal(f"{msr.name(index)} in the guest", seen, _ARCHITECTURAL[index])
+    for index, seen in zip(KEPT, state.rdmsrs(context, copy, KEPT), strict=True):
+        equal(f"{msr.name(index)} in the guest", seen, KEPT[index])
