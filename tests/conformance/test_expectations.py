@@ -54,6 +54,24 @@ def test_a_shipped_entry_names_a_clause_a_finding_and_where_to_look(entry: Expec
     assert len(entry.reason.split()) > 5 and len(entry.reference) > 10
 
 
+@pytest.mark.parametrize("entry", read_all(), ids=lambda entry: f"{entry.clause} {entry.what}")
+def test_a_shipped_entry_excuses_its_own_finding_and_no_other(entry: Expectation) -> None:
+    if entry.verdict == "TIMEOUT":
+        own = ClauseResult(entry.clause, Verdict.TIMEOUT, "S.", reason=entry.observed)
+        others = [ClauseResult(entry.clause, Verdict.TIMEOUT, "S.", reason="the clause did not end")]
+    else:
+        what, observed = entry.what.replace("*", "5"), entry.observed.replace("*", "5")
+        own = ClauseResult(entry.clause, Verdict.FAIL, "S.", what=what, expected="E", observed=observed)
+        others = [
+            ClauseResult(entry.clause, Verdict.FAIL, "S.", what=what, expected="E", observed="another observation"),
+            ClauseResult(entry.clause, Verdict.FAIL, "S.", what="another look", expected="E", observed=observed),
+            ClauseResult(entry.clause, Verdict.ERROR, "S.", reason=observed),
+        ]
+    known = {entry.clause: [entry]}
+    assert apply(own, known).verdict is Verdict.KNOWN
+    assert Verdict.KNOWN not in {apply(other, known).verdict for other in others}
+
+
 def test_no_two_shipped_entries_are_the_same_finding() -> None:
     keys = [(e.clause, e.what, e.observed, e.backend, e.cpu, e.hypervisor, e.mode) for e in read_all()]
     assert len(keys) == len(set(keys))

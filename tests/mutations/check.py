@@ -43,7 +43,7 @@ def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Out
         # A clause that is known to fail here and yet passes fails as KNOWN when it is lied to.
         noticed = lying.verdict in (Verdict.FAIL, Verdict.KNOWN, Verdict.TIMEOUT)
     elif honest.verdict is Verdict.INFO:
-        noticed = (lying.notes, lying.observed) != (honest.notes, honest.observed)
+        noticed = (lying.remarks, lying.observed) != (honest.remarks, honest.observed)
     elif honest.verdict is Verdict.KNOWN and lying.verdict in (Verdict.FAIL, Verdict.TIMEOUT):
         # A KNOWN excuses its own finding and no other.
         noticed = True

@@ -61,11 +61,11 @@ class TimedOut(Exception):
     """What was looked at is a guest that did not leave in time."""
 
 
-class Notes(Protocol):
-    """Whatever takes remarks on a result: a Context."""
+class Drifts(Protocol):
+    """Whatever takes refusals with another errno: a Context."""
 
-    def note(self, text: str) -> None:
-        """Add a remark."""
+    def drift(self, text: str) -> None:
+        """Add one."""
 
 
 class Skipped(Exception):
@@ -175,14 +175,14 @@ def refused(
 
 
 def refused_indicative(
-    context: Notes,
+    context: Drifts,
     what: str,
     errnos: int | tuple[int, ...],
     call: Callable[..., Any],
     *arguments: Any,
     **options: Any,
 ) -> None:
-    """``call(*arguments)`` has to fail; another errno than ``errnos`` is a note and no failure.
+    """``call(*arguments)`` has to fail; another errno than ``errnos`` is a drift and no failure.
 
     For calls whose documentation calls the errnos indicative, such as KVM_GET_ONE_REG and KVM_SET_ONE_REG.
     """
@@ -191,4 +191,4 @@ def refused_indicative(
     except Violation as violation:
         if violation.finding != "errno-drift":
             raise
-        context.note(f"errno drift: {violation}")
+        context.drift(str(violation))
