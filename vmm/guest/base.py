@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from vmm._kvm import lib
 from vmm.guest.crew import Crew
@@ -24,7 +24,7 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "Capabilities", "GuestError"]
+__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "Capabilities", "Faulted", "GuestError"]
 
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
@@ -39,6 +39,13 @@ class GuestError(Exception):
     def __init__(self, message: str, exit: Exit | Any) -> None:
         super().__init__(message)
         self.exit = exit
+
+
+class Faulted(Protocol):
+    """An exception that a guest's handler saw; ``pc`` is the address of its instruction."""
+
+    @property
+    def pc(self) -> int: ...
 
 
 class BaseGuest(ABC):
@@ -191,7 +198,7 @@ class BaseGuest(ABC):
         """Return the event number if ``exit`` is the payload's way out, else None."""
 
     @abstractmethod
-    def fault(self) -> object:
+    def fault(self) -> Faulted:
         """Return the exception that the mailbox of the vCPU that left describes."""
 
     @abstractmethod
@@ -260,7 +267,8 @@ class BaseGuest(ABC):
         Raises GuestError if the guest faults (``exit`` is the Fault), hangs or leaves in another way.
         """
         self.prepare(entry, *parameters, privilege=privilege)
-        return self.finish(self.resume(timeout), f"{self.payload.name}.{entry}")
+        given = "".join(f" {value:#x}" for value in parameters)
+        return self.finish(self.resume(timeout), f"{self.payload.name}.{entry}{given}")
 
     def finish(self, exit: Exit, what: str = "the payload") -> int:
         """Turn the exit of a run into its event; GuestError if it is none."""
@@ -270,7 +278,7 @@ class BaseGuest(ABC):
             return int(event)
         if event == EXCEPTION:
             fault = self.fault()
-            raise GuestError(f"{what} took {fault}", fault)
+            raise GuestError(f"{what} took {fault} ({self.payload.place(fault.pc)})", fault)
         if isinstance(exit, Budget):
             raise GuestError(f"{what} is still ticking after {exit.ticks} ticks", exit)
         raise GuestError(f"{what} left with {exit} at {self._where()}", exit)

@@ -48,6 +48,11 @@ class Fault:
     cr0: int
 
     @property
+    def pc(self) -> int:
+        """RIP."""
+        return self.rip
+
+    @property
     def name(self) -> str:
         """The vector's mnemonic, such as #GP."""
         return _VECTORS.get(self.vector, f"vector {self.vector}")
