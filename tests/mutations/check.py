@@ -21,6 +21,8 @@ _FACTORY = "tests.mutations.registry:make"
 class Outcome:
     """``outcome`` is noticed, unnoticed, unusable where the honest kernel does not pass, or error.
 
+    Of a clause that is known to fail, a lie that leads to another finding is noticed too.
+
     An error is an exception in the lie, or a clause that takes what it judges for set-up: ``detail`` says which.
     """
 
@@ -41,7 +43,10 @@ def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Out
         # A clause that is known to fail here and yet passes fails as KNOWN when it is lied to.
         noticed = lying.verdict in (Verdict.FAIL, Verdict.KNOWN, Verdict.TIMEOUT)
     elif honest.verdict is Verdict.INFO:
-        noticed = (lying.notes, lying.observed) != (honest.notes, honest.observed)
+        noticed = (lying.remarks, lying.observed) != (honest.remarks, honest.observed)
+    elif honest.verdict is Verdict.KNOWN and lying.verdict in (Verdict.FAIL, Verdict.TIMEOUT):
+        # A KNOWN excuses its own finding and no other.
+        noticed = True
     else:
         return _outcome(mutation, "unusable", honest, lying, honest.reason)
     missed = "error" if lying.verdict is Verdict.ERROR else "unnoticed"

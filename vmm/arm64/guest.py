@@ -45,6 +45,11 @@ class Fault:
     spsr: int
 
     @property
+    def pc(self) -> int:
+        """ELR_EL1."""
+        return self.elr
+
+    @property
     def exception_class(self) -> int:
         """ESR_EL1.EC."""
         return self.esr >> 26 & 0x3F

@@ -108,7 +108,7 @@ class KtapReporter:
 
 
 def _diagnostics(result: ClauseResult) -> list[str]:
-    lines = [f"{result.id}: {note}" for note in result.notes]
+    lines = [f"{result.id}: {note}" for note in result.remarks]
     if result.expected:
         finding = f" ({result.finding})" if result.finding else ""
         lines.append(f"{result.id}: {result.what}: expected {result.expected}, observed {result.observed}{finding}")
