@@ -6,21 +6,22 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from labs.cache import Cache
 from labs.config import DEFAULT_KERNEL
 from labs.errors import LabError
 
-from tests.kernels.build import build_modules, find_source, patched
+from tests.kernels.build import build_modules, find_source, patched, read_sources
 from tests.kernels.run import Outcome, run
 from tests.kernels.table import MACHINES, Fault, choose, load
 from vmm.conformance.registry import all_clauses
 
+_SHOWN = 4
 _DESCRIPTION = """\
 Build KVM for the kernel of an emulated machine with the faults of the table in it, turn one after the other on there,
 and see whether the clauses that should notice do.
@@ -48,7 +49,7 @@ def _list(faults: Sequence[Fault]) -> int:
 
 def _place(kernel: str, faults: Sequence[Fault]) -> int:
     source = find_source(Cache(), kernel)
-    _, unplaced = patched(source.read(edit.file for fault in faults for edit in fault.edits), faults)
+    _, unplaced = patched(read_sources(source.folder, faults), faults)
     for name, reason in unplaced.items():
         print(f"{name}: {reason}")
     print(f"{len(faults) - len(unplaced)} of {len(faults)} faults have a place in {source.kernel.release}")
@@ -66,40 +67,41 @@ def _build(kernel: str) -> int:
 
 def _run(options: argparse.Namespace, faults: Sequence[Fault]) -> int:
     modules, unplaced = build_modules(find_source(Cache(), options.kernel), load())
-    clauses = {fault.number: _ids(fault, options.clauses) for fault in faults}
     counts: Counter[str] = Counter()
-    report = open(options.output, "w") if options.output else None
+    with open(options.output or os.devnull, "w") as report:
+        for outcome in _outcomes(options, faults, modules, unplaced):
+            counts[outcome.outcome] += 1
+            print(json.dumps(outcome.to_json()), file=report, flush=True)
+            print(json.dumps(outcome.to_json()) if options.json else _text(outcome), flush=True)
+        totals = {"record": "totals", "total": counts.total(), **counts}
+        print(json.dumps(totals), file=report)
+    print(json.dumps(totals) if options.json else f"{counts.total()} faults: {_sum(counts)}")
+    return int(counts["unnoticed"] + counts["disturbed"] > 0)
+
+
+def _outcomes(
+    options: argparse.Namespace, faults: Sequence[Fault], modules: Path, unplaced: Mapping[str, str]
+) -> Iterator[Outcome]:
+    """Yield the outcome of each fault in each machine."""
+    clauses = {fault.number: _ids(fault, options.clauses) for fault in faults}
     for machine in [options.machine] if options.machine else MACHINES:
         there = [fault for fault in faults if machine in fault.machines]
         for fault in there:
             if fault.name in unplaced:
-                reason = unplaced[fault.name]
-                _tell(Outcome(fault, machine, "cannot run", reason=reason), counts, options.json, report)
+                yield Outcome(fault, machine, "cannot run", reason=unplaced[fault.name])
         placed = [fault for fault in there if fault.name not in unplaced]
-        for outcome in run(machine, options.kernel, modules, placed, clauses):
-            _tell(outcome, counts, options.json, report)
-    totals = {"record": "totals", "total": counts.total(), **counts}
-    print(json.dumps(totals) if options.json else f"{counts.total()} faults: {_sum(counts)}")
-    if report is not None:
-        print(json.dumps(totals), file=report)
-        report.close()
-    return int(counts["unnoticed"] + counts["disturbed"] > 0)
+        yield from run(machine, options.kernel, modules, placed, clauses)
 
 
-def _tell(outcome: Outcome, counts: Counter[str], style: bool, report: TextIO | None) -> None:
-    counts[outcome.outcome] += 1
-    record = json.dumps(outcome.to_json())
-    if report is not None:
-        print(record, file=report, flush=True)
-    if style:
-        print(record, flush=True)
-        return
+def _text(outcome: Outcome) -> str:
+    """Return an outcome for people: the first few clauses that noticed, or what was to notice."""
     by = [f"{name} ({verdict})" if verdict != "FAIL" else name for name, verdict in outcome.by.items()]
-    more = f" and {len(by) - 4} more" if len(by) > 4 else ""
-    detail = ", ".join(by[:4]) + more or outcome.reason
-    print(f"{outcome.outcome:11} {outcome.machine} {outcome.fault.name}{': ' * bool(detail)}{detail}", flush=True)
-    if outcome.outcome in ("unnoticed", "disturbed"):
-        print(f"            {outcome.fault.does}; to be noticed by {', '.join(outcome.fault.clauses)}", flush=True)
+    more = f" and {len(by) - _SHOWN} more" if len(by) > _SHOWN else ""
+    detail = ", ".join(by[:_SHOWN]) + more or outcome.reason
+    line = f"{outcome.outcome:11} {outcome.machine} {outcome.fault.name}{': ' * bool(detail)}{detail}"
+    if outcome.outcome not in ("unnoticed", "disturbed"):
+        return line
+    return f"{line}\n            {outcome.fault.does}; to be noticed by {', '.join(outcome.fault.clauses)}"
 
 
 def _sum(counts: Counter[str]) -> str:
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON lines to a file too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     faults = choose(load(), options.faults)
     if not faults:
         parser.error(f"no fault has the name {' '.join(options.faults)}")

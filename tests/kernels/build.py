@@ -2,8 +2,8 @@
 """Builds KVM's modules for the kernel of a machine, with all faults in them.
 
 What Debian built the kernel with is fetched and extracted: headers, build tools, its compiler. The build runs in a
-mount namespace with that as its root, so that nothing depends on the host's tools; it needs `unshare` and the right to
-make such a namespace. Everything is kept in the cache of the emulated machines, by what it is made from.
+mount namespace with that as its root, so that nothing depends on the host's tools; it needs `unshare` and the right
+to make such a namespace. Everything is kept in the cache of the emulated machines, by what it is made from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from labs.releases import parse_kernel
 from tests.kernels.patch import Misplaced, apply
 from tests.kernels.table import Fault
 
-__all__ = ["TREES", "Source", "build_modules", "find_source", "patched"]
+__all__ = ["TREES", "Source", "build_modules", "find_source", "patched", "read_sources"]
 
 #: What is built, and what it includes from its own folders.
 TREES = ("arch/x86/kvm", "virt/kvm", "virt/lib")
@@ -76,18 +76,9 @@ class Source:
                 self._archive.extract([self.package], unpacked)
                 (packed,) = unpacked.glob("usr/src/linux-source-*.tar.xz")
                 _unpack(packed, folder)
+            self.cache.manifest(folder, self._archive.describe([self.package]))
 
         return self.cache.build("kvm-source", [self.package.deb, TREES], make, f"unpacking {self.package.name}")
-
-    @property
-    def cached(self) -> bool:
-        """Whether the package is there, so that nothing has to be fetched."""
-        return (self.cache.root / "pool" / self.package.deb).exists()
-
-    def read(self, files: Iterable[str]) -> dict[str, str]:
-        """Return the texts of those of the files that there are, by their paths below the kernel's source."""
-        paths = {file: self.folder / file for file in sorted(set(files))}
-        return {file: path.read_text() for file, path in paths.items() if path.is_file()}
 
     def root(self) -> Path:
         """Return the extracted packages that the kernel is built with."""
@@ -96,6 +87,12 @@ class Source:
         if not compilers:
             raise LabError(f"{self.headers} names no compiler among what it depends on: {depends}.")
         return extract_closure(self.cache, self._archive.suite, _ARCH, [self.headers, compilers[0], *_TOOLS])
+
+
+def read_sources(folder: Path, faults: Iterable[Fault]) -> dict[str, str]:
+    """Return the texts of the files that faults are in, where there are any, by their paths below the source."""
+    files = sorted({edit.file for fault in faults for edit in fault.edits})
+    return {file: (folder / file).read_text() for file in files if (folder / file).is_file()}
 
 
 def find_source(cache: Cache, kernel: str) -> Source:
@@ -142,8 +139,7 @@ def patched(sources: Mapping[str, str], faults: Sequence[Fault]) -> tuple[dict[s
 
 def build_modules(source: Source, faults: Sequence[Fault]) -> tuple[Path, dict[str, str]]:
     """Return the folder with KVM's modules, and the faults that have no place in this kernel with the reason."""
-    originals = source.read(edit.file for fault in faults for edit in fault.edits)
-    texts, unplaced = patched(originals, faults)
+    texts, unplaced = patched(read_sources(source.folder, faults), faults)
     root = source.root()
     require_tool("unshare", "util-linux")
 
@@ -166,8 +162,8 @@ def _compile(source: Source, root: Path, texts: Mapping[str, str], scratch: Path
     for file, text in texts.items():
         (common / file).write_text(text)
     kvm = common / "arch/x86/kvm"
-    for file in _OURS:
-        shutil.copy(file, kvm)
+    for ours in _OURS:
+        shutil.copy(ours, kvm)
     with open(kvm / "Makefile", "a") as makefile:
         makefile.write("\nkvm-y += faults.o\n")
     inside = f"/usr/src/{common.name}/arch/x86/kvm"

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts faults into a source of the kernel, each behind a guard, so that one build has all of them.
 
-Nothing is taken away and no line moves: what is there gets text before and behind it. An ``Edit`` names the place by a
-function and a regular expression that has to match once in it (its group, if it has one, is the place; the rest is
+Nothing is taken away and no line moves: what is there gets text before and behind it. An ``Edit`` names the place by
+a function and a regular expression that has to match once in it (its group, if it has one, is the place; the rest is
 what is around it), and says what happens there while the fault is on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["HOW", "Edit", "Misplaced", "Span", "apply", "find_function", "locate", "wrap"]
+__all__ = ["HOW", "Edit", "Misplaced", "Span", "apply", "find_function", "insert", "locate", "wrap"]
 
 #: How an edit changes what its anchor matches. The first three take the whole statement, from the start of the
 #: anchor's line to its semicolon.
@@ -164,17 +164,3 @@ def insert(source: str, spans: Iterable[Span]) -> str:
     close(len(source))
     parts.append(source[done:])
     return "".join(parts)
-
-
-def unplaced(sources: Mapping[str, str], edits: Iterable[Edit]) -> list[str]:
-    """Return why edits have no place in sources, one sentence each."""
-    reasons = []
-    for edit in edits:
-        if edit.file not in sources:
-            reasons.append(f"{edit.file}: no such file")
-            continue
-        try:
-            locate(sources[edit.file], edit)
-        except Misplaced as error:
-            reasons.append(f"{edit.file}: {error}")
-    return reasons

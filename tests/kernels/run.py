@@ -130,8 +130,8 @@ def read_report(lines: Sequence[str]) -> tuple[dict[int, Verdicts], int | None]:
 def judge(fault: Fault, machine: str, without: Verdicts, verdicts: Verdicts, *, ended: bool = False) -> Outcome:
     """Return what the verdicts of a fault's clauses say, compared with those without it.
 
-    Noticed is a FAIL of a clause that does not FAIL without the fault; a clause that has passed and ends as TIMEOUT or
-    ERROR is disturbed, which shows that something is wrong but not what.
+    Noticed is a FAIL of a clause that does not FAIL without the fault; a clause that has passed and ends as TIMEOUT
+    or ERROR is disturbed, which shows that something is wrong but not what.
     """
     worse = {
         clause: verdict
