@@ -48,6 +48,10 @@ int main(int argc, char **argv)
 }
 """
 PRELUDE = "extern int vmm_fault;\n#define FAULT(n) (vmm_fault == (n))\n"
+CHOSEN = """
+int vmm_fault;
+__attribute__((constructor)) static void on(void) { vmm_fault = atoi(getenv("FAULT")); }
+"""
 #: edit -> what choose(6), choose(7), choose(12) print with it
 EDITS = {
     Edit("a.c", "choose", "skip", r"b = 2"): (16, 20, 23),
@@ -65,14 +69,12 @@ HONEST = (18, 20, 23)
 
 def test_the_program_has_each_fault_and_no_other_when_it_is_on(tmp_path: Path) -> None:
     text = apply(SOURCE, list(enumerate(EDITS, start=1)))
-    main = (
-        '\nint vmm_fault;\n__attribute__((constructor)) static void on(void) { vmm_fault = atoi(getenv("FAULT")); }\n'
-    )
-    (tmp_path / "a.c").write_text(PRELUDE + text + main)
-    subprocess.run(["cc", "-w", "-o", tmp_path / "a", tmp_path / "a.c"], check=True)
+    (tmp_path / "a.c").write_text(PRELUDE + text + CHOSEN)
+    compiler: list[str | Path] = ["cc", "-w", "-o", tmp_path / "a", tmp_path / "a.c"]
+    subprocess.run(compiler, check=True)
 
     def says(fault: int, argument: int) -> int | None:
-        command = [tmp_path / "a", str(argument)]
+        command: list[str | Path] = [tmp_path / "a", str(argument)]
         done = subprocess.run(command, env={"FAULT": str(fault)}, capture_output=True, text=True, check=True)
         numbers = [line for line in done.stdout.splitlines() if line.isdigit()]
         return int(numbers[0]) if numbers else None

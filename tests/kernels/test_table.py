@@ -28,7 +28,7 @@ def test_a_fault_is_named_said_and_has_clauses(fault: Fault) -> None:
     assert all(re.fullmatch(r"[a-z0-9]+\.[a-z0-9.*-]+", glob) for glob in fault.clauses)
 
 
-def test_each_anchor_is_short_and_each_code_is_ours_alone() -> None:
+def test_each_anchor_is_short() -> None:
     anchors = [edit.anchor for fault in FAULTS for edit in fault.edits]
     assert max(map(len, anchors)) < 90
 
@@ -77,7 +77,8 @@ def test_an_entry_is_a_fault_with_its_edits() -> None:
 
 
 def test_two_faults_of_a_name_are_refused(tmp_path: Path) -> None:
-    entry = '[[fault]]\nname = "a-b"\ndoes = "c"\nclauses = ["d.*"]\nedit = [{ file = "e", function = "f", skip = "g" }]\n'
+    edit = '[{ file = "e", function = "f", skip = "g" }]'
+    entry = f'[[fault]]\nname = "a-b"\ndoes = "c"\nclauses = ["d.*"]\nedit = {edit}\n'
     (tmp_path / "one.toml").write_text(entry)
     assert [fault.name for fault in load(tmp_path)] == ["a-b"]
     (tmp_path / "two.toml").write_text(entry)
