@@ -14,13 +14,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.kernels.table import Fault
 
-__all__ = ["SILENCE", "Boot", "Outcome", "Verdicts", "boots", "judge", "read_report", "run", "script"]
+__all__ = ["SILENCE", "Boot", "Outcome", "Verdicts", "boots", "judge", "reports", "run", "script"]
 
 #: the verdicts of a run: clause -> verdict
 Verdicts = dict[str, str]
@@ -109,22 +109,23 @@ def script(boot: Boot) -> str:
     return "\n".join([*lines, "exit 0", ""])
 
 
-def read_report(lines: Sequence[str]) -> tuple[dict[int, Verdicts], int | None]:
-    """Return the verdicts for each number, and the number whose report has no end, if there is one."""
-    found: dict[int, Verdicts] = {}
-    current: int | None = None
+def reports(lines: Iterable[str]) -> Iterator[tuple[int, Verdicts, bool]]:
+    """Yield each number with its verdicts as soon as its report ends, and whether it is whole."""
+    number: int | None = None
+    verdicts: Verdicts = {}
     for line in lines:
         if not line.startswith("{"):
             continue
         record = json.loads(line)
         if record["record"] == "begin":
-            current = record["number"]
-            found[record["number"]] = {}
-        elif record["record"] == "clause" and current is not None:
-            found[current][record["id"]] = record["verdict"]
-        elif record["record"] == "totals":
-            current = None
-    return found, current
+            number, verdicts = record["number"], {}
+        elif record["record"] == "clause":
+            verdicts[record["id"]] = record["verdict"]
+        elif record["record"] == "totals" and number is not None:
+            yield number, verdicts, True
+            number = None
+    if number is not None:
+        yield number, verdicts, False
 
 
 def judge(fault: Fault, machine: str, without: Verdicts, verdicts: Verdicts, *, ended: bool = False) -> Outcome:
@@ -160,21 +161,22 @@ def run(
     left = [fault for fault in faults if clauses[fault.number]]
     while left:
         boot = next(boots(left, clauses, without))
-        verdicts, last = read_report(_start(machine, kernel, modules, boot))
-        without |= verdicts.pop(0, {})
-        if last == 0 or (not verdicts and boot.faults):
+        before = len(left) + len(without)
+        for number, verdicts, whole in reports(_start(machine, kernel, modules, boot)):
+            if number == 0:
+                without |= verdicts if whole else {}
+                continue
+            (fault,) = (fault for fault in boot.faults if fault.number == number)
+            left.remove(fault)
+            yield judge(fault, machine, without, verdicts, ended=not whole)
+        if len(left) + len(without) == before:
             for fault in left:
                 yield Outcome(fault, machine, "cannot run", reason="the machine does not run its clauses at all")
             return
-        for fault in boot.faults:
-            if fault.number in verdicts:
-                left.remove(fault)
-                ended = last == fault.number
-                yield judge(fault, machine, without, verdicts[fault.number], ended=ended)
 
 
-def _start(machine: str, kernel: str, modules: Path, boot: Boot) -> list[str]:
-    """Boot a machine with the modules, run a boot's script and return the lines that it printed."""
+def _start(machine: str, kernel: str, modules: Path, boot: Boot) -> Iterator[str]:
+    """Boot a machine with the modules, run a boot's script and yield the lines that it prints."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         (folder / "faults").write_text(script(boot))
@@ -187,7 +189,7 @@ def _start(machine: str, kernel: str, modules: Path, boot: Boot) -> list[str]:
         lab = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert lab.stdout is not None
         try:
-            return list(_lines(lab))
+            yield from _lines(lab)
         finally:
             lab.terminate()
             lab.wait()

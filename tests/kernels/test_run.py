@@ -2,15 +2,14 @@
 """The runner: what a machine is told, how its report is read and judged; no machine is booted."""
 
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.kernels import run as runner
 from tests.kernels.patch import Edit
-from tests.kernels.run import Boot, Outcome, boots, judge, read_report, script
+from tests.kernels.run import Boot, Outcome, boots, judge, reports, script
 from tests.kernels.table import Fault
 
 
@@ -56,7 +55,7 @@ def test_a_fault_is_on_for_its_clauses_alone() -> None:
 
 def test_a_report_says_which_fault_ended_the_machine() -> None:
     lines = report(0, {"a.one": "PASS"}) + report(1, {"a.one": "FAIL"}, whole=False) + ["noise"]
-    assert read_report(lines) == ({0: {"a.one": "PASS"}, 1: {"a.one": "FAIL"}}, 1)
+    assert list(reports(lines)) == [(0, {"a.one": "PASS"}, True), (1, {"a.one": "FAIL"}, False)]
 
 
 @pytest.mark.parametrize(
@@ -85,9 +84,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, boots: Sequence[list[str]]) -> list
     asked: list[Boot] = []
     answers = iter(boots)
 
-    def start(machine: str, kernel: str, modules: Path, boot: Boot) -> list[str]:
+    def start(machine: str, kernel: str, modules: Path, boot: Boot) -> Iterator[str]:
         asked.append(boot)
-        return next(answers)
+        return iter(next(answers))
 
     monkeypatch.setattr(runner, "_start", start)
     return asked
@@ -129,6 +128,5 @@ def test_a_machine_that_says_nothing_any_more_is_ended(monkeypatch: pytest.Monke
     lines = report(1, {"a.one": "FAIL"}, whole=False)
     program = f"import time\nfor line in {lines!r}: print(line, flush=True)\nwhile True: time.sleep(1)\n"
     (tmp_path / "lab").write_text(program)
-    assert sys.executable
     found = runner._start("amx", "7.2", tmp_path, Boot([fault(1)], {1: ["a.one"]}))
-    assert read_report(found) == ({1: {"a.one": "FAIL"}}, 1)
+    assert list(reports(found)) == [(1, {"a.one": "FAIL"}, False)]
