@@ -18,7 +18,7 @@ from labs.errors import LabError
 
 from tests.kernels.build import build_modules, find_source, patched, read_sources
 from tests.kernels.run import Outcome, run
-from tests.kernels.table import MACHINES, Fault, choose, load
+from tests.kernels.table import FOLDER, MACHINES, Fault, choose, load
 from vmm.conformance.registry import all_clauses
 
 _SHOWN = 4
@@ -56,17 +56,17 @@ def _place(kernel: str, faults: Sequence[Fault]) -> int:
     return int(bool(unplaced))
 
 
-def _build(kernel: str) -> int:
-    # All faults are built whichever are asked for: one build serves every run.
-    modules, unplaced = build_modules(find_source(Cache(), kernel), load())
+def _build(kernel: str, table: Sequence[Fault]) -> int:
+    modules, unplaced = build_modules(find_source(Cache(), kernel), table)
     for name, reason in unplaced.items():
         print(f"{name}: left out: {reason}", file=sys.stderr)
     print(modules)
     return 0
 
 
-def _run(options: argparse.Namespace, faults: Sequence[Fault]) -> int:
-    modules, unplaced = build_modules(find_source(Cache(), options.kernel), load())
+def _run(options: argparse.Namespace, table: Sequence[Fault], faults: Sequence[Fault]) -> int:
+    # All are built, whichever are to run: one build serves every run.
+    modules, unplaced = build_modules(find_source(Cache(), options.kernel), table)
     counts: Counter[str] = Counter()
     with open(options.output or os.devnull, "w") as report:
         for outcome in _outcomes(options, faults, modules, unplaced):
@@ -122,12 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kernel", default=DEFAULT_KERNEL, help=f"as scripts/lab takes it (default {DEFAULT_KERNEL})"
     )
     parser.add_argument(
+        "--table", type=Path, default=FOLDER, metavar="DIR", help="faults of one's own instead of the project's"
+    )
+    parser.add_argument(
         "--clauses", action="append", default=[], metavar="GLOB", help="these clauses instead of the table's"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON lines to a file too")
     options = parser.parse_intermixed_args(arguments)
-    faults = choose(load(), options.faults)
+    try:
+        table = load(options.table)
+    except (OSError, ValueError) as error:
+        parser.error(f"--table {options.table}: {error}")
+    faults = choose(table, options.faults)
     if not faults:
         parser.error(f"no fault has the name {' '.join(options.faults)}")
     try:
@@ -136,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.what == "place":
             return _place(options.kernel, faults)
         if options.what == "build":
-            return _build(options.kernel)
-        return _run(options, faults)
+            return _build(options.kernel, table)
+        return _run(options, table, faults)
     except LabError as error:
         print(f"tests.kernels: {error}", file=sys.stderr)
         return 2

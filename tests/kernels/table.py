@@ -17,10 +17,10 @@ from typing import Any
 
 from tests.kernels.patch import HOW, Edit
 
-__all__ = ["MACHINES", "Fault", "choose", "load", "parse"]
+__all__ = ["FOLDER", "MACHINES", "Fault", "choose", "load", "parse"]
 
 MACHINES = ("amx", "svm")
-_FOLDER = Path(__file__).parent / "faults"
+FOLDER = Path(__file__).parent / "faults"
 _KEYS = {"name", "does", "clauses", "machines", "at_load", "edit"}
 
 
@@ -37,9 +37,11 @@ class Fault:
     at_load: bool = False
 
 
-def load(folder: Path = _FOLDER) -> list[Fault]:
+def load(folder: Path = FOLDER) -> list[Fault]:
     """Return all faults, numbered from 1; raise ValueError for a table that is not well-formed."""
     entries = []
+    if not folder.is_dir():
+        raise ValueError("there is no such folder")
     for path in sorted(folder.glob("*.toml")):
         table = tomllib.loads(path.read_text())
         if set(table) != {"fault"}:
