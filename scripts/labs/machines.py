@@ -37,6 +37,7 @@ class Options:
     append: str = ""  # more kernel arguments
     cpus: int | None = None
     emulator: str = TOOL_SUITE  # the suite whose QEMU to use
+    replacements: Path | None = None  # a folder of modules to insert instead of the kernel's
 
     @property
     def processor(self) -> Processor:
