@@ -19,6 +19,9 @@
 	.arch	armv8.3-a+sve
 	.set	SCTLR_PAUTH, 1 << 31 | 1 << 30 | 1 << 27 | 1 << 13	/* EnIA, EnIB, EnDA, EnDB */
 
+	.globl	SMP
+	.set	SMP, 1
+
 	.text
 ENTRY _start
 	DONE

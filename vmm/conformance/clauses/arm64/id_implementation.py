@@ -49,7 +49,7 @@ def implementation(context: Context) -> None:
     The VM's vCPUs share them and the guest reads them; bits above MIDR_EL1's 32 are EINVAL. After the first run
     another value is EBUSY.
 
-    Source: arch/arm64/kvm/sys_regs.c, set_imp_id_reg; Documentation/virt/kvm/api.rst, 7.43; Linux 6.15.
+    Source: arch/arm64/kvm/sys_regs.c, set_imp_id_reg; Documentation/virt/kvm/api.rst, 7.42; Linux 6.15.
     """
     guest = context.own(_Named(context.kvm, "hello", features=(Feature.PSCI_0_2,)))
     second = guest.vm.create_vcpu(1)
@@ -72,7 +72,7 @@ def implementation(context: Context) -> None:
 def too_late(context: Context) -> None:
     """KVM_CAP_ARM_WRITABLE_IMP_ID_REGS is refused once there is a vCPU, and says nothing of other VMs.
 
-    Source: arch/arm64/kvm/arm.c, kvm_vm_ioctl_enable_cap; Documentation/virt/kvm/api.rst, 7.43.
+    Source: arch/arm64/kvm/arm.c, kvm_vm_ioctl_enable_cap; Documentation/virt/kvm/api.rst, 7.42.
     """
     enabled = context.vm()
     succeeds("enabling it without a vCPU", enabled.enable_cap, lib.KVM_CAP_ARM_WRITABLE_IMP_ID_REGS)
