@@ -113,8 +113,7 @@ def each_key(context: Context) -> None:
             signed = _sign(context, guest, f"a guest with another {half}")
             changed = [one for one, value in signed.items() if value != start[one]]
             equal(f"what signs otherwise with another {half}", changed, [name])
-            succeeds(f"writing {half}", write, guest.vcpu, half, keys[half])
-    equal("the signatures at last", _sign(context, guest, "a guest that has its keys again"), start)
+            write(guest.vcpu, half, keys[half])
 
 
 @clause("pauth.moved", arch="arm64", needs=_NEEDS)
@@ -123,11 +122,12 @@ def moved(context: Context) -> None:
 
     Source: arch/arm64/kvm/sys_regs.c, PTRAUTH_KEY; arch/arm64/kvm/hyp/include/hyp/sysreg-sr.h; api.rst, 4.68.
     """
-    source, destination, keys = _guest(context), _guest(context), _random_keys(context)
+    source, keys = _guest(context), _random_keys(context)
     for register, value in keys.items():
         call(context, source, f"MSR {register}", "execute", msr(*register.encoding), value)
         equal(f"faults of MSR {register}", source.mailbox.values[15], 0)
     signed = _sign(context, source, "a guest with its own keys")
+    destination = _guest(context)
     for register, value in keys.items():
         equal(f"{register} as the guest wrote it", read(source.vcpu, register), value)
         write(destination.vcpu, register, read(source.vcpu, register))
