@@ -20,7 +20,7 @@ from tests.mutations.arm64.lies import (
     values,
     writing,
 )
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, assign, nth, refuse
+from tests.mutations.lies import RUN, Proceed, Shared, after, after_run, assign, nth, once, refuse
 from tests.mutations.registry import lies, mutation
 from vmm.arm64.registers import SYSTEM, Register, sysreg
 from vmm.conformance.arm64.instructions import mrs, msr
@@ -68,7 +68,7 @@ lies(
     the_moved_guest_reads_another_key=lambda: executed(
         mrs(*_APIA.encoding), values(0, lambda old: old ^ 1), payload=_PAYLOAD
     ),
-    the_moved_guest_signs_otherwise=lambda: _signature(4),
+    the_moved_guest_signs_otherwise=lambda: once("KVM_CREATE_VM", _signature(4), when=nth(2)),
 )
 
 

@@ -50,6 +50,10 @@ def _next(name: str, field: Field, value: int) -> tuple[int | None, int | None]:
     return lower, order[at + 1] if at + 1 < len(order) else None
 
 
+def _with(field: Field, value: int, new: int | None) -> int | None:
+    return None if new is None else value & ~field.mask | new << field.low
+
+
 def changes(name: str, value: int, mask: int) -> Iterator[tuple[Field, int | None, int | None]]:
     """Yield each field of a register that KVM says is writable, with ``value`` made safer in it, and made unsafe.
 
@@ -58,9 +62,8 @@ def changes(name: str, value: int, mask: int) -> Iterator[tuple[Field, int | Non
     for field in REGISTERS[name].fields:
         if field.mask & mask != field.mask:
             continue
-        rest = value & ~field.mask
         lower, higher = _next(name, field, field.of(value))
-        yield field, *(None if new is None else rest | new << field.low for new in (lower, higher))
+        yield field, _with(field, value, lower), _with(field, value, higher)
 
 
 def least_of_all(name: str, value: int, mask: int) -> int:
