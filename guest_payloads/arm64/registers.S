@@ -2,8 +2,8 @@
 /*
  * registers: what a vCPU's registers are for the guest itself.
  *
- *	seen	X0 to X30, SP, NZCV, DAIF, CurrentEL, SPSel, SP_EL0, ELR_EL1 and SPSR_EL1, as they are when PC gets here,
- *		go to where SP points, in 8 bytes each; SP has to be at `saved`
+ *	seen	X0 to X30, SP, NZCV, DAIF, CurrentEL, SPSel, SP_EL0 (0 where that is SP), ELR_EL1 and SPSR_EL1, as they are when
+ *		PC gets here, go to where SP points, in 8 bytes each; SP has to be at `saved`
  *	give	X0 to X29, SP, SP_EL0, ELR_EL1, SPSR_EL1 and NZCV become what `saved` has in the places of above; then X29
  *		is the event, and X30 its address
  *	sign	PARAM(0) signed with the modifier PARAM(1) by PACIA, PACIB, PACDA, PACDB to VALUE(0) to VALUE(3), PACGA
@@ -41,8 +41,10 @@ ENTRY seen
 	mrs	x1, CurrentEL
 	stp	x0, x1, [sp, #264]
 	mrs	x0, SPSel
+	mov	x1, xzr
+	cbz	x0, 1f		/* SP is SP_EL0, which MRS cannot read then */
 	mrs	x1, sp_el0
-	stp	x0, x1, [sp, #280]
+1:	stp	x0, x1, [sp, #280]
 	mrs	x0, elr_el1
 	mrs	x1, spsr_el1
 	stp	x0, x1, [sp, #296]
