@@ -98,15 +98,16 @@ def guest_finds_pstate(context: Context) -> None:
 
     Source: arch/arm64/kvm/guest.c, set_core_reg; Arm ARM, C5.2 "NZCV", "DAIF", "SPSel".
     """
+    guest = _prepared(context)
     for name, pstate in _PSTATES.items():
-        guest = _prepared(context)
+        guest.prepare("seen")
+        write(guest.vcpu, _SP_EL1, guest.payload.symbol("saved"))
         write(guest.vcpu, SP, guest.payload.symbol("saved"))
         succeeds(f"PSTATE with {name}", write, guest.vcpu, PSTATE, pstate)
         found = _seen(context, guest, f"a guest with {name}")
         equal(f"NZCV in a guest with {name}", found[_PLACES["NZCV"]], pstate & _FLAGS)
         equal(f"DAIF in a guest with {name}", found[_PLACES["DAIF"]], pstate & _MASKS)
         equal(f"SPSel in a guest with {name}", found[_PLACES["SPSel"]], pstate & 1)
-        guest.close()
 
 
 @clause("core.guest-leaves", arch="arm64", needs=(GUEST_RUNS,))
