@@ -8,10 +8,10 @@ import errno
 from tests.mutations.arm64.lies import INIT, SET, flip, forget, number, of, reading, value
 from tests.mutations.lies import COMPLETE, RUN, accept, after, drift, nth, refuse
 from tests.mutations.registry import lies
-from vmm.arm64.registers import PSTATE, core, sysreg, v, x
+from vmm.arm64.registers import PSTATE, sysreg, v, x
 from vmm.kvm.ioctl import Call, Interposer
 
-_SPSR, _FPEXC = core("SPSR_EL1"), sysreg(3, 4, 5, 3, 0)
+_FPEXC = sysreg(3, 4, 5, 3, 0)
 _ABORT_MODE, _EL1H = 0x17, 5
 
 
@@ -58,7 +58,6 @@ lies(
     r14_is_another_in_the_guest=lambda: _shown(14),
     what_the_guest_left_is_not_shown=lambda: _shown(15),
     r13_is_read_wrong=lambda: reading(flip(3), x(19)),
-    spsr_is_not_kept=lambda: forget(_SPSR),
 )
 
 lies(
