@@ -97,5 +97,12 @@ struct vmm_host_vectors {
     uint64_t wait_ns;
     int when;
 };
+#define VMM_TRACED_BEFORE_RUN ...
+#define VMM_TRACED_AFTER_RUN ...
+#define VMM_ZA_BEFORE_RUN ...
 long vmm_host_rdvl(void);
+long vmm_host_rdsvl(void);
+long vmm_host_zt0(void);
+long vmm_trace_me(void);
+long vmm_trace(int process, const uint8_t *registers, size_t size);
 uint64_t vmm_host_cntfrq(void);
