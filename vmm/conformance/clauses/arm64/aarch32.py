@@ -89,9 +89,10 @@ def one_width(context: Context) -> None:
     """
     for first, second in (((Feature.EL1_32BIT,), ()), ((), (Feature.EL1_32BIT,))):
         vm = context.vm()
-        one, other = vm.create_vcpu(0), vm.create_vcpu(1)
+        one = vm.create_vcpu(0)
         what = "32 bits after 64" if second else "64 bits after 32"
-        succeeds(f"the first VCPU_INIT of {what}", vcpus.init, one, *first)
+        succeeds(f"the first VCPU_INIT, then one of {what}", vcpus.init, one, *first)
+        other = vm.create_vcpu(1)
         refused(f"a vCPU of {what}", errno.EINVAL, vcpus.init, other, *second)
         succeeds("the width of the first", vcpus.init, other, *first)
         for vcpu in (one, other):
