@@ -40,8 +40,7 @@ def _next(name: str, field: Field, value: int) -> tuple[int | None, int | None]:
     """Return the nearest value that KVM takes instead of ``value``, and the nearest that it refuses."""
     if field.rule is Rule.EXACT:
         other = field.safe if value != field.safe else None
-        refused = next(number for number in range(1 << field.width) if number not in (value, field.safe))
-        return other, refused if field.width > 1 else None
+        return other, next((new for new in range(1 << field.width) if new not in (value, field.safe)), None)
     order = _order(field)
     if not order:
         return None, None
