@@ -244,6 +244,11 @@ long vmm_prctl(int option, unsigned long argument);
 #define VMM_BEFORE_RUN 0
 #define VMM_AFTER_RUN_SIGNAL 1
 #define VMM_AFTER_RUN_WAIT 2
+/* The process stops by BRK, its tracer writes the registers (vmm_trace), and they go to `observed` without a signal. */
+#define VMM_TRACED_BEFORE_RUN 3
+#define VMM_TRACED_AFTER_RUN 4
+/* Image and `observed` are ZA, row by row, and what vmm_host_zt0 says of ZT0; -EOPNOTSUPP without SME. */
+#define VMM_ZA_BEFORE_RUN 5
 struct vmm_host_vectors {
     const uint8_t *image;
     uint8_t *observed;
@@ -252,6 +257,14 @@ struct vmm_host_vectors {
 };
 /* This thread's vector length in bytes as the CPU sees it; -EOPNOTSUPP without SVE. */
 long vmm_host_rdvl(void);
+/* The streaming vector length in bytes, which is the number of ZA's rows too; -EOPNOTSUPP without SME. */
+long vmm_host_rdsvl(void);
+/* Bytes of ZT0, 0 without SME2. */
+long vmm_host_zt0(void);
+/* Have the parent trace this process; -errno where that is not allowed. */
+long vmm_trace_me(void);
+/* Trace a child that asked for it to its end, and give it these registers (NT_ARM_SVE) at each BRK: its wait status. */
+long vmm_trace(int process, const uint8_t *registers, size_t size);
 /* CNTFRQ_EL0 in Hz, which a guest reads too. */
 uint64_t vmm_host_cntfrq(void);
 #endif

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from vmm._kvm import lib
 from vmm.arch import ARCHITECTURE
-from vmm.conformance.expect import TimedOut, Violation
+from vmm.conformance.expect import TimedOut, Violation, looks
 from vmm.conformance.needs import Need
 from vmm.guest.base import GuestError
 from vmm.kvm.exits import Deadline
@@ -140,8 +140,16 @@ class Neighbour:
         self.close()
 
 
-def in_child(what: str, work: Callable[[], None]) -> None:
-    """Do ``work`` in a process of its own: what it raises is raised here; its death by a signal is a Violation."""
+def _end(pid: int) -> int:
+    """Wait for a child to end; return its wait status."""
+    return os.waitpid(pid, 0)[1]
+
+
+def in_child(what: str, work: Callable[[], None], watch: Callable[[int], int] = _end) -> None:
+    """Do ``work`` in a process of its own: what it raises is raised here; its death by a signal is a Violation.
+
+    ``watch`` gets the process and returns its wait status when it has ended.
+    """
     reader, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -157,9 +165,9 @@ def in_child(what: str, work: Callable[[], None]) -> None:
             os.write(writer, _told(failure))
             os._exit(0)
     os.close(writer)
+    status = watch(pid)
     with os.fdopen(reader, "rb") as stream:
         told = stream.read()
-    _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         raise Violation(what, "a VMM that lives", f"death by {signal.Signals(os.WTERMSIG(status)).name}")
     kind, texts = json.loads(told)
@@ -169,6 +177,7 @@ def in_child(what: str, work: Callable[[], None]) -> None:
         raise TimedOut(f"{what}: {texts[0]}")
     if kind == "failure":
         raise RuntimeError(f"{what}: {texts[0]}")
+    looks.count += 1  # the child's own count has ended with it
 
 
 def _told(failure: BaseException | None) -> bytes:
