@@ -8,6 +8,7 @@
  *		PARAM(5) bytes become the word ((pass << 40) ^ address of the page) * MULTIPLIER; passes count
  *		from 1. Written by pairs of X registers, or by predicated stores of Z at the current length.
  *		VALUE(0) is the pass, VALUE(1) how many of its pages are written.
+ *	read	a word of each of PARAM(1) pages from PARAM(0) on, PARAM(2) pages from each to the next: writes nothing
  *	idle	PARAM(1) ticks (0: no end) with PARAM(0) times YIELD before each (0: none comes): dirties nothing
  *
  * tests/guest/dirty_passes.py has the same words.
@@ -79,6 +80,17 @@ publish:
 	VALUE	x27, 0
 	VALUE	x28, 1
 	ret
+
+ENTRY read
+	PARAM	x2, 0
+	PARAM	x3, 1
+	PARAM	x4, 2
+	lsl	x4, x4, #12
+1:	ldr	x0, [x2]
+	add	x2, x2, x4
+	subs	x3, x3, #1
+	b.ne	1b
+	DONE
 
 ENTRY idle
 	PARAM	x2, 0
