@@ -107,7 +107,7 @@ lies(
     "dirty.off-and-on",
     the_log_outlives_its_flag=lambda: accept(GET),
     a_slot_without_a_log_is_einval=lambda: drift(GET, errno.EINVAL),
-    a_new_log_has_old_pages=lambda: idle_has(34),
+    a_new_log_has_old_pages=lambda: has(34),
     a_new_log_does_not_log=lambda: lacks(34),
     a_new_log_logs_more=lambda: behind("dirty", lambda when: has(35, when=when)),
 )

@@ -5,18 +5,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmm._kvm import ffi, lib
+from vmm._kvm import ffi
 from vmm.conformance.needs import Need
 from vmm.kvm.device import DEVICE_TYPES, Device
 from vmm.kvm.vm import VirtualMachine
 from vmm.probe.host import Host
 
 __all__ = [
+    "CONTROL",
+    "COUNT",
+    "CPU",
     "DIST",
+    "DISTRIBUTOR",
     "DIST_AT",
+    "INIT",
+    "ITS",
+    "PLACES",
     "REDIST",
+    "REDISTRIBUTOR",
     "REDIST_AT",
+    "V2",
     "V3",
+    "V5",
     "get",
     "has",
     "initialise",
@@ -26,9 +36,10 @@ __all__ = [
     "where",
 ]
 
-V3 = int(lib.KVM_DEV_TYPE_ARM_VGIC_V3)
-_PLACES, _CONTROL = lib.KVM_DEV_ARM_VGIC_GRP_ADDR, lib.KVM_DEV_ARM_VGIC_GRP_CTRL
-DIST, REDIST = lib.KVM_VGIC_V3_ADDR_TYPE_DIST, lib.KVM_VGIC_V3_ADDR_TYPE_REDIST
+# enum kvm_device_type; groups and attributes of arch/arm64/include/uapi/asm/kvm.h, KVM_DEV_ARM_VGIC_*, KVM_VGIC_V3_*.
+V2, V3, ITS, V5 = 5, 7, 8, 16
+PLACES, DISTRIBUTOR, COUNT, CONTROL, REDISTRIBUTOR, CPU = 0, 1, 3, 4, 5, 6
+INIT, DIST, REDIST = 0, 2, 3
 # Where a guest's tables have devices.
 DIST_AT, REDIST_AT = 0xE000_0000, 0xE010_0000
 
@@ -60,17 +71,17 @@ def get(device: Device, group: int, attribute: int, kind: str = "uint32_t") -> i
 
 def place(device: Device, kind: int, address: int) -> None:
     """Say where the guest has the distributor or the redistributors."""
-    put(device, _PLACES, kind, address, "uint64_t")
+    put(device, PLACES, kind, address, "uint64_t")
 
 
 def where(device: Device, kind: int) -> int:
     """Ask where the guest has the distributor or the redistributors."""
-    return get(device, _PLACES, kind, "uint64_t")
+    return get(device, PLACES, kind, "uint64_t")
 
 
 def initialise(device: Device) -> None:
     """Initialise the vGIC, when the VM has all of its vCPUs."""
-    device.set_attribute(_CONTROL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
+    device.set_attribute(CONTROL, INIT)
 
 
 def vgic(vm: VirtualMachine) -> Device:

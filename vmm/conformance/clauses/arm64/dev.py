@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from vmm._kvm import lib
 from vmm.conformance import dev_rules as rules
-from vmm.conformance.arm64.vgic import has
+from vmm.conformance.arm64.vgic import ITS, V2, V3, V5, has
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal
 from vmm.conformance.needs import Need
@@ -13,11 +13,10 @@ from vmm.conformance.registry import clause
 from vmm.kvm.device import VFIO_FOLDER, vfio_groups
 from vmm.probe.host import Host
 
-_VFIO, _V2, _V3, _ITS = 4, 5, 7, 8
-_V5, _FIRST_NEW = 16, 17
+_VFIO, _FIRST_NEW = 4, 17
 # Types that are arm64's; ARM_PV_TIME has a number and is no device: it is an attribute of vCPUs.
-_OWN = (_VFIO, _V2, _V3, _ITS, _V5)
-_HAS_VFIO = has(lib.KVM_DEV_TYPE_VFIO)
+_OWN = (_VFIO, V2, V3, ITS, V5)
+_HAS_VFIO = has(_VFIO)
 
 
 def _has_group(host: Host) -> tuple[bool, str]:
@@ -36,9 +35,9 @@ def test_flag(context: Context) -> None:
     """
     found = context.host.facts.devices
     rules.test_flag(context, [kind for kind in found if kind in _OWN])
-    equal("a GICv3 and an ITS", _ITS in found, _V3 in found)
+    equal("a GICv3 and an ITS", ITS in found, V3 in found)
     irqchip = context.kvm.check_extension(lib.KVM_CAP_IRQCHIP)
-    equal("KVM_CAP_IRQCHIP and a vGIC", bool(irqchip), any(kind in found for kind in (_V2, _V3, _V5)))
+    equal("KVM_CAP_IRQCHIP and a vGIC", bool(irqchip), any(kind in found for kind in (V2, V3, V5)))
 
 
 @clause("dev.new-types", arch="arm64", info=True)
