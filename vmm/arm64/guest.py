@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vmm._kvm import lib
 from vmm.arm64 import boot
@@ -78,13 +79,14 @@ class Guest(BaseGuest):
         memory_size: int = MEMORY_SIZE,
         regions: Regions | None = None,
         vcpus: int = 1,
+        capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         if features is None:
             sve = (Feature.SVE,) if kvm.check_extension(lib.KVM_CAP_ARM_SVE) else ()
             features = (Feature.PSCI_0_2, *sve)
         self._features = frozenset(features)
         self._lengths = lengths
-        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus)
+        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus, capabilities=capabilities)
 
     @property
     def features(self) -> frozenset[Feature]:

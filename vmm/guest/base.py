@@ -44,7 +44,8 @@ class BaseGuest(ABC):
     ``processors`` are its vCPUs with their mailboxes, ``vcpu`` and ``mailbox`` those of the first. Several vCPUs run
     together and stop together: see vmm.guest.crew, and vmm.guest.layout for what each has for itself. ``left`` is the
     one that left last. ``regions`` are the memory regions if it has not just ``memory_size`` bytes, which leave out
-    the addresses of devices. A subclass sets what ``_set_up`` needs before it calls this constructor.
+    the addresses of devices. ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
+    A subclass sets what ``_set_up`` needs before it calls this constructor.
     """
 
     DONE = DONE
@@ -68,8 +69,9 @@ class BaseGuest(ABC):
         *,
         regions: Regions | None = None,
         vcpus: int = 1,
+        capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
-        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, fresh=True)
+        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, capabilities, fresh=True)
 
     @classmethod
     def regions(cls, size: int) -> Regions:
