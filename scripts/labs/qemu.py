@@ -172,6 +172,15 @@ class Sve(_Qemu):
         # What has a lone processor's timer go on in a state that is continued is its neighbour (machine/agent.c).
         self.keeps_state = self._processors > 1
 
+    def prepare(self) -> None:
+        super().prepare()
+        if self.options.processor.features.get(_MTE) and self._root.version(self.package) < (8, 0):
+            # Each page has but one tag there: target/arm/mte_helper.c loses the offset within the page.
+            raise LabError(
+                f"--cpu {self.options.cpu}: the memory tags of this QEMU overwrite each other; "
+                "take a newer one's, --emulator trixie."
+            )
+
     def processor(self) -> str:
         wanted = self.options.processor
         properties: dict[str, bool] = {}

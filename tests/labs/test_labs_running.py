@@ -102,8 +102,11 @@ def test_a_lab_failure_is_one_sentence_and_125(
 
 
 class FakeRoot:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, version: tuple[int, int] = (7, 2)) -> None:
+        self.root, self._version = root, version
+
+    def version(self, package: str) -> tuple[int, int]:
+        return self._version
 
     def command(self, program: str) -> list[str]:
         return [program]
@@ -162,6 +165,18 @@ def test_memory_tags_are_the_boards(tmp_path: Path) -> None:
         words = fake_qemu(Sve, tmp_path, Options("7.2", cpu=cpu))
         assert ("mte=on" in words[words.index("-machine") + 1].split(",")) == tags
         assert "mte" not in words[words.index("-cpu") + 1]
+
+
+def test_memory_tags_that_do_not_work_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, works in (((7, 2), False), ((10, 0), True)):
+        monkeypatch.setattr("labs.qemu.HostRoot", lambda *_, version=version: FakeRoot(tmp_path, version))
+        monkeypatch.setattr(Sve, "_try_processor", lambda machine: None)
+        machine = Sve(None, Options("7.2", cpu="+mte"))  # type: ignore[arg-type]
+        if works:
+            machine.prepare()
+        else:
+            with pytest.raises(LabError, match=r"--cpu \+mte: the memory tags of this QEMU overwrite each other"):
+                machine.prepare()
 
 
 @pytest.mark.parametrize(("opens", "source"), [(False, "fd:5"), (True, "file:/proc/self/fd/5")])

@@ -134,20 +134,23 @@ def registers(context: Context) -> None:
     Source: arch/arm64/kvm/sys_regs.c, MTE_REG, mte_visibility; arch/arm64/include/asm/kvm_mte.h;
     arch/arm64/kvm/hyp/include/hyp/sysreg-sr.h.
     """
-    guest, other = tagged(context), plain_guest(context)
-    listed, unlisted = set(guest.vcpu.reg_list()), set(other.vcpu.reg_list())
-    equal("registers that only tags bring", sorted(str(SYSTEM[name]) for name in _REGISTERS if SYSTEM[name] in listed
-                                                   and SYSTEM[name] not in unlisted), sorted(_REGISTERS))  # fmt: skip
+    guest = tagged(context)
+    listed = set(guest.vcpu.reg_list())
     for name, (encoding, value) in _REGISTERS.items():
         succeeds(f"writing {name}", write, guest.vcpu, SYSTEM[name], value)
         equal(f"{name} in the guest", execute(context, guest, f"MRS {name}", mrs(*encoding)).value, value)
         equal(f"{name} after the guest has run", read(guest.vcpu, SYSTEM[name]), value)
+    made = execute(context, guest, "IRG", IRG, with_tag(0, 3)).value
+    equal("a random tag, of those that GCR_EL1 leaves", made, with_tag(0, _ONLY_TAG))
+    other = plain_guest(context)
+    brought = sorted(str(register) for register in map(SYSTEM.__getitem__, _REGISTERS)
+                     if register in listed - set(other.vcpu.reg_list()))  # fmt: skip
+    equal("registers that only tags bring", brought, sorted(_REGISTERS))
+    for name, (encoding, _) in _REGISTERS.items():
         refused_indicative(context, f"{name} without tags", errno.ENOENT, read, other.vcpu, SYSTEM[name])
         call(context, other, f"MRS {name}", "execute", mrs(*encoding))
         equal(f"faults of MRS {name} without tags", other.mailbox.values[15], 1)
         equal("the exception's class", other.fault().exception_class, _UNDEFINED)
-    made = execute(context, guest, "IRG", IRG, with_tag(0, 3)).value
-    equal("a random tag, of those that GCR_EL1 leaves", made, with_tag(0, _ONLY_TAG))
 
 
 @clause("mte.no-guest-memfd", arch="arm64", needs=(MTE, capability("KVM_CAP_GUEST_MEMFD"),

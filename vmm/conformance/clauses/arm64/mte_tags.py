@@ -134,8 +134,10 @@ def copy_partial(context: Context) -> None:
     for name, flags in (("reading", _FROM), ("writing", _TO)):
         refused(f"{name} where there is no memory", errno.EFAULT, copy, vm, MEMORY_SIZE, PAGE_SIZE, 0, flags)
         refused(f"{name} with a bad address", errno.EFAULT, copy, vm, PAGE, PAGE_SIZE, BAD_ADDRESS, flags)
-    equal("reading beyond the end", get(vm, last, 2 * PAGE_SIZE), (PAGE_SIZE, _TAGS + bytes([0xAA]) * GRANULES))
-    equal("writing beyond the end", put(vm, last, _TAGS[::-1] + _TAGS), PAGE_SIZE)
+    what = "reading beyond the end"
+    equal(what, succeeds(what, get, vm, last, 2 * PAGE_SIZE), (PAGE_SIZE, _TAGS + bytes([0xAA]) * GRANULES))
+    what = "writing beyond the end"
+    equal(what, succeeds(what, put, vm, last, _TAGS[::-1] + _TAGS), PAGE_SIZE)
     equal("the tags of the last page after that", get(vm, last), (PAGE_SIZE, _TAGS[::-1]))
     # The second page's tags would lie where the process has no memory.
     area = context.own(mmap.mmap(-1, 2 * PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
@@ -144,10 +146,12 @@ def copy_partial(context: Context) -> None:
     ffi.release(buffer)
     area.resize(PAGE_SIZE)
     end = start + PAGE_SIZE - GRANULES
-    equal("reading two pages into the room for one", copy(vm, last - PAGE_SIZE, 2 * PAGE_SIZE, end, _FROM), PAGE_SIZE)
+    what = "reading two pages into the room for one"
+    equal(what, succeeds(what, copy, vm, last - PAGE_SIZE, 2 * PAGE_SIZE, end, _FROM), PAGE_SIZE)
     equal("what was read", area[-GRANULES:], bytes(GRANULES))
     area[-GRANULES:] = _TAGS
-    equal("writing two pages from the room for one", copy(vm, PAGE, 2 * PAGE_SIZE, end, _TO), PAGE_SIZE)
+    what = "writing two pages from the room for one"
+    equal(what, succeeds(what, copy, vm, PAGE, 2 * PAGE_SIZE, end, _TO), PAGE_SIZE)
     equal("what was written", get(vm, PAGE), (PAGE_SIZE, _TAGS))
 
 
