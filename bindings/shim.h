@@ -209,6 +209,10 @@ struct vmm_host_vectors {
 long vmm_host_rdvl(void);
 /* CNTFRQ_EL0 in Hz, which a guest reads too. */
 uint64_t vmm_host_cntfrq(void);
+
+/* FPMR of the calling thread; SIGILL where HWCAP2_FPMR is missing. */
+uint64_t vmm_get_fpmr(void);
+void vmm_set_fpmr(uint64_t value);
 #endif
 
 #endif

@@ -113,3 +113,5 @@ struct vmm_host_vectors {
 };
 long vmm_host_rdvl(void);
 uint64_t vmm_host_cntfrq(void);
+uint64_t vmm_get_fpmr(void);
+void vmm_set_fpmr(uint64_t value);
