@@ -22,7 +22,7 @@ _MOVI = 0x4F000400
 
 @clause("host.fpmr-preserved", arch="arm64", needs=(HOST_FPMR, GUEST_RUNS))
 def preserved(context: Context) -> None:
-    """The VMM's FPMR is what it was after a guest ran that used vectors or its own FPMR, which in turn the guest keeps.
+    """The VMM's FPMR is what it was after a guest ran that used vectors or its own FPMR, which the guest keeps.
 
     Source: arch/arm64/kvm/hyp/include/hyp/switch.h, kvm_hyp_save_fpsimd_host; arch/arm64/kvm/fpsimd.c,
     kvm_arch_vcpu_load_fp; commit 93ae6b01bafe.
