@@ -31,6 +31,7 @@ __all__ = [
     "enable_now",
     "enables",
     "flag_is_lost",
+    "fresh_has",
     "full_ring",
     "get_now",
     "gets",
@@ -91,6 +92,23 @@ def idle_has(page: int) -> Interposer:
             if not ran:
                 _store(bitmap(call), _pages(bitmap(call)) | 1 << page)
             ran = False
+        return result
+
+    return interposer
+
+
+def fresh_has(page: int) -> Interposer:
+    """A page is in the log that begins when a slot gets the flag."""
+    begins = False
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal begins
+        result = proceed()
+        if call.name == REGION and call.argument.slot == SLOT:
+            begins = bool(call.argument.flags & lib.KVM_MEM_LOG_DIRTY_PAGES)
+        elif call.name == GET and result >= 0 and begins:
+            _store(bitmap(call), _pages(bitmap(call)) | 1 << page)
+            begins = False
         return result
 
     return interposer

@@ -2,7 +2,7 @@
 """What the dirty log promises on every architecture, judged with a :class:`vmm.conformance.dirty.Logged` of either.
 
 Source of all: Documentation/virt/kvm/api.rst 4.8 KVM_GET_DIRTY_LOG, 4.117 KVM_CLEAR_DIRTY_LOG, 7.18
-KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 8.29 KVM_CAP_DIRTY_LOG_RING; virt/kvm/kvm_main.c, virt/kvm/dirty_ring.c.
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 7.36 KVM_CAP_DIRTY_LOG_RING; virt/kvm/kvm_main.c, virt/kvm/dirty_ring.c.
 """
 
 from __future__ import annotations

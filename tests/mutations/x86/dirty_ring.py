@@ -19,7 +19,7 @@ from tests.mutations.dirty import (
 )
 from tests.mutations.lies import Condition, accept, answer, drift, nth, refuse, succeed_with
 from tests.mutations.registry import lies
-from tests.mutations.x86.dirty import loads_are_stores
+from tests.mutations.x86.dirty import halts, loads_are_stores
 from vmm._kvm import lib
 
 _RING = lib.KVM_CAP_DIRTY_LOG_RING
@@ -43,6 +43,17 @@ lies(
     stores_to_a_slot_without_the_flag_make_entries=lambda: flag_is_lost(1),
     a_written_page_makes_no_entry=lambda: change_entry(newest_entry("flags", 0), _SIZE),
     an_entry_names_another_page=lambda: change_entry(newest_entry("offset", 8), _SIZE),
+)
+
+lies(
+    "dirty.ring-per-vcpu",
+    an_entry_names_the_others_page=lambda: change_entry(newest_entry("offset", 7), _SIZE),
+    the_second_vcpus_entry_names_the_firsts_page=lambda: change_entry(newest_entry("offset", 2), _SIZE),
+    a_written_page_makes_no_entry=lambda: change_entry(newest_entry("flags", 0), _SIZE),
+    the_reset_counts_one_ring=lambda: succeed_with(RESET, lambda call, result: result // 2),
+    the_reset_arms_nothing=lambda: resets_nothing(_SIZE),
+    a_vcpu_leaves_in_another_way=lambda: halts(1),
+    the_other_vcpu_leaves_in_another_way=lambda: halts(2),
 )
 
 lies(

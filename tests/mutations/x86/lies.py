@@ -10,6 +10,7 @@ from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answe
 from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.caching import page
+from vmm.conformance.x86.lists import ANSWERS, LIST
 from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import MemoryType
@@ -37,6 +38,7 @@ __all__ = [
     "guest_writes",
     "host_reads",
     "in_cet_guest",
+    "in_lists",
     "in_tile_guest",
     "lose",
     "msr_readable",
@@ -202,6 +204,20 @@ def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
         guest.set("vector", vector)
 
     return change
+
+
+def in_lists(entry: str, change: Callable[[int, Any], object], size: int = 8) -> Interposer:
+    """After each run from an entry point of the lists payload, spoil its answers.
+
+    ``change`` is given the first 8 bytes of an operand, of which each has ``size``, and a ``uint32_t[4]``.
+    """
+
+    def spoil(shared: Shared) -> None:
+        for number in range(shared.get("params", 1)):
+            operand = int(shared.at(LIST + size * number)[0])
+            change(operand, ffi.cast("uint32_t *", shared.at(ANSWERS + 16 * number)))
+
+    return after_entry(entry, spoil, payload="lists")
 
 
 def not_restored(index: int) -> Interposer:

@@ -140,7 +140,7 @@ class SpteTrace:
         with self._stack as stack:
             instances = _root(stack) / "instances"
             _remove_abandoned(instances)
-            self.folder = instances / f"{_INSTANCE}{os.getpid()}"
+            self.folder = instances / f"{_prefix()}{os.getpid()}"
             self.folder.mkdir()
             stack.callback(self.folder.rmdir)
             self._write("buffer_size_kb", _BUFFER_KB)
@@ -175,9 +175,14 @@ class SpteTrace:
         return mappings(self.lines(), self._token())
 
 
+def _prefix() -> str:
+    """What the names of instances of this PID namespace begin with: in another one a PID is somebody else's."""
+    return f"{_INSTANCE}{os.stat('/proc/self/ns/pid').st_ino}-"
+
+
 def _remove_abandoned(instances: Path) -> None:
     """Remove the instances of processes that were killed."""
-    for folder in instances.glob(f"{_INSTANCE}*"):
-        if not Path(f"/proc/{folder.name.removeprefix(_INSTANCE)}").exists():
+    for folder in instances.glob(f"{_prefix()}*"):
+        if not Path(f"/proc/{folder.name.removeprefix(_prefix())}").exists():
             (folder / _EVENT).write_text("0")
             folder.rmdir()

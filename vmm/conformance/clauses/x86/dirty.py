@@ -88,8 +88,8 @@ def tile_stores(context: Context) -> None:
 def kvm_stores(context: Context) -> None:
     """What KVM writes for the guest is in the log: INS, and where it has them the kvmclock and the steal time.
 
-    Source: virt/kvm/kvm_main.c, kvm_write_guest_page, kvm_write_guest_offset_cached; virt/kvm/pfncache.c,
-    kvm_gpc_mark_dirty_in_slot; arch/x86/kvm/x86.c, kvm_setup_guest_pvclock, record_steal_time.
+    Source: virt/kvm/kvm_main.c, kvm_write_guest_page, kvm_write_guest_offset_cached; arch/x86/kvm/x86.c,
+    kvm_setup_guest_pvclock (kvm_gpc_mark_dirty_in_slot), record_steal_time.
     """
     log = _logged(context)
     guest, memory = log.guest, log.memory

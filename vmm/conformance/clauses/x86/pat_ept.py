@@ -129,8 +129,8 @@ def quirk_late(context: Context) -> None:
 def others_have_no_say(context: Context) -> None:
     """Neither the guest's MTRRs nor CR0.CD change what EPT says of its memory.
 
-    Source: arch/x86/kvm/vmx/vmx.c, vmx_get_mt_mask; before Linux 6.9 (commit 7a18c7c2b69a) they had a say where a
-    non-coherent device was.
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_get_mt_mask. In Linux 6.1 they have a say where a non-coherent device is, in
+    6.12 no longer.
     """
     mapped = _Mapped(context)
     vcpu = mapped.guest.vcpu
