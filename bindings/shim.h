@@ -267,6 +267,10 @@ long vmm_trace_me(void);
 long vmm_trace(int process, const uint8_t *registers, size_t size);
 /* CNTFRQ_EL0 in Hz, which a guest reads too. */
 uint64_t vmm_host_cntfrq(void);
+
+/* FPMR of the calling thread; SIGILL where HWCAP2_FPMR is missing. */
+uint64_t vmm_get_fpmr(void);
+void vmm_set_fpmr(uint64_t value);
 #endif
 
 #endif
