@@ -27,6 +27,8 @@
 #define KVM_SET_CLOCK ...
 #define KVM_SMI ...
 #define KVM_X86_SET_MSR_FILTER ...
+#define KVM_GET_NESTED_STATE ...
+#define KVM_SET_NESTED_STATE ...
 
 #define KVM_CAP_EXT_CPUID ...
 #define KVM_CAP_DEBUGREGS ...
@@ -228,6 +230,12 @@ struct kvm_vcpu_events {
     __u64 exception_payload;
 };
 
+struct kvm_sync_regs {
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    struct kvm_vcpu_events events;
+};
+
 struct kvm_debugregs {
     __u64 db[4];
     __u64 dr6;
@@ -280,7 +288,28 @@ void vmm_wrpkru(uint32_t value);
 void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
+long vmm_host_tiles_first_uses(const uint8_t *config, const uint8_t *tiles, uint64_t *line);
+
+struct vmm_signal_frames {
+    uint64_t count;
+    uint64_t size;
+    uint64_t extended;
+    uint64_t features;
+};
+
+long vmm_measure_frames(int number, struct vmm_signal_frames *where);
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
+
+#define VMM_HOST_AREA ...
+
+struct vmm_host_vectors {
+    const uint8_t *given;
+    uint8_t *observed;
+    uint64_t features;
+    uint64_t calls;
+};
+
+long vmm_yield_with_vectors(const struct vmm_host_vectors *vectors);
 
 struct vmm_own_shadow {
     uint64_t value;

@@ -96,7 +96,6 @@ lies(
 )
 
 lies("amx.cpu-migration", one_byte_of_a_tile_stays_on_the_old_thread=lambda: before_run(10, lose(6, 1)))
-lies("amx.signal-interrupt", a_signal_costs_one_byte_of_a_tile=lambda: before_run(5, lose(2, 9)))
 
 lies(
     "amx.two-vcpus-isolated",

@@ -25,6 +25,7 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.x86 import traced
 from vmm.conformance.x86.caching import page
+from vmm.conformance.x86.lists import ANSWERS, LIST
 from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import MemoryType
@@ -55,6 +56,7 @@ __all__ = [
     "guest_writes",
     "host_reads",
     "in_cet_guest",
+    "in_lists",
     "in_tile_guest",
     "lose",
     "msr_readable",
@@ -85,9 +87,9 @@ def in_cet_guest(
     return after_entry(name, change, payload="cet", when=when)
 
 
-def before_entry(name: str, change: Callable[[Shared], object]) -> Interposer:
-    """Before each run from an entry point of the cet payload, change something."""
-    shared = Shared("cet")
+def before_entry(name: str, change: Callable[[Shared], object], payload: str = "cet") -> Interposer:
+    """Before each run from an entry point of a payload, change something; its vCPU is ``Shared.vcpu``."""
+    shared = Shared(payload)
 
     def interposer(call: Call, proceed: Proceed) -> int:
         shared.watch(call)
@@ -253,6 +255,20 @@ def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
         guest.set("vector", vector)
 
     return change
+
+
+def in_lists(entry: str, change: Callable[[int, Any], object], size: int = 8) -> Interposer:
+    """After each run from an entry point of the lists payload, spoil its answers.
+
+    ``change`` is given the first 8 bytes of an operand, of which each has ``size``, and a ``uint32_t[4]``.
+    """
+
+    def spoil(shared: Shared) -> None:
+        for number in range(shared.get("params", 1)):
+            operand = int(shared.at(LIST + size * number)[0])
+            change(operand, ffi.cast("uint32_t *", shared.at(ANSWERS + 16 * number)))
+
+    return after_entry(entry, spoil, payload="lists")
 
 
 def not_restored(index: int) -> Interposer:

@@ -10,12 +10,14 @@ from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["INIT_BY_MESSAGE", "LOCAL_APICS", "make_runnable", "send_init", "signal_init", "with_local_apics"]
+__all__ = ["INIT_BY_MESSAGE", "LOCAL_APICS", "SPLIT", "make_runnable", "send_init", "signal_init", "with_local_apics"]
 
 LOCAL_APICS = capability("KVM_CAP_SPLIT_IRQCHIP")
 # For who sends INIT.
 INIT_BY_MESSAGE = (LOCAL_APICS, capability("KVM_CAP_SIGNAL_MSI"))
 _IOAPIC_PINS = 24
+# For a Guest: local APICs in the kernel, and nothing else of KVM_CREATE_IRQCHIP.
+SPLIT = {int(lib.KVM_CAP_SPLIT_IRQCHIP): (_IOAPIC_PINS,)}
 _DELIVER_INIT = 5 << 8 | 1 << 14  # delivery mode INIT, assert
 
 

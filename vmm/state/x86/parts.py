@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vmm._kvm import ffi, lib
 from vmm.kvm.bits import bits
@@ -76,13 +77,24 @@ class _TscKhz(Piece):
 _CPUID = "the guest's CPUID decides which bits CR4, EFER, XCR0 and the MSRs may have, and how large its XSAVE area is"
 _AFTER_CPUID = Follows("CPUID", _CPUID, "arch/x86/kvm/cpuid.c, kvm_set_cpuid, kvm_vcpu_after_set_cpuid")
 
+
+def _beyond_x87(parts: Mapping[str, Part]) -> bool:
+    """XCR0, the first entry of struct kvm_xcrs, has a component that CPUID has to offer."""
+    return int.from_bytes(raw("XCRS", parts["XCRS"])[16:24], "little") > 1
+
+
+def _pending(parts: Mapping[str, Part]) -> bool:
+    """An exception is pending, which is not yet injected: exception.pending of struct kvm_vcpu_events."""
+    return bool(raw("EVENTS", parts["EVENTS"])[3])
+
+
 _SREGS = Sregs("SREGS", "kvm_sregs2", 320, _AFTER_CPUID, calls="SREGS2")
 
 PIECES: tuple[Piece, ...] = (
     CpuidTable(),
     _TscKhz(),
     _SREGS,
-    Xcrs("XCRS", "kvm_xcrs", 392, _AFTER_CPUID),
+    Xcrs("XCRS", "kvm_xcrs", 392, replace(_AFTER_CPUID, always=_beyond_x87)),
     Msrs("XFD", lambda vcpu: XFD, lambda: frozenset(XFD), _AFTER_CPUID, required=False),
     Xsave(
         _AFTER_CPUID,
@@ -113,7 +125,7 @@ PIECES: tuple[Piece, ...] = (
     Fields("MP_STATE", "kvm_mp_state", 4),
     Fields(
         "EVENTS", "kvm_vcpu_events", 64,
-        Follows("REGS", "KVM_SET_REGS discards a pending exception", "arch/x86/kvm/x86.c, __set_regs"),
+        Follows("REGS", "KVM_SET_REGS discards a pending exception", "arch/x86/kvm/x86.c, __set_regs", _pending),
         calls="VCPU_EVENTS",
     ),
 )  # fmt: skip

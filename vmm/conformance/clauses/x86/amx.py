@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import threading
-import time
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, succeeds, true
@@ -204,30 +202,6 @@ def moved_between_threads(context: Context) -> None:
 def _raise(outcome: Exit | Exception) -> None:
     if isinstance(outcome, Exception):
         raise outcome
-
-
-@clause("amx.signal-interrupt", arch="x86", needs=_TILES, timeout=30)
-def interrupted_by_signals(context: Context) -> None:
-    """Signals with handlers that interrupt KVM_RUN lose no tile, and the guest permission does not grow their frames.
-
-    Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (only the host permission checks signal stacks).
-    """
-    guest = tile_guest(context)
-    image = TileImage.random(16)
-    image.load(guest)
-    guest.call("load", timeout=context.timeout)
-    handled: list[int] = []
-    signal.signal(signal.SIGALRM, lambda number, frame: handled.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
-    try:
-        limit = time.monotonic() + context.timeout
-        while len(handled) < 20 and time.monotonic() < limit:
-            judged_call(context, guest, "ticks", 200)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    if len(handled) < 20:
-        context.skip(f"needs 20 signals while the guest runs: {len(handled)} were handled in {context.timeout:g} s")
-    verify(context, guest, image)
 
 
 @clause("amx.two-vcpus-isolated", arch="x86", needs=_TILES, timeout=30)
