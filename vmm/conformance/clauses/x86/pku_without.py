@@ -9,11 +9,17 @@ import random
 from vmm._kvm import lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, refused, succeeds, true
-from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
-from vmm.conformance.x86.common import GUEST_XSAVE, XSAVE2, judged_call, untiled_features, vector_guest, vector_level
+from vmm.conformance.x86.common import (
+    GUEST_PKRU,
+    GUEST_XSAVE,
+    XSAVE2,
+    judged_call,
+    untiled_features,
+    vector_guest,
+    vector_level,
+)
 from vmm.conformance.x86.image import Image
-from vmm.probe.host import Host
 from vmm.x86.boot import CR4_OSXSAVE, CR4_PKE
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import EXCEPTION, Guest
@@ -26,12 +32,7 @@ _BIT = 1 << _PKRU
 _VALUE = 0x5A5A5A50
 
 
-def _host_has_pkru(host: Host) -> tuple[bool, str]:
-    xcr0 = host.facts.cpuid.xcr0
-    return bool(xcr0 & _BIT), f"KVM offers XCR0[9] {xcr0 >> _PKRU & 1}"
-
-
-_NEEDS = (GUEST_XSAVE, XSAVE2, Need("PKRU for guests", _host_has_pkru))
+_NEEDS = (GUEST_XSAVE, XSAVE2, GUEST_PKRU)
 
 
 def _without(table: Cpuid) -> Cpuid:
@@ -57,7 +58,7 @@ def _hidden(what: str, area: XsaveArea) -> None:
 def hidden(context: Context) -> None:
     """The area of a guest that is offered no PKRU has neither its bit nor a byte of it, before and after runs.
 
-    Also while the VMM's own PKRU is another. Kernels 5.17 to 6.5 had the bit there, and such a guest could not move
+    Also while the VMM's own PKRU is another. Kernels before 5.17 had the bit there, and such a guest could not move
     to a host without protection keys.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_xsave2; commits ad856280ddea, 8647c52e9504.
@@ -95,7 +96,7 @@ def absent(context: Context) -> None:
 def restores(context: Context) -> None:
     """A guest without PKU takes its own stream, and one with PKRU in it: its registers are there, and PKRU is not.
 
-    The second one is what kernels 5.17 to 6.5 saved of a guest like this one.
+    The second one is what kernels before 5.17 saved of a guest like this one, and what those up to 6.5 refused.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave (the host's components, not the guest's);
     arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate.
