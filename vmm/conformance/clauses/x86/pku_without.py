@@ -15,6 +15,7 @@ from vmm.conformance.x86.common import (
     GUEST_XSAVE,
     XSAVE2,
     judged_call,
+    offers,
     untiled_features,
     vector_guest,
     vector_level,
@@ -30,8 +31,6 @@ from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 _PKRU = int(XFeature.PKRU)
 _BIT = 1 << _PKRU
 _VALUE = 0x5A5A5A50
-
-
 _NEEDS = (GUEST_XSAVE, XSAVE2, GUEST_PKRU)
 
 
@@ -121,7 +120,7 @@ def restores(context: Context) -> None:
         equal(f"PKRU of the VMM thread after {what} ran", lib.vmm_rdpkru(), ours)
 
 
-@clause("pku.stream-of-another-guest", arch="x86", needs=_NEEDS)
+@clause("pku.stream-of-another-guest", arch="x86", needs=(*_NEEDS, offers("PKU")))
 def other_guest(context: Context) -> None:
     """The stream of a guest without PKU restores into one with it, which finds its own PKRU; then the host does too.
 
@@ -131,7 +130,7 @@ def other_guest(context: Context) -> None:
     """
     own = get_xsave(_plain_guest(context, Image.random(random.Random(83))).vcpu)
     table = context.host.facts.cpuid
-    guest = context.own(Guest(context.kvm, "pku", cpuid=table, cr4=CR4_OSXSAVE | CR4_PKE * table.has("PKU")))
+    guest = context.own(Guest(context.kvm, "pku", cpuid=table, cr4=CR4_OSXSAVE | CR4_PKE))
     set_xcr0(guest.vcpu, untiled_features(context))
     area = get_xsave(guest.vcpu)
     area.set_component(_PKRU, _VALUE.to_bytes(4, "little") + bytes(area.layout[_PKRU].size - 4))
