@@ -190,5 +190,3 @@ lies(
     ia32_xfd_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD, lambda value: 0)),
     the_error_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD_ERR, lambda value: 0)),
 )
-
-lies("xfd.irq-kernel-fpu", a_tight_loop_costs_a_byte_of_a_tile=lambda: before_run(23, lose(5, 5, 5)))

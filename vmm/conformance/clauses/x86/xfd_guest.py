@@ -348,17 +348,3 @@ def migrates(context: Context) -> None:
     equal("faults of TILEZERO in the copy", twin.mailbox.read("values", 15), 1)
     equal("the fault of TILEZERO in the copy", twin.fault().name, "#NM")
     equal("IA32_XFD_ERR after it", _read(context, twin, Msr.XFD_ERR), _ARMED)
-
-
-@clause("xfd.irq-kernel-fpu", arch="x86", needs=_TILES, dangerous=True, timeout=60)
-def toggled_under_load(context: Context) -> None:
-    """A guest that toggles XFD with live tiles in a tight loop continues and can use its tiles afterwards.
-
-    Source: arch/x86/kernel/fpu/core.c, fpu_update_guest_xfd; arch/x86/kvm/vmx/vmx.c, vmx_set_msr.
-    """
-    guest, image = _ready(context)
-    guest.call("load", timeout=context.timeout)
-    for _ in range(20):
-        judged_call(context, guest, "toggle_xfd", 20_000, patience=4)
-    guest.call("load", timeout=context.timeout)
-    verify(context, guest, image)
