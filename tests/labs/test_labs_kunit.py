@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from labs.cache import Cache
+from labs.config import KERNELS
 from labs.errors import run_tool
 from labs.packages import Archive
-from labs.releases import KERNELS, parse_kernel
+from labs.releases import parse_kernel
 
 from tests.machines.machines import EVERY_KERNEL, NEWEST
 from vmm.conformance.model import ClauseResult, Totals, Verdict
