@@ -141,10 +141,16 @@ static long run_then_signal(int fd, const struct vmm_host_vectors *vectors)
     return result;
 }
 
+#include "shim_arm64_own.c"
+
 static long enter_with_vectors(int fd, const struct vmm_host_vectors *vectors)
 {
+    if (vectors->when == VMM_ZA_BEFORE_RUN)
+        return has_sme() ? run_with_za(fd, vectors->image, vectors->observed, vmm_host_zt0()) : -EOPNOTSUPP;
     if (!has_sve())
         return -EOPNOTSUPP;
+    if (vectors->when == VMM_TRACED_BEFORE_RUN || vectors->when == VMM_TRACED_AFTER_RUN)
+        return run_traced(fd, vectors->image, vectors->observed, vectors->when == VMM_TRACED_BEFORE_RUN);
     if (vectors->when == VMM_BEFORE_RUN)
         return run_with_image(fd, vectors->image, vectors->observed);
     if (vectors->when == VMM_AFTER_RUN_SIGNAL)
@@ -163,4 +169,18 @@ long vmm_host_rdvl(void)
                      ".arch_extension nosve\n"
                      : "=r"(result));
     return result;
+}
+
+/* FPMR of this thread, where HWCAP2_FPMR says that there is one: no compiler's code uses it by itself. */
+uint64_t vmm_get_fpmr(void)
+{
+    uint64_t value;
+
+    __asm__ volatile("mrs %0, S3_3_C4_C4_2" : "=r"(value));
+    return value;
+}
+
+void vmm_set_fpmr(uint64_t value)
+{
+    __asm__ volatile("msr S3_3_C4_C4_2, %0" : : "r"(value));
 }

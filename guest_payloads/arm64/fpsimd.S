@@ -10,6 +10,9 @@
 #include "mailbox.h"
 #include "area.h"
 
+	.globl	SMP
+	.set	SMP, 1
+
 	.text
 ENTRY _start
 	bl	registers_to_observed

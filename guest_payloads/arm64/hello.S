@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * hello: one exit of each simple kind, and the calls that a VMM answers.
+ * hello: one exit of each simple kind.
  *
  *	_start	8-byte MMIO write of 0x1122334455667788 to 0xd0000000, 4-byte MMIO read of 0xd0000008 to
  *		VALUE(0), 1-byte MMIO write of 'H' to 0xd0000010
- *	hvc	HVC #0 with X0 to X3 = PARAM(0..3); X0 to X3 afterwards to VALUE(0..3)
  *	load	a load of PARAM(1) bytes (1, 2, 4, 8) at PARAM(0) to VALUE(0), sign-extended if PARAM(2)
  *	store_vector	STR Q0 at PARAM(0): an exit without a syndrome where that is unbacked
  *	secondary	where PSCI CPU_ON may send another vCPU, its MMU off: stores X0 as its event
@@ -20,18 +19,6 @@ ENTRY _start
 	VALUE	x3, 0
 	mov	w3, #'H'
 	strb	w3, [x2, #16]
-	DONE
-
-ENTRY hvc
-	PARAM	x0, 0
-	PARAM	x1, 1
-	PARAM	x2, 2
-	PARAM	x3, 3
-	hvc	#0
-	VALUE	x0, 0
-	VALUE	x1, 1
-	VALUE	x2, 2
-	VALUE	x3, 3
 	DONE
 
 ENTRY load

@@ -79,6 +79,19 @@ ENTRY spin
 	yield
 	b	spin
 
+/* HVC #0 with X0 to X3 = PARAM(0..3); X0 to X3 afterwards to VALUE(0..3). */
+ENTRY hvc
+	PARAM	x0, 0
+	PARAM	x1, 1
+	PARAM	x2, 2
+	PARAM	x3, 3
+	hvc	#0
+	VALUE	x0, 0
+	VALUE	x1, 1
+	VALUE	x2, 2
+	VALUE	x3, 3
+	DONE
+
 /*
  * Executes the instruction PARAM(0) with X0 = PARAM(1): X0 afterwards to VALUE(0), 0 or 1 to VALUE(15)
  * if it did not or did fault.

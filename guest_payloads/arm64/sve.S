@@ -17,6 +17,9 @@
 #include "area.h"
 
 	.arch	armv8.2-a+sve
+	.globl	SMP
+	.set	SMP, 1
+
 	.text
 ENTRY _start
 	bl	registers_to_observed

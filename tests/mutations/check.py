@@ -61,11 +61,13 @@ def _detail(result: ClauseResult) -> str:
     return f"{result.what}: expected {result.expected}, observed {result.observed} {result.reason}".strip()
 
 
-def check_all(mutations: Iterable[Mutation], time_scale: float = 1.0) -> Iterator[Outcome]:
+def check_all(
+    mutations: Iterable[Mutation], time_scale: float = 1.0, *, dangerous: bool = False
+) -> Iterator[Outcome]:
     """Run each mutation's clause honestly (once) and with the lie, and yield the outcomes."""
     chosen = list(mutations)
     clauses = sorted({mutation.clause for mutation in chosen})
-    options = Options(time_scale=time_scale)
+    options = Options(time_scale=time_scale, dangerous=dangerous)
     with Runner(preload=modules()) as runner:
         honest = {r.id: r for r in runner.results(Job.of(clause, options) for clause in clauses)}
         jobs = [Job.of(m.clause, options, _FACTORY, m.clause, m.name) for m in chosen]

@@ -49,7 +49,8 @@ def _x86(found: dict[str, Any]) -> Facts:
         xcomp_guest_permitted=found["xcomp_guest_permitted"],
         guest_supported=found["guest_supported"],
         cpuid=Cpuid(_entry(line) for line in found["cpuid"]),
-        capabilities={name: found["capabilities"][name] for name in CAPABILITIES},
+        # What a probe from before did not ask for counts as absent.
+        capabilities={name: found["capabilities"].get(name, 0) for name in CAPABILITIES},
         memory_types=_memory_types(found["memory_types"]),
         extension=found["cpu"].get("extension", ""),
         hypervisor=found.get("hypervisor", ""),

@@ -27,6 +27,7 @@ __all__ = [
     "VLS",
     "Group",
     "Register",
+    "cache",
     "core",
     "ffr",
     "firmware",
@@ -176,6 +177,11 @@ def ffr(slice: int = 0) -> Register:
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> Register:
     """Return a system register by its encoding."""
     return _register(Group.SYSREG, _U64, op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
+
+
+def cache(number: int) -> Register:
+    """Return CCSIDR_EL1 of the cache that CSSELR_EL1 selects by ``number``: its level less 1, twice, and InD."""
+    return _register(Group.DEMUX, _U32, number)
 
 
 def firmware(number: int, *, bitmap: bool = False) -> Register:

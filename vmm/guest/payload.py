@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vmm.guest.elf import ElfError, Segment, read
-from vmm.kvm.memory import PAGE_SIZE, GuestMemory
+from vmm.kvm.memory import GuestMemory
 
 __all__ = ["FOLDER", "PARAMETERS", "Mailbox", "Payload", "PayloadError", "load", "names"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "payloads"
 _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 _LARGEST = 64 << 20
+# A guest's own tables have pages of 4 KiB, whatever the host's are.
+_PAGE = 4 << 10
 # The mailbox's words for parameters and for values.
 PARAMETERS, _VALUES = 8, 16
 
@@ -159,7 +161,7 @@ def _parse(path: Path, file: BinaryIO) -> Payload:
 
 def _start_of_data(segments: tuple[Segment, ...]) -> int | None:
     written = min((one.address for one in segments if one.writable), default=None)
-    if written is None or written % PAGE_SIZE:
+    if written is None or written % _PAGE:
         return None
     return written if all(one.writable or one.address + one.memory_size <= written for one in segments) else None
 

@@ -30,8 +30,11 @@ def secondary(guest: Guest, *, finalized: bool = True) -> Vcpu:
     return vcpu
 
 
-def switch_on(context: Context, guest: Guest, vcpu: Vcpu) -> int:
-    """The first vCPU calls CPU_ON for the second; returns what PSCI answers."""
+def switch_on(context: Context, guest: Guest, vcpu: Vcpu, entry: str = "secondary") -> int:
+    """The first vCPU calls CPU_ON for the second, to begin at ``entry``; returns what PSCI answers.
+
+    Nothing asks the second vCPU for anything after the call.
+    """
     target = read(vcpu, SYSTEM["MPIDR_EL1"]) & _AFFINITY
-    call(context, guest, "CPU_ON", "hvc", _CPU_ON, target, guest.payload.symbol("secondary"), CONTEXT)
+    call(context, guest, "CPU_ON", "hvc", _CPU_ON, target, guest.payload.symbol(entry), CONTEXT)
     return guest.mailbox.values[0]

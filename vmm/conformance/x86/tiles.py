@@ -161,12 +161,14 @@ def _different_bytes(ours: bytes, theirs: bytes) -> list[str]:
     return lines
 
 
-def tile_guest(context: Context, table: Cpuid | None = None, *, permit: bool = True) -> Guest:
-    """A guest with the amx payload that may use tiles; the first call in a clause requests the permission."""
+def tile_guest(
+    context: Context, table: Cpuid | None = None, *, permit: bool = True, payload: str = "amx", cr4: int = 0
+) -> Guest:
+    """A guest that may use tiles; the first call in a clause requests the permission. ``cr4`` is added to CR4."""
     if permit:
         permit_tiles(context)
     offered = cpuid.supported(context.kvm) if table is None else table
-    guest = context.own(Guest(context.kvm, "amx", cpuid=offered, cr4=CR4_OSXSAVE))
+    guest = context.own(Guest(context.kvm, payload, cpuid=offered, cr4=CR4_OSXSAVE | cr4))
     set_xcr0(guest.vcpu, offered.xcr0)
     return guest
 

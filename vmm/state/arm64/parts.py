@@ -161,7 +161,12 @@ MACHINE: Mapping[str, Shape] = {"CAPS": Shape(required=False)}
 
 
 def capture_machine(vm: VirtualMachine) -> Mapping[str, Part]:
-    """Return the parts that belong to the VM: none, its ID registers come with the vCPU."""
+    """Return the parts that belong to the VM: none, its ID registers come with the vCPU.
+
+    StateRefused for a VM with memory tags, which are part of no state.
+    """
+    if lib.KVM_CAP_ARM_MTE in vm.capabilities:
+        raise StateRefused("the guest's memory has tags (KVM_CAP_ARM_MTE is enabled): memory tags cannot be saved")
     return {}
 
 

@@ -17,7 +17,7 @@ from vmm.state.shape import Shape
 from vmm.state.value import Part, VcpuState
 from vmm.state.x86.area import CpuidTable, Xsave, table, without_disabled
 from vmm.state.x86.msrs import XFD, ListedRegs, Msrs, allowed_plain_msrs, saved_msrs
-from vmm.state.x86.structures import Fields, Lapic, Sregs, Xcrs
+from vmm.state.x86.structures import Fields, Lapic, Sregs, Xcrs, in_smm
 from vmm.x86 import permission, xfeature
 from vmm.x86.msr_names import Msr
 
@@ -165,11 +165,16 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
 
 
 def check_complete(parts: Mapping[str, Part]) -> None:
-    """Raise StateRefused if a part is missing, or the guest uses what is not captured (nested virtualization)."""
+    """Raise StateRefused if a part is missing, or the guest uses what is not captured: nested virtualization, SMM."""
     if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
     if _SREGS.nested(parts["SREGS"]):
         raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved")
+    if in_smm(parts["EVENTS"]):
+        raise StateRefused(
+            "the vCPU is in system management mode or has an SMI pending: the memory it sees there (KVM's address "
+            "space 1) cannot be saved"
+        )
 
 
 def permit(vcpu: VcpuState) -> None:
