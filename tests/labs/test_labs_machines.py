@@ -90,6 +90,13 @@ def test_sve_has_the_vector_lengths_asked_for() -> None:
     assert lab("sve", "--cpu", "vq=1,2,4,8", "--", "python3", "-c", probe).stdout == "[1, 2, 4, 8]\n"
 
 
+def test_the_newest_qemu_has_what_the_usual_one_lacks_and_keeps_its_machine_too() -> None:
+    for words in (["--fresh"], [], []):
+        done = lab("sve", "--emulator", "trixie-backports", "--cpu=+mte", *words, "--", "cat", "/proc/cpuinfo")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert {"mte", "fpmr"} <= set(done.stdout.split())
+
+
 @pytest.mark.parametrize("name", ["svm", "sve", "amx"])
 def test_a_panic_is_reported_with_the_console(name: str) -> None:
     done = lab(name, "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
