@@ -124,7 +124,7 @@ def _state_now(value: int) -> Change:
 
 
 lies(
-    "mig.mp-state",
+    "mig.stopped",
     stopped_is_lost_when_it_is_written=lambda: _to(_RUNNABLE, 1),
     stopped_does_not_come_over=lambda: _to(_RUNNABLE, 2),
     stopped_is_not_shown=lambda: after(GET_MP, assign("mp_state", _RUNNABLE)),

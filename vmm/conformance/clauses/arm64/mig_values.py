@@ -146,7 +146,7 @@ def serror(context: Context) -> None:
     equal("serror_pending after it was taken", copy.vcpu.get_events().exception.serror_pending, 0)
 
 
-@clause("mig.mp-state", arch="arm64", needs=(_MP_STATE, GUEST_RUNS))
+@clause("mig.stopped", arch="arm64", needs=(_MP_STATE, GUEST_RUNS))
 def mp_state(context: Context) -> None:
     """A run state comes over: a copy of a stopped vCPU does nothing until it is made runnable, then it runs.
 
