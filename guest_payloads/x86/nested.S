@@ -14,6 +14,7 @@
  *			reads it to VALUE(6), XFD to VALUE(7); the tiles to the fourth of `areas` if PARAM(1) is 1
  *	l2_demand	(L2) arm XFD, touch a tile; the #NM handler ticks PARAM(0) times and reads XFD_ERR to VALUE(0), the
  *			vector to VALUE(1); VMCALL, and what follows does so again
+ *	l2_task_switched (L2) CR0.TS = 1 and an SSE instruction; the vector to VALUE(1), VMCALL
  *	l2_tiles	(L2) XSAVE of the tiles to the second of `areas`, XRSTOR from the third, PARAM(0) ticks, VMCALL
  */
 #include "mailbox.h"
@@ -124,7 +125,7 @@ leave:
 	TILES	xsave64, 3
 1:	DONE
 
-	.globl	l2_demand, l2_tiles, at_l2_demand
+	.globl	l2_demand, l2_task_switched, l2_tiles, at_l2_demand
 l2_demand:
 	ldtilecfg configuration
 	movl	$TILEDATA, %eax
@@ -148,6 +149,16 @@ at_l2_demand:
 	movq	%rax, VALUE(1)
 	movq	$0, mailbox_fixup
 	vmcall
+	jmp	4b
+
+l2_task_switched:
+	movq	%cr0, %rax
+	orq	$8, %rax
+	movq	%rax, %cr0
+	movq	$0, mailbox_vector
+	ON_FAULT 1f
+	movq	%rax, %xmm0
+1:	clts
 	jmp	4b
 
 l2_tiles:

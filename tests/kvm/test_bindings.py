@@ -80,6 +80,8 @@ X86 = {
     "KVM_SET_TSC_KHZ": (0xAEA2, ""),
     "KVM_GET_TSC_KHZ": (0xAEA3, ""),
     "KVM_SET_CLOCK": (0x4030AE7B, "kvm_clock_data"),
+    "KVM_GET_NESTED_STATE": (0xC080AEBE, ""),
+    "KVM_SET_NESTED_STATE": (0x4080AEBF, ""),
     "KVM_GET_CLOCK": (0x8030AE7C, "kvm_clock_data"),
     "KVM_GET_XSAVE": (0x9000AEA4, "kvm_xsave"),
     "KVM_SET_XSAVE": (0x5000AEA5, "kvm_xsave"),

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from tests.mutations.lies import RUN, after, after_entry, after_run, answer, at_the_end, before, once
+from collections.abc import Callable
+from itertools import count
+
+from tests.mutations.lies import RUN, Shared, after, after_entry, after_run, answer, at_the_end, before, once
 from tests.mutations.registry import lies
 from tests.mutations.x86.buffers import place, set_msr_now, sets
 from tests.mutations.x86.lies import CONFIGURATION, host_reads, lose, tile_byte
@@ -21,6 +24,12 @@ def _value(index: int, value: int, entry: str = "launch") -> Interposer:
 
 def _field(name: str, value: int) -> Interposer:
     return at_the_end("nested", lambda guest: guest.set(name, value))
+
+
+def _l2_of(number: int, change: Callable[[Shared], object]) -> Interposer:
+    """Spoil what the ``number``-th launch left."""
+    turn = count(1)
+    return after_entry("launch", change, payload="nested", when=lambda guest: next(turn) == number)
 
 
 def _area(number: int, offset: int) -> Interposer:
@@ -55,6 +64,17 @@ lies(
     l2s_handler_ran_nevertheless=lambda: _value(1, 7, "again"),
     the_launch_fails=lambda: _value(15, 1),
     resuming_l2_fails=lambda: _value(15, 1, "again"),
+)
+
+lies(
+    "nested.ts-nm-leaves-error",
+    l2_leaves_for_another_reason=lambda: _value(4, 1),
+    l2_takes_another_exception=lambda: _l2_of(1, lambda guest: guest.set("values", 6, 1)),
+    l1_gets_another_exception=lambda: _l2_of(2, lambda guest: guest.set("values", 0x80000306, 5)),
+    l1_reads_an_error=lambda: _l2_of(1, lambda guest: guest.set("values", ARMED, 6)),
+    l1_reads_an_error_where_it_intercepts=lambda: _l2_of(2, lambda guest: guest.set("values", ARMED, 6)),
+    the_host_reads_an_error=lambda: host_reads(ERR, lambda value: ARMED),
+    the_launch_fails=lambda: _value(15, 1),
 )
 
 lies(

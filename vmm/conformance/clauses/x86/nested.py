@@ -25,13 +25,18 @@ _NM_INFORMATION = 1 << 31 | 3 << 8 | _NM
 _TICKS = 5
 
 
-def _nested_tiles(context: Context, entry: str, *, intercepted: int = 0) -> Guest:
+def _l1(context: Context, entry: str, intercepted: int = 0) -> Guest:
     """An L1 in VMX operation whose L2 may use tiles and begins at ``entry``."""
-    permit_tiles(context)
     guest = nested_guest(context)
     set_xcr0(guest.vcpu, guest.cpuid.xcr0)
     prepare_l2(context, guest, entry, intercepted=intercepted)
     return guest
+
+
+def _nested_tiles(context: Context, entry: str, *, intercepted: int = 0) -> Guest:
+    """The first of them in a clause, with the permission."""
+    permit_tiles(context)
+    return _l1(context, entry, intercepted)
 
 
 def _judged_l1(context: Context, guest: Guest, entry: str, *parameters: int) -> None:
@@ -94,6 +99,26 @@ def error_of_intercepted_nm(context: Context) -> None:
     _left(guest, "by VMCALL", EXIT_VMCALL)
     equal("the vector in L2's handler after L1 disarmed XFD", values[1], 0)
     equal("IA32_XFD_ERR in L1 after that", values[6], 0)
+
+
+@clause("nested.ts-nm-leaves-error", arch="x86", needs=_NEEDS)
+def task_switched(context: Context) -> None:
+    """L2's #NM by CR0.TS leaves IA32_XFD_ERR as it is while XFD is armed, whether L1 intercepts it or not.
+
+    Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff (the interception may be L1's, and the cause another).
+    """
+    permit_tiles(context)
+    for what, intercepted, reason in (("not intercepted", 0, EXIT_VMCALL), ("intercepted", 1 << _NM, EXIT_EXCEPTION)):
+        guest = _l1(context, "l2_task_switched", intercepted)
+        _judged_l1(context, guest, "launch", 0, 0, _ARMED)
+        values = guest.mailbox.values
+        _left(guest, what, reason)
+        if intercepted:
+            equal("the interruption information of L2's exit", values[5], _NM_INFORMATION)
+        else:
+            equal("the vector in L2's handler", values[1], _NM)
+        equal(f"IA32_XFD_ERR in L1, {what}", values[6], 0)
+        equal(f"IA32_XFD_ERR for the host, {what}", get_msr(guest.vcpu, Msr.XFD_ERR), 0)
 
 
 def _area(guest: Guest, number: int) -> int:
