@@ -9,6 +9,11 @@
 
 #include <linux/kvm.h>
 
+/* 6.2 */
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225
+#endif
+
 /* 6.3 */
 #ifndef KVM_ARM_SET_COUNTER_OFFSET
 struct kvm_arm_counter_offset {
@@ -152,6 +157,10 @@ struct kvm_pre_fault_memory {
 
 #ifdef __aarch64__
 #include <asm/ptrace.h>
+#if KVM_DIRTY_LOG_PAGE_OFFSET == 0 /* 6.2: arm64 has rings; before, <linux/kvm.h> itself says 0 */
+#undef KVM_DIRTY_LOG_PAGE_OFFSET
+#define KVM_DIRTY_LOG_PAGE_OFFSET 64
+#endif
 #ifndef KVM_ARM_VCPU_HAS_EL2 /* 6.3 */
 #define KVM_ARM_VCPU_HAS_EL2 7
 #endif

@@ -164,13 +164,19 @@ static long interrupted(struct vmm_run_control *control, uint64_t deadline)
 #ifdef __aarch64__
 #include "shim_arm64.c"
 #endif
+#ifdef __x86_64__
+#include "shim_x86.c"
+#include "shim_shadow.c"
+#endif
 
 static long enter(const struct vmm_run_control *control)
 {
-#ifdef __aarch64__
+#ifdef __x86_64__
+    if (control->shadow)
+        return enter_with_shadow_stack(control->fd, control->shadow);
+#endif
     if (control->vectors)
         return enter_with_vectors(control->fd, control->vectors);
-#endif
     return syscall(SYS_ioctl, control->fd, KVM_RUN, 0) ? -errno : 0;
 }
 
@@ -252,6 +258,7 @@ size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison)
 #include <cpuid.h>
 #include <elf.h>
 #include <sys/ptrace.h>
+#include <sys/ucontext.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -359,6 +366,8 @@ long vmm_sigaltstack(size_t size)
     memory = fresh;
     return 0;
 }
+
+#include "shim_tiles.c"
 #endif
 
 #include "shim_flush.c"

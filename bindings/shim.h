@@ -25,10 +25,11 @@ long vmm_ioctl_value(int fd, unsigned long request, unsigned long argument);
 /*
  * One vCPU's run loop. `tick` is where the guest writes when all it wants is an exit: an I/O port
  * on x86, an unbacked guest physical address on arm64; 0 absorbs nothing. With budget n the loop
- * returns at the n-th tick, left pending like any exit. `entries` counts KVM_RUN calls. `vectors` is
- * for arm64, see below; else it is NULL.
+ * returns at the n-th tick, left pending like any exit. `entries` counts KVM_RUN calls. `vectors`, if not
+ * NULL, is what KVM_RUN is to find in this thread's own registers, see below.
  */
 struct vmm_host_vectors;
+struct vmm_own_shadow;
 struct vmm_run_control {
     int fd;
     struct kvm_run *run;
@@ -41,6 +42,7 @@ struct vmm_run_control {
     int stop;
     int thread; /* who is inside vmm_run, 0 = nobody */
     int no_timer; /* the error is the deadline's timer's: KVM_RUN was not called */
+    struct vmm_own_shadow *shadow; /* x86: if not NULL, the thread has a shadow stack of its own around KVM_RUN */
 };
 
 long vmm_run(struct vmm_run_control *control);
@@ -171,12 +173,55 @@ void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
 /*
+ * While `line[0]` is not 0, let one thread after another load these tiles and release them: the first use of tiles in a
+ * thread's life is #NM in the host. `line[1]` counts the threads. Returns 0 once `line[2]` is not 0, or -errno.
+ */
+long vmm_host_tiles_first_uses(const uint8_t *config, const uint8_t *tiles, uint64_t *line);
+/*
+ * Take a signal on a stack of this thread's own and measure the frames: how many there were, the bytes from a frame's
+ * context to the top of the stack, the bytes of its state and the xfeatures there, the largest or all of what was seen.
+ * With NULL the signal is ignored and the stack given up.
+ */
+struct vmm_signal_frames {
+    uint64_t count;
+    uint64_t size;
+    uint64_t extended;
+    uint64_t features;
+};
+long vmm_measure_frames(int number, struct vmm_signal_frames *where);
+/*
  * Stop another process, read its XSAVE area by PTRACE_GETREGSET (NT_X86_XSTATE) and let it continue. Returns the
  * number of bytes, or -errno.
  */
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
+/*
+ * A shadow stack of this thread's own around KVM_RUN: SSP `before` and `after` it. If that is the same, `value`
+ * is written below it, by WRSS, and `read` again.
+ */
+struct vmm_own_shadow {
+    uint64_t value;
+    uint64_t before;
+    uint64_t after;
+    uint64_t read;
+};
+/* Turn one on and off again. Returns -errno, -EOPNOTSUPP where the CPU or the kernel has none for this process. */
+long vmm_own_shadow_stack(void);
 /* Install an alternate signal stack of `size` bytes; 0 removes it. Returns -errno. */
 long vmm_sigaltstack(size_t size);
+/*
+ * What KVM_RUN is to do with this thread's own registers: they become `given`, KVM_RUN is called `calls` times or up
+ * to the first error, and they go to `observed`; then they are again what they were. Both are XSAVE areas in the
+ * standard format, of VMM_HOST_AREA bytes. `features` are the components; 0 is x87 and SSE on a host without XSAVE.
+ */
+#define VMM_HOST_AREA 4096
+struct vmm_host_vectors {
+    const uint8_t *given;
+    uint8_t *observed;
+    uint64_t features;
+    uint64_t calls;
+};
+/* The same around sched_yield, for who competes with a guest. Returns -errno. */
+long vmm_yield_with_vectors(const struct vmm_host_vectors *vectors);
 #endif
 
 /*
@@ -223,6 +268,10 @@ long vmm_host_zt0(void);
 long vmm_trace(int process, const uint8_t *registers, size_t size);
 /* CNTFRQ_EL0 in Hz, which a guest reads too. */
 uint64_t vmm_host_cntfrq(void);
+
+/* FPMR of the calling thread; SIGILL where HWCAP2_FPMR is missing. */
+uint64_t vmm_get_fpmr(void);
+void vmm_set_fpmr(uint64_t value);
 #endif
 
 #endif

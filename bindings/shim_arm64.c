@@ -170,3 +170,17 @@ long vmm_host_rdvl(void)
                      : "=r"(result));
     return result;
 }
+
+/* FPMR of this thread, where HWCAP2_FPMR says that there is one: no compiler's code uses it by itself. */
+uint64_t vmm_get_fpmr(void)
+{
+    uint64_t value;
+
+    __asm__ volatile("mrs %0, S3_3_C4_C4_2" : "=r"(value));
+    return value;
+}
+
+void vmm_set_fpmr(uint64_t value)
+{
+    __asm__ volatile("msr S3_3_C4_C4_2, %0" : : "r"(value));
+}

@@ -32,7 +32,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 #: What is at the root of the package; everything else has a room.
 AT_THE_ROOT = {"__init__.py", "__main__.py", "arch.py", "_kvm.pyi", "py.typed"}
 #: Folders of tests that are no room of the package's.
-NO_ROOM = {"data", "fuzz", "labs", "machines", "mutations", "plugins"}
+NO_ROOM = {"data", "fuzz", "kernels", "labs", "machines", "mutations", "plugins"}
 #: What the lies of an architecture share.
 VOCABULARY = {"__init__", "buffers", "lies"}
 

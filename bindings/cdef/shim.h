@@ -30,6 +30,7 @@ struct vmm_run_control {
     uint64_t entries;
     int stop;
     int no_timer;
+    struct vmm_own_shadow *shadow;
     ...;
 };
 

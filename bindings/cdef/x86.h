@@ -25,6 +25,10 @@
 #define KVM_SET_TSC_KHZ ...
 #define KVM_GET_CLOCK ...
 #define KVM_SET_CLOCK ...
+#define KVM_SMI ...
+#define KVM_X86_SET_MSR_FILTER ...
+#define KVM_GET_NESTED_STATE ...
+#define KVM_SET_NESTED_STATE ...
 
 #define KVM_CAP_EXT_CPUID ...
 #define KVM_CAP_DEBUGREGS ...
@@ -39,6 +43,9 @@
 #define KVM_CAP_XSAVE2 ...
 #define KVM_CAP_SYS_ATTRIBUTES ...
 #define KVM_CAP_X86_TRIPLE_FAULT_EVENT ...
+#define KVM_CAP_X86_USER_SPACE_MSR ...
+#define KVM_CAP_X86_MSR_FILTER ...
+#define KVM_CAP_EXIT_ON_EMULATION_FAILURE ...
 
 #define KVM_CPUID_FLAG_SIGNIFCANT_INDEX ...
 #define KVM_SREGS2_FLAGS_PDPTRS_VALID ...
@@ -68,6 +75,13 @@
 #define KVM_X86_REG_TYPE_MSR ...
 #define KVM_X86_REG_TYPE_KVM ...
 #define KVM_REG_GUEST_SSP ...
+
+#define KVM_MSR_FILTER_READ ...
+#define KVM_MSR_FILTER_WRITE ...
+#define KVM_MSR_FILTER_DEFAULT_ALLOW ...
+#define KVM_MSR_FILTER_DEFAULT_DENY ...
+#define KVM_MSR_FILTER_MAX_BITMAP_SIZE ...
+#define KVM_MSR_EXIT_REASON_FILTER ...
 
 #define ARCH_GET_XCOMP_SUPP ...
 #define ARCH_GET_XCOMP_PERM ...
@@ -151,6 +165,18 @@ struct kvm_msr_list {
     __u32 indices[];
 };
 
+struct kvm_msr_filter_range {
+    __u32 flags;
+    __u32 nmsrs;
+    __u32 base;
+    __u8 *bitmap;
+};
+
+struct kvm_msr_filter {
+    __u32 flags;
+    struct kvm_msr_filter_range ranges[16];
+};
+
 struct kvm_cpuid_entry2 {
     __u32 function;
     __u32 index;
@@ -202,6 +228,12 @@ struct kvm_vcpu_events {
     __u8 reserved[26];
     __u8 exception_has_payload;
     __u64 exception_payload;
+};
+
+struct kvm_sync_regs {
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    struct kvm_vcpu_events events;
 };
 
 struct kvm_debugregs {
@@ -256,4 +288,34 @@ void vmm_wrpkru(uint32_t value);
 void vmm_host_tiles_load(const uint8_t *config, const uint8_t *tiles);
 void vmm_host_tiles_store(uint8_t *tiles);
 void vmm_host_tiles_release(void);
+long vmm_host_tiles_first_uses(const uint8_t *config, const uint8_t *tiles, uint64_t *line);
+
+struct vmm_signal_frames {
+    uint64_t count;
+    uint64_t size;
+    uint64_t extended;
+    uint64_t features;
+};
+
+long vmm_measure_frames(int number, struct vmm_signal_frames *where);
 long vmm_ptrace_xstate(int pid, uint8_t *buffer, size_t size);
+
+#define VMM_HOST_AREA ...
+
+struct vmm_host_vectors {
+    const uint8_t *given;
+    uint8_t *observed;
+    uint64_t features;
+    uint64_t calls;
+};
+
+long vmm_yield_with_vectors(const struct vmm_host_vectors *vectors);
+
+struct vmm_own_shadow {
+    uint64_t value;
+    uint64_t before;
+    uint64_t after;
+    uint64_t read;
+};
+
+long vmm_own_shadow_stack(void);

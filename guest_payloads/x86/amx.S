@@ -12,7 +12,7 @@
  *	exchange	change the loaded tiles: PARAM(2) bytes at offsets PARAM(0) and PARAM(1) of the tile data
  *			change places; with PARAM(2) = 0 the byte at PARAM(0) is inverted
  *	release		TILERELEASE
- *	tdpXXX		load, then TMM0 += TMM1 * TMM2 by that instruction, TMM0 stored to `observed` + 64
+ *	tdpXXX, tXX	load, then TMM0 += TMM1 * TMM2 by that instruction, TMM0 stored to `observed` + 64
  *	ldtilecfg_once, tileload_once, tilezero_once, tdpbssd_once, sse_once	one instruction that may fault
  *	demand		arm XFD, touch a tile, and do what an operating system does in #NM: PARAM(0) ticks, read
  *			XFD_ERR to VALUE(0), clear it, read it again to VALUE(1), disarm XFD, retry. VALUE(2) is
@@ -133,10 +133,14 @@ ENTRY release
 	tilerelease
 	DONE
 
-.macro PRODUCT name
+.macro PRODUCT name, bytes
 ENTRY \name
 	LOAD_TILES
+	.ifb \bytes
 	\name	%tmm2, %tmm1, %tmm0
+	.else
+	.byte	\bytes
+	.endif
 	leaq	observed + 64, %rdi
 	tilestored %tmm0, (%rdi,%rbx)
 	DONE
@@ -146,6 +150,11 @@ ENTRY \name
 	PRODUCT tdpbusd
 	PRODUCT tdpbuud
 	PRODUCT tdpbf16ps
+/* Not every assembler knows these: VEX.128.0F38.W0 with TMM0, TMM1 and TMM2 as above. */
+	PRODUCT tdpfp16ps, "0xc4, 0xe2, 0x6b, 0x5c, 0xc1"
+	PRODUCT tcmmrlfp16ps, "0xc4, 0xe2, 0x68, 0x6c, 0xc1"
+	PRODUCT tcmmimfp16ps, "0xc4, 0xe2, 0x69, 0x6c, 0xc1"
+	PRODUCT tmmultf32ps, "0xc4, 0xe2, 0x69, 0x48, 0xc1"
 
 /* Where the instructions below find their memory operand. */
 .macro TILE_OPERAND

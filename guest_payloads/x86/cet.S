@@ -12,6 +12,10 @@
  *			XRSTORS (IA32_XSS), INCSSP (S_CET), RET (SSP), IRET to CPL3 (PL3_SSP), INCSSP there (U_CET),
  *			and the returns. VALUE(0) counts them
  *	cpuid		CPUID with EAX = PARAM(0), ECX = PARAM(1); EAX and EBX to VALUE(0) and (1)
+ *	call_read, jump_read, return_read	near branches whose target is read at PARAM(0), where there is no
+ *			memory, by RET with the stack there: KVM has to emulate them. The VMM answers with
+ *			`arrived`, which sets VALUE(0) and is DONE
+ *	rdmsrs	CPL0: the MSRs whose numbers are PARAM(0), PARAM(1), ... up to a 0 to VALUE(0), VALUE(1), ...
  *	write_cr4, write_cr0, rdmsr, wrmsr	see system.h
  *	xsaves, xrstors ...	see area.h
  */
@@ -116,6 +120,44 @@ ENTRY cpuid
 	movq	%rax, VALUE(0)
 	movq	%rbx, VALUE(1)
 	DONE
+
+ENTRY call_read
+	movq	$0, VALUE(0)
+	movq	PARAM(0), %rdi
+	.globl	at_call_read
+at_call_read:
+	call	*(%rdi)
+
+ENTRY jump_read
+	movq	$0, VALUE(0)
+	movq	PARAM(0), %rdi
+	.globl	at_jump_read
+at_jump_read:
+	jmp	*(%rdi)
+
+ENTRY return_read
+	movq	$0, VALUE(0)
+	movq	PARAM(0), %rsp
+	.globl	at_return_read
+at_return_read:
+	ret
+	.globl	arrived
+arrived:
+	endbr64
+	movq	$1, VALUE(0)
+	DONE
+
+ENTRY rdmsrs
+	xorl	%esi, %esi
+1:	movl	mailbox_params(,%rsi,8), %ecx
+	jrcxz	2f
+	rdmsr
+	movl	%eax, mailbox_values(,%rsi,8)
+	movl	%edx, mailbox_values + 4(,%rsi,8)
+	incl	%esi
+	cmpl	$8, %esi
+	jb	1b
+2:	DONE
 
 	SYSTEM_ENTRIES
 	AREA_ENTRIES

@@ -2,12 +2,16 @@
 /*
  * dirty: writes memory page by page, again and again, so that a migration has something to run after.
  *
- *	dirty, dirty_avx512, dirty_tile
+ *	dirty, dirty_sse, dirty_avx, dirty_avx512, dirty_tile
  *		PARAM(1) pages from PARAM(0) on, PARAM(2) pages from each to the next, PARAM(3) passes (0: no
  *		end), a tick after every PARAM(4) pages (0: none). Of each page the first PARAM(5) bytes become
  *		the word ((pass << 40) ^ address of the page) * MULTIPLIER; passes count from 1. Written by REP
- *		STOS, in lines of 64 bytes, or by TILESTORED in tiles of 1024 bytes. VALUE(0) is the pass,
- *		VALUE(1) how many of its pages are written.
+ *		STOS, in vectors of 16, 32 or 64 bytes, or by TILESTORED in tiles of 1024 bytes. VALUE(0) is the
+ *		pass, VALUE(1) how many of its pages are written.
+ *	dirty_across	the same with one vector of 16 bytes, half of it in the page before
+ *	dirty_xsave	the same with XSAVE of x87, SSE and AVX
+ *	input	the same with 4 bytes of port INPUT_PORT, by INS
+ *	read	a word of each of PARAM(1) pages from PARAM(0) on, PARAM(2) pages from each to the next: writes nothing
  *	idle	PARAM(1) ticks (0: no end) with PARAM(0) times PAUSE before each (0: none comes): dirties nothing
  *
  * tests/guest/dirty_passes.py has the same words.
@@ -15,6 +19,8 @@
 #include "mailbox.h"
 
 	.set	MULTIPLIER, 0x9e3779b97f4a7c15
+	.globl	INPUT_PORT
+	.set	INPUT_PORT, 0x3f8
 
 /* RAX: the word, RDI: the page, RCX: how many bytes. */
 .macro BEGIN_dirty
@@ -22,6 +28,52 @@
 .macro WRITE_dirty
 	shrq	$3, %rcx
 	rep stosq
+.endm
+
+.macro BEGIN_dirty_sse
+.endm
+.macro WRITE_dirty_sse
+	movq	%rax, %xmm0
+	punpcklqdq %xmm0, %xmm0
+1:	movdqa	%xmm0, (%rdi)
+	addq	$16, %rdi
+	subq	$16, %rcx
+	ja	1b
+.endm
+
+.macro BEGIN_dirty_avx
+.endm
+.macro WRITE_dirty_avx
+	vmovq	%rax, %xmm0
+	vpunpcklqdq %xmm0, %xmm0, %xmm0
+	vinsertf128 $1, %xmm0, %ymm0, %ymm0
+1:	vmovaps	%ymm0, (%rdi)
+	addq	$32, %rdi
+	subq	$32, %rcx
+	ja	1b
+.endm
+
+.macro BEGIN_dirty_across
+.endm
+.macro WRITE_dirty_across
+	movq	%rax, %xmm0
+	punpcklqdq %xmm0, %xmm0
+	movdqu	%xmm0, -8(%rdi)
+.endm
+
+.macro BEGIN_dirty_xsave
+.endm
+.macro WRITE_dirty_xsave
+	movl	$7, %eax
+	xorl	%edx, %edx
+	xsave64	(%rdi)
+.endm
+
+.macro BEGIN_input
+	movl	$INPUT_PORT, %edx
+.endm
+.macro WRITE_input
+	insl
 .endm
 
 .macro BEGIN_dirty_avx512
@@ -90,6 +142,11 @@ ENTRY _start
 	DONE
 
 	DIRTY	dirty
+	DIRTY	dirty_sse
+	DIRTY	dirty_avx
+	DIRTY	dirty_across
+	DIRTY	dirty_xsave
+	DIRTY	input
 	DIRTY	dirty_avx512
 	DIRTY	dirty_tile
 
@@ -97,6 +154,17 @@ publish:
 	movq	%r8, VALUE(0)
 	movq	%r9, VALUE(1)
 	ret
+
+ENTRY read
+	movq	PARAM(0), %rbx
+	movq	PARAM(1), %rcx
+	movq	PARAM(2), %r11
+	shlq	$12, %r11
+1:	movq	(%rbx), %rax
+	addq	%r11, %rbx
+	decq	%rcx
+	jnz	1b
+	DONE
 
 ENTRY idle
 	movq	PARAM(1), %r9

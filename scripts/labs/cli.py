@@ -45,6 +45,7 @@ booted once with the same kernel, options and package.
   scripts/lab amx                                      the conformance run with AMX, half of it in each of two
   scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel
   scripts/lab sve --cpu vq=1,2,4 --mode nvhe           another set of vector lengths, KVM without VHE
+  scripts/lab amx --modules DIR -- vmm check 'xfd.*'   with a kvm.ko of one's own, built for the machine's kernel
   scripts/lab sve --shell                              a shell in the machine
   scripts/lab sve --pair -- vmm receive 0.0.0.0:5555 -- vmm send a:5555 PAYLOAD
                                                        two machines, "a" (10.9.0.1) and "b" (10.9.0.2)
@@ -83,10 +84,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         help="[MODEL][,vq=1,2,4][,+FEATURE][,-FEATURE]: a model and features of the emulator's, and for sve the "
         "vector lengths in units of 128 bits; --cpu=-pku, with '=', where it begins with '-'",
     )
-    parser.add_argument("--cpus", type=int, choices=(1, 2), help="number of processors (default 1, sve 2; amx has 1)")
+    parser.add_argument("--cpus", type=int, choices=(1, 2), help="number of processors (default 1, sve 2)")
     parser.add_argument("--mode", choices=MODES, default="vhe", help="sve: how KVM uses EL2 (default vhe)")
     parser.add_argument(
         "--emulator", default=TOOL_SUITE, metavar="SUITE", help=f"svm, sve: whose QEMU to use (default {TOOL_SUITE})"
+    )
+    parser.add_argument(
+        "--modules",
+        type=Path,
+        metavar="DIR",
+        help="insert the modules (.ko) of a folder instead of the kernel's of the same names",
     )
     parser.add_argument("--memory", type=int, metavar="MIB", help="the machine's RAM (default 1024, amx 512)")
     parser.add_argument(
@@ -130,6 +137,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         parser.error("a second command after '--' is for --pair")
     if options.files is not None and not options.files.is_dir():
         parser.error(f"--in {options.files} is not a folder")
+    if options.modules is not None and not options.modules.is_dir():
+        parser.error(f"--modules {options.modules} is not a folder")
     if options.shell and (commands or options.pair):
         parser.error("--shell goes with neither a command nor --pair")
     try:
@@ -219,7 +228,14 @@ def _machine(cache: Cache, options: argparse.Namespace, index: int) -> Machine:
     kernel = choose(options.kernel, DEFAULT_KERNEL) or DEFAULT_KERNEL
     cpu = choose(options.cpu, None)
     chosen = Options(
-        kernel, cpu, options.mode, options.memory, options.append, cpus=options.cpus, emulator=options.emulator
+        kernel,
+        cpu,
+        options.mode,
+        options.memory,
+        options.append,
+        cpus=options.cpus,
+        emulator=options.emulator,
+        replacements=options.modules,
     )
     return MACHINES[options.name](cache, chosen)
 

@@ -7,7 +7,9 @@ none of them is installed.
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def host_arch() -> str:
 
 def extract_closure(cache: Cache, suite: str, arch: str, names: Sequence[str]) -> Path:
     """Return a folder with the named packages and all they depend on, extracted but not configured."""
-    archive = Archive(cache, suite, arch)
+    archive = Archive(cache, suite, arch, complete=True)
     packages = archive.closure(names)
     listing = [f"{package.name}={package.version}" for package in packages]
 
@@ -59,6 +61,12 @@ class HostRoot:
         folders = ["usr/lib/" + triplet, "lib/" + triplet, "usr/lib", "lib"]
         libraries = ":".join(str(self.root / folder) for folder in folders)
         return [str(loader), "--library-path", libraries, str(self.root / program)]
+
+    def version(self, package: str) -> tuple[int, ...]:
+        """Return the first two numbers of a package's upstream version."""
+        listing = json.loads((self.root / "manifest.json").read_text())
+        text = next(entry["version"] for entry in listing if entry["package"] == package)
+        return tuple(map(int, re.findall(r"\d+", text.partition(":")[2] or text)[:2]))
 
     def _find(self, folders: Sequence[str], name: str) -> Path:
         for folder in folders:

@@ -215,8 +215,7 @@ def _check_values(profile: Profile) -> None:
     parse_kernel(profile.kernel)
     if profile.cpu:
         parse_processor(profile.cpu)
-    two = profile.cpus == 2 and profile.machine != "amx"
-    _require(two or profile.cpus in (None, 1), "cpus is 1 or, not of amx, 2")
+    _require(profile.cpus in (None, 1, 2), "cpus is 1 or 2")
     mode = profile.mode in MODES and profile.machine == "sve"
     _require(mode or not profile.mode, f"mode is for sve and one of {', '.join(MODES)}")
     _require(profile.machine != "amx" or not profile.emulator, "emulator, a suite, is for svm and sve")

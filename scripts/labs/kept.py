@@ -69,8 +69,7 @@ def _boot(machine: Machine, kernel: Kernel, scratch: Path, folder: Path) -> None
     boot = Boot(scratch, kernel, scratch / "initrd", theirs.detach(), console, control=monitor.detach())
 
     def save(guest: Guest) -> None:
-        with open(folder / STATE, "wb") as state:
-            _Monitor(control).save(state.fileno())
+        _Monitor(control).save(folder / STATE, opens=machine.opens_state)
         guest.status = 0
 
     guest = Guest(
@@ -111,11 +110,15 @@ class _Monitor:
         self._lines.readline()  # the greeting
         self._execute("qmp_capabilities")
 
-    def save(self, state: int) -> None:
-        """Write the machine's state to an open file, and end the emulator."""
+    def save(self, path: Path, *, opens: bool) -> None:
+        """Write the machine's state to a file, which the emulator `opens` or is given, and end the emulator."""
         self._execute("migrate-set-parameters", **{"max-bandwidth": _NO_LIMIT})
-        self._execute("getfd", state, fdname=STATE)
-        self._execute("migrate", uri=f"fd:{STATE}")
+        if opens:
+            self._execute("migrate", uri=f"file:{path}")
+        else:
+            with open(path, "wb") as state:
+                self._execute("getfd", state.fileno(), fdname=STATE)
+            self._execute("migrate", uri=f"fd:{STATE}")
         deadline = time.monotonic() + _SAVE_SECONDS
         while (found := self._execute("query-migrate"))["status"] != "completed":
             if found["status"] in ("failed", "cancelled") or time.monotonic() > deadline:

@@ -19,13 +19,15 @@ from .packages import Archive, NotServed, Package
 from .releases import IMAGES, find_release, parse_kernel
 from .vmlinux import flatten, unpack_bzimage
 
-__all__ = ["Kernel", "fetch_kernel", "module_order", "strip_signature"]
+__all__ = ["Kernel", "fetch_kernel", "module_order", "replace_modules", "strip_signature"]
 
 #: architecture -> the modules that any machine may ask for
 _MODULES = {
-    "amd64": ("kvm_intel", "kvm_amd", "virtio_pci", "virtio_console", "virtio_net"),
+    "amd64": (
+        "kvm_intel", "kvm_amd", "virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aesni_intel",
+    ),
     "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
-}
+}  # fmt: skip
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
@@ -58,6 +60,25 @@ class Kernel:
         groups: dict[str, list[str]] = json.loads((self.folder / "modules.json").read_text())
         order = dict.fromkeys(file for name in names for file in groups[name])
         return [self.folder / "modules" / file for file in order]
+
+
+def replace_modules(modules: Sequence[Path], folder: Path, release: str) -> list[Path]:
+    """Return the module files of a kernel, those that `folder` has too taken from there.
+
+    What else is in the folder is for other machines. A module that was built for another kernel is refused here:
+    in the machine there would be no /dev/kvm, and no word why.
+    """
+    found = {_module_name(path): path for path in sorted(folder.glob("*.ko"))}
+    chosen = [found.get(_module_name(path), path) for path in modules]
+    if not set(chosen) & set(found.values()):
+        names = ", ".join(path.name for path in modules)
+        raise LabError(f"--modules {folder} has none of the modules that this machine inserts ({names}).")
+    for path in set(chosen) & set(found.values()):
+        match = re.search(rb"\bvermagic=(\S+)", path.read_bytes())
+        built = match[1].decode() if match else "no kernel"
+        if built != release:
+            raise LabError(f"{path} was built for {built}, the machine runs {release}; build it for that one.")
+    return chosen
 
 
 def fetch_kernel(cache: Cache, name: str, arch: str) -> Kernel:

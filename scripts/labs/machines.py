@@ -37,6 +37,7 @@ class Options:
     append: str = ""  # more kernel arguments
     cpus: int | None = None
     emulator: str = TOOL_SUITE  # the suite whose QEMU to use
+    replacements: Path | None = None  # a folder of modules to insert instead of the kernel's
 
     @property
     def processor(self) -> Processor:
@@ -91,6 +92,8 @@ class Machine(ABC):
     one_thread = False
     #: whether the emulator can save its state, so that a booted machine is kept and continued
     keeps_state = False
+    #: whether it opens the file with its state by a name, for it takes no descriptor of a file
+    opens_state = False
 
     def __init__(self, cache: Cache, options: Options) -> None:
         self.cache = cache

@@ -129,20 +129,25 @@ class Archive:
     """One suite of Debian for one architecture.
 
     The indices are fetched once and then stay, so what they name stays the same from run to run; `refresh`
-    fetches them again when the mirror has replaced a package that they name.
+    fetches them again when the mirror has replaced a package that they name.  A suite of backports holds what differs
+    from the suite it is for: where it is to be `complete`, that one belongs to it.
     """
 
-    def __init__(self, cache: Cache, suite: str, arch: str, *, sources: bool = False) -> None:
+    def __init__(self, cache: Cache, suite: str, arch: str, *, sources: bool = False, complete: bool = False) -> None:
         self.cache = cache
         self.suite = suite
         self.arch = arch
         self._sources = sources
-        self._folder = cache.root / "apt" / f"{suite}-{arch}{'-src' if sources else ''}"
+        base = suite.removesuffix("-backports")
+        self._suites = [suite, base] if complete and base != suite else [suite]
+        self._folder = cache.root / "apt" / f"{'+'.join(self._suites)}-{arch}{'-src' if sources else ''}"
         self._environment = {"APT_CONFIG": str(self._folder / "apt.conf")}
 
     def closure(self, names: Sequence[str]) -> list[Package]:
         """Return the named packages with all they depend on, as apt resolves it for an empty system."""
-        command = ["apt-get", "--simulate", "--quiet", "install", *names]
+        # What both suites have is the one of backports.
+        target = ["--target-release", self.suite] if len(self._suites) > 1 else []
+        command = ["apt-get", "--simulate", "--quiet", *target, "install", *names]
         pattern = re.compile(r"^Inst (\S+?)(?::\S+)? \((\S+) .*\[(\S+)\]\)", re.MULTILINE)
         found = pattern.findall(self._query(command))
         missing = set(names) - {name for name, _, _ in found}
@@ -254,7 +259,8 @@ class Archive:
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text(source_list(find_mirror(self.suite), self.suite, sources=self._sources))
+        lists = [source_list(find_mirror(suite), suite, sources=self._sources) for suite in self._suites]
+        (folder / "sources.list").write_text("".join(lists))
         configuration = folder / "apt.conf"
         configuration.write_text(apt_configuration(folder, self.arch))
         with step(f"fetching the indices of Debian {self.suite} for {self.arch}"):

@@ -21,7 +21,7 @@ from .cache import Cache
 from .errors import LabError
 from .image import Setup, Task, agent_archive, build_agent, task_frames, write_initrd
 from .kept import CONSOLE, STATE, keep_machine
-from .kernels import Kernel
+from .kernels import Kernel, replace_modules
 from .machines import Boot, Machine, Port
 from .product import build_product
 from .progress import note
@@ -221,7 +221,10 @@ def _instructions(plan: Plan, kernel: Kernel) -> tuple[Setup, Task]:
         settings["address"] = plan.address
         modules += machine.network_modules
     files = {found.name: found for found in sorted(plan.files.iterdir()) if found.is_file()} if plan.files else {}
-    return Setup(settings, kernel.modules(modules)), Task(plan.command, plan.environment, files)
+    found = kernel.modules(modules)
+    if machine.options.replacements is not None:
+        found = replace_modules(found, machine.options.replacements, kernel.release)
+    return Setup(settings, found), Task(plan.command, plan.environment, files)
 
 
 def _write_manifest(folder: Path, entries: Sequence[Path]) -> None:

@@ -72,7 +72,9 @@ class Merger:
         joined: dict[str, Any] = {"record": "totals"}
         for key in self._totals[0]:
             values = [totals[key] for totals in self._totals]
-            if key != "record":
+            if isinstance(values[0], list):
+                joined[key] = sorted(item for value in values for item in value)
+            elif key != "record":
                 joined[key] = max(values) if key == "seconds" else sum(values)
         self._write(json.dumps(joined).encode() + b"\n")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vmm.guest.architecture import Chains
     from vmm.probe.document import Survey
     from vmm.probe.host import Measures
-    from vmm.state.trials import Unsettled
+    from vmm.state.meant import Unsettled
 
     chain_x86: Chains = vmm.x86.chain
     chain_arm64: Chains = vmm.arm64.chain

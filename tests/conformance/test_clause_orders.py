@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason="mig.order-matrix 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_three_pieces_come_in_all_of_their_orders(seed: int) -> None:
-    from vmm.conformance.clauses.x86 import mig
+    from vmm.conformance.clauses.x86 import mig_order
 
     context: Any = SimpleNamespace(options=SimpleNamespace(exhaustive=False, seed=seed))
-    orders = mig._orders(context)
+    orders = mig_order._orders(context)
     assert len(set(orders)) == len(orders) == 100
     found = {triple for order in orders for triple in itertools.combinations(order, 3)}
     assert found == set(itertools.permutations(orders[0], 3))

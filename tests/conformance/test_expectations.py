@@ -17,6 +17,8 @@ from vmm.conformance.registry import all_clauses
 from vmm.probe.host import Host, upstream, version
 
 SHIPPED = sorted(FOLDER.glob("*.toml"))
+# What no release of Linux has mended yet, on any x86 back end.
+UNMENDED = {entry.clause for entry in read_all([FOLDER / "linux_x86.toml"]) if not entry.fixed}
 MakeHost = Callable[..., Host]
 Load = Callable[..., dict[str, list[Expectation]]]
 ENTRY = """[[known]]
@@ -54,15 +56,34 @@ def test_a_shipped_entry_names_a_clause_a_finding_and_where_to_look(entry: Expec
     assert len(entry.reason.split()) > 5 and len(entry.reference) > 10
 
 
+@pytest.mark.parametrize("entry", read_all(), ids=lambda entry: f"{entry.clause} {entry.what}")
+def test_a_shipped_entry_excuses_its_own_finding_and_no_other(entry: Expectation) -> None:
+    if entry.verdict == "TIMEOUT":
+        own = ClauseResult(entry.clause, Verdict.TIMEOUT, "S.", reason=entry.observed)
+        others = [ClauseResult(entry.clause, Verdict.TIMEOUT, "S.", reason="the clause did not end")]
+    else:
+        what, observed = entry.what.replace("*", "5"), entry.observed.replace("*", "5")
+        own = ClauseResult(entry.clause, Verdict.FAIL, "S.", what=what, expected="E", observed=observed)
+        others = [
+            ClauseResult(entry.clause, Verdict.FAIL, "S.", what=what, expected="E", observed="another observation"),
+            ClauseResult(entry.clause, Verdict.FAIL, "S.", what="another look", expected="E", observed=observed),
+            ClauseResult(entry.clause, Verdict.ERROR, "S.", reason=observed),
+        ]
+    known = {entry.clause: [entry]}
+    assert apply(own, known).verdict is Verdict.KNOWN
+    assert Verdict.KNOWN not in {apply(other, known).verdict for other in others}
+
+
 def test_no_two_shipped_entries_are_the_same_finding() -> None:
     keys = [(e.clause, e.what, e.observed, e.backend, e.cpu, e.hypervisor, e.mode) for e in read_all()]
     assert len(keys) == len(set(keys))
 
 
-def test_an_ordinary_host_of_today_has_only_the_findings_of_its_own_back_end(make_host: MakeHost) -> None:
+def test_an_ordinary_host_of_today_has_only_the_findings_of_its_back_end_and_of_all(make_host: MakeHost) -> None:
     for backend, vendor in (("kvm_intel", "GenuineIntel"), ("kvm_amd", "AuthenticAMD")):
         host = make_host("99.0.1", backend=backend, vendor=vendor, supports=lambda name: True)
-        assert {e.backend for entries in load(host).values() for e in entries} <= {backend}
+        found = [entry for entries in load(host).values() for entry in entries]
+        assert {entry.backend for entry in found if entry.clause not in UNMENDED} <= {backend}
         assert not {e.hypervisor for entries in load(host).values() for e in entries} - {""}
 
 
@@ -176,7 +197,8 @@ def test_a_stable_release_has_the_faults_that_its_changelog_does_not_mend(
 
 def test_a_fault_of_tile_state_is_known_only_where_kvm_can_give_tiles(make_host: MakeHost) -> None:
     host = make_host("6.1.100", backend="kvm_amd", supports=lambda name: False)
-    assert set(load(host, [FOLDER / "linux_x86.toml"])) == {"quirk.one-way"}
+    later = {"cet.rsm-control-registers"}
+    assert set(load(host, [FOLDER / "linux_x86.toml"])) == {"quirk.one-way", *UNMENDED} - later
 
 
 # Hosts

@@ -16,7 +16,7 @@ results = st.builds(
     ClauseResult,
     id=text, verdict=st.sampled_from(Verdict), statement=text, seconds=st.floats(0, 100), what=text, expected=text,
     observed=text, finding=text, reason=text, reference=text, notes=st.lists(text, max_size=3),
-    trace=st.lists(text, max_size=3),
+    trace=st.lists(text, max_size=3), drifts=st.lists(text, max_size=3),
 )  # fmt: skip
 
 
@@ -57,9 +57,23 @@ def test_totals_are_counted_by_verdict() -> None:
     assert (totals.total, totals.failed) == (5, 2)
     assert totals.to_json() == {
         "total": 5, "PASS": 2, "FAIL": 0, "KNOWN": 1, "XPASS": 0, "SKIP": 0, "INFO": 0, "TIMEOUT": 1, "ERROR": 1,
+        "errno_drift": [],
     }  # fmt: skip
     assert str(totals) == "5 clauses: 2 PASS, 1 KNOWN, 1 TIMEOUT, 1 ERROR"
     assert str(of()) == "0 clauses: none"
+
+
+def test_totals_name_the_clauses_whose_errnos_drift() -> None:
+    totals = Totals(
+        [ClauseResult("a", Verdict.PASS, "S.", drifts=["one", "two"]), ClauseResult("b", Verdict.PASS, "S.")]
+    )
+    totals.add(ClauseResult("c", Verdict.FAIL, "S.", drifts=["three"]))
+    assert totals.drifting == ["a", "c"] == totals.to_json()["errno_drift"]
+
+
+def test_the_remarks_of_a_result_are_its_notes_and_its_drifts() -> None:
+    result = ClauseResult("a", Verdict.PASS, "S.", notes=["seen"], drifts=["X: expected EPERM, observed EINVAL"])
+    assert result.remarks == ["seen", "errno drift: X: expected EPERM, observed EINVAL"]
 
 
 @given(result=results)

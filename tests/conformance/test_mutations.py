@@ -35,7 +35,7 @@ def test_no_mutation_is_of_an_unknown_clause(arch: str) -> None:
 
 
 @pytest.fixture
-def mutations(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Mutation]:
+def mutations(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, str], Mutation]:
     """The registry, to which a test may add."""
     all_mutations()  # whose modules are imported once, and have to register where that lasts
     copy = dict(registry._mutations)
@@ -43,22 +43,22 @@ def mutations(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Mutation
     return copy
 
 
-def test_a_line_of_lies_is_a_mutation_of_each_clause(mutations: dict[tuple[str, str], Mutation]) -> None:
+def test_a_line_of_lies_is_a_mutation_of_each_clause(mutations: dict[tuple[str, str, str], Mutation]) -> None:
     before = set(mutations)
     lies("area.one", "area.two", first=lambda: refuse("KVM_RUN", 1), second=lambda: refuse("KVM_RUN", 2))
-    added = {(clause, name) for clause in ("area.one", "area.two") for name in ("first", "second")}
+    added = {(ARCHITECTURE, clause, name) for clause in ("area.one", "area.two") for name in ("first", "second")}
     assert set(mutations) - before == added
-    assert all((mutations[key].clause, mutations[key].name) == key for key in added)
+    assert all((mutations[key].clause, mutations[key].name) == key[1:] for key in added)
 
 
 def test_a_line_of_lies_makes_an_interposer_of_its_own_for_each_use(
-    mutations: dict[tuple[str, str], Mutation],
+    mutations: dict[tuple[str, str, str], Mutation],
 ) -> None:
     lies("area.one", it_runs_once=lambda: once("KVM_RUN", refuse("KVM_RUN", 1)))
     assert make("area.one", "it_runs_once") is not make("area.one", "it_runs_once")
 
 
-def test_two_lies_about_a_clause_have_two_names(mutations: dict[tuple[str, str], Mutation]) -> None:
+def test_two_lies_about_a_clause_have_two_names(mutations: dict[tuple[str, str, str], Mutation]) -> None:
     @mutation("area.one")
     def it_does_not_run() -> Interposer:
         return refuse("KVM_RUN", 1)

@@ -94,13 +94,13 @@ def test_an_iterator_of_patterns_chooses_like_a_list() -> None:
 
 
 @pytest.fixture
-def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Clause]]:
-    clauses: dict[str, Clause] = {}
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], Clause]]:
+    clauses: dict[tuple[str, str], Clause] = {}
     monkeypatch.setattr(registry, "_clauses", clauses)
     yield clauses
 
 
-def test_a_clause_keeps_all_of_its_record(empty_registry: dict[str, Clause]) -> None:
+def test_a_clause_keeps_all_of_its_record(empty_registry: dict[tuple[str, str], Clause]) -> None:
     need = Need("luck", lambda host: (True, "luck is 1"))
 
     @registry.clause("perm.some", arch="x86", needs=(need,), info=True, dangerous=True, timeout=3.0)
@@ -116,13 +116,13 @@ def test_a_clause_keeps_all_of_its_record(empty_registry: dict[str, Clause]) -> 
         An afterthought.
         """
 
-    assert empty_registry["perm.some"] == Clause(
+    assert empty_registry["x86", "perm.some"] == Clause(
         "perm.some", some, "x86", (need,), True, True, "The first paragraph on two lines.",
         "this file; and that one.", 3.0,
     )  # fmt: skip
 
 
-def test_a_second_clause_of_the_same_id_is_refused(empty_registry: dict[str, Clause]) -> None:
+def test_a_second_clause_of_the_same_id_is_refused(empty_registry: dict[tuple[str, str], Clause]) -> None:
     def function(context: object) -> None:
         """Statement.
 
@@ -132,6 +132,8 @@ def test_a_second_clause_of_the_same_id_is_refused(empty_registry: dict[str, Cla
     registry.clause("perm.twice", arch="x86")(function)
     with pytest.raises(ValueError, match=r"perm\.twice is registered twice"):
         registry.clause("perm.twice", arch="x86")(function)
+    registry.clause("perm.twice", arch="arm64")(function)
+    assert [key for key in empty_registry] == [("x86", "perm.twice"), ("arm64", "perm.twice")]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,9 @@ def test_a_second_clause_of_the_same_id_is_refused(empty_registry: dict[str, Cla
         pytest.param("Source: that"),
     ],
 )
-def test_a_clause_without_statement_or_source_is_refused(empty_registry: dict[str, Clause], text: str | None) -> None:
+def test_a_clause_without_statement_or_source_is_refused(
+    empty_registry: dict[tuple[str, str], Clause], text: str | None
+) -> None:
     def function(context: object) -> None: ...
 
     function.__doc__ = text

@@ -192,6 +192,12 @@ def test_a_result_tells_how_many_things_were_looked_at(run: Callable[..., Clause
     assert run(body).looks == 11, "each run counts its own"
 
 
+def test_another_errno_than_an_indicative_one_is_a_drift_of_a_pass(run: Callable[..., ClauseResult]) -> None:
+    result = run(lambda context: refused_indicative(context, "c", errno.EPERM, _kvm))
+    assert (result.verdict, result.notes) == (Verdict.PASS, [])
+    assert result.drifts == ["c: expected EPERM, observed KVM_SET_XCRS failed with EINVAL"]
+
+
 def test_a_skip_of_the_clauses_own_stays_a_skip(run: Callable[..., ClauseResult]) -> None:
     result = run(lambda context: _raise(Skipped("the ring has 3 entries, 4 are needed")))
     assert (result.verdict, result.reason) == (Verdict.SKIP, "the ring has 3 entries, 4 are needed")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetching and keeping: the apt configuration, the cache, and the rule that no server is named."""
 
+import json
 import multiprocessing
 import re
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from labs.cache import Cache, default_root, hash_files, key_of
 from labs.errors import LabError, require_tool, run_tool
-from labs.packages import Package, apt_configuration, choose_mirror, source_list
+from labs.hostroot import HostRoot
+from labs.packages import Archive, Package, apt_configuration, choose_mirror, source_list
 
 from tests.patience import LIMIT
 
@@ -180,6 +182,24 @@ def test_cleaning_a_cache_in_use_is_refused(tmp_path: Path) -> None:
     os.close(other._use)
     cache.clean()
     assert not (tmp_path / "cache").exists()
+
+
+def test_backports_are_completed_by_the_suite_they_are_for(tmp_path: Path) -> None:
+    def folder(suite: str, *, complete: bool) -> str:
+        return Archive(Cache(tmp_path), suite, "amd64", complete=complete)._folder.name
+
+    assert folder("trixie-backports", complete=True) == "trixie-backports+trixie-amd64"
+    assert folder("trixie-backports", complete=False) == "trixie-backports-amd64"
+    assert folder("trixie", complete=True) == "trixie-amd64"
+
+
+@pytest.mark.parametrize(("text", "version"), [("1:11.1.3+ds-1~bpo13+1", (11, 1)), ("7.2+dfsg-7", (7, 2))])
+def test_the_version_of_an_extracted_package_is_known(
+    text: str, version: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps([{"package": "qemu", "version": text}]))
+    monkeypatch.setattr("labs.hostroot.extract_closure", lambda *_: tmp_path)
+    assert HostRoot(None, "suite", ["qemu"]).version("qemu") == version  # type: ignore[arg-type]
 
 
 def test_a_missing_tool_is_named_with_its_package() -> None:

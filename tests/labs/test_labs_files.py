@@ -252,6 +252,7 @@ def test_the_emulator_is_configured_without_disks_and_network() -> None:
         memory=512,
         model="m",
         processor=parse_processor("m,-pku,+cet,-amx"),
+        processors=2,
         msrs="x",
         bios="b",
         vga_bios="v",
@@ -261,6 +262,7 @@ def test_the_emulator_is_configured_without_disks_and_network() -> None:
         log="l",
     )
     (cpu,) = [line for line in text.splitlines() if line.startswith("cpu: ")]
+    assert cpu.startswith("cpu: model=m, count=2, ")
     assert cpu.endswith(', msrs=x, add_features="cet", exclude_features="pku,amx"')
     assert "optramimage1: file=k, address=0x10\n" in text
     assert "optramimage2: file=i, address=0x20\n" in text

@@ -31,9 +31,10 @@ while True:
     if name == "getfd":
         state, named = descriptors[0], arguments["fdname"]
     elif name == "migrate":
-        assert arguments["uri"] == "fd:" + named
+        scheme, place = arguments["uri"].split(":")
+        assert scheme == "file" or place == named
         say(event="STOP")
-        os.write(state, b"the machine")
+        os.write(os.open(place, os.O_WRONLY | os.O_CREAT) if scheme == "file" else state, b"the machine")
     if name == "query-migrate":
         asked += 1
         say(**{"return": {"status": "active"} if asked < 3 else ANSWER})
@@ -84,6 +85,12 @@ def test_a_machine_is_booted_once_and_again_for_another_file_system(tmp_path: Pa
     assert log.read_text() == "booted\n"
     assert keep(machine, b"other") != first
     assert log.read_text() == "booted\n" * 2
+
+
+def test_an_emulator_that_takes_no_file_is_told_its_name(tmp_path: Path) -> None:
+    machine = Emulated(Cache(tmp_path / "cache"), tmp_path / "log")
+    machine.opens_state = True
+    assert (keep(machine) / STATE).read_bytes() == b"the machine"
 
 
 def test_a_pool_has_its_own_machines_and_pushes_none_out_of_another(tmp_path: Path) -> None:

@@ -101,15 +101,20 @@ def test_a_lab_failure_is_one_sentence_and_125(
 # the emulators' command lines
 
 
+class FakeRoot:
+    def __init__(self, root: Path, version: tuple[int, int] = (7, 2)) -> None:
+        self.root, self._version = root, version
+
+    def version(self, package: str) -> tuple[int, int]:
+        return self._version
+
+    def command(self, program: str) -> list[str]:
+        return [program]
+
+
 def fake_qemu(kind: type, tmp_path: Path, options: Options) -> list[str]:
-    class Root:
-        root = tmp_path
-
-        def command(self, program: str) -> list[str]:
-            return [program]
-
     machine = kind(None, options)
-    machine._root = Root()
+    machine._root = FakeRoot(tmp_path)
     kernel = Kernel(tmp_path, "7.2")
     boot = Boot(tmp_path, kernel, tmp_path / "initrd", 7, tmp_path / "console", port=Port(9, "m"))
     words: list[str] = machine.command(boot)
@@ -147,11 +152,41 @@ def test_what_is_not_a_feature_is_refused(tmp_path: Path) -> None:
         (Sve, "cortex-a76,-pmu", "cortex-a76,pmu=off"),
         (Sve, "max,-pauth,-sve", "max,pauth-impdef=off,lpa2=off,sve=off,pauth=off"),
         (Sve, "max,-sve,+lpa2", "max,pauth-impdef=on,lpa2=on,sve=off"),
+        (Sve, "cortex-a76,+mte,-pmu", "cortex-a76,pmu=off"),
     ],
 )
 def test_a_processor_is_a_model_with_features(kind: type, cpu: str | None, expected: str, tmp_path: Path) -> None:
     words = fake_qemu(kind, tmp_path, Options("7.2", cpu=cpu))
     assert words[words.index("-cpu") + 1] == expected
+
+
+def test_memory_tags_are_the_boards(tmp_path: Path) -> None:
+    for cpu, tags in ((None, False), ("+mte", True), ("neoverse-n2,+mte", True), ("-mte", False)):
+        words = fake_qemu(Sve, tmp_path, Options("7.2", cpu=cpu))
+        assert ("mte=on" in words[words.index("-machine") + 1].split(",")) == tags
+        assert "mte" not in words[words.index("-cpu") + 1]
+
+
+def test_memory_tags_that_do_not_work_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, works in (((7, 2), False), ((10, 0), True)):
+        monkeypatch.setattr("labs.qemu.HostRoot", lambda *_, version=version: FakeRoot(tmp_path, version))
+        monkeypatch.setattr(Sve, "_try_processor", lambda machine: None)
+        machine = Sve(None, Options("7.2", cpu="+mte"))  # type: ignore[arg-type]
+        if works:
+            machine.prepare()
+        else:
+            with pytest.raises(LabError, match=r"--cpu \+mte: the memory tags of this QEMU overwrite each other"):
+                machine.prepare()
+
+
+@pytest.mark.parametrize(("opens", "source"), [(False, "fd:5"), (True, "file:/proc/self/fd/5")])
+def test_a_kept_state_is_given_to_qemu_as_its_release_takes_it(opens: bool, source: str, tmp_path: Path) -> None:
+    machine = Sve(None, Options("7.2"))  # type: ignore[arg-type]
+    machine._root = FakeRoot(tmp_path)  # type: ignore[assignment]
+    machine.opens_state = opens
+    boot = Boot(tmp_path, Kernel(tmp_path, "7.2"), None, 7, tmp_path / "console", state=5)
+    words = machine.command(boot)
+    assert words[words.index("-incoming") + 1] == source
 
 
 def test_sve_has_four_lengths_and_with_a_set_those_of_the_set(tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ def reports(clauses: list[str], whole: int) -> list[bytes]:
     for part in range(whole):
         own = clauses[part::whole]
         lines = [record("host", kernel="7.2")] + [record("clause", id=name) for name in own]
-        parts.append(b"".join([*lines, record("totals", total=len(own), PASS=len(own), seconds=1.5 + part)]))
+        parts.append(
+            b"".join(
+                [*lines, record("totals", total=len(own), PASS=len(own), errno_drift=own[:1], seconds=1.5 + part)]
+            )
+        )
     return parts
 
 
@@ -43,7 +47,10 @@ def test_no_clause_is_lost_or_out_of_turn(whole: int, count: int, data: st.DataO
     records = [json.loads(line) for line in output.getvalue().splitlines()]
     assert [found["record"] for found in records] == ["host", *["clause"] * count, "totals"]
     assert [found["id"] for found in records[1:-1]] == clauses
-    assert records[-1] == {"record": "totals", "total": count, "PASS": count, "seconds": 0.5 + whole}
+    drifting = sorted(clauses[:whole])
+    assert records[-1] == {
+        "record": "totals", "total": count, "PASS": count, "errno_drift": drifting, "seconds": 0.5 + whole,
+    }  # fmt: skip
 
 
 def test_what_is_not_a_record_is_passed_on() -> None:

@@ -21,6 +21,8 @@ _FACTORY = "tests.mutations.registry:make"
 class Outcome:
     """``outcome`` is noticed, unnoticed, unusable where the honest kernel does not pass, or error.
 
+    Of a clause that is known to fail, a lie that leads to another finding is noticed too.
+
     An error is an exception in the lie, or a clause that takes what it judges for set-up: ``detail`` says which.
     """
 
@@ -41,7 +43,10 @@ def _judge(mutation: Mutation, honest: ClauseResult, lying: ClauseResult) -> Out
         # A clause that is known to fail here and yet passes fails as KNOWN when it is lied to.
         noticed = lying.verdict in (Verdict.FAIL, Verdict.KNOWN, Verdict.TIMEOUT)
     elif honest.verdict is Verdict.INFO:
-        noticed = (lying.notes, lying.observed) != (honest.notes, honest.observed)
+        noticed = (lying.remarks, lying.observed) != (honest.remarks, honest.observed)
+    elif honest.verdict is Verdict.KNOWN and lying.verdict in (Verdict.FAIL, Verdict.TIMEOUT):
+        # A KNOWN excuses its own finding and no other.
+        noticed = True
     else:
         return _outcome(mutation, "unusable", honest, lying, honest.reason)
     missed = "error" if lying.verdict is Verdict.ERROR else "unnoticed"
@@ -56,11 +61,13 @@ def _detail(result: ClauseResult) -> str:
     return f"{result.what}: expected {result.expected}, observed {result.observed} {result.reason}".strip()
 
 
-def check_all(mutations: Iterable[Mutation], time_scale: float = 1.0) -> Iterator[Outcome]:
+def check_all(
+    mutations: Iterable[Mutation], time_scale: float = 1.0, *, dangerous: bool = False
+) -> Iterator[Outcome]:
     """Run each mutation's clause honestly (once) and with the lie, and yield the outcomes."""
     chosen = list(mutations)
     clauses = sorted({mutation.clause for mutation in chosen})
-    options = Options(time_scale=time_scale)
+    options = Options(time_scale=time_scale, dangerous=dangerous)
     with Runner(preload=modules()) as runner:
         honest = {r.id: r for r in runner.results(Job.of(clause, options) for clause in clauses)}
         jobs = [Job.of(m.clause, options, _FACTORY, m.clause, m.name) for m in chosen]

@@ -29,6 +29,7 @@ __all__ = [
     "always",
     "answer",
     "assign",
+    "at_the_end",
     "before",
     "both",
     "called",
@@ -320,6 +321,20 @@ def after_entry(
         ours = ours and (when is None or when(shared))
         result = proceed()
         if ours and result >= 0:
+            change(shared)
+        return result
+
+    return interposer
+
+
+def at_the_end(payload: str, change: Callable[[Shared], object]) -> Interposer:
+    """Whenever a guest has left for good ``change`` spoils what it left in its memory, wherever it had begun."""
+    shared = Shared(payload)
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        shared.watch(call)
+        result = proceed()
+        if called(call) == RUN and result == lib.VMM_RUN_EXIT:
             change(shared)
         return result
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.ioctl import Interposer
 
-__all__ = ["Mutation", "all_mutations", "lies", "make", "modules", "mutation"]
+__all__ = ["Mutation", "all_mutations", "lies", "make", "modules", "mutation", "repeated"]
 
 Factory = Callable[[], Interposer]
+_ARCHITECTURES = ("x86", "arm64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Mutation:
     factory: Factory
 
 
-_mutations: dict[tuple[str, str], Mutation] = {}
+# By architecture, clause and name: clauses of two architectures may have one id.
+_mutations: dict[tuple[str, str, str], Mutation] = {}
 
 
 def mutation(*clauses: str) -> Callable[[Factory], Factory]:
@@ -51,10 +53,16 @@ def lies(clause: str, /, *more: str, **factories: Factory) -> None:
 
 
 def _register(clauses: tuple[str, ...], name: str, factory: Factory) -> None:
+    arch = _architecture(factory.__module__)
     for clause in clauses:
-        if (clause, name) in _mutations:
+        if (arch, clause, name) in _mutations:
             raise ValueError(f"{clause} has two mutations called {name}")
-        _mutations[clause, name] = Mutation(clause, name, factory)
+        _mutations[arch, clause, name] = Mutation(clause, name, factory)
+
+
+def _architecture(module: str) -> str:
+    """Return the architecture whose module of lies that is, this one for any other."""
+    return next((arch for arch in _ARCHITECTURES if module.startswith(f"tests.mutations.{arch}.")), ARCHITECTURE)
 
 
 def modules(arch: str = ARCHITECTURE) -> list[str]:
@@ -71,7 +79,16 @@ def all_mutations(arch: str = ARCHITECTURE) -> list[Mutation]:
     return [found for found in _mutations.values() if found.factory.__module__ in chosen]
 
 
+def repeated(topic: str, *clauses: str) -> list[Mutation]:
+    """Return the mutations of these clauses in x86's module of a topic, which another architecture makes its own."""
+    module = importlib.import_module(f"tests.mutations.x86.{topic}").__name__
+    found = [one for one in _mutations.values() if one.factory.__module__ == module and one.clause in clauses]
+    if missing := set(clauses) - {one.clause for one in found}:
+        raise LookupError(f"{module} has no mutations of {', '.join(sorted(missing))}")
+    return found
+
+
 def make(clause: str, name: str) -> Interposer:
     """Return a fresh interposer of one mutation (called inside the clause's child)."""
     all_mutations()
-    return _mutations[clause, name].factory()
+    return _mutations[ARCHITECTURE, clause, name].factory()

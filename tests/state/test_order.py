@@ -16,7 +16,7 @@ from vmm.kvm.system import Kvm
 from vmm.report import order as report
 from vmm.state import trials
 from vmm.state.capture import capture
-from vmm.state.order import Edge, Matrix, discover, linear_extension
+from vmm.state.order import Edge, Matrix, Pair, discover, judge, linear_extension
 from vmm.state.vcpu import steps
 
 NAMES = tuple("ABCDEFG")
@@ -83,9 +83,33 @@ def test_the_drawing_has_every_box_and_every_arrow_that_does_not_follow() -> Non
     assert titles == ["A before B, or <refused>", "B before C, or lost"]  # A before C follows
 
 
+@pytest.mark.parametrize(
+    ("found", "kept", "always", "missing", "unknown"),
+    [
+        ([("A", "B")], [("A", "B"), ("B", "C")], [("A", "B")], [], []),
+        ([], [("A", "B")], [("A", "B")], [("A", "B")], []),
+        ([("A", "C")], [("A", "B"), ("B", "C")], [], [], []),  # follows from what is kept
+        ([("A", "B"), ("B", "C")], [("A", "B"), ("B", "C"), ("A", "C")], [("A", "C")], [], []),  # and is enforced so
+        ([("B", "A")], [("A", "B")], [], [], [("B", "A")]),
+    ],
+)
+def test_constraints_that_are_expected_and_not_found_and_the_other_way_round_are_named(
+    found: list[Pair], kept: list[Pair], always: list[Pair], missing: list[Pair], unknown: list[Pair]
+) -> None:
+    matrix = Matrix(("A", "B", "C"), [Edge(first, then, "lost") for first, then in found])
+    judge(matrix, kept, always)
+    assert matrix.missing == missing
+    assert [(edge.first, edge.then) for edge in matrix.unknown] == unknown
+    assert matrix.as_expected == (not missing and not unknown)
+    shown = "\n".join(report.lines(matrix, ()))
+    assert shown.count("unexpected: ") == len(missing) + len(unknown)
+    assert report.to_json(matrix, ())["as_expected"] is (not missing and not unknown)
+
+
 @pytest.mark.kvm
 def test_this_kvm_refuses_the_orders_that_the_matrix_says_it_refuses(kvm: Kvm) -> None:
     matrix, state = trials.measure(kvm, samples=10, seed=3)
+    assert matrix.as_expected, "\n".join(report.lines(matrix, steps()))
     assert matrix.surprises == [] and matrix.kept == matrix.broken == 10 and matrix.harmless < 10
     first = {"x86": ("CPUID", "XCRS"), "arm64": ("INIT", "CORE")}[state.arch]
     assert first in {(edge.first, edge.then) for edge in matrix.edges}

@@ -16,18 +16,19 @@ from tests.mutations.x86.cr0cd import cache_disable_slows_the_guest_down
 from tests.mutations.x86.lies import timed
 from vmm._kvm import ffi, lib
 from vmm.arch import ARCHITECTURE
-from vmm.conformance.clauses.x86 import dev
+from vmm.conformance import dev_rules
 from vmm.conformance.context import Options
 from vmm.conformance.execute import execute
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import all_clauses
 from vmm.kvm import coherence
+from vmm.kvm.device import device_type_answers, vfio_groups
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.kvm.system import Kvm
 from vmm.probe.host import measure
 from vmm.x86 import boot, cpuid, memory_types
 from vmm.x86.cpuid import Cpuid, Entry
-from vmm.x86.memory_types import GuestPat, MemoryType, MemoryTypes, Quirk, describe_quirks, pat, vfio_groups
+from vmm.x86.memory_types import GuestPat, MemoryType, MemoryTypes, Quirk, describe_quirks, pat
 
 pytestmark = pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"memory types are x86's; this is {ARCHITECTURE}")
 
@@ -137,8 +138,8 @@ def test_the_host_measures_what_the_calls_say(kvm: Kvm) -> None:
     assert measured.quirks == kvm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2)
     assert (measured.flush_instruction, measured.line_size) == (coherence.instruction(), coherence.line_size())
     with kvm.create_vm() as vm:
-        assert memory_types.device_type_answers(vm, lib.KVM_DEV_TYPE_VFIO) is measured.vfio
-        assert not memory_types.device_type_answers(vm, 4096)
+        assert device_type_answers(vm, lib.KVM_DEV_TYPE_VFIO) is measured.vfio
+        assert not device_type_answers(vm, 4096)
 
 
 # Clauses about hosts that this one may not be: forged facts, and a kernel that behaves like that host's
@@ -255,7 +256,7 @@ class Group:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of VFIO groups with one in it that has no IOMMU."""
-    monkeypatch.setattr(dev, "VFIO_FOLDER", tmp_path)
+    monkeypatch.setattr(dev_rules, "VFIO_FOLDER", tmp_path)
     (tmp_path / "noiommu-0").touch()
     return tmp_path
 

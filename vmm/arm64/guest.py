@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vmm._kvm import lib
 from vmm.arm64 import boot
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SP, SYSTEM, core, x
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, Capabilities, GuestError
 from vmm.guest.layout import Regions
 from vmm.guest.payload import Payload, PayloadError
 from vmm.kvm.exits import Exit, MmioWrite
@@ -43,6 +44,11 @@ class Fault:
     elr: int
     far: int
     spsr: int
+
+    @property
+    def pc(self) -> int:
+        """ELR_EL1."""
+        return self.elr
 
     @property
     def exception_class(self) -> int:
@@ -78,13 +84,14 @@ class Guest(BaseGuest):
         memory_size: int = MEMORY_SIZE,
         regions: Regions | None = None,
         vcpus: int = 1,
+        capabilities: Capabilities = MappingProxyType({}),
     ) -> None:
         if features is None:
             sve = (Feature.SVE,) if kvm.check_extension(lib.KVM_CAP_ARM_SVE) else ()
             features = (Feature.PSCI_0_2, *sve)
         self._features = frozenset(features)
         self._lengths = lengths
-        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus)
+        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus, capabilities=capabilities)
 
     @property
     def features(self) -> frozenset[Feature]:

@@ -20,6 +20,8 @@ NAMES: dict[tuple[int, int, int, int, int], str] = {
     (3, 0, 0, 7, 0): "ID_AA64MMFR0_EL1", (3, 0, 0, 7, 1): "ID_AA64MMFR1_EL1", (3, 0, 0, 7, 2): "ID_AA64MMFR2_EL1",
     (3, 0, 0, 7, 3): "ID_AA64MMFR3_EL1", (3, 0, 0, 7, 4): "ID_AA64MMFR4_EL1",
     (3, 0, 1, 0, 0): "SCTLR_EL1", (3, 0, 1, 0, 2): "CPACR_EL1", (3, 0, 1, 0, 3): "SCTLR2_EL1",
+    (3, 0, 1, 0, 5): "RGSR_EL1", (3, 0, 1, 0, 6): "GCR_EL1", (3, 0, 5, 6, 0): "TFSR_EL1",
+    (3, 0, 5, 6, 1): "TFSRE0_EL1",
     (3, 0, 1, 2, 0): "ZCR_EL1", (3, 0, 1, 2, 4): "SMPRI_EL1", (3, 0, 1, 2, 6): "SMCR_EL1",
     (3, 0, 2, 0, 0): "TTBR0_EL1", (3, 0, 2, 0, 1): "TTBR1_EL1", (3, 0, 2, 0, 2): "TCR_EL1",
     (3, 0, 2, 0, 3): "TCR2_EL1",

@@ -102,7 +102,7 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
     show_default=True,
     help="Multiply all time limits.",
 )
-@click.option("--kselftest", is_flag=True, help="Exit as kselftests do: 0 pass, 1 fail, 2 xfail, 3 xpass, 4 skip.")
+@click.option("--kselftest", is_flag=True, help="Exit as kselftests do: 0 pass, 1 fail, 3 xpass, 4 skip.")
 def command(
     globs: tuple[str, ...], only_list: bool, jobs: int | None, style: str, output: str | None,
     shard: tuple[int, int], exhaustive: bool, dangerous: bool, seed: int, time_scale: float,

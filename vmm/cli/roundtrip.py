@@ -94,8 +94,9 @@ def command(
     """Migrate a guest many times, and see that it ends with the same digest as one that never moved.
 
     The guest's state lives only in its registers between two steps; each migration is also captured again and
-    compared register by register, and moves to the next CPU. Of several vCPUs each has its own digest. Exits with 1
-    if anything was lost or changed.
+    compared register by register, and moves to the next CPU. Registers that the guest does not use are given values
+    before it runs, which have to be there at its end. Of several vCPUs each has its own digest. Exits with 1 if
+    anything was lost or changed.
     """
     hop = "process" if process else hop
     if steps is not None and rounds * (1 + HOPS[hop].TICKS) > steps:

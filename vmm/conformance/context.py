@@ -39,6 +39,7 @@ class Context:
         self.host = host
         self.options = options
         self.notes: list[str] = []
+        self.drifts: list[str] = []
         self._stack = stack
         self._kvm: Kvm | None = None
 
@@ -69,6 +70,10 @@ class Context:
     def note(self, text: str) -> None:
         """Add a remark to the result."""
         self.notes.append(text)
+
+    def drift(self, text: str) -> None:
+        """Add a refusal with another errno than the documented one to the result."""
+        self.drifts.append(text)
 
     def skip(self, reason: str) -> None:
         """End the clause as not applicable; the reason has to carry the measured value."""

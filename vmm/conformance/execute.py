@@ -53,7 +53,7 @@ def execute(
         context = Context(host, options, stack)
         _judge(clause, context, result)
     result.seconds = round(time.perf_counter() - started, 6)
-    result.notes = context.notes
+    result.notes, result.drifts = context.notes, context.drifts
     result.looks = looks.count
     if result.verdict not in (Verdict.PASS, Verdict.SKIP, Verdict.INFO):
         result.trace += trace.lines()

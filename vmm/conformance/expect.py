@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from vmm.conformance.texts import pair, text
 from vmm.guest.base import GuestError
 from vmm.kvm.exits import Deadline, InternalError
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
@@ -61,30 +62,15 @@ class TimedOut(Exception):
     """What was looked at is a guest that did not leave in time."""
 
 
-class Notes(Protocol):
-    """Whatever takes remarks on a result: a Context."""
+class Drifts(Protocol):
+    """Whatever takes refusals with another errno: a Context."""
 
-    def note(self, text: str) -> None:
-        """Add a remark."""
+    def drift(self, text: str) -> None:
+        """Add one."""
 
 
 class Skipped(Exception):
     """A clause found out by itself that it does not apply; the message has the measured value."""
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:#x}" if abs(value) > 9 else str(value)
-    if isinstance(value, bytes):
-        return value.hex(" ", 4) if len(value) <= 64 else f"{value[:64].hex(' ', 4)}... ({len(value)} bytes)"
-    if hasattr(value, "_fields"):  # an exit: a named tuple says what it is
-        return str(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        items = sorted(value) if isinstance(value, set | frozenset) else value
-        return "[" + ", ".join(_text(item) for item in items) + "]"
-    return str(value)
 
 
 def _look(observed: Any = None) -> None:
@@ -98,7 +84,7 @@ def equal(what: str, observed: Any, expected: Any) -> None:
     """``observed`` has to equal ``expected``."""
     if observed != expected:
         _look(observed)
-        raise Violation(what, _text(expected), _text(observed))
+        raise Violation(what, *pair(expected, observed))
     looks.count += 1
 
 
@@ -106,7 +92,7 @@ def true(what: str, holds: bool, observed: Any, expected: str) -> None:
     """``holds`` has to be true; ``expected`` says in words what that means."""
     if not holds:
         _look(observed)
-        raise Violation(what, expected, _text(observed))
+        raise Violation(what, expected, text(observed))
     looks.count += 1
 
 
@@ -171,18 +157,18 @@ def refused(
         if error.errno in _EXHAUSTED:
             raise
         raise Violation(what, wanted, f"{error.call} failed with {error.errno_name}", "errno-drift") from error
-    raise Violation(what, wanted, "success" if result is None else f"success ({_text(result)})", "accepted")
+    raise Violation(what, wanted, "success" if result is None else f"success ({text(result)})", "accepted")
 
 
 def refused_indicative(
-    context: Notes,
+    context: Drifts,
     what: str,
     errnos: int | tuple[int, ...],
     call: Callable[..., Any],
     *arguments: Any,
     **options: Any,
 ) -> None:
-    """``call(*arguments)`` has to fail; another errno than ``errnos`` is a note and no failure.
+    """``call(*arguments)`` has to fail; another errno than ``errnos`` is a drift and no failure.
 
     For calls whose documentation calls the errnos indicative, such as KVM_GET_ONE_REG and KVM_SET_ONE_REG.
     """
@@ -191,4 +177,4 @@ def refused_indicative(
     except Violation as violation:
         if violation.finding != "errno-drift":
             raise
-        context.note(f"errno drift: {violation}")
+        context.drift(str(violation))

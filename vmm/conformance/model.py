@@ -34,7 +34,8 @@ class ClauseResult:
 
     ``finding`` refines a failure: ``mismatch``, ``accepted`` (what must be refused), ``rejected`` (what must
     be accepted) or ``errno-drift`` (refused, with another errno). ``looks`` is how many things the clause's
-    assertions looked at, ``seconds`` its own time.
+    assertions looked at, ``seconds`` its own time. ``drifts`` are refusals with another errno than the documented
+    one, of calls whose errnos are indicative: no failures.
     """
 
     id: str
@@ -50,6 +51,12 @@ class ClauseResult:
     notes: list[str] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     looks: int = 0
+    drifts: list[str] = field(default_factory=list)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a report shows beside the verdict: notes, and drifts as such."""
+        return [*self.notes, *(f"errno drift: {text}" for text in self.drifts)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of this result: ``id``, ``verdict``, ``statement``, ``seconds``, and more if any."""
@@ -63,14 +70,22 @@ class ClauseResult:
 
 
 class Totals:
-    """How many clauses ended with which verdict, and the exit status that follows."""
+    """How many clauses ended with which verdict, and the exit status that follows.
+
+    ``drifting`` are the ids of those with a drift: one errno that differs everywhere is easily overlooked in each.
+    """
 
     def __init__(self, results: Iterable[ClauseResult] = ()) -> None:
-        self.counts: Counter[Verdict] = Counter(result.verdict for result in results)
+        self.counts: Counter[Verdict] = Counter()
+        self.drifting: list[str] = []
+        for result in results:
+            self.add(result)
 
     def add(self, result: ClauseResult) -> None:
         """Count one more result."""
         self.counts[result.verdict] += 1
+        if result.drifts:
+            self.drifting.append(result.id)
 
     @property
     def total(self) -> int:
@@ -90,8 +105,9 @@ class Totals:
         return 4 if self.total == self.counts[Verdict.SKIP] else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``{"total": n, "PASS": n, ...}`` with every verdict."""
-        return {"total": self.total, **{str(verdict): self.counts[verdict] for verdict in Verdict}}
+        """Return ``{"total": n, "PASS": n, ..., "errno_drift": [id, ...]}`` with every verdict."""
+        counts = {str(verdict): self.counts[verdict] for verdict in Verdict}
+        return {"total": self.total, **counts, "errno_drift": list(self.drifting)}
 
     def __str__(self) -> str:
         parts = [f"{self.counts[verdict]} {verdict}" for verdict in Verdict if self.counts[verdict]]

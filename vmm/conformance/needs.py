@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.probe.host import Host, version
 
-__all__ = ["Need", "capability", "kernel", "unmet"]
+__all__ = ["CPUS", "Need", "capability", "kernel", "unmet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,14 @@ def kernel(release: str) -> Need:
         return host.version >= version(release), f"this kernel is {host.kernel}"
 
     return Need(f"Linux {release}", measure)
+
+
+def _several_cpus(host: Host) -> tuple[bool, str]:
+    count = len(os.sched_getaffinity(0))
+    return count > 1, f"this process may use {count} CPU{'s' * (count > 1)}"
+
+
+CPUS = Need("two CPUs", _several_cpus)
 
 
 def unmet(needs: tuple[Need, ...], host: Host) -> str | None:

@@ -46,8 +46,8 @@ class ClauseItem(pytest.Item):
         from vmm.conformance.runner import Job
 
         result = _runner(self.config).results([Job.of(self.clause.id, Options())])[0]
-        if result.notes:
-            self.add_report_section("call", "notes", "\n".join(result.notes))
+        if result.remarks:
+            self.add_report_section("call", "notes", "\n".join(result.remarks))
         if result.verdict is Verdict.SKIP:
             pytest.skip(result.reason)
         if result.verdict is Verdict.KNOWN:

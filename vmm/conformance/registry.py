@@ -49,7 +49,8 @@ class Clause:
         return self.id.split(".")[0]
 
 
-_clauses: dict[str, Clause] = {}
+# By architecture and id: what is stated of two architectures has one id.
+_clauses: dict[tuple[str, str], Clause] = {}
 
 
 def clause(
@@ -73,10 +74,10 @@ def clause(
         source = re.search(r"^Source: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
         if not statement or not source or statement.startswith("Source:"):
             raise ValueError(f"clause {identifier}: the docstring needs a statement and a 'Source:' line")
-        if identifier in _clauses:
+        if (arch, identifier) in _clauses:
             raise ValueError(f"clause {identifier} is registered twice")
         cited = " ".join(source[1].split())
-        _clauses[identifier] = Clause(
+        _clauses[arch, identifier] = Clause(
             identifier, function, arch, tuple(needs), info, dangerous, statement, cited, timeout
         )
         return function

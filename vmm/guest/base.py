@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from vmm._kvm import lib
 from vmm.guest.crew import Crew
@@ -24,10 +24,13 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "GuestError"]
+__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "Capabilities", "Faulted", "GuestError"]
 
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
+
+Capabilities = Mapping[int, tuple[int, ...]]
+_NONE: Capabilities = MappingProxyType({})
 
 
 class GuestError(Exception):
@@ -38,13 +41,21 @@ class GuestError(Exception):
         self.exit = exit
 
 
+class Faulted(Protocol):
+    """An exception that a guest's handler saw; ``pc`` is the address of its instruction."""
+
+    @property
+    def pc(self) -> int: ...
+
+
 class BaseGuest(ABC):
     """A VM with a payload in ``memory``, its first region; closing the guest closes all of it.
 
     ``processors`` are its vCPUs with their mailboxes, ``vcpu`` and ``mailbox`` those of the first. Several vCPUs run
     together and stop together: see vmm.guest.crew, and vmm.guest.layout for what each has for itself. ``left`` is the
     one that left last. ``regions`` are the memory regions if it has not just ``memory_size`` bytes, which leave out
-    the addresses of devices. A subclass sets what ``_set_up`` needs before it calls this constructor.
+    the addresses of devices. ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
+    A subclass sets what ``_set_up`` needs before it calls this constructor.
     """
 
     DONE = DONE
@@ -68,8 +79,9 @@ class BaseGuest(ABC):
         *,
         regions: Regions | None = None,
         vcpus: int = 1,
+        capabilities: Capabilities = _NONE,
     ) -> None:
-        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, fresh=True)
+        self._open(kvm, payload, regions or self.regions(memory_size), vcpus, capabilities, fresh=True)
 
     @classmethod
     def regions(cls, size: int) -> Regions:
@@ -83,12 +95,9 @@ class BaseGuest(ABC):
         payload: str | Payload,
         regions: Regions,
         vcpus: int = 1,
-        capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+        capabilities: Capabilities = _NONE,
     ) -> Self:
-        """Return an unconfigured guest with zeroed memory, ready for a restore.
-
-        ``capabilities`` are enabled on the VM, each with its arguments, before there is a vCPU.
-        """
+        """Return an unconfigured guest with zeroed memory, ready for a restore."""
         guest = cls.__new__(cls)
         guest._open(kvm, payload, regions, vcpus, capabilities, fresh=False)
         return guest
@@ -99,7 +108,7 @@ class BaseGuest(ABC):
         payload: str | Payload,
         regions: Regions,
         vcpus: int,
-        capabilities: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+        capabilities: Capabilities = _NONE,
         *,
         fresh: bool,
     ) -> None:
@@ -189,7 +198,7 @@ class BaseGuest(ABC):
         """Return the event number if ``exit`` is the payload's way out, else None."""
 
     @abstractmethod
-    def fault(self) -> object:
+    def fault(self) -> Faulted:
         """Return the exception that the mailbox of the vCPU that left describes."""
 
     @abstractmethod
@@ -258,7 +267,8 @@ class BaseGuest(ABC):
         Raises GuestError if the guest faults (``exit`` is the Fault), hangs or leaves in another way.
         """
         self.prepare(entry, *parameters, privilege=privilege)
-        return self.finish(self.resume(timeout), f"{self.payload.name}.{entry}")
+        given = "".join(f" {value:#x}" for value in parameters)
+        return self.finish(self.resume(timeout), f"{self.payload.name}.{entry}{given}")
 
     def finish(self, exit: Exit, what: str = "the payload") -> int:
         """Turn the exit of a run into its event; GuestError if it is none."""
@@ -268,7 +278,7 @@ class BaseGuest(ABC):
             return int(event)
         if event == EXCEPTION:
             fault = self.fault()
-            raise GuestError(f"{what} took {fault}", fault)
+            raise GuestError(f"{what} took {fault} ({self.payload.place(fault.pc)})", fault)
         if isinstance(exit, Budget):
             raise GuestError(f"{what} is still ticking after {exit.ticks} ticks", exit)
         raise GuestError(f"{what} left with {exit} at {self._where()}", exit)

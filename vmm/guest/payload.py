@@ -54,6 +54,18 @@ class Payload:
         except KeyError:
             raise PayloadError(f"payload {self.name} has no symbol {name!r}: build it again") from None
 
+    def place(self, address: int) -> str:
+        """Name the place of an address by the last symbol at or before it: ``hello.rdmsr+0x2c``."""
+        before = [(at, name) for name, at in self.symbols.items() if self._code(at) and at <= address]
+        if not before or not self._code(address):
+            return f"{address:#x}, outside {self.name}"
+        at, name = max(before)
+        return f"{self.name}.{name}" + (f"+{address - at:#x}" if address > at else "")
+
+    def _code(self, address: int) -> bool:
+        start, data = self.segments[0]
+        return start <= address < start + len(data)
+
     def check_range(self, start: int, stop: int) -> None:
         """Raise PayloadError unless all of it lies between two guest physical addresses."""
         lowest = min(address for address, _ in self.segments)

@@ -51,9 +51,17 @@ def _hash(self: tuple[object, ...]) -> int:
     return hash((type(self), *self))
 
 
+def _show(self: tuple[object, ...]) -> str:
+    """The exit's name with its fields in words: IoOut (port 0x3f8, size 1, value 0), Shutdown."""
+    names: tuple[str, ...] = getattr(self, "_fields", ())
+    shown = (f"{value:#x}" if isinstance(value, int) and value > 9 else str(value) for value in self)
+    fields = ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=True))
+    return f"{type(self).__name__} ({fields})" if fields else type(self).__name__
+
+
 def _exit(kind: type[T]) -> type[T]:
-    """Make equality of a named tuple depend on its class: Hlt() is not Shutdown()."""
-    for name, method in (("__eq__", _equal), ("__ne__", _differ), ("__hash__", _hash)):
+    """Make equality of a named tuple depend on its class: Hlt() is not Shutdown(). It prints in words."""
+    for name, method in (("__eq__", _equal), ("__ne__", _differ), ("__hash__", _hash), ("__str__", _show)):
         setattr(kind, name, method)
     return kind
 

@@ -4,9 +4,10 @@
 The first line is the host: ``{"record": "host", "kernel": ..., "architecture": ..., "backend": ...,
 "capabilities": {...}, ...}``. Then one line per clause, in the catalogue's order: ``{"record": "clause", "id",
 "verdict", "statement", "seconds"}`` and, where there is any, ``looks`` (how many things its assertions looked at),
-``what``, ``expected``, ``observed``, ``finding``, ``reason``, ``reference``, ``notes``, ``trace``. The last line is
-``{"record": "totals", "total": n, "PASS": n, ..., "seconds": s}`` with every verdict; a run that was cut short has
-none. Keys are only ever added.
+``what``, ``expected``, ``observed``, ``finding``, ``reason``, ``reference``, ``notes``, ``trace``, ``drifts``
+(refusals with another errno than the documented one, where those are indicative). The last line is
+``{"record": "totals", "total": n, "PASS": n, ..., "errno_drift": [id, ...], "seconds": s}`` with every verdict and
+the clauses with drifts; a run that was cut short has none. Keys are only ever added.
 """
 
 from __future__ import annotations

@@ -92,5 +92,5 @@ def _case(suite: ElementTree.Element, result: ClauseResult, kind: str | None) ->
         ]
         if kind != "skipped":
             element.text = _text("\n".join(details))
-    if result.notes:
-        ElementTree.SubElement(case, "system-out").text = _text("\n".join(result.notes))
+    if result.remarks:
+        ElementTree.SubElement(case, "system-out").text = _text("\n".join(result.remarks))

@@ -57,7 +57,10 @@ def lines(matrix: Matrix, steps: tuple[Piece, ...]) -> list[str]:
     right, wrong = matrix.kept - len(matrix.surprises), matrix.broken - matrix.harmless
     total = f"{matrix.trials} restores: {right} of {matrix.kept} random orders within these constraints gave the same"
     found += ["", f"{total} state, {wrong} of {matrix.broken} that break one did not"]
-    return found + [f"unexpected: {text}" for text in matrix.surprises]
+    found += [f"unexpected: {text}" for text in matrix.surprises]
+    found += [f"unexpected: no step has {edge.first} before {edge.then}" for edge in matrix.unknown]
+    found += [f"unexpected: {first} before {then} is not enforced here" for first, then in matrix.missing]
+    return found + [f"lost when it was written, whatever the order: {text}" for text in matrix.lost]
 
 
 def to_json(matrix: Matrix, steps: tuple[Piece, ...]) -> dict[str, object]:
@@ -69,6 +72,10 @@ def to_json(matrix: Matrix, steps: tuple[Piece, ...]) -> dict[str, object]:
         "trials": matrix.trials,
         "within": {"orders": matrix.kept, "unexpected": matrix.surprises},
         "against": {"orders": matrix.broken, "harmless": matrix.harmless},
+        "as_expected": matrix.as_expected,
+        "unknown": [{"first": edge.first, "then": edge.then} for edge in matrix.unknown],
+        "missing": [{"first": first, "then": then} for first, then in matrix.missing],
+        "lost": matrix.lost,
     }
 
 

@@ -112,13 +112,15 @@ class TextReporter:
             self._write(reason, Verdict.SKIP)
             for line in textwrap.wrap(" ".join(clauses), 100, break_on_hyphens=False):
                 self._write(f"        {line}")
+        if totals.drifting:
+            self._write(f"\nerrno drift (refused, with another errno than documented): {' '.join(totals.drifting)}")
         self._write(f"\n{totals} ({seconds:.2f} s)")
         self._stream.flush()
 
 
 def _details(result: ClauseResult) -> list[str]:
     if result.verdict is Verdict.PASS:
-        return result.notes
+        return result.remarks
     lines = []
     if result.verdict is not Verdict.INFO:
         lines.append(result.statement)
@@ -129,7 +131,7 @@ def _details(result: ClauseResult) -> list[str]:
         lines.append(result.reason)
     if result.reference:
         lines.append(f"see {result.reference}")
-    lines += result.notes
+    lines += result.remarks
     if result.verdict in (Verdict.FAIL, Verdict.TIMEOUT, Verdict.ERROR):
         lines += [f"| {line}" for line in result.trace[-_TRACE_SHOWN:]]
     return lines

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Edge", "Matrix", "Trial", "discover", "linear_extension"]
+__all__ = ["Edge", "Matrix", "Pair", "Trial", "discover", "judge", "linear_extension"]
 
 # Says what is wrong with a restore in this order, None if nothing is.
 Trial = Callable[[Sequence[str]], str | None]
@@ -37,7 +37,8 @@ class Matrix:
     """The constraints that were found, and how random orders fared.
 
     ``kept`` and ``broken`` count orders that respect all constraints and orders that break one; what they
-    should not have done is in ``surprises`` and ``harmless``.
+    should not have done is in ``surprises`` and ``harmless``. ``lost`` is what was otherwise than it was meant before
+    any restore; ``missing`` are constraints that were expected and not found, ``unknown`` is the other way round.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,14 @@ class Matrix:
     broken: int = 0
     surprises: list[str] = field(default_factory=list)
     harmless: int = 0
+    lost: list[str] = field(default_factory=list)
+    missing: list[Pair] = field(default_factory=list)
+    unknown: list[Edge] = field(default_factory=list)
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether this KVM keeps what is written and enforces the order that is expected of it."""
+        return not (self.surprises or self.lost or self.missing or self.unknown)
 
 
 def linear_extension(
@@ -86,6 +95,17 @@ def _closure(pairs: Iterable[Pair]) -> set[Pair]:
         if not more:
             return found
         found |= more
+
+
+def judge(matrix: Matrix, kept: Iterable[Pair], always: Iterable[Pair]) -> None:
+    """Fill in ``missing`` and ``unknown``.
+
+    ``kept`` are the constraints that a restore keeps, ``always`` those of them that every KVM enforces for the state.
+    """
+    found = _closure((edge.first, edge.then) for edge in matrix.edges)
+    known = _closure(kept)
+    matrix.missing = [pair for pair in always if pair not in found]
+    matrix.unknown = [edge for edge in matrix.edges if (edge.first, edge.then) not in known]
 
 
 def discover(names: Sequence[str], attempt: Trial, *, samples: int, seed: int) -> Matrix:

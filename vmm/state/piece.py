@@ -57,11 +57,15 @@ class Stale(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Follows:
-    """A piece is restored after ``step`` for this reason; ``source`` says where that is written."""
+    """A piece is restored after ``step`` for this reason; ``source`` says where that is written.
+
+    ``always(parts)`` tells whether every KVM enforces that for a vCPU with these parts.
+    """
 
     step: str
     reason: str
     source: str
+    always: Callable[[Mapping[str, Part]], bool] = lambda parts: False
 
 
 @dataclass(frozen=True, slots=True)

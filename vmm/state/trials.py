@@ -3,33 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Sequence
 
-from vmm.arch import module
 from vmm.guest.architecture import guest_type
 from vmm.guest.base import BaseGuest
 from vmm.kvm.system import Kvm
 from vmm.state import capture
 from vmm.state.compare import vcpu_differences
 from vmm.state.errors import StateRefused
-from vmm.state.order import Matrix, Trial, discover
+from vmm.state.meant import Meant, architecture, lost
+from vmm.state.order import Matrix, Trial, discover, judge
 from vmm.state.value import VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu, steps
 
-__all__ = ["Unsettled", "attempt", "measure", "unsettled"]
+__all__ = ["attempt", "measure", "unsettled"]
 
 _SHOWN = 3
-
-
-class Unsettled(Protocol):
-    """A module ``vmm.state.ARCHITECTURE.unsettled``. ``ARGUMENTS`` are for the guest's class."""
-
-    ARGUMENTS: Mapping[str, Any]
-
-    def before(self, kvm: Kvm) -> None: ...
-
-    def unsettle(self, guest: BaseGuest, seed: int) -> None: ...
 
 
 def unsettled(kvm: Kvm, seed: int) -> BaseGuest:
@@ -37,16 +26,20 @@ def unsettled(kvm: Kvm, seed: int) -> BaseGuest:
 
     On x86 the guest permission for dynamic components is requested where KVM offers one.
     """
-    architecture = cast(Unsettled, module("unsettled", "state"))
-    architecture.before(kvm)
-    guest = guest_type()(kvm, "hello", **architecture.ARGUMENTS)
+    return _unsettled(kvm, seed)[0]
+
+
+def _unsettled(kvm: Kvm, seed: int) -> tuple[BaseGuest, Meant]:
+    """Return such a guest with what its state was meant to be."""
+    ways = architecture()
+    ways.before(kvm)
+    guest = guest_type()(kvm, "hello", **ways.ARGUMENTS)
     try:
         guest.prepare(guest.payload.entry)
-        architecture.unsettle(guest, seed)
+        return guest, ways.unsettle(guest, seed)
     except BaseException:
         guest.close()
         raise
-    return guest
 
 
 def attempt(kvm: Kvm, state: VmState) -> Trial:
@@ -72,9 +65,12 @@ def measure(
 ) -> tuple[Matrix, VmState]:
     """Measure the partial order of a restore on this KVM; ``progress(n)`` is called after the n-th trial.
 
-    Returns it with the state it was measured with.
+    Returns it with the state it was measured with. What of that is not as it was meant is in the result's ``lost``: a
+    KVM that loses it whenever it is written restores it as well as any other in every order. What is expected of the
+    order is what the steps say. StateRefused if not even our own order restores it.
     """
-    with unsettled(kvm, seed) as guest:
+    guest, meant = _unsettled(kvm, seed)
+    with guest:
         state = capture.capture(guest)
     restore, done = attempt(kvm, state), 0
 
@@ -86,4 +82,13 @@ def measure(
         return result
 
     names = [step.name for step in steps() if step.name in state.vcpus[0].parts]
-    return discover(names, counted, samples=samples, seed=seed), state
+    try:
+        matrix = discover(names, counted, samples=samples, seed=seed)
+    except ValueError as error:
+        raise StateRefused(f"this KVM does not restore such a vCPU at all: {error}") from error
+    matrix.lost = lost(state.arch, meant, state.vcpus[0])
+    parts = state.vcpus[0].parts
+    known = [(one, (one.step, step.name)) for step in steps() for one in step.after]
+    known = [(one, pair) for one, pair in known if pair[0] in parts and pair[1] in parts]
+    judge(matrix, [pair for _, pair in known], [pair for one, pair in known if one.always(parts)])
+    return matrix, state

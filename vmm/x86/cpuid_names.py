@@ -41,6 +41,10 @@ FEATURES: dict[tuple[int, int, str], dict[int, str]] = {
     },
     (0xD, 1, "eax"): {0: "XSAVEOPT", 1: "XSAVEC", 2: "XGETBV1", 3: "XSAVES", 4: "XFD"},
     (0xD, 1, "ecx"): {11: "XSS_CET_U", 12: "XSS_CET_S"},
+    (0x1E, 1, "eax"): {
+        0: "AMX_INT8_ALIAS", 1: "AMX_BF16_ALIAS", 2: "AMX_COMPLEX_ALIAS", 3: "AMX_FP16_ALIAS", 4: "AMX_FP8",
+        6: "AMX_TF32", 7: "AMX_AVX512", 8: "AMX_MOVRS",
+    },
     (0x80000001, 0, "edx"): {11: "SYSCALL", 20: "NX", 26: "PDPE1GB", 27: "RDTSCP", 29: "LM"},
 }  # fmt: skip
 
@@ -77,10 +81,6 @@ _MORE: dict[Place, dict[int, str]] = {
     (7, 1, "edx"): {10: "AVX_VNNI_INT16", 14: "PREFETCHITI", 15: "USER_MSR", 18: "CET_SSS"},
     (7, 2, "edx"): {0: "PSFD", 1: "IPRED_CTRL", 2: "RRSBA_CTRL", 3: "DDPD_U", 4: "BHI_CTRL", 5: "MCDT_NO"},
     (0x12, 0, "eax"): {0: "SGX1", 1: "SGX2", 11: "SGX_EDECCSSA"},
-    (0x1E, 1, "eax"): {
-        0: "AMX_INT8_ALIAS", 1: "AMX_BF16_ALIAS", 2: "AMX_COMPLEX_ALIAS", 3: "AMX_FP16_ALIAS", 4: "AMX_FP8",
-        6: "AMX_TF32", 7: "AMX_AVX512", 8: "AMX_MOVRS",
-    },
     (0x24, 0, "ebx"): {16: "AVX10_128", 17: "AVX10_256", 18: "AVX10_512"},
     (0x24, 1, "ecx"): {2: "AVX10_VNNI_INT"},
     (0x40000001, 0, "eax"): {

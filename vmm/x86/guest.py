@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vmm._kvm import ffi
-from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, GuestError
+from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, Capabilities, GuestError
 from vmm.guest.layout import Regions
 from vmm.guest.payload import Payload
 from vmm.kvm.exits import Exit, IoOut
@@ -47,6 +48,11 @@ class Fault:
     cr0: int
 
     @property
+    def pc(self) -> int:
+        """RIP."""
+        return self.rip
+
+    @property
     def name(self) -> str:
         """The vector's mnemonic, such as #GP."""
         return _VECTORS.get(self.vector, f"vector {self.vector}")
@@ -75,10 +81,12 @@ class Guest(BaseGuest):
         memory_size: int = MEMORY_SIZE,
         regions: Regions | None = None,
         vcpus: int = 1,
+        capabilities: Capabilities = MappingProxyType({}),
     ) -> None:
         self.cpuid = supported(kvm) if cpuid is None else cpuid
         self.cr4 = cr4
-        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus)
+        self.capabilities = capabilities
+        super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus, capabilities=capabilities)
 
     def _set_up(self) -> None:
         several = len(self.processors) > 1

@@ -12,40 +12,28 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
 from pathlib import Path
 
-from vmm._kvm import ffi, lib
+from vmm._kvm import lib
 from vmm.kvm import coherence
+from vmm.kvm.device import VFIO_FOLDER, device_type_answers, vfio_groups
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
-from vmm.kvm.vm import VirtualMachine
 from vmm.x86 import cpuid
 
 __all__ = [
-    "DEVICE_TYPES",
     "PAT_AT_RESET",
-    "VFIO_FOLDER",
     "GuestPat",
     "MemoryType",
     "MemoryTypes",
     "Quirk",
     "describe_quirks",
-    "device_type_answers",
     "measure",
     "pat",
     "self_snoop",
-    "vfio_groups",
 ]
 
 PAT_AT_RESET = 0x0007040600070406
-VFIO_FOLDER = Path("/dev/vfio")
 _CPUINFO = Path("/proc/cpuinfo")
 _BACKENDS = ("kvm_intel", "kvm_amd", "kvm_pvm")
-
-# enum kvm_device_type of include/uapi/linux/kvm.h, Linux 7.2: of all architectures, only VFIO is x86's too.
-DEVICE_TYPES = {
-    1: "FSL_MPIC_20", 2: "FSL_MPIC_42", 3: "XICS", 4: "VFIO", 5: "ARM_VGIC_V2", 6: "FLIC", 7: "ARM_VGIC_V3",
-    8: "ARM_VGIC_ITS", 9: "XIVE", 10: "ARM_PV_TIME", 11: "RISCV_AIA", 12: "LOONGARCH_IPI",
-    13: "LOONGARCH_EIOINTC", 14: "LOONGARCH_PCHPIC", 15: "LOONGARCH_DMSINTC", 16: "ARM_VGIC_V5",
-}  # fmt: skip
 
 
 class Quirk(IntFlag):
@@ -172,18 +160,6 @@ def describe_quirks(mask: int) -> str:
     return f"{mask:#x} ({' '.join(names) or 'none'})"
 
 
-def device_type_answers(vm: VirtualMachine, kind: int) -> bool:
-    """Ask by KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST whether KVM has a device type; nothing is created."""
-    value = ffi.new("struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST})
-    try:
-        vm.ioctl(lib.KVM_CREATE_DEVICE, value)
-    except KvmError as error:
-        if error.errno_name in ("ENODEV", "ENOTTY"):
-            return False
-        raise
-    return True
-
-
 def self_snoop(path: Path = _CPUINFO) -> bool:
     """Do this CPU's caches snoop themselves, as the kernel sees it?
 
@@ -198,15 +174,6 @@ def self_snoop(path: Path = _CPUINFO) -> bool:
     except OSError:
         return has
     return has and (flags is None or "ss" in flags.split())
-
-
-def vfio_groups(folder: Path = VFIO_FOLDER) -> tuple[str, ...]:
-    """Return the names of the VFIO groups of this host, such as ``12`` or ``noiommu-0``."""
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except OSError:
-        return ()
-    return tuple(sorted(name for name in names if name.removeprefix("noiommu-").isdigit()))
 
 
 def _guest_pat(backend: str, two_levels: bool | None, quirks: int) -> GuestPat:

@@ -12,6 +12,7 @@ from vmm.kvm.vcpu import Vcpu
 __all__ = [
     "MAX_XCRS",
     "get_debugregs",
+    "get_fpu",
     "get_regs",
     "get_sregs",
     "get_xcr0",
@@ -19,6 +20,7 @@ __all__ = [
     "raw",
     "set_cr4_bits",
     "set_debugregs",
+    "set_fpu",
     "set_regs",
     "set_sregs",
     "set_xcr0",
@@ -64,6 +66,16 @@ def get_debugregs(vcpu: Vcpu) -> Any:
 def set_debugregs(vcpu: Vcpu, debugregs: Any) -> None:
     """KVM_SET_DEBUGREGS."""
     vcpu.ioctl(lib.KVM_SET_DEBUGREGS, debugregs)
+
+
+def get_fpu(vcpu: Vcpu) -> Any:
+    """KVM_GET_FPU as a ``struct kvm_fpu *``."""
+    return vcpu.get(lib.KVM_GET_FPU, "kvm_fpu")
+
+
+def set_fpu(vcpu: Vcpu, fpu: Any) -> None:
+    """KVM_SET_FPU."""
+    vcpu.ioctl(lib.KVM_SET_FPU, fpu)
 
 
 def get_xcrs(vcpu: Vcpu) -> Any:

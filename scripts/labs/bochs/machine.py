@@ -43,7 +43,8 @@ class Amx(Machine):
     name = "amx"
     arch = "amd64"
     model = "sapphire_rapids"
-    modules = ("kvm_intel",)
+    # The last two: a process can have the kernel use its vector registers, by AF_ALG.
+    modules = ("kvm_intel", "algif_skcipher", "aesni_intel")
     channel = "port"
     power = "bochs"
     console_device = "/dev/ttyS0"
@@ -53,12 +54,10 @@ class Amx(Machine):
         super().__init__(cache, options)
         self._model = options.processor.model or self.model
         if self._model.startswith(_AMD):
-            self.modules = ("kvm_amd",)
+            self.modules = ("kvm_amd", *self.modules[1:])
 
     def prepare(self) -> None:
-        if (self.options.cpus or 1) > 1:
-            raise LabError(f"--cpus {self.options.cpus}: amx has one processor; svm and sve may have two.")
-        self._bochs = build_bochs(self.cache)
+        self._bochs = build_bochs(self.cache, self.options.cpus or 1)
         archive = Archive(self.cache, BOCHS_SUITE, host_arch())
         packages = [archive.candidate("bochsbios"), archive.candidate("vgabios")]
 
@@ -133,6 +132,7 @@ class Amx(Machine):
             memory=memory,
             model=self._model,
             processor=self.options.processor,
+            processors=self.options.cpus or 1,
             bios=str(self._bios / "BIOS-bochs-latest"),
             msrs=str(msrs),
             vga_bios=str(self._bios / "vgabios.bin"),
@@ -148,6 +148,7 @@ def configuration(
     memory: int,
     model: str,
     processor: Processor,
+    processors: int,
     msrs: str,
     bios: str,
     vga_bios: str,
@@ -163,7 +164,7 @@ def configuration(
     lines = [
         "config_interface: textconfig",
         "display_library: nogui",
-        f"cpu: model={model}, count=1, ips={_SPEED}, reset_on_triple_fault=0, msrs={msrs}{changes}",
+        f"cpu: model={model}, count={processors}, ips={_SPEED}, reset_on_triple_fault=0, msrs={msrs}{changes}",
         f"memory: guest={memory}, host={memory}, block_size=512",
         f"romimage: file={bios}, options=fastboot",
         f"vgaromimage: file={vga_bios}",

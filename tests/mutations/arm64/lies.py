@@ -213,7 +213,8 @@ class _Guest(Shared):
 
     def watch(self, call: Call) -> None:
         """Learn from a call where memory lies and where the guest will start."""
-        super().watch(call)
+        if call.name != "KVM_SET_USER_MEMORY_REGION" or call.argument.slot == 0:  # where payloads are
+            super().watch(call)
         if call.name == SET and int(call.argument.id) == PC:
             self.entry, self.vcpu = int.from_bytes(value(call), "little"), call.fd
 

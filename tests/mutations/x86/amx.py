@@ -18,9 +18,7 @@ from tests.mutations.x86.buffers import (
     without_bits,
     xsave_lie,
 )
-from tests.mutations.x86.lies import CONFIGURATION, TILES, before_run, lose, tile_byte
-from vmm.conformance.clauses.x86 import amx
-from vmm.conformance.context import Context
+from tests.mutations.x86.lies import CONFIGURATION, TILES, before_run, lose, ptrace_shows, tile_byte
 from vmm.conformance.x86.tiles import TileImage
 from vmm.kvm.ioctl import Call, Interposer
 
@@ -98,7 +96,6 @@ lies(
 )
 
 lies("amx.cpu-migration", one_byte_of_a_tile_stays_on_the_old_thread=lambda: before_run(10, lose(6, 1)))
-lies("amx.signal-interrupt", a_signal_costs_one_byte_of_a_tile=lambda: before_run(5, lose(2, 9)))
 
 lies(
     "amx.two-vcpus-isolated",
@@ -117,18 +114,10 @@ lies(
 )
 
 
-@mutation("amx.ptrace-blind")
-def ptrace_shows_the_guests_tiles() -> Interposer:
-    """The request is made by a child and passes no door of ours, so the answer is changed where it arrives."""
-    honest = amx._traced_area
+def _tiles(area: bytearray) -> None:
+    area[600:664] = TileImage.random(20).tiles[:64]
 
-    def leaking(context: Context) -> bytes:
-        area = bytearray(honest(context))
-        area[600:664] = TileImage.random(20).tiles[:64]
-        return bytes(area)
 
-    amx._traced_area = leaking
-    return lambda call, proceed: proceed()
-
+lies("amx.ptrace-blind", ptrace_shows_the_guests_tiles=lambda: ptrace_shows(_tiles))
 
 lies("amx.differences-are-named", another_byte_changes_too=lambda: xsave_lie(flip(tile_byte(7, 15, 63))))

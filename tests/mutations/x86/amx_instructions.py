@@ -9,7 +9,10 @@ from tests.mutations.x86.buffers import XSTATE_BV, flip, xsave_lie
 from tests.mutations.x86.lies import GP, NM, UD, faults, in_tile_guest, tile_byte
 from vmm.kvm.ioctl import Call, Interposer
 
-PRODUCTS = ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud", "tdpbf16ps")
+PRODUCTS = (
+    "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud", "tdpbf16ps",
+    "tdpfp16ps", "tcmmrlfp16ps", "tcmmimfp16ps", "tmmultf32ps",
+)  # fmt: skip
 
 
 lies(

@@ -43,6 +43,7 @@ __all__ = [
     "sets",
     "shorten",
     "spoil",
+    "struct_now",
     "top_byte",
     "with_bits",
     "without_bits",
@@ -255,6 +256,14 @@ def get_msr_now(fd: int, index: int) -> int:
     batch = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [(index, 0, 0)]})
     lib.vmm_ioctl(fd, lib.KVM_GET_MSRS, batch)
     return int(batch.entries[0].data)
+
+
+def struct_now(fd: int, get: int, set_: int, kind: str, change: Callable[[Any], object]) -> None:
+    """Read a structure, change it and write it back, behind the clause's back."""
+    value = ffi.new(f"struct {kind} *")
+    lib.vmm_ioctl(fd, get, value)
+    change(value)
+    lib.vmm_ioctl(fd, set_, value)
 
 
 def set_msr_now(fd: int, index: int, value: int) -> None:

@@ -8,27 +8,20 @@ import os
 
 from tests.mutations.lies import Condition, Proceed, accept, after, drift, nth, once, refuse
 from tests.mutations.registry import lies, mutation
+from tests.mutations.slots import CREATE, GET, HAS, SET, attribute, kind
 from tests.mutations.x86.lies import SLOW, timed
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import MemoryType
 
-CREATE = "KVM_CREATE_DEVICE"
-HAS, GET, SET = "KVM_HAS_DEVICE_ATTR", "KVM_GET_DEVICE_ATTR", "KVM_SET_DEVICE_ATTR"
-
-
 _GROUP, _ADD, _DEL = lib.KVM_DEV_VFIO_GROUP, lib.KVM_DEV_VFIO_GROUP_ADD, lib.KVM_DEV_VFIO_GROUP_DEL
 
 
-def _kind(number: int, flags: int | None = None) -> Condition:
-    return lambda call: bool(call.argument.type == number and flags in (None, call.argument.flags))
+_VFIO = kind(lib.KVM_DEV_TYPE_VFIO)
+_VFIO_MADE = kind(lib.KVM_DEV_TYPE_VFIO, 0)
 
 
-_VFIO = _kind(lib.KVM_DEV_TYPE_VFIO)
-_VFIO_MADE = _kind(lib.KVM_DEV_TYPE_VFIO, 0)
-
-
-lies("dev.test-flag", another_architectures_device_answers=lambda: accept(CREATE, _kind(5)))
+lies("dev.test-flag", another_architectures_device_answers=lambda: accept(CREATE, kind(5)))
 
 
 @mutation("dev.test-flag")
@@ -46,17 +39,17 @@ def the_vfio_device_does_not_answer() -> Interposer:
 lies(
     "dev.test-flag",
     "dev.new-types",
-    an_unknown_device_type_is_einval=lambda: drift(CREATE, errno.EINVAL, _kind(200)),
+    an_unknown_device_type_is_einval=lambda: drift(CREATE, errno.EINVAL, kind(200)),
 )
 
 lies(
     "dev.test-flag",
     a_test_sets_the_descriptor_field=lambda: after(CREATE, lambda call: setattr(call.argument, "fd", 5), _VFIO),
     a_test_opens_a_descriptor=lambda: after(CREATE, lambda call: os.dup(call.fd), _VFIO),
-    a_device_of_an_unknown_type_is_created=lambda: accept(CREATE, _kind(4096)),
+    a_device_of_an_unknown_type_is_created=lambda: accept(CREATE, kind(4096)),
 )
 
-lies("dev.new-types", the_proposed_device_type_answers=lambda: accept(CREATE, _kind(12, lib.KVM_CREATE_DEVICE_TEST)))
+lies("dev.new-types", the_proposed_device_type_answers=lambda: accept(CREATE, kind(12, lib.KVM_CREATE_DEVICE_TEST)))
 
 lies(
     "dev.unknown-flags-ignored",
@@ -78,7 +71,7 @@ lies(
     a_second_vfio_device_is_created=lambda: _second,
     a_second_vfio_device_is_eexist=lambda: drift(CREATE, errno.EEXIST, _VFIO_MADE),
     a_test_says_busy_while_there_is_one=lambda: refuse(
-        CREATE, errno.EBUSY, _kind(lib.KVM_DEV_TYPE_VFIO, lib.KVM_CREATE_DEVICE_TEST)
+        CREATE, errno.EBUSY, kind(lib.KVM_DEV_TYPE_VFIO, lib.KVM_CREATE_DEVICE_TEST)
     ),
 )
 
@@ -103,15 +96,11 @@ def a_closed_vfio_device_is_still_there() -> Interposer:
     return refuse(CREATE, errno.EBUSY, lambda call: _VFIO_MADE(call) and fourth(call))
 
 
-def _attribute(group: int, attribute: int) -> Condition:
-    return lambda call: bool((call.argument.group, call.argument.attr) == (group, attribute))
-
-
-def _descriptor(attribute: int, *, at: int = 0) -> Condition:
+def _descriptor(number: int, *, at: int = 0) -> Condition:
     """Met by a VFIO attribute that is set, whose address is ``at``, or to what this process has open."""
 
     def condition(call: Call) -> bool:
-        if not _attribute(_GROUP, attribute)(call):
+        if not attribute(_GROUP, number)(call):
             return False
         if at or call.argument.addr == 0x10:
             return bool(call.argument.addr == at)
@@ -122,11 +111,11 @@ def _descriptor(attribute: int, *, at: int = 0) -> Condition:
 
 lies(
     "dev.vfio-attrs",
-    the_vfio_device_cannot_remove=lambda: refuse(HAS, errno.ENXIO, _attribute(_GROUP, _DEL)),
-    the_vfio_device_has_an_attribute_of_powerpc=lambda: accept(HAS, _attribute(_GROUP, 3)),
-    the_vfio_device_has_another_group=lambda: accept(HAS, _attribute(1 << 30, _ADD)),
-    an_unknown_attribute_can_be_set=lambda: accept(SET, _attribute(_GROUP, 1 << 30)),
-    an_unknown_group_is_einval=lambda: drift(SET, errno.EINVAL, _attribute(0, _ADD)),
+    the_vfio_device_cannot_remove=lambda: refuse(HAS, errno.ENXIO, attribute(_GROUP, _DEL)),
+    the_vfio_device_has_an_attribute_of_powerpc=lambda: accept(HAS, attribute(_GROUP, 3)),
+    the_vfio_device_has_another_group=lambda: accept(HAS, attribute(1 << 30, _ADD)),
+    an_unknown_attribute_can_be_set=lambda: accept(SET, attribute(_GROUP, 1 << 30)),
+    an_unknown_group_is_einval=lambda: drift(SET, errno.EINVAL, attribute(0, _ADD)),
     an_attribute_can_be_read=lambda: accept(GET),
     a_bad_address_of_a_descriptor_is_ignored=lambda: accept(SET, _descriptor(_DEL, at=0x10)),
     a_bad_address_of_a_descriptor_is_einval=lambda: drift(SET, errno.EINVAL, _descriptor(_ADD, at=0x10)),
@@ -138,7 +127,7 @@ lies(
 @mutation("dev.vfio-attrs")
 def a_descriptor_that_is_not_open_is_enoent() -> Interposer:
     def negative(call: Call) -> bool:
-        known = _attribute(_GROUP, _ADD)(call) and call.argument.addr != 0x10
+        known = attribute(_GROUP, _ADD)(call) and call.argument.addr != 0x10
         return bool(known and ffi.cast("int *", call.argument.addr)[0] < 0)
 
     return drift(SET, errno.ENOENT, negative)
@@ -146,8 +135,8 @@ def a_descriptor_that_is_not_open_is_enoent() -> Interposer:
 
 lies(
     "dev.vfio-files",
-    a_group_can_be_added_twice=lambda: accept(SET, _attribute(_GROUP, _ADD)),
-    a_group_that_was_removed_is_busy=lambda: drift(SET, errno.EBUSY, _attribute(_GROUP, _DEL)),
+    a_group_can_be_added_twice=lambda: accept(SET, attribute(_GROUP, _ADD)),
+    a_group_that_was_removed_is_busy=lambda: drift(SET, errno.EBUSY, attribute(_GROUP, _DEL)),
 )
 
 lies(

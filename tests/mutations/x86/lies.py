@@ -6,10 +6,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.mutations.lies import RUN, Proceed, Shared, after, after_entry, answer, before, called, given, nth, once
+from tests.mutations.lies import (
+    RUN,
+    Change,
+    Proceed,
+    Shared,
+    after,
+    after_entry,
+    answer,
+    before,
+    called,
+    given,
+    nth,
+    once,
+)
 from tests.mutations.x86.buffers import change_msr, flip_now, msr_values, of_msr, place, set_msr_now
 from vmm._kvm import ffi, lib
+from vmm.conformance.context import Context
+from vmm.conformance.x86 import traced
 from vmm.conformance.x86.caching import page
+from vmm.conformance.x86.lists import ANSWERS, LIST
 from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.memory_types import MemoryType
@@ -20,14 +36,17 @@ __all__ = [
     "CONFIGURATION",
     "GP",
     "MEMTYPE",
+    "MSR_FILTER",
     "NM",
     "SLOW",
     "TILES",
     "UD",
     "after_init",
     "after_msr_entry",
+    "at_msr_exit",
     "batch_value",
     "before_entry",
+    "before_msr_answer",
     "before_run",
     "during",
     "faults",
@@ -37,12 +56,14 @@ __all__ = [
     "guest_writes",
     "host_reads",
     "in_cet_guest",
+    "in_lists",
     "in_tile_guest",
     "lose",
     "msr_readable",
     "not_restored",
     "of_ssp",
     "one_reg_number",
+    "ptrace_shows",
     "set_in_guest",
     "set_ssp_now",
     "ssp_reads",
@@ -52,6 +73,7 @@ __all__ = [
 
 
 GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"
+MSR_FILTER = "KVM_X86_SET_MSR_FILTER"
 MEMTYPE = "memtype"
 SLOW = 40
 CONFIGURATION, TILES = int(XFeature.XTILECFG), int(XFeature.XTILEDATA)
@@ -65,9 +87,9 @@ def in_cet_guest(
     return after_entry(name, change, payload="cet", when=when)
 
 
-def before_entry(name: str, change: Callable[[Shared], object]) -> Interposer:
-    """Before each run from an entry point of the cet payload, change something."""
-    shared = Shared("cet")
+def before_entry(name: str, change: Callable[[Shared], object], payload: str = "cet") -> Interposer:
+    """Before each run from an entry point of a payload, change something; its vCPU is ``Shared.vcpu``."""
+    shared = Shared(payload)
 
     def interposer(call: Call, proceed: Proceed) -> int:
         shared.watch(call)
@@ -148,6 +170,21 @@ def after_msr_entry(entry: str, change: Callable[[Shared], object], index: int =
     return after_entry(entry, change, when=given(index))
 
 
+def _left_for_msr(call: Call) -> bool:
+    """Met by a run whose last exit is about an MSR."""
+    return call.argument.run.exit_reason in (lib.KVM_EXIT_X86_RDMSR, lib.KVM_EXIT_X86_WRMSR)
+
+
+def at_msr_exit(change: Change) -> Interposer:
+    """Spoil what an exit says of the MSR that the guest asks the VMM for."""
+    return after(RUN, lambda call: change(call) if _left_for_msr(call) else None)
+
+
+def before_msr_answer(change: Change) -> Interposer:
+    """Spoil what the VMM answers."""
+    return before(RUN, change, _left_for_msr)
+
+
 def guest_faulted(shared: Shared) -> None:
     shared.set("values", 1, 15)
 
@@ -194,6 +231,22 @@ def guest_writes(payload: str, index: int, value: int, number: int, vector: int 
     return after_entry("wrmsr", faults(number, vector), payload=payload, when=given(index, value))
 
 
+def ptrace_shows(change: Callable[[bytearray], object]) -> Interposer:
+    """PTRACE_GETREGSET shows something else.
+
+    The request is made by a child and passes no door of ours, so the answer is changed where it arrives.
+    """
+    honest = traced._ask
+
+    def spoilt(context: Context) -> bytes:
+        area = bytearray(honest(context))
+        change(area)
+        return bytes(area)
+
+    traced._ask = spoilt
+    return lambda call, proceed: proceed()
+
+
 def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
     """Let the guest have counted this many faults, of this vector."""
 
@@ -202,6 +255,20 @@ def faults(count: int, vector: int = UD) -> Callable[[Shared], None]:
         guest.set("vector", vector)
 
     return change
+
+
+def in_lists(entry: str, change: Callable[[int, Any], object], size: int = 8) -> Interposer:
+    """After each run from an entry point of the lists payload, spoil its answers.
+
+    ``change`` is given the first 8 bytes of an operand, of which each has ``size``, and a ``uint32_t[4]``.
+    """
+
+    def spoil(shared: Shared) -> None:
+        for number in range(shared.get("params", 1)):
+            operand = int(shared.at(LIST + size * number)[0])
+            change(operand, ffi.cast("uint32_t *", shared.at(ANSWERS + 16 * number)))
+
+    return after_entry(entry, spoil, payload="lists")
 
 
 def not_restored(index: int) -> Interposer:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import Any
 
 from tests.mutations.lies import (
@@ -26,10 +25,8 @@ from tests.mutations.lies import (
 )
 from tests.mutations.registry import lies, mutation
 from tests.mutations.x86.buffers import (
-    MXCSR,
     ST7,
     XMM3,
-    XSTATE_BV,
     area,
     bits_of,
     flip,
@@ -38,111 +35,21 @@ from tests.mutations.x86.buffers import (
     of_msr,
     place,
     set_msr_now,
-    spoil,
+    struct_now,
     top_byte,
     xsave_lie,
 )
 from tests.mutations.x86.lies import GP, faults, host_reads, in_cet_guest, not_restored
-from vmm._kvm import ffi, lib
+from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
-SET_XSAVE, SET_SREGS, SET_REGS, SET_XCRS = "KVM_SET_XSAVE", "KVM_SET_SREGS", "KVM_SET_REGS", "KVM_SET_XCRS"
-SET_EVENTS, SET_MP = "KVM_SET_VCPU_EVENTS", "KVM_SET_MP_STATE"
+SET_XSAVE, SET_SREGS = "KVM_SET_XSAVE", "KVM_SET_SREGS"
+SET_EVENTS = "KVM_SET_VCPU_EVENTS"
 GET_MSRS, SET_MSRS, LIST, GET_REGS = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_MSR_INDEX_LIST", "KVM_GET_REGS"
 VCPUS = "KVM_CREATE_VCPU"
-
-
-def _set_now(fd: int, get: int, set_: int, kind: str, change: Callable[[Any], None]) -> None:
-    """Read a struct, change it and write it back, behind the clause's back."""
-    value = ffi.new(f"struct {kind} *")
-    lib.vmm_ioctl(fd, get, value)
-    change(value)
-    lib.vmm_ioctl(fd, set_, value)
-
-
-def _behind(name: str, change: Callable[[int], None]) -> Interposer:
-    """Really change the vCPU behind each such call, but leave the first vCPU alone."""
-    return once(VCPUS, once(VCPUS, after(name, lambda call: change(call.fd))))
-
-
-@mutation("mig.order-matrix")
-def control_registers_reset_xcr0() -> Interposer:
-    def change(fd: int) -> None:
-        row = {"nr_xcrs": 1, "flags": 0, "xcrs": [(0, 0, 1)]}
-        lib.vmm_ioctl(fd, lib.KVM_SET_XCRS, ffi.new("struct kvm_xcrs *", row))
-
-    return _behind(SET_SREGS, change)
-
-
-@mutation("mig.order-matrix")
-def xcr0_clears_the_vector_registers() -> Interposer:
-    def clear(view: memoryview) -> None:
-        view[XSTATE_BV] &= 3
-
-    return _behind(SET_XCRS, lambda fd: spoil(fd, clear))
-
-
-@mutation("mig.order-matrix")
-def xcr0_resets_mxcsr() -> Interposer:
-    def initial(view: memoryview) -> None:
-        view[MXCSR] = 0x80
-
-    return _behind(SET_XCRS, lambda fd: spoil(fd, initial))
-
-
-@mutation("mig.order-matrix")
-def general_registers_unmask_nmis() -> Interposer:
-    def unmask(events: Any) -> None:
-        events.nmi.masked = 0
-
-    def change(fd: int) -> None:
-        _set_now(fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", unmask)
-
-    return _behind(SET_REGS, change)
-
-
-@mutation("mig.order-matrix")
-def msrs_clear_a_breakpoint_register() -> Interposer:
-    def clear(registers: Any) -> None:
-        registers.db[3] = 0
-
-    def change(fd: int) -> None:
-        _set_now(fd, lib.KVM_GET_DEBUGREGS, lib.KVM_SET_DEBUGREGS, "kvm_debugregs", clear)
-
-    return _behind(SET_MSRS, change)
-
-
-lies(
-    "mig.order-matrix",
-    events_reset_ia32_pat=lambda: _behind(SET_EVENTS, lambda fd: set_msr_now(fd, Msr.PAT, 0x0007040600070406)),
-)
-
-
-@mutation("mig.order-matrix")
-def the_run_state_resets_r15() -> Interposer:
-    def clear(registers: Any) -> None:
-        registers.r15 = 0
-
-    return _behind(SET_MP, lambda fd: _set_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", clear))
-
-
-@mutation("mig.order-matrix")
-def the_area_is_refused_before_xcr0() -> Interposer:
-    ready: set[int] = set()
-
-    def interposer(call: Call, proceed: Proceed) -> int:
-        if call.name == VCPUS:
-            result = proceed()
-            ready.discard(result)
-            return result
-        if call.name == SET_XCRS:
-            ready.add(call.fd)
-        return -errno.EINVAL if call.name == SET_XSAVE and call.fd not in ready else proceed()
-
-    return interposer
 
 
 lies(
@@ -176,10 +83,17 @@ def a_pending_exception_is_lost_in_restoring() -> Interposer:
     )
 
 
+lies(
+    "mig.idempotent",
+    an_exception_is_lost_whenever_it_is_written=lambda: before(SET_EVENTS, assign("exception.injected", 0)),
+    its_vector_is_lost_whenever_it_is_written=lambda: before(SET_EVENTS, assign("exception.nr", 0)),
+)
+
+
 @mutation("mig.idempotent")
 def a_restored_exception_is_another() -> Interposer:
     def change(call: Call) -> None:
-        _set_now(call.fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", _divide_error)
+        struct_now(call.fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", _divide_error)
 
     return once(SET_EVENTS, before(RUN, change), when=lambda c: bool(c.argument.exception.injected))
 
@@ -195,13 +109,12 @@ def the_last_copy_faults() -> Interposer:
 
     # 18 ticks, then the run to the end.
     return before(
-        RUN, lambda call: _set_now(call.fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", unmapped), nth(19)
+        RUN, lambda call: struct_now(call.fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", unmapped), nth(19)
     )
 
 
 lies(
     "mig.idempotent",
-    "mig.order-matrix",
     ia32_pat_cannot_be_restored=lambda: once(
         GET_MSRS, answer(SET_MSRS, 0, lambda call: Msr.PAT in dict(msr_values(call)))
     ),
@@ -229,7 +142,7 @@ def _back(fd: int) -> None:
     def change(registers: Any) -> None:
         registers.rip -= 1
 
-    _set_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", change)
+    struct_now(fd, lib.KVM_GET_REGS, lib.KVM_SET_REGS, "kvm_regs", change)
 
 
 @mutation("mig.io-completion")

@@ -81,7 +81,7 @@ def _handler(index: int, value: int) -> Interposer:
     return in_tile_guest("demand", lambda guest: guest.set("values", value, index))
 
 
-_DEMAND = ("xfd.nm-delivery", "xfd.err-survives-exit", "xfd.err-survives-preemption", "xfd.host-isolation")
+_DEMAND = ("xfd.nm-delivery", "xfd.err-survives-exit", "xfd.host-isolation")
 
 
 lies(*_DEMAND, the_handler_reads_no_error=lambda: _handler(0, 0))
@@ -113,7 +113,6 @@ lies(
 
 lies(
     "xfd.err-survives-exit",
-    "xfd.err-survives-preemption",
     "xfd.err-guest-write",
     an_exit_clears_the_error=lambda: after_run(lambda fd: set_msr_now(fd, Msr.XFD_ERR, 0)),
 )
@@ -131,9 +130,18 @@ lies(
 
 lies(
     "xfd.err-ts-untouched",
+    the_error_is_lost_in_a_task_switched_fault=lambda: _guest_reads(Msr.XFD_ERR, 0),
     the_task_switched_fault_is_ud=lambda: in_tile_guest("sse_once", lambda guest: guest.set("vector", UD)),
     the_task_switched_fault_clears_cr0_ts=lambda: in_tile_guest(
         "sse_once", lambda guest: guest.set("cr0", guest.get("cr0") & ~TS)
+    ),
+)
+
+
+lies(
+    "xfd.err-with-ts",
+    the_error_of_a_tile_with_cr0_ts_is_another=lambda: in_tile_guest(
+        "rdmsr", lambda guest: guest.set("values", guest.get("values") ^ ARMED)
     ),
 )
 
@@ -182,5 +190,3 @@ lies(
     ia32_xfd_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD, lambda value: 0)),
     the_error_does_not_come_over=lambda: before(SET, change_msr(Msr.XFD_ERR, lambda value: 0)),
 )
-
-lies("xfd.irq-kernel-fpu", a_tight_loop_costs_a_byte_of_a_tile=lambda: before_run(23, lose(5, 5, 5)))

@@ -264,3 +264,17 @@ lies(
         SET, before(RUN, lambda call: set_msr_now(call.fd, Msr.PL3_SSP, 0), nth(1))
     ),
 )
+
+
+def _software(call: Call) -> bool:
+    """Met by an area whose software bytes are no kernel's."""
+    return bits_of(call, 464) == 0x5A5A5A5A5A5A5A5A
+
+
+lies(
+    "xsave.set-software-bytes",
+    unknown_software_bytes_are_refused=lambda: refuse(SET, errno.EINVAL, _software),
+    unknown_software_bytes_are_kept=lambda: once(SET, xsave_lie(put(464, 0x5A)), when=_software),
+    the_reserved_bytes_before_them_are_kept=lambda: once(SET, xsave_lie(flip(416)), when=_software),
+    unknown_software_bytes_hide_a_component=lambda: before(SET, without_bits(2), _software),
+)

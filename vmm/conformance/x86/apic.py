@@ -10,12 +10,14 @@ from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["INIT_BY_MESSAGE", "LOCAL_APICS", "send_init", "with_local_apics"]
+__all__ = ["INIT_BY_MESSAGE", "LOCAL_APICS", "SPLIT", "make_runnable", "send_init", "signal_init", "with_local_apics"]
 
 LOCAL_APICS = capability("KVM_CAP_SPLIT_IRQCHIP")
 # For who sends INIT.
 INIT_BY_MESSAGE = (LOCAL_APICS, capability("KVM_CAP_SIGNAL_MSI"))
 _IOAPIC_PINS = 24
+# For a Guest: local APICs in the kernel, and nothing else of KVM_CREATE_IRQCHIP.
+SPLIT = {int(lib.KVM_CAP_SPLIT_IRQCHIP): (_IOAPIC_PINS,)}
 _DELIVER_INIT = 5 << 8 | 1 << 14  # delivery mode INIT, assert
 
 
@@ -29,13 +31,23 @@ def with_local_apics(vm: VirtualMachine) -> VirtualMachine:
     return vm
 
 
-def send_init(vm: VirtualMachine, vcpu: Vcpu) -> None:
-    """Send INIT to a vCPU other than the first, as a message-signalled interrupt, and have KVM_RUN take it."""
+def make_runnable(vcpu: Vcpu) -> None:
+    """Have a vCPU other than the first no longer wait for INIT, and be one that a message finds."""
     vcpu.mp_state = lib.KVM_MP_STATE_RUNNABLE
     # A vCPU is not yet in the map of APIC ids when its own APIC is reset; writing the APIC makes KVM look again.
     vcpu.ioctl(lib.KVM_SET_LAPIC, vcpu.get(lib.KVM_GET_LAPIC, "kvm_lapic_state"))
+
+
+def signal_init(vm: VirtualMachine, vcpu: Vcpu) -> None:
+    """Send INIT to a runnable vCPU other than the first, as a message-signalled interrupt. Nothing takes it yet."""
     address = 0xFEE00000 | vcpu.identifier << 12
     vm.ioctl(lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", {"address_lo": address, "data": _DELIVER_INIT}))
+
+
+def send_init(vm: VirtualMachine, vcpu: Vcpu) -> None:
+    """Send INIT to a vCPU other than the first, as a message-signalled interrupt, and have KVM_RUN take it."""
+    make_runnable(vcpu)
+    signal_init(vm, vcpu)
     exit = succeeds("KVM_RUN of a vCPU that waits for SIPI", vcpu.run, 0.05)
     equal("the exit of a vCPU that waits for SIPI", exit, Deadline())
     equal("mp_state after INIT", vcpu.mp_state, lib.KVM_MP_STATE_INIT_RECEIVED)

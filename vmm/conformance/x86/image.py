@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vmm.conformance.expect import equal, true
 from vmm.x86.guest import Guest
 from vmm.x86.xfeature import XFeature
+from vmm.x86.xsave import XsaveArea
 
 __all__ = ["Image"]
 
@@ -53,6 +54,17 @@ class Image:
         at = _VECTORS_AT + 64 * number
         return self.data[at : at + 64]
 
+    def with_legacy(self, area: XsaveArea) -> Image:
+        """Return the image with ST0-7, FCW and XMM0-15 of an XSAVE area; the rest stays."""
+        data = bytearray(self.data)
+        for number in range(8):
+            data[16 * number : 16 * number + 10] = area.data[32 + 16 * number : 42 + 16 * number]
+        data[_FCW_AT : _FCW_AT + 2] = area.fcw.to_bytes(2, "little")
+        for number in range(16):
+            at = _VECTORS_AT + 64 * number
+            data[at : at + 16] = area.data[160 + 16 * number : 176 + 16 * number]
+        return Image(bytes(data))
+
     def features(self, level: str) -> tuple[int, ...]:
         """Return the components that a level of the payload fills."""
         return _LEVELS[level]
@@ -71,6 +83,17 @@ class Image:
             return self.data[_MASKS_AT:_VECTORS_AT]
         registers, part = slices[XFeature(number)]
         return b"".join(self.vector(register)[part] for register in registers)
+
+    def check_area(self, what: str, area: XsaveArea, level: str) -> None:
+        """Raise a Violation if an XSAVE area does not hold what a level of the payload has loaded."""
+        for number in self.features(level):
+            component = XFeature(number).name
+            equal(f"{component} in XSTATE_BV {what}", area.xstate_bv >> number & 1, 1)
+            wanted = self.component(number)
+            equal(f"bytes of {component} {what}", area.component(number)[-len(wanted) :], wanted)
+        equal(f"MXCSR {what}", area.mxcsr, self.mxcsr)
+        equal(f"FCW {what}", area.fcw, self.fcw)
+        equal(f"FTW (all registers in use) {what}", area.data[4], 0xFF)
 
     def where(self, offset: int) -> str:
         """Name the byte at ``offset`` of the image."""

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from vmm._kvm import ffi
+from vmm.conformance.context import Context
+from vmm.conformance.expect import equal, judged
 from vmm.kvm.ioctl import Refused
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr, registers
 from vmm.x86.fields import describe_msr
+from vmm.x86.guest import Guest
 from vmm.x86.msr_names import Msr
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
@@ -21,12 +26,17 @@ __all__ = [
     "PIECES",
     "VOLATILE_MSRS",
     "State",
+    "assign",
     "capture",
     "compare",
+    "hold",
+    "peek",
+    "rdmsrs",
     "restore",
     "saved_msrs",
     "saved_xfd_msrs",
     "set_msrs",
+    "twin",
 ]
 
 # State that changes by itself, or is written by KVM at each run.
@@ -100,15 +110,75 @@ PIECES: dict[str, _Piece] = {
 State = dict[str, Any]
 
 
-def capture(vcpu: Vcpu, msrs: tuple[int, ...]) -> State:
-    """Return all pieces of a vCPU's state; a pending exit has to be completed before."""
-    return {name: piece.get(vcpu, msrs) for name, piece in PIECES.items()}
+def capture(vcpu: Vcpu, msrs: tuple[int, ...], pieces: Iterable[str] = tuple(PIECES)) -> State:
+    """Return pieces of a vCPU's state, by default all; a pending exit has to be completed before."""
+    return {name: PIECES[name].get(vcpu, msrs) for name in pieces}
 
 
-def restore(vcpu: Vcpu, state: State, order: Iterable[str] = tuple(PIECES)) -> None:
-    """Write the pieces in ``order``."""
-    for name in order:
+def restore(vcpu: Vcpu, state: State, order: Iterable[str] | None = None) -> None:
+    """Write the pieces in ``order``, by default that of PIECES."""
+    for name in order or state:
         PIECES[name].set(vcpu, state[name])
+
+
+def twin(context: Context, guest: Guest, saved: State, what: str) -> Guest:
+    """A new VM with the guest's memory and state, which its KVM has to take."""
+    copy = context.own(
+        Guest(context.kvm, guest.payload, cpuid=guest.cpuid, cr4=guest.cr4, capabilities=guest.capabilities)
+    )
+    copy.memory.write(0, guest.memory.read(0, guest.payload.end))
+    with judged(f"restoring {what}"):
+        restore(copy.vcpu, saved)
+    return copy
+
+
+def assign(structure: Any, values: Mapping[str, int]) -> None:
+    """Give fields of a structure of KVM's values; dots lead into its parts."""
+    for path, value in values.items():
+        *outer, last = path.split(".")
+        setattr(reduce(getattr, outer, structure), last, value)
+
+
+def hold(what: str, structure: Any, meant: Mapping[str, int]) -> None:
+    """Fields of a structure of KVM's have to have the values that they were given; dots lead into its parts."""
+    for path, value in meant.items():
+        equal(f"{path} {what}", int(reduce(getattr, path.split("."), structure)), value)
+
+
+_ROW = struct.Struct("<QQQ")
+
+
+def rdmsrs(context: Context, guest: Guest, indices: Iterable[int]) -> list[int]:
+    """What a guest with the state payload reads by RDMSR, which may not fault."""
+    found = _rows(context, guest, "rdmsrs", indices)
+    equal("MSRs whose RDMSR faults", [msr.name(index) for index, _, fault in found if fault], [])
+    return [value for _, value, _ in found]
+
+
+def peek(context: Context, guest: Guest, addresses: Iterable[int]) -> list[int]:
+    """What a guest with the state payload loads from these addresses, 32 bits each."""
+    return [value for _, value, _ in _rows(context, guest, "peek", addresses)]
+
+
+def _rows(context: Context, guest: Guest, entry: str, keys: Iterable[int]) -> list[tuple[int, int, int]]:
+    """Run an entry point over the rows of the payload; the copy's registers are not kept."""
+    data = b"".join(_ROW.pack(key, 0, 0) for key in keys)
+    rows = guest.payload.symbol("rows")
+    guest.memory.write(rows, data)
+    with judged(f"{entry} in the guest", "an end without a fault"):
+        _enter(guest, entry, len(data) // _ROW.size)
+        guest.finish(guest.resume(context.timeout), f"state.{entry}")
+    return [(a, b, c) for a, b, c in _ROW.iter_unpack(guest.memory.read(rows, len(data)))]
+
+
+def _enter(guest: Guest, entry: str, *parameters: int) -> None:
+    """Move a guest to another entry point, and leave all but RIP as it was restored."""
+    guest.complete()
+    for number, value in enumerate(parameters):
+        guest.mailbox.write("params", value, number)
+    regs = registers.get_regs(guest.vcpu)
+    regs.rip = guest.payload.symbol(entry)
+    registers.set_regs(guest.vcpu, regs)
 
 
 def compare(first: State, second: State) -> list[str]:

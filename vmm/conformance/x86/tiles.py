@@ -137,6 +137,8 @@ def _swapped_rows(ours: list[bytes], theirs: list[bytes]) -> list[str]:
 
 def explain(expected: bytes, observed: bytes) -> list[str]:
     """Say how two images (64 bytes of TILECFG, then tiles) differ: swapped tiles, swapped rows, or which bytes."""
+    if expected == observed:
+        return []
     lines = [
         f"TILECFG byte {index}: expected {expected[index]:#04x}, observed {observed[index]:#04x}"
         for index in range(_CONFIG)
@@ -161,12 +163,14 @@ def _different_bytes(ours: bytes, theirs: bytes) -> list[str]:
     return lines
 
 
-def tile_guest(context: Context, table: Cpuid | None = None, *, permit: bool = True) -> Guest:
-    """A guest with the amx payload that may use tiles; the first call in a clause requests the permission."""
+def tile_guest(
+    context: Context, table: Cpuid | None = None, *, permit: bool = True, payload: str = "amx", cr4: int = 0
+) -> Guest:
+    """A guest that may use tiles; the first call in a clause requests the permission. ``cr4`` is added to CR4."""
     if permit:
         permit_tiles(context)
     offered = cpuid.supported(context.kvm) if table is None else table
-    guest = context.own(Guest(context.kvm, "amx", cpuid=offered, cr4=CR4_OSXSAVE))
+    guest = context.own(Guest(context.kvm, payload, cpuid=offered, cr4=CR4_OSXSAVE | cr4))
     set_xcr0(guest.vcpu, offered.xcr0)
     return guest
 

@@ -14,6 +14,7 @@ from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.own import VL_MASK
 from vmm.arm64.vcpu import Feature
 from vmm.arm64.vls import MAX, QUADWORD, VectorLengths
+from vmm.kvm.device import DEVICE_TYPES, device_type_answers
 from vmm.kvm.ioctl import PR_SVE_GET_VL, PR_SVE_SET_VL, KvmError, prctl
 from vmm.kvm.system import Kvm
 from vmm.probe.arm64.first_exit import FIRST_EXIT, first_exit
@@ -28,8 +29,10 @@ CAPABILITIES = (
     "KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES", "KVM_CAP_ARM_WRITABLE_IMP_ID_REGS", "KVM_CAP_SYNC_REGS",
     "KVM_CAP_VCPU_EVENTS", "KVM_CAP_MP_STATE", "KVM_CAP_DEVICE_CTRL", "KVM_CAP_IMMEDIATE_EXIT",
     "KVM_CAP_USER_MEMORY2", "KVM_CAP_GUEST_MEMFD", "KVM_CAP_DIRTY_LOG_RING", "KVM_CAP_MAX_VCPUS",
+    "KVM_CAP_DIRTY_LOG_RING_ACQ_REL", "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", "KVM_CAP_READONLY_MEM",
     "KVM_CAP_BINARY_STATS_FD", "KVM_CAP_ARM_SYSTEM_SUSPEND", "KVM_CAP_COUNTER_OFFSET",
     "KVM_CAP_ARM_INJECT_EXT_DABT",
+    "KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP", "KVM_CAP_STEAL_TIME",
 )  # fmt: skip
 
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
@@ -65,7 +68,8 @@ class Facts:
 
     ``mode`` is how KVM uses EL2 (VHE, nVHE, hVHE, Protected nVHE, VHE+NV2, ..., or unknown), ``midr`` MIDR_EL1 of
     the first CPU and ``midrs`` all different ones, ``host_lengths`` what this process can set its own vector length
-    to, ``guest_lengths`` the set that a vCPU with SVE starts with. ``guest`` is empty where a guest gets from its
+    to, ``guest_lengths`` the set that a vCPU with SVE starts with. ``devices`` are the types that KVM_CREATE_DEVICE
+    has, of those with a name. ``guest`` is empty where a guest gets from its
     first instruction to its first exit, else how it ends instead.
     """
 
@@ -81,6 +85,7 @@ class Facts:
     capabilities: dict[str, int]
     midrs: tuple[int, ...] = ()
     guest: str = ""
+    devices: tuple[int, ...] = ()
 
     @property
     def errata(self) -> str:
@@ -116,6 +121,7 @@ class Facts:
             "mode": self.mode,
             "cpu": {"vendor": self.vendor, "model": self.model, "midr": self.midr, "midrs": list(self.midrs)},
             "guest": self.guest,
+            "devices": list(self.devices),
             "hwcap": self.hwcap,
             "hwcap2": self.hwcap2,
             "host_vector_lengths": None if self.host_lengths is None else sorted(self.host_lengths),
@@ -203,6 +209,11 @@ def _guest(kvm: Kvm) -> str:
     return "" if exit == FIRST_EXIT else f"its first instructions end in {exit}"
 
 
+def _devices(kvm: Kvm) -> tuple[int, ...]:
+    with kvm.create_vm() as vm:
+        return tuple(kind for kind in DEVICE_TYPES if device_type_answers(vm, kind))
+
+
 def _guest_lengths(kvm: Kvm) -> VectorLengths | None:
     try:
         with kvm.create_vm() as vm:
@@ -233,4 +244,5 @@ def measure(kvm: Kvm) -> Facts:
         capabilities=capabilities,
         midrs=tuple(dict.fromkeys(midrs)),
         guest=_guest(kvm),
+        devices=_devices(kvm),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vmm._kvm import ffi, lib
 from vmm.arm64.registers import VLS, Group, Register
@@ -113,22 +114,29 @@ _API = "Documentation/virt/kvm/api.rst, 4.82 KVM_ARM_VCPU_INIT and 4.119 KVM_ARM
 _FEATURES = "Documentation/virt/kvm/arm/vcpu-features.rst"
 _AFTER_INIT = Follows("INIT", "an uninitialised vCPU has no registers", _API)
 _AFTER_FINALIZE = Follows("FINALIZE", "SVE registers exist when the vector lengths are final", _API)
+
+
+def _always(follows: Follows) -> Follows:
+    """What every KVM enforces, whatever the state."""
+    return replace(follows, always=lambda parts: True)
+
+
 _AFTER_IDREGS = Follows("IDREGS", "the ID registers decide which other registers and bits exist", _FEATURES)
 
 PIECES: tuple[Piece, ...] = (
     _Init("INIT", _INIT.size),
-    _Vls(Follows("INIT", "INIT resets the vector lengths", "arch/arm64/kvm/reset.c, kvm_vcpu_enable_sve")),
-    _Finalize("FINALIZE", 4, _AFTER_INIT, Follows("VLS", "the vector lengths can no longer change", _API),
+    _Vls(_always(Follows("INIT", "INIT resets the vector lengths", "arch/arm64/kvm/reset.c, kvm_vcpu_enable_sve"))),
+    _Finalize("FINALIZE", 4, _AFTER_INIT, _always(Follows("VLS", "the vector lengths can no longer change", _API)),
               required=False),
-    Registers("IDREGS", {Group.SYSREG}, _AFTER_INIT, _AFTER_FINALIZE),
-    Registers("FIRMWARE", {Group.FIRMWARE, Group.BITMAP}, _AFTER_INIT, _AFTER_IDREGS),
+    Registers("IDREGS", {Group.SYSREG}, _always(_AFTER_INIT), _AFTER_FINALIZE),
+    Registers("FIRMWARE", {Group.FIRMWARE, Group.BITMAP}, _always(_AFTER_INIT), _AFTER_IDREGS),
     RegisterList(
         Follows("IDREGS", "which registers exist depends on them", "arch/arm64/kvm/sys_regs.c, walk_one_sys_reg"),
         _AFTER_FINALIZE,
     ),
-    Registers("CORE", {Group.CORE}, _AFTER_INIT, _AFTER_IDREGS),
-    Registers("VECTORS", {Group.CORE, Group.SVE}, _AFTER_INIT, _AFTER_FINALIZE, _AFTER_IDREGS),
-    Registers("SYSREGS", {Group.SYSREG}, _AFTER_INIT, _AFTER_FINALIZE, _AFTER_IDREGS),
+    Registers("CORE", {Group.CORE}, _always(_AFTER_INIT), _AFTER_IDREGS),
+    Registers("VECTORS", {Group.CORE, Group.SVE}, _AFTER_INIT, _always(_AFTER_FINALIZE), _AFTER_IDREGS),
+    Registers("SYSREGS", {Group.SYSREG}, _always(_AFTER_INIT), _AFTER_FINALIZE, _AFTER_IDREGS),
     Registers("COUNTERS", {Group.SYSREG}, _AFTER_INIT, required=False),
     Registers("CACHES", {Group.DEMUX}, _AFTER_INIT, _AFTER_IDREGS, required=False),
     Structure(
@@ -153,7 +161,12 @@ MACHINE: Mapping[str, Shape] = {"CAPS": Shape(required=False)}
 
 
 def capture_machine(vm: VirtualMachine) -> Mapping[str, Part]:
-    """Return the parts that belong to the VM: none, its ID registers come with the vCPU."""
+    """Return the parts that belong to the VM: none, its ID registers come with the vCPU.
+
+    StateRefused for a VM with memory tags, which are part of no state.
+    """
+    if lib.KVM_CAP_ARM_MTE in vm.capabilities:
+        raise StateRefused("the guest's memory has tags (KVM_CAP_ARM_MTE is enabled): memory tags cannot be saved")
     return {}
 
 

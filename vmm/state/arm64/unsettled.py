@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from vmm.arm64.registers import FFR, FPCR, FPSR, Group, Register
+from vmm.arm64.registers import FFR, FPCR, FPSR, PC, SP, SYSTEM, Group, Register, core, x
 from vmm.arm64.vcpu import Feature, features, get_vls
 from vmm.arm64.vector import FPCR_BITS, FPSR_BITS
 from vmm.guest.base import BaseGuest
@@ -18,11 +18,19 @@ from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.arm64.registers import group_of
+from vmm.state.meant import Meant, joined
 
-__all__ = ["ARGUMENTS", "before", "unsettle"]
+__all__ = ["ARGUMENTS", "before", "mark", "unsettle"]
 
 # For Guest: its defaults have all it may have.
 ARGUMENTS: Mapping[str, Any] = {}
+# What is the guest's own to the bit, and what of it the chain payload does not use.
+_KEPT = frozenset(
+    {*map(x, range(31)), SP, PC, core("SP_EL1"), core("ELR_EL1")}
+    | {SYSTEM[f"TPIDR_{level}"] for level in ("EL0", "EL1")}
+    | {SYSTEM[name] for name in ("TPIDRRO_EL0", "FAR_EL1", "TTBR0_EL1", "TTBR1_EL1", "MAIR_EL1", "VBAR_EL1")}
+)
+_MARKS = {SYSTEM["FAR_EL1"]: 0xFFFF_8765_4321_0123, SYSTEM["CONTEXTIDR_EL1"]: 0x1234_5678}
 # Z, P and FFR in struct bytes, of which the vector length decides how many count.
 _Z_BYTES = 256
 
@@ -31,18 +39,37 @@ def before(kvm: Kvm) -> None:
     """Nothing: arm64 has no permissions to request."""
 
 
-def unsettle(guest: BaseGuest, seed: int) -> None:
-    """Change every register that can be changed but the counters; the vCPU must not run afterwards."""
+def unsettle(guest: BaseGuest, seed: int) -> Meant:
+    """Change every register that can be changed but the counters; the vCPU must not run afterwards.
+
+    Returns what was meant of those that keep whatever they are given.
+    """
     vcpu = guest.vcpu
     source = random.Random(seed)
     size = get_vls(vcpu).size if Feature.SVE in features(vcpu) else 16
+    meant: dict[str, dict[int, bytes]] = {}
     for identifier in vcpu.reg_list():
         register = Register(identifier)
         group = group_of(identifier)
         if group == "VECTORS":
-            vcpu.set_one_reg(identifier, _vector(register, size, source))
-        elif group in ("CORE", "SYSREGS", "IDREGS", "FIRMWARE"):
-            _change(vcpu, register, source)
+            value = _vector(register, size, source)
+        elif register in _KEPT:
+            value = source.randbytes(register.size)
+        else:
+            if group in ("CORE", "SYSREGS", "IDREGS", "FIRMWARE"):
+                _change(vcpu, register, source)
+            continue
+        vcpu.set_one_reg(identifier, value)
+        meant.setdefault(group, {})[identifier] = value
+    return joined(meant)
+
+
+def mark(vcpu: Vcpu) -> Meant:
+    """Give values to what no guest of the chain payload uses: they have to be there whenever its state is read."""
+    values = {int(register): value.to_bytes(8, "little") for register, value in _MARKS.items()}
+    for identifier, value in values.items():
+        vcpu.set_one_reg(identifier, value)
+    return joined({"SYSREGS": values})
 
 
 def _vector(register: Register, size: int, source: random.Random) -> bytes:

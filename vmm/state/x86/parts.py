@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vmm._kvm import ffi, lib
 from vmm.kvm.bits import bits
@@ -16,7 +17,7 @@ from vmm.state.shape import Shape
 from vmm.state.value import Part, VcpuState
 from vmm.state.x86.area import CpuidTable, Xsave, table, without_disabled
 from vmm.state.x86.msrs import XFD, ListedRegs, Msrs, allowed_plain_msrs, saved_msrs
-from vmm.state.x86.structures import Fields, Lapic, Sregs, Xcrs
+from vmm.state.x86.structures import Fields, Lapic, Sregs, Xcrs, in_smm
 from vmm.x86 import permission, xfeature
 from vmm.x86.msr_names import Msr
 
@@ -76,13 +77,24 @@ class _TscKhz(Piece):
 _CPUID = "the guest's CPUID decides which bits CR4, EFER, XCR0 and the MSRs may have, and how large its XSAVE area is"
 _AFTER_CPUID = Follows("CPUID", _CPUID, "arch/x86/kvm/cpuid.c, kvm_set_cpuid, kvm_vcpu_after_set_cpuid")
 
+
+def _beyond_x87(parts: Mapping[str, Part]) -> bool:
+    """XCR0, the first entry of struct kvm_xcrs, has a component that CPUID has to offer."""
+    return int.from_bytes(raw("XCRS", parts["XCRS"])[16:24], "little") > 1
+
+
+def _pending(parts: Mapping[str, Part]) -> bool:
+    """An exception is pending, which is not yet injected: exception.pending of struct kvm_vcpu_events."""
+    return bool(raw("EVENTS", parts["EVENTS"])[3])
+
+
 _SREGS = Sregs("SREGS", "kvm_sregs2", 320, _AFTER_CPUID, calls="SREGS2")
 
 PIECES: tuple[Piece, ...] = (
     CpuidTable(),
     _TscKhz(),
     _SREGS,
-    Xcrs("XCRS", "kvm_xcrs", 392, _AFTER_CPUID),
+    Xcrs("XCRS", "kvm_xcrs", 392, replace(_AFTER_CPUID, always=_beyond_x87)),
     Msrs("XFD", lambda vcpu: XFD, lambda: frozenset(XFD), _AFTER_CPUID, required=False),
     Xsave(
         _AFTER_CPUID,
@@ -113,7 +125,7 @@ PIECES: tuple[Piece, ...] = (
     Fields("MP_STATE", "kvm_mp_state", 4),
     Fields(
         "EVENTS", "kvm_vcpu_events", 64,
-        Follows("REGS", "KVM_SET_REGS discards a pending exception", "arch/x86/kvm/x86.c, __set_regs"),
+        Follows("REGS", "KVM_SET_REGS discards a pending exception", "arch/x86/kvm/x86.c, __set_regs", _pending),
         calls="VCPU_EVENTS",
     ),
 )  # fmt: skip
@@ -153,11 +165,16 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
 
 
 def check_complete(parts: Mapping[str, Part]) -> None:
-    """Raise StateRefused if a part is missing, or the guest uses what is not captured (nested virtualization)."""
+    """Raise StateRefused if a part is missing, or the guest uses what is not captured: nested virtualization, SMM."""
     if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
     if _SREGS.nested(parts["SREGS"]):
         raise StateRefused("the guest has CR4.VMXE or EFER.SVME set: nested state cannot be saved")
+    if in_smm(parts["EVENTS"]):
+        raise StateRefused(
+            "the vCPU is in system management mode or has an SMI pending: the memory it sees there (KVM's address "
+            "space 1) cannot be saved"
+        )
 
 
 def permit(vcpu: VcpuState) -> None:

@@ -16,13 +16,15 @@ from vmm.state.x86.area import table
 from vmm.x86 import xfeature
 from vmm.x86.fields import Cr4, Xcr0
 
-__all__ = ["Fields", "Lapic", "Sregs", "Xcrs"]
+__all__ = ["Fields", "Lapic", "Sregs", "Xcrs", "in_smm"]
 
 _U64 = 8
 _MAX_XCRS = 16
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _CR4, _EFER = 248, 264  # their offsets in struct kvm_sregs2
 _VMXE, _SVME = 1 << 13, 1 << 12
+_FLAGS, _SMM, _SMI_PENDING = 20, 24, 25  # in struct kvm_vcpu_events
+_VALID_SMM = 1 << 3  # KVM_VCPUEVENT_VALID_SMM
 
 
 class Fields(Structure):
@@ -90,6 +92,13 @@ class Xcrs(Structure):
                 raise StreamError(
                     where, f"XCR0 is {xfeature.describe(value)}, and CPUID offers {xfeature.describe(offered)} only"
                 )
+
+
+def in_smm(events: Part) -> bool:
+    """Tell by EVENTS whether the vCPU is in system management mode, or enters it when it runs next."""
+    data = raw("EVENTS", events)
+    valid = int.from_bytes(data[_FLAGS : _FLAGS + 4], "little") & _VALID_SMM
+    return bool(valid and (data[_SMM] or data[_SMI_PENDING]))
 
 
 class Lapic(Fields):

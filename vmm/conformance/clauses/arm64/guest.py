@@ -35,11 +35,10 @@ from vmm.conformance.arm64.instructions import mrs, msr
 from vmm.conformance.arm64.psci import CONTEXT, RUNNABLE, STOPPED, secondary, switch_on
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Violation, equal, no_difference, refused, succeeds, true
-from vmm.conformance.needs import Need, capability
+from vmm.conformance.needs import CPUS, capability
 from vmm.conformance.registry import clause
 from vmm.kvm.exits import Budget, Exit, MmioWrite, Unsupported
 from vmm.probe.arm64.first_exit import FIRST_EXIT, first_exit
-from vmm.probe.host import Host
 
 _NO_GRANULE = 0xF  # ID_AA64MMFR0_EL1.TGran4
 _UNDEFINED, _SVE_TRAP = 0x00, 0x19
@@ -53,14 +52,6 @@ _SVE_INSTRUCTIONS = {
 }  # fmt: skip
 _MOVI_V0 = 0x4F00E6A0  # MOVI V0.16B, #5
 _ROUNDS = 60
-
-
-def _several_cpus(host: Host) -> tuple[bool, str]:
-    count = len(os.sched_getaffinity(0))
-    return count > 1, f"this process may use {count} CPU{'s' * (count > 1)}"
-
-
-_CPUS = Need("two CPUs", _several_cpus)
 
 
 def _state(context: Context, size: int, number: int = 0) -> VectorState:
@@ -326,7 +317,7 @@ def other_thread(context: Context) -> None:
     _finish(context, guest, "the guest's registers", state)
 
 
-@clause("guest.cross-cpu", arch="arm64", needs=(SVE, _CPUS, GUEST_RUNS))
+@clause("guest.cross-cpu", arch="arm64", needs=(SVE, CPUS, GUEST_RUNS))
 def cross_cpu(context: Context) -> None:
     """A vCPU whose thread goes from CPU to CPU keeps its registers.
 

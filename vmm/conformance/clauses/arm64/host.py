@@ -23,9 +23,9 @@ from vmm.conformance.arm64.common import (
     sve_guest,
     warnings,
 )
-from vmm.conformance.arm64.neighbour import KERNEL_NEON, Neighbour, in_child
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, true
+from vmm.conformance.neighbour import KERNEL_VECTORS, Neighbour, encrypting, in_child
 from vmm.conformance.registry import clause
 from vmm.kvm.exits import Deadline, Exit, MmioWrite
 
@@ -137,7 +137,7 @@ def length_unchanged(context: Context) -> None:
                 guest.close()
 
 
-@clause("host.sve-after-run-kernel-neon", arch="arm64", needs=(*_NEEDS, KERNEL_NEON), timeout=60)
+@clause("host.sve-after-run-kernel-neon", arch="arm64", needs=(*_NEEDS, KERNEL_VECTORS), timeout=60)
 def after_run_kernel_neon(context: Context) -> None:
     """A VMM that uses SVE after KVM_RUN keeps its registers while the kernel uses AdvSIMD on the same CPU.
 
@@ -145,7 +145,7 @@ def after_run_kernel_neon(context: Context) -> None:
     """
     cpu = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
-    with Neighbour(cpu) as neighbour:
+    with Neighbour(cpu, encrypting) as neighbour:
         neighbour.wait(context.timeout)
         for size, sizes, mine, its in _combinations(context):
             done = neighbour.operations
@@ -172,7 +172,7 @@ def _beside_kernel_neon(context: Context, own: int) -> None:
         guest.close()
 
 
-@clause("host.no-sigkill-kernel-neon", arch="arm64", needs=(*_NEEDS, KERNEL_NEON), timeout=60)
+@clause("host.no-sigkill-kernel-neon", arch="arm64", needs=(*_NEEDS, KERNEL_VECTORS), timeout=60)
 def no_sigkill(context: Context) -> None:
     """A VMM whose guest has made its vectors short lives on while the kernel uses AdvSIMD on its CPU.
 
@@ -185,7 +185,7 @@ def no_sigkill(context: Context) -> None:
     cpu = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
     no_warnings = warnings(context)
-    with Neighbour(cpu) as neighbour:
+    with Neighbour(cpu, encrypting) as neighbour:
         neighbour.wait(context.timeout)
         every = sorted(_own_lengths(context))
         for own in every if context.options.exhaustive else sorted({every[0], every[-1]}):

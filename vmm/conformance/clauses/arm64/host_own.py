@@ -13,10 +13,10 @@ from vmm.arm64.own import When, register_set, run_with_vectors, run_with_za, vec
 from vmm.arm64.vector import VectorState, differences
 from vmm.arm64.vls import VectorLengths
 from vmm.conformance.arm64.common import GUEST_RUNS, OWN_SVE, SVE, lengths, set_image, sve_guest
-from vmm.conformance.arm64.neighbour import in_child
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, true
 from vmm.conformance.needs import Need
+from vmm.conformance.neighbour import in_child
 from vmm.conformance.registry import clause
 from vmm.kvm.exits import Exit, MmioWrite
 from vmm.probe.arm64.facts import HWCAP2_SME

@@ -6,11 +6,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import threading
-import time
 
-from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, judged, no_difference, succeeds, true
 from vmm.conformance.registry import clause
@@ -18,9 +15,9 @@ from vmm.conformance.x86 import state
 from vmm.conformance.x86.common import AVX512, HOST_XFD, TILE_GUESTS, judged_call, vector_guest, vector_level
 from vmm.conformance.x86.image import Image
 from vmm.conformance.x86.tiles import TileImage, TileShapes, expect_fault, explain, loaded, tile_guest, verify
+from vmm.conformance.x86.traced import traced_area
 from vmm.guest.base import GuestError
 from vmm.kvm.exits import Budget, Exit
-from vmm.kvm.ioctl import errno_name
 from vmm.x86 import cpuid, xfeature
 from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import DIFFERENT, Guest
@@ -29,7 +26,6 @@ from vmm.x86.xsave import XsaveArea, get_xsave, host_layout, set_xsave
 
 _TILES = TILE_GUESTS
 _EXITS = 10_000
-_AREA = 16384
 _XTILE = xfeature.XTILE
 _ODD = TileShapes(((16, 64), (1, 64), (16, 4), (7, 60), (3, 8), (0, 0), (16, 36), (5, 64)))
 
@@ -208,30 +204,6 @@ def _raise(outcome: Exit | Exception) -> None:
         raise outcome
 
 
-@clause("amx.signal-interrupt", arch="x86", needs=_TILES, timeout=30)
-def interrupted_by_signals(context: Context) -> None:
-    """Signals with handlers that interrupt KVM_RUN lose no tile, and the guest permission does not grow their frames.
-
-    Source: arch/x86/kernel/fpu/xstate.c, __xstate_request_perm (only the host permission checks signal stacks).
-    """
-    guest = tile_guest(context)
-    image = TileImage.random(16)
-    image.load(guest)
-    guest.call("load", timeout=context.timeout)
-    handled: list[int] = []
-    signal.signal(signal.SIGALRM, lambda number, frame: handled.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
-    try:
-        limit = time.monotonic() + context.timeout
-        while len(handled) < 20 and time.monotonic() < limit:
-            judged_call(context, guest, "ticks", 200)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    if len(handled) < 20:
-        context.skip(f"needs 20 signals while the guest runs: {len(handled)} were handled in {context.timeout:g} s")
-    verify(context, guest, image)
-
-
 @clause("amx.two-vcpus-isolated", arch="x86", needs=_TILES, timeout=30)
 def two_vcpus(context: Context) -> None:
     """Two guests taking turns on one CPU keep their own tiles, and one without AMX in its CPUID never gets at any.
@@ -271,25 +243,6 @@ def usable_without_permission(context: Context) -> None:
     expect_fault(context, tiles, ("tilezero_once", "ldtilecfg_once"), "#UD", "no permission", privilege=3)
 
 
-def _traced_area(context: Context) -> bytes:
-    """What PTRACE_GETREGSET shows of this process, asked by a child of it."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        buffer = ffi.new("uint8_t[]", _AREA)
-        length = lib.vmm_ptrace_xstate(os.getppid(), buffer, _AREA)
-        os.write(writer, length.to_bytes(8, "little", signed=True) + bytes(ffi.buffer(buffer, max(length, 0))))
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        answer = stream.read()
-    os.waitpid(pid, 0)
-    length = int.from_bytes(answer[:8], "little", signed=True)
-    if length < 0:
-        context.skip(f"needs a process that may trace its parent: PTRACE_SEIZE gives {errno_name(-length)}")
-    return answer[8:]
-
-
 @clause("amx.ptrace-blind", arch="x86", needs=_TILES)
 def hidden_from_ptrace(context: Context) -> None:
     """PTRACE_GETREGSET of the vCPU's thread shows the host's own state in the host's own size, never guest tiles.
@@ -297,7 +250,7 @@ def hidden_from_ptrace(context: Context) -> None:
     Source: arch/x86/kernel/fpu/regset.c, xstateregs_get (the task's fpstate, not the guest's).
     """
     _, image = loaded(context, 20)
-    seen = XsaveArea(_traced_area(context))
+    seen = traced_area(context)
     own = host_layout().size()
     true("bytes of the regset", 576 <= len(seen.data) <= own, len(seen.data), f"at most {own}")
     equal("tile data in the host's XSTATE_BV", seen.xstate_bv >> XFeature.XTILEDATA & 1, 0)

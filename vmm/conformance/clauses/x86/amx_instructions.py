@@ -56,6 +56,10 @@ def _define_products() -> None:
         "tdpbusd": ("unsigned bytes by signed bytes", "AMX-INT8"),
         "tdpbuud": ("unsigned bytes by unsigned bytes", "AMX-INT8"),
         "tdpbf16ps": ("BF16 pairs into single precision", "AMX-BF16"),
+        "tdpfp16ps": ("FP16 pairs into single precision", "AMX-FP16"),
+        "tcmmrlfp16ps": ("the real part of complex FP16 numbers", "AMX-COMPLEX"),
+        "tcmmimfp16ps": ("the imaginary part of complex FP16 numbers", "AMX-COMPLEX"),
+        "tmmultf32ps": ("TF32 numbers into single precision", "AMX-TF32"),
     }
     for name, (what, feature) in texts.items():
 
@@ -64,7 +68,8 @@ def _define_products() -> None:
 
         check.__doc__ = (
             f"{name.upper()} in the guest ({what}) gives bit by bit the result of a reference in Python.\n\n"
-            f"Source: Intel SDM volume 2, {name.upper()}; volume 1, 18.3 ({feature})."
+            f"Source: Intel SDM volume 2, {name.upper()}; volume 1, 18.3; Architecture Instruction Set Extensions "
+            f"Programming Reference ({feature})."
         )
         clause(f"amx.tmul-{name}", arch="x86", needs=(*TILE_GUESTS, offers(feature.replace("-", "_"))))(check)
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
-import math
 import random
 from collections.abc import Callable
 
@@ -34,77 +32,10 @@ from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import cpuid, msr, xfeature
-from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.guest import EXCEPTION, Guest
 from vmm.x86.msr_names import Msr
-from vmm.x86.registers import get_debugregs, get_regs, set_debugregs, set_regs, set_xcr0
+from vmm.x86.registers import get_regs, set_xcr0
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
-
-_SAMPLE = 100
-_BATCH = 100  # vCPUs in one VM: a VM costs more than a vCPU
-
-
-def _busy_vcpu(context: Context) -> Vcpu:
-    """A vCPU in long mode whose every piece of state differs from that of a fresh one."""
-    guest = context.own(Guest(context.kvm, "hello", cpuid=context.host.facts.cpuid, cr4=CR4_OSXSAVE))
-    vcpu = guest.vcpu
-    guest.prepare("_start", privilege=3)
-    set_xcr0(vcpu, plain_features(context))
-    set_xsave(vcpu, pattern(plain_features(context), 21))
-    msr.set_msr(vcpu, Msr.PAT, 0x0006040600070406)
-    msr.set_msr(vcpu, Msr.KERNEL_GS_BASE, 0x123456789000)
-    regs = get_regs(vcpu)
-    regs.rax, regs.r15 = 0x1122334455667788, 0x99AABBCCDDEEFF00
-    set_regs(vcpu, regs)
-    debug = get_debugregs(vcpu)
-    debug.db[0], debug.db[3] = 0x1000, 0x3000
-    set_debugregs(vcpu, debug)
-    events = vcpu.get_events()
-    events.nmi.masked = 1
-    vcpu.set_events(events)
-    return vcpu
-
-
-def _orders(context: Context) -> list[tuple[str, ...]]:
-    names = tuple(state.PIECES)
-    if context.options.exhaustive:
-        return list(itertools.permutations(names))
-    source = random.Random(context.options.seed)
-    chosen = {names, tuple(reversed(names))}
-    while len(chosen) < _SAMPLE:
-        chosen.add(tuple(source.sample(names, len(names))))
-    return sorted(chosen)
-
-
-def _restored(context: Context, saved: state.State, orders: list[tuple[str, ...]], msrs: tuple[int, ...]) -> None:
-    """Restore in each order into a vCPU of its own and compare."""
-    with context.kvm.create_vm() as vm:
-        for identifier, order in enumerate(orders):
-            with vm.create_vcpu(identifier) as vcpu:
-                cpuid.set_cpuid(vcpu, context.host.facts.cpuid)
-                name = " ".join(order)
-                with judged(f"order {name}", "accepted"):
-                    state.restore(vcpu, saved, order)
-                no_difference(f"order {name}", state.compare(saved, state.capture(vcpu, msrs)))
-
-
-@clause("mig.order-matrix", arch="x86", needs=(GUEST_XSAVE, XSAVE2), timeout=60)
-def order_matrix(context: Context) -> None:
-    """After KVM_SET_CPUID2 the pieces of a vCPU's state can be restored in any order with the same result.
-
-    The kernel's documentation of the order says "TBD". 100 of the 40320 orders are tried, in which any three pieces
-    come in each of their orders; all with --exhaustive.
-
-    Source: Documentation/virt/kvm/api.rst, "Ordering of KVM_GET_*/KVM_SET_* ioctls".
-    """
-    msrs = state.saved_msrs(context.kvm)
-    busy = _busy_vcpu(context)
-    state.capture(busy, msrs)  # reading CET MSRs puts the state through the CPU once, which fills MXCSR_MASK
-    saved = state.capture(busy, msrs)
-    orders = _orders(context)
-    for start in range(0, len(orders), _BATCH):
-        _restored(context, saved, orders[start : start + _BATCH], msrs)
-    context.note(f"{len(orders)} of {math.factorial(len(state.PIECES))} orders tried")
 
 
 @clause("mig.cpuid-first", arch="x86", needs=(GUEST_XSAVE,))
@@ -127,15 +58,6 @@ def cpuid_first(context: Context) -> None:
     succeeds(f"XCR0 {value:#x} after CPUID", set_xcr0, vcpu, value)
 
 
-def _copy(context: Context, guest: Guest, saved: state.State, what: str) -> Guest:
-    """A new VM with the guest's memory and state, which its KVM has to take."""
-    twin = context.own(Guest(context.kvm, guest.payload, cpuid=guest.cpuid, cr4=guest.cr4))
-    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
-    with judged(f"restoring {what}"):
-        state.restore(twin.vcpu, saved)
-    return twin
-
-
 @clause("mig.idempotent", arch="x86", needs=(GUEST_XSAVE, XSAVE2), timeout=30)
 def idempotent(context: Context) -> None:
     """Saving, restoring into a new VM and saving again gives the same state, at 20 points of a running guest.
@@ -156,7 +78,7 @@ def idempotent(context: Context) -> None:
         equal(f"the exit at point {point}", guest.resume(context.timeout, ticks=1), Budget(1))
         guest.vcpu.complete()
         saved = state.capture(guest.vcpu, msrs)
-        twin = _copy(context, guest, saved, f"point {point}")
+        twin = state.twin(context, guest, saved, f"point {point}")
         no_difference(f"point {point}", state.compare(saved, state.capture(twin.vcpu, msrs)))
         guest.close()
         guest = twin
@@ -173,7 +95,7 @@ def _idempotent_halted(context: Context, msrs: tuple[int, ...]) -> None:
     guest.prepare("halt")
     equal("the exit of a guest that halts", guest.resume(context.timeout), Hlt())
     saved = state.capture(guest.vcpu, msrs)
-    twin = _copy(context, guest, saved, "a halted vCPU")
+    twin = state.twin(context, guest, saved, "a halted vCPU")
     no_difference("halted", state.compare(saved, state.capture(twin.vcpu, msrs)))
     guest.close()
     twin.close()
@@ -186,7 +108,8 @@ def _idempotent_exception(context: Context, msrs: tuple[int, ...]) -> None:
     events.exception.injected, events.exception.nr = 1, 6
     guest.vcpu.set_events(events)
     saved = state.capture(guest.vcpu, msrs)
-    twin = _copy(context, guest, saved, "a pending #UD")
+    state.hold("of a vCPU with a pending #UD", guest.vcpu.get_events(), {"exception.injected": 1, "exception.nr": 6})
+    twin = state.twin(context, guest, saved, "a pending #UD")
     no_difference("pending #UD", state.compare(saved, state.capture(twin.vcpu, msrs)))
     exit = twin.resume(context.timeout)
     taken = twin.event(exit) == EXCEPTION
@@ -231,7 +154,7 @@ def fewer_xfeatures(context: Context) -> None:
     guest.call(f"fill_{level}", privilege=3, timeout=context.timeout)
     area = get_xsave(guest.vcpu)
     subset("XSTATE_BV of the saved state", area.xstate_bv, less)
-    twin = _copy(context, guest, state.capture(guest.vcpu, ()), "the state")
+    twin = state.twin(context, guest, state.capture(guest.vcpu, ()), "the state")
     with judged("the guest's run with the state", "an end without a fault"):
         twin.call(f"verify_{level}", privilege=3, timeout=context.timeout)
     image.check(twin)

@@ -152,15 +152,7 @@ def live_after_run(context: Context) -> None:
     image = Image.random(random.Random(6))
     guest.memory.write(guest.payload.symbol("expected"), image.data)
     guest.call(f"fill_{level}", privilege=3, timeout=context.timeout)
-    area = get_xsave(guest.vcpu)
-    for number in image.features(level):
-        name = xfeature.name(number)
-        equal(f"{name} in XSTATE_BV", area.xstate_bv >> number & 1, 1)
-        wanted = image.component(number)
-        equal(f"bytes of {name}", area.component(number)[-len(wanted) :], wanted)
-    equal("MXCSR", area.mxcsr, image.mxcsr)
-    equal("FCW", area.fcw, image.fcw)
-    equal("FTW (all registers in use)", area.data[4], 0xFF)
+    image.check_area("after the exit", get_xsave(guest.vcpu), level)
 
 
 @clause("xsave.init-optimisation", arch="x86", needs=_GUEST)

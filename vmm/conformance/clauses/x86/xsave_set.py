@@ -106,6 +106,27 @@ def header_checks(context: Context) -> None:
     succeeds("the same area with a clean header", set_xsave, vcpu, pattern(3, 12))
 
 
+@clause("xsave.set-software-bytes", arch="x86", needs=AREA)
+def software_bytes(context: Context) -> None:
+    """What KVM_SET_XSAVE is given in the bytes 416 to 511 is ignored: they are read as before, filled by the kernel.
+
+    A stream of another host has that host's features there.
+
+    Source: arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate (not looked at), __copy_xstate_to_uabi_buf
+    (xstate_fx_sw_bytes).
+    """
+    vcpu = configured(context)
+    area = pattern(plain_features(context), 13)
+    set_xsave(vcpu, area)
+    before = get_xsave(vcpu)
+    for garbage in (0x00, 0xFF, 0x5A):
+        area.data[416:512] = bytes([garbage]) * 96
+        succeeds(f"bytes 416 to 511 of {garbage:#x}", set_xsave, vcpu, area)
+        after = get_xsave(vcpu)
+        equal(f"bytes 416 to 511 after {garbage:#x}", bytes(after.data[416:512]), bytes(before.data[416:512]))
+        no_difference(f"the state after {garbage:#x}", before.same_state(after))
+
+
 @clause("xsave.set-mxcsr", arch="x86", needs=AREA)
 def mxcsr_checked(context: Context) -> None:
     """A reserved MXCSR bit is refused with EINVAL if x87, SSE or AVX state comes along, and ignored if not.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Company for a VMM: a process on its CPU that has the kernel use AdvSIMD, and a child whose death is a finding."""
+"""Company for a VMM: a process on its CPU that is never done, and a child whose death is a finding."""
 
 from __future__ import annotations
 
@@ -13,24 +13,32 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from vmm._kvm import lib
+from vmm.arch import ARCHITECTURE
 from vmm.conformance.expect import TimedOut, Violation, looks
 from vmm.conformance.needs import Need
 from vmm.guest.base import GuestError
 from vmm.kvm.exits import Deadline
 from vmm.probe.host import Host
 
-__all__ = ["KERNEL_NEON", "Neighbour", "in_child"]
+__all__ = ["CIPHERS", "KERNEL_VECTORS", "Neighbour", "Step", "encrypting", "in_child"]
 
-# Drivers of the kernel's crypto API that use the vector registers. arch/arm64/crypto/aes-glue.c, sha2-ce-glue.c.
-_CIPHERS = ("ctr-aes-ce", "ctr-aes-neon", "ctr-aes-neonbs", "cts-cbc-aes-ce", "cts-cbc-aes-neon")
-_KEY, _IV, _DATA = bytes(16), bytes(16), bytes(32 << 10)
+# What a neighbour does again and again.
+Step = Callable[[], object]
+
+# Drivers of the kernel's crypto API that use the vector registers, oldest names first: arch/arm64/crypto/aes-glue.c;
+# arch/x86/crypto/aesni-intel_glue.c.
+CIPHERS = {
+    "arm64": ("ctr-aes-ce", "ctr-aes-neon", "ctr-aes-neonbs", "cts-cbc-aes-ce", "cts-cbc-aes-neon"),
+    "x86": ("ctr-aes-aesni", "cbc-aes-aesni", "ctr-aes-aesni-avx", "ctr-aes-vaes-avx2", "ctr-aes-vaes-avx512"),
+}.get(ARCHITECTURE, ())
+_KEY, _IV, _DATA = bytes(16), bytes(16), bytes(8 << 10)
 
 
 def _cipher() -> socket.socket | None:
     """Return an AF_ALG socket of the first of the ciphers that this kernel has."""
     if not hasattr(socket, "AF_ALG"):  # a Python built without
         return None
-    for name in _CIPHERS:
+    for name in CIPHERS:
         try:
             made = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
         except OSError:
@@ -43,63 +51,80 @@ def _cipher() -> socket.socket | None:
     return None
 
 
-def _kernel_neon(host: Host) -> tuple[bool, str]:
+def _kernel_vectors(host: Host) -> tuple[bool, str]:
     found = _cipher()
     if found is None:
-        return False, f"none of {', '.join(_CIPHERS)} can be bound to a socket of AF_ALG"
+        return False, f"none of {', '.join(CIPHERS)} can be bound to a socket of AF_ALG"
     with found:
         return True, "there is one"
 
 
-KERNEL_NEON = Need("a cipher of the kernel that uses AdvSIMD", _kernel_neon)
+KERNEL_VECTORS = Need("a cipher of the kernel that uses the vector registers", _kernel_vectors)
+
+
+def encrypting() -> Step:
+    """Return a step that has the kernel encrypt, with the CPU's vector registers, on the CPU that takes it."""
+    cipher: Any = _cipher()
+    cipher.setsockopt(socket.SOL_ALG, socket.ALG_SET_KEY, _KEY)
+    operation, _ = cipher.accept()
+
+    def step() -> None:
+        operation.sendmsg_afalg([_DATA], op=socket.ALG_OP_ENCRYPT, iv=_IV)
+        operation.recv(len(_DATA))
+
+    return step
 
 
 class Neighbour:
-    """A process that encrypts through the kernel without end, on one CPU; ``operations`` says how often."""
+    """A process that takes the step of ``begin()`` without end, on one CPU; ``operations`` says how often.
 
-    def __init__(self, cpu: int) -> None:
-        self._shared = mmap.mmap(-1, 8)
+    ``begin`` is called in the process. Where a step returns something true it is the last one: ``failure`` is it.
+    """
+
+    def __init__(self, cpu: int, begin: Callable[[], Step]) -> None:
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
         parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
             try:
                 if lib.vmm_die_with_parent(parent) == 0:
-                    self._work(cpu)
+                    self._work(cpu, begin)
             finally:
                 os._exit(1)
 
-    def _work(self, cpu: int) -> None:
+    def _work(self, cpu: int, begin: Callable[[], Step]) -> None:
         os.sched_setaffinity(0, {cpu})
-        cipher: Any = _cipher()
-        cipher.setsockopt(socket.SOL_ALG, socket.ALG_SET_KEY, _KEY)
-        operation, _ = cipher.accept()
-        while True:
-            operation.sendmsg_afalg([_DATA], op=socket.ALG_OP_ENCRYPT, iv=_IV)
-            operation.recv(len(_DATA))
-            self._shared[:] = (self.operations + 1).to_bytes(8, "little")
+        step = begin()
+        while not (failure := step()):
+            self._shared[:8] = (self.operations + 1).to_bytes(8, "little")
+        text = str(failure).encode()[: mmap.PAGESIZE - 8]
+        self._shared[8 : 8 + len(text)] = text
 
     @property
     def operations(self) -> int:
-        """How often the kernel has encrypted since the process began."""
-        return int.from_bytes(self._shared[:], "little")
+        """How many steps it has taken."""
+        return int.from_bytes(self._shared[:8], "little")
+
+    @property
+    def failure(self) -> str:
+        """What its last step returned; empty as long as it goes on."""
+        return self._shared[8:].rstrip(b"\0").decode(errors="replace")
 
     def wait(self, seconds: float) -> None:
-        """Wait until the kernel has encrypted again; RuntimeError if it does not in so many ``seconds``."""
+        """Wait until it has taken another step; RuntimeError if it does not in so many ``seconds``."""
         done, until = self.operations, time.monotonic() + seconds
         while not self.has_worked_since(done):
             if time.monotonic() > until:
-                raise RuntimeError(
-                    f"the kernel has not encrypted anything for {seconds:g} seconds: does it run at all?"
-                )
+                raise RuntimeError(f"the neighbour has done nothing for {seconds:g} seconds: does it run at all?")
             time.sleep(0.001)
 
     def has_worked_since(self, done: int) -> bool:
-        """Whether ``operations`` is past ``done``; RuntimeError if that can no longer come about."""
+        """Whether ``operations`` is past ``done``, or a step has failed; RuntimeError if the process has died."""
         if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
             self._pid = 0
-        if not self._pid:
-            raise RuntimeError("the neighbour that had the kernel use AdvSIMD has died")
-        return self.operations > done
+        if not self._pid and not self.failure:
+            raise RuntimeError("the neighbour on the vCPU's CPU has died")
+        return self.operations > done or bool(self.failure)
 
     def close(self) -> None:
         """End the process."""

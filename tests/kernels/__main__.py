@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faulty kernels: ``python -m tests.kernels --help``."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from labs.cache import Cache
+from labs.config import DEFAULT_KERNEL
+from labs.errors import LabError
+
+from tests.kernels.build import build_modules, find_source, patched, read_sources
+from tests.kernels.run import Outcome, run
+from tests.kernels.table import FOLDER, MACHINES, Fault, choose, load
+from vmm.conformance.registry import all_clauses
+
+_SHOWN = 4
+_DESCRIPTION = """\
+Build KVM for the kernel of an emulated machine with the faults of the table in it, turn one after the other on there,
+and see whether the clauses that should notice do.
+
+  list    the faults, and which clauses are to notice each
+  place   whether each fault has its place in the kernel's source
+  build   build the modules and print their folder, for `scripts/lab NAME --modules DIR --append kvm.fault=N`
+  run     all of it; exit status 1 if a fault is not noticed
+"""
+
+
+def _ids(fault: Fault, override: Sequence[str]) -> list[str]:
+    """Return the clauses that are to notice a fault."""
+    ids = [clause.id for clause in all_clauses("x86") if not clause.info]
+    globs = override or fault.clauses
+    return [name for name in ids if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+
+
+def _list(faults: Sequence[Fault]) -> int:
+    for fault in faults:
+        print(f"{fault.number:3} {fault.name} ({', '.join(fault.machines)})\n    {fault.does}")
+        print(f"    {', '.join(fault.clauses)}: {len(_ids(fault, ()))} clauses")
+    return 0
+
+
+def _place(kernel: str, faults: Sequence[Fault]) -> int:
+    source = find_source(Cache(), kernel)
+    _, unplaced = patched(read_sources(source.folder, faults), faults)
+    for name, reason in unplaced.items():
+        print(f"{name}: {reason}")
+    print(f"{len(faults) - len(unplaced)} of {len(faults)} faults have a place in {source.kernel.release}")
+    return int(bool(unplaced))
+
+
+def _build(kernel: str, table: Sequence[Fault]) -> int:
+    modules, unplaced = build_modules(find_source(Cache(), kernel), table)
+    for name, reason in unplaced.items():
+        print(f"{name}: left out: {reason}", file=sys.stderr)
+    print(modules)
+    return 0
+
+
+def _run(options: argparse.Namespace, table: Sequence[Fault], faults: Sequence[Fault]) -> int:
+    # All are built, whichever are to run: one build serves every run.
+    modules, unplaced = build_modules(find_source(Cache(), options.kernel), table)
+    counts: Counter[str] = Counter()
+    with open(options.output or os.devnull, "w") as report:
+        for outcome in _outcomes(options, faults, modules, unplaced):
+            counts[outcome.outcome] += 1
+            print(json.dumps(outcome.to_json()), file=report, flush=True)
+            print(json.dumps(outcome.to_json()) if options.json else _text(outcome), flush=True)
+        totals = {"record": "totals", "total": counts.total(), **counts}
+        print(json.dumps(totals), file=report)
+    print(json.dumps(totals) if options.json else f"{counts.total()} faults: {_sum(counts)}")
+    return int(counts["unnoticed"] + counts["disturbed"] > 0)
+
+
+def _outcomes(
+    options: argparse.Namespace, faults: Sequence[Fault], modules: Path, unplaced: Mapping[str, str]
+) -> Iterator[Outcome]:
+    """Yield the outcome of each fault in each machine."""
+    clauses = {fault.number: _ids(fault, options.clauses) for fault in faults}
+    for machine in [options.machine] if options.machine else MACHINES:
+        there = [fault for fault in faults if machine in fault.machines]
+        for fault in there:
+            if fault.name in unplaced:
+                yield Outcome(fault, machine, "cannot run", reason=unplaced[fault.name])
+        placed = [fault for fault in there if fault.name not in unplaced]
+        yield from run(machine, options.kernel, modules, placed, clauses)
+
+
+def _text(outcome: Outcome) -> str:
+    """Return an outcome for people: the first few clauses that noticed, or what was to notice."""
+    by = [f"{name} ({verdict})" if verdict != "FAIL" else name for name, verdict in outcome.by.items()]
+    more = f" and {len(by) - _SHOWN} more" if len(by) > _SHOWN else ""
+    detail = ", ".join(by[:_SHOWN]) + more or outcome.reason
+    line = f"{outcome.outcome:11} {outcome.machine} {outcome.fault.name}{': ' * bool(detail)}{detail}"
+    if outcome.outcome not in ("unnoticed", "disturbed"):
+        return line
+    return f"{line}\n            {outcome.fault.does}; to be noticed by {', '.join(outcome.fault.clauses)}"
+
+
+def _sum(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "none"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernels",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("list", "place", "build", "run"))
+    parser.add_argument("faults", nargs="*", metavar="GLOB", help="names of faults (default all)")
+    parser.add_argument("--machine", choices=MACHINES, help="only in this machine (default: where each can be seen)")
+    parser.add_argument(
+        "--kernel", default=DEFAULT_KERNEL, help=f"as scripts/lab takes it (default {DEFAULT_KERNEL})"
+    )
+    parser.add_argument(
+        "--table", type=Path, default=FOLDER, metavar="DIR", help="faults of one's own instead of the project's"
+    )
+    parser.add_argument(
+        "--clauses", action="append", default=[], metavar="GLOB", help="these clauses instead of the table's"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON lines to a file too")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        table = load(options.table)
+    except (OSError, ValueError) as error:
+        parser.error(f"--table {options.table}: {error}")
+    faults = choose(table, options.faults)
+    if not faults:
+        parser.error(f"no fault has the name {' '.join(options.faults)}")
+    try:
+        if options.what == "list":
+            return _list(faults)
+        if options.what == "place":
+            return _place(options.kernel, faults)
+        if options.what == "build":
+            return _build(options.kernel, table)
+        return _run(options, table, faults)
+    except LabError as error:
+        print(f"tests.kernels: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds KVM's modules for the kernel of a machine, with all faults in them.
+
+What Debian built the kernel with is fetched and extracted: headers, build tools, its compiler. The build runs in a
+mount namespace with that as its root, so that nothing depends on the host's tools; it needs `unshare` and the right
+to make such a namespace. Everything is kept in the cache of the emulated machines, by what it is made from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from labs.cache import Cache, hash_files
+from labs.errors import LabError, require_tool, run_tool
+from labs.hostroot import extract_closure
+from labs.kernels import Kernel, fetch_kernel
+from labs.packages import Archive
+from labs.releases import parse_kernel
+
+from tests.kernels.patch import Misplaced, apply
+from tests.kernels.table import Fault
+
+__all__ = ["TREES", "Source", "build_modules", "find_source", "patched", "read_sources"]
+
+#: What is built, and what it includes from its own folders.
+TREES = ("arch/x86/kvm", "virt/kvm", "virt/lib")
+_HERE = Path(__file__).parent
+_OURS = (_HERE / "faults.c", _HERE / "faults.h")
+_MODULES = ("kvm", "kvm-intel", "kvm-amd")
+_ARCH = "amd64"
+#: What make runs, besides what the headers depend on.
+_TOOLS = ("base-files", "bash", "binutils", "coreutils", "dash", "findutils", "grep", "make", "mawk", "sed")
+_JOBS = 2
+_KEPT = 4
+#: Debian's names of the tools that nothing configured, and what a build expects to be there.
+_SCRIPT = """\
+set -e
+mount --rbind /dev "$ROOT/dev"
+mount --rbind /proc "$ROOT/proc"
+mount --bind "$SOURCES" "$ROOT/usr/src"
+mount -t tmpfs tmpfs "$ROOT/tmp"
+mkdir "$ROOT/tmp/bin"
+ln -s /usr/bin/mawk "$ROOT/tmp/bin/awk"
+exec chroot "$ROOT" /usr/bin/env -i PATH=/tmp/bin:/usr/bin:/usr/sbin HOME=/tmp LC_ALL=C "$@"
+"""
+
+
+class Source:
+    """KVM's sources of a kernel, and what they are built with."""
+
+    def __init__(self, cache: Cache, kernel: Kernel, archive: Archive) -> None:
+        self.cache = cache
+        self.kernel = kernel
+        self._archive = archive
+        headers = archive.candidate(f"linux-headers-{kernel.release}")
+        series = ".".join(kernel.release.split(".")[:2])
+        self.package = archive.candidate(f"linux-source-{series}")
+        if self.package.version != headers.version:
+            raise LabError(
+                f"Debian {archive.suite} has the sources of {self.package.version} and the kernel of "
+                f"{headers.version}; take them for the machine when both are there, or name an older --kernel."
+            )
+        self.headers = headers.name
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the trees, unpacked if need be."""
+
+        def make(folder: Path) -> None:
+            with self.cache.scratch("source-") as unpacked:
+                self._archive.extract([self.package], unpacked)
+                (packed,) = unpacked.glob("usr/src/linux-source-*.tar.xz")
+                _unpack(packed, folder)
+            self.cache.manifest(folder, self._archive.describe([self.package]))
+
+        return self.cache.build("kvm-source", [self.package.deb, TREES], make, f"unpacking {self.package.name}")
+
+    def root(self) -> Path:
+        """Return the extracted packages that the kernel is built with."""
+        depends = self._archive.fields(self.headers).get("Depends", "")
+        compilers = re.findall(r"\bgcc-\d+", depends)
+        if not compilers:
+            raise LabError(f"{self.headers} names no compiler among what it depends on: {depends}.")
+        return extract_closure(self.cache, self._archive.suite, _ARCH, [self.headers, compilers[0], *_TOOLS])
+
+
+def read_sources(folder: Path, faults: Iterable[Fault]) -> dict[str, str]:
+    """Return the texts of the files that faults are in, where there are any, by their paths below the source."""
+    files = sorted({edit.file for fault in faults for edit in fault.edits})
+    return {file: (folder / file).read_text() for file in files if (folder / file).is_file()}
+
+
+def find_source(cache: Cache, kernel: str) -> Source:
+    """Return the sources of the kernel that a machine runs; ``kernel`` as `releases.parse_kernel` takes it."""
+    found = fetch_kernel(cache, kernel, _ARCH)
+    return Source(cache, found, Archive(cache, parse_kernel(kernel).suite, _ARCH))
+
+
+def _unpack(packed: Path, folder: Path) -> None:
+    """Unpack the trees of the kernel's source without the rest, which is a hundred times as much."""
+    with tarfile.open(packed) as tar:
+        top = ""
+        for member in tar:
+            top = top or member.name.split("/")[0]
+            inside = member.name.removeprefix(f"{top}/")
+            if member.isfile() and inside.startswith(tuple(f"{tree}/" for tree in TREES)):
+                content = tar.extractfile(member)
+                assert content is not None  # true for regular files
+                target = folder / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
+
+
+def patched(sources: Mapping[str, str], faults: Sequence[Fault]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return sources with the faults in them, and the faults that have no place there with the reason, by name."""
+    texts = dict(sources)
+    unplaced: dict[str, str] = {}
+    placed: list[Fault] = []
+    for fault in faults:
+        try:
+            for edit in fault.edits:
+                if edit.file not in sources:
+                    raise Misplaced(f"no file {edit.file}")
+                apply(sources[edit.file], [(fault.number, edit)])
+        except Misplaced as error:
+            unplaced[fault.name] = str(error)
+        else:
+            placed.append(fault)
+    for file in {edit.file for fault in placed for edit in fault.edits}:
+        edits = [(fault.number, edit) for fault in placed for edit in fault.edits if edit.file == file]
+        texts[file] = apply(sources[file], edits)
+    return texts, unplaced
+
+
+def build_modules(source: Source, faults: Sequence[Fault]) -> tuple[Path, dict[str, str]]:
+    """Return the folder with KVM's modules, and the faults that have no place in this kernel with the reason."""
+    texts, unplaced = patched(read_sources(source.folder, faults), faults)
+    root = source.root()
+    require_tool("unshare", "util-linux")
+
+    def make(folder: Path) -> None:
+        with source.cache.scratch("kvm-") as scratch:
+            _compile(source, root, texts, scratch, folder)
+
+    inputs = [root.name, source.package.deb, sorted(texts.items()), hash_files(_OURS, _HERE)]
+    built = source.cache.build("kvm-modules", inputs, make, f"building KVM of {source.kernel.release}")
+    source.cache.prune("kvm-modules", keep=_KEPT)
+    return built, unplaced
+
+
+def _compile(source: Source, root: Path, texts: Mapping[str, str], scratch: Path, folder: Path) -> None:
+    """Build the modules in a copy of the headers that has KVM's folders too, as the kernel's own tree has them."""
+    sources = scratch / "src"
+    shutil.copytree(root / "usr/src", sources, symlinks=True)
+    (common,) = sources.glob("linux-headers-*-common")
+    shutil.copytree(source.folder, common, dirs_exist_ok=True)
+    for file, text in texts.items():
+        (common / file).write_text(text)
+    kvm = common / "arch/x86/kvm"
+    for ours in _OURS:
+        shutil.copy(ours, kvm)
+    with open(kvm / "Makefile", "a") as makefile:
+        makefile.write("\nkvm-y += faults.o\n")
+    inside = f"/usr/src/{common.name}/arch/x86/kvm"
+    _make(root, sources, scratch, source.headers, inside)
+    for name in _MODULES:
+        run_tool(["strip", "-g", "-o", folder / f"{name}.ko", kvm / f"{name}.ko"], f"Stripping {name}.ko")
+
+
+def _make(root: Path, sources: Path, scratch: Path, headers: str, inside: str) -> None:
+    command = [
+        *("nice", "unshare", *(() if os.geteuid() == 0 else ("--map-root-user",)), "--mount"),
+        *("sh", "-c", _SCRIPT, "build", "make", "-C", f"/usr/src/{headers}", f"M={inside}", f"-j{_JOBS}"),
+        *("KCFLAGS=-include " + f"{inside}/faults.h", "modules"),
+    ]
+    run_tool(
+        command,
+        "Building KVM's modules",
+        env={"ROOT": str(root), "SOURCES": str(sources)},
+        log=scratch / "log",
+    )

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Included before every source of KVM's: what the edits of the table use. */
+#ifndef VMM_FAULTS_H
+#define VMM_FAULTS_H
+
+#define FAULT(number) (__builtin_expect(vmm_fault == (number), 0))
+
+extern int vmm_fault;
+extern unsigned long long vmm_kept[8];
+
+#endif
