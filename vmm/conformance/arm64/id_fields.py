@@ -20,6 +20,9 @@ _LEAST = {
     ("ID_DFR0_EL1", "PerfMon"): 3,
 }  # fmt: skip
 
+# Towards what is not safe.
+_STEPS = {Rule.LOWER: 1, Rule.HIGHER: -1}
+
 
 def id_masks(vm: VirtualMachine) -> dict[str, int]:
     """KVM_ARM_GET_REG_WRITABLE_MASKS: the writable bits of each of REGISTERS."""
@@ -27,13 +30,11 @@ def id_masks(vm: VirtualMachine) -> dict[str, int]:
     return {name: masks[mask_index(register.encoding)] for name, register in REGISTERS.items()}
 
 
-def _order(field: Field) -> list[int]:
-    """All values of a field, each safe on hosts that have a later one."""
-    every = list(range(1 << field.width))
-    if field.rule is Rule.LOWER:
-        half = len(every) // 2 if field.signed else 0
-        return every[half:] + every[:half]
-    return every[::-1] if field.rule is Rule.HIGHER else []
+def _beside(field: Field, value: int, step: int) -> int | None:
+    """Return the value that lies so many steps from another one, as the field's numbers are ordered."""
+    top, shift = (1 << field.width) - 1, 1 << field.width - 1 if field.signed else 0
+    place = (value + shift & top) + step
+    return place - shift & top if 0 <= place <= top else None
 
 
 def _next(name: str, field: Field, value: int) -> tuple[int | None, int | None]:
@@ -41,12 +42,11 @@ def _next(name: str, field: Field, value: int) -> tuple[int | None, int | None]:
     if field.rule is Rule.EXACT:
         other = field.safe if value != field.safe else None
         return other, next((new for new in range(1 << field.width) if new not in (value, field.safe)), None)
-    order = _order(field)
-    if not order:
+    if field.rule not in _STEPS:
         return None, None
-    at = order.index(value)
-    lower = order[at - 1] if at and value != _LEAST.get((name, field.name)) else None
-    return lower, order[at + 1] if at + 1 < len(order) else None
+    step = _STEPS[field.rule]
+    lower = None if value == _LEAST.get((name, field.name)) else _beside(field, value, -step)
+    return lower, _beside(field, value, step)
 
 
 def _with(field: Field, value: int, new: int | None) -> int | None:

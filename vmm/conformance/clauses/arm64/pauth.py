@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vmm.arm64.guest import Guest
 from vmm.arm64.registers import SYSTEM, Register, sysreg
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.conformance.arm64.common import GUEST_RUNS, PAUTH, call, finish, plain_guest
+from vmm.conformance.arm64.common import GUEST_RUNS, PAUTH, again, call, finish, plain_guest
 from vmm.conformance.arm64.instructions import mrs, msr
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, succeeds, true
@@ -59,9 +59,9 @@ def _signed(processor: Processor) -> dict[str, int]:
     return dict(zip(_INSTRUCTIONS, processor.mailbox.values, strict=False))
 
 
-def _sign(context: Context, guest: Guest, what: str) -> dict[str, int]:
+def _sign(context: Context, guest: Guest, what: str, run: Callable[..., int] = call) -> dict[str, int]:
     """Have the guest sign; what it authenticates has to be the pointer again."""
-    call(context, guest, what, "sign", _POINTER, _MODIFIER)
+    run(context, guest, what, "sign", _POINTER, _MODIFIER)
     _authentic(guest.processors[0], what)
     return _signed(guest.processors[0])
 
@@ -110,7 +110,7 @@ def each_key(context: Context) -> None:
     for name, halves in _KEYS.items():
         for half in halves:
             succeeds(f"writing {half}", write, guest.vcpu, half, keys[half] ^ 0x5A5A_A5A5_5A5A_A5A5)
-            signed = _sign(context, guest, f"a guest with another {half}")
+            signed = _sign(context, guest, f"a guest with another {half}", again)
             changed = [one for one, value in signed.items() if value != start[one]]
             equal(f"what signs otherwise with another {half}", changed, [name])
             write(guest.vcpu, half, keys[half])
@@ -123,8 +123,9 @@ def moved(context: Context) -> None:
     Source: arch/arm64/kvm/sys_regs.c, PTRAUTH_KEY; arch/arm64/kvm/hyp/include/hyp/sysreg-sr.h; api.rst, 4.68.
     """
     source, keys = _guest(context), _random_keys(context)
+    call(context, source, "the first run", "ticks", 1)
     for register, value in keys.items():
-        call(context, source, f"MSR {register}", "execute", msr(*register.encoding), value)
+        again(context, source, f"MSR {register}", "execute", msr(*register.encoding), value)
         equal(f"faults of MSR {register}", source.mailbox.values[15], 0)
     signed = _sign(context, source, "a guest with its own keys")
     destination = _guest(context)
@@ -133,7 +134,7 @@ def moved(context: Context) -> None:
         write(destination.vcpu, register, read(source.vcpu, register))
     equal("the signatures in the other VM", _sign(context, destination, "the moved guest"), signed)
     for register, value in keys.items():
-        call(context, destination, f"MRS {register}", "execute", mrs(*register.encoding))
+        again(context, destination, f"MRS {register}", "execute", mrs(*register.encoding), 0)
         equal(f"{register} in the moved guest", destination.mailbox.values[0], value)
 
 
@@ -177,10 +178,11 @@ def absent(context: Context) -> None:
     for name, mask in _ALGORITHMS.items():
         equal(f"the algorithms in {name}", read(guest.vcpu, SYSTEM[name]) & mask, 0)
     keys = {f"MRS {half}": mrs(*half.encoding) for halves in _KEYS.values() for half in halves}
+    guest.prepare("ticks", 1)
+    write(guest.vcpu, SYSTEM["SCTLR_EL1"], read(guest.vcpu, SYSTEM["SCTLR_EL1"]) | _ENABLED)
+    finish(context, guest, "a guest that enables all keys")
     for name, instruction in {**_WITHOUT, **keys}.items():
-        guest.prepare("execute", instruction, _POINTER)
-        write(guest.vcpu, SYSTEM["SCTLR_EL1"], read(guest.vcpu, SYSTEM["SCTLR_EL1"]) | _ENABLED)
-        finish(context, guest, f"a guest's {name}")
+        again(context, guest, f"a guest's {name}", "execute", instruction, _POINTER)
         equal(f"faults of {name}", guest.mailbox.values[15], 1)
         equal(f"the exception class of {name}", guest.fault().exception_class, _UNDEFINED)
         equal(f"X0 after {name}", guest.mailbox.values[0], _POINTER)
