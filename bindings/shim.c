@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -237,6 +238,11 @@ long vmm_die_with_parent(int parent)
     if (prctl(PR_SET_PDEATHSIG, parent ? SIGKILL : 0))
         return -errno;
     return !parent || getppid() == parent ? 0 : -ESRCH;
+}
+
+long vmm_trace_me(void)
+{
+    return ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0 ? -errno : 0;
 }
 
 size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison)

@@ -56,6 +56,9 @@ int vmm_kick_signal(void);
 /* Have the kernel kill this process when its parent dies, -ESRCH if it is dead already; with 0, no more. */
 long vmm_die_with_parent(int parent);
 
+/* Have the parent trace this process; -errno where that is not allowed. */
+long vmm_trace_me(void);
+
 /* 1 + the index of the last byte that is not `poison`; 0 if all are. */
 size_t vmm_written_length(const uint8_t *buffer, size_t size, uint8_t poison);
 
@@ -261,8 +264,6 @@ long vmm_host_rdvl(void);
 long vmm_host_rdsvl(void);
 /* Bytes of ZT0, 0 without SME2. */
 long vmm_host_zt0(void);
-/* Have the parent trace this process; -errno where that is not allowed. */
-long vmm_trace_me(void);
 /* Trace a child that asked for it to its end, and give it these registers (NT_ARM_SVE) at each BRK: its wait status. */
 long vmm_trace(int process, const uint8_t *registers, size_t size);
 /* CNTFRQ_EL0 in Hz, which a guest reads too. */

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Included by shim_arm64.c: ZA around a KVM_RUN, and registers that a tracer writes around one. */
-#include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -103,11 +102,6 @@ static long run_traced(int fd, const uint8_t *image, uint8_t *observed, long bef
                      : "r"(x1), "r"(x2), "r"(x8), "r"(x15)
                      : CLOBBERS);
     return x0;
-}
-
-long vmm_trace_me(void)
-{
-    return ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0 ? -errno : 0;
 }
 
 /* At a BRK the process gets the registers of SVE, and goes on behind it. */

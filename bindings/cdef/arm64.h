@@ -118,7 +118,6 @@ struct vmm_host_vectors {
 long vmm_host_rdvl(void);
 long vmm_host_rdsvl(void);
 long vmm_host_zt0(void);
-long vmm_trace_me(void);
 long vmm_trace(int process, const uint8_t *registers, size_t size);
 uint64_t vmm_host_cntfrq(void);
 uint64_t vmm_get_fpmr(void);

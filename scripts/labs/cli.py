@@ -45,6 +45,7 @@ booted once with the same kernel, options and package.
   scripts/lab amx                                      the conformance run with AMX, half of it in each of two
   scripts/lab svm --kernel 6.1 -- vmm check 'cpuid.*'  some clauses on an older kernel
   scripts/lab sve --cpu vq=1,2,4 --mode nvhe           another set of vector lengths, KVM without VHE
+  scripts/lab amx --modules DIR -- vmm check 'xfd.*'   with a kvm.ko of one's own, built for the machine's kernel
   scripts/lab sve --shell                              a shell in the machine
   scripts/lab sve --pair -- vmm receive 0.0.0.0:5555 -- vmm send a:5555 PAYLOAD
                                                        two machines, "a" (10.9.0.1) and "b" (10.9.0.2)

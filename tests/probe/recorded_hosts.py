@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.data.probes import ARM64, X86, document
 from vmm.arm64.vls import VectorLengths
+from vmm.probe.arm64.facts import CAPABILITIES as ARM_CAPABILITIES
 from vmm.probe.arm64.facts import Facts as ArmFacts
 from vmm.probe.host import Host
 from vmm.probe.x86.facts import CAPABILITIES, Facts
@@ -70,7 +71,9 @@ def _arm64(found: dict[str, Any]) -> ArmFacts:
         hwcap2=found["hwcap2"],
         host_lengths=host,
         guest_lengths=guest,
-        capabilities=found["capabilities"],
+        # A capability that a later release asks for is 0 in an earlier one's record.
+        capabilities={**dict.fromkeys(ARM_CAPABILITIES, 0), **found["capabilities"]},
+        devices=tuple(found.get("devices", ())),
     )
 
 

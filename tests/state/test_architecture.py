@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from vmm.arch import ARCHITECTURE
 from vmm.state.architecture import ARCHITECTURES, here, of
+from vmm.state.errors import StateRefused
 from vmm.state.piece import Structure
 
 
@@ -24,6 +27,15 @@ def test_a_structure_has_its_size_in_the_kernels_header() -> None:
     assert found
     for piece in found:
         assert piece.shape.smallest == piece.shape.largest == ffi.sizeof(f"struct {piece.struct}"), piece.name
+
+
+def test_memory_tags_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vmm.state.arm64 import parts
+
+    monkeypatch.setattr(parts, "lib", SimpleNamespace(KVM_CAP_ARM_MTE=199))
+    assert parts.capture_machine(SimpleNamespace(capabilities={})) == {}  # type: ignore[arg-type]
+    with pytest.raises(StateRefused, match=r"KVM_CAP_ARM_MTE is enabled\): memory tags cannot be saved"):
+        parts.capture_machine(SimpleNamespace(capabilities={199: ()}))  # type: ignore[arg-type]
 
 
 def test_the_capabilities_of_a_state_are_those_of_the_kernels_header() -> None:

@@ -125,6 +125,7 @@ def _x86_states(state: VmState) -> Iterator[tuple[str, str, VmState]]:
     assert not isinstance(msrs, bytes)
     yield "an MSR that no state has", "MSRS", _with(state, "MSRS", {**msrs, 0x79: bytes(8)})
     yield "CR4 has a reserved bit", "SREGS", _or_bits(state, "SREGS", _CR4_AT, 1 << 63)
+    yield "the vCPU is in SMM", "system management mode", _or_bits(state, "EVENTS", _SMI_AT, 1, 1)
     area = _bytes(state, "XSAVE")
     if int.from_bytes(area[512:520], "little") >> 18 & 1 and "XFD" in state.vcpus[0].parts:
         xfd = state.vcpus[0].parts["XFD"]
@@ -135,6 +136,8 @@ def _x86_states(state: VmState) -> Iterator[tuple[str, str, VmState]]:
 
 # struct kvm_sregs2: eight segments of 24 bytes, two tables of 16, CR0, CR2, CR3.
 _CR4_AT = 8 * 24 + 2 * 16 + 3 * 8
+# struct kvm_vcpu_events: smi.smm.
+_SMI_AT = 24
 
 
 def _arm64_states(state: VmState) -> Iterator[tuple[str, str, VmState]]:

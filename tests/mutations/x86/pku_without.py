@@ -11,11 +11,10 @@ from tests.mutations.registry import lies
 from tests.mutations.x86.buffers import XMM3, bits_of, flip, flip_now, place, put, with_bits, xsave_lie
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.x86.boot import CR4_PKE
 from vmm.x86.xfeature import XFeature
 
 PKRU = int(XFeature.PKRU)
-SET, SET_XCRS, SET_SREGS = "KVM_SET_XSAVE", "KVM_SET_XCRS", "KVM_SET_SREGS"
+SET, SET_XCRS = "KVM_SET_XSAVE", "KVM_SET_XCRS"
 _bit = with_bits(1 << PKRU)
 
 
@@ -37,10 +36,6 @@ def _has_pkru(call: Call) -> bool:
     return bool(bits_of(call) >> PKRU & 1)
 
 
-def _sets_pke(call: Call) -> bool:
-    return bool(call.argument.cr4 & CR4_PKE)
-
-
 def _ends_well(call: Call) -> None:
     """The guest's way out says that its entry point came to its end."""
     run = call.argument.run
@@ -59,8 +54,6 @@ lies(
     "pku.absent-from-guest",
     xcr0_takes_pkru_without_pku=lambda: accept(SET_XCRS),
     xcr0_has_another_refusal=lambda: drift(SET_XCRS, errno.EPERM),
-    cr4_pke_needs_no_pku=lambda: accept(SET_SREGS, _sets_pke),
-    cr4_pke_has_another_refusal=lambda: drift(SET_SREGS, errno.EPERM, _sets_pke),
     rdpkru_is_gp=lambda: _in_guest(lambda guest: guest.set("vector", 13)),
     rdpkru_works=lambda: after(RUN, _ends_well),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from tests.mutations.lies import RUN, Change, after, answer, assign, before, nth, once, refuse, toggle
+from tests.mutations.lies import RUN, Change, after, answer, assign, before, nth, once, refuse, succeed_with, toggle
 from tests.mutations.registry import lies
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Interposer
@@ -71,7 +71,9 @@ lies(
     the_vcpu_is_restored_into_smm_all_the_same=lambda: once(SMI, before(SET, assign("smi.smm", 1))),
     smm_is_shown_all_the_same=lambda: _after_smi(GET, assign("smi.smm", 1)),
     the_events_cannot_be_restored=lambda: once(SMI, refuse(SET, errno.EINVAL)),
-    rsm_outside_of_smm_leaves_in_another_way=lambda: after(RUN, assign("run.exit_reason", lib.KVM_EXIT_HLT), nth(2)),
+    rsm_outside_of_smm_leaves_in_another_way=lambda: succeed_with(RUN, lambda call, result: lib.VMM_RUN_EXIT, nth(2)),
+    rsm_outside_of_smm_kills_the_vm=lambda: refuse(RUN, errno.EIO, nth(2)),
+    rsm_outside_of_smm_is_skipped=lambda: _after_smi(REGS, assign("rip", 0x8004)),
 )
 
 lies(

@@ -26,6 +26,7 @@ __all__ = [
     "AVX",
     "AVX512",
     "GUEST_AMX",
+    "GUEST_PKRU",
     "GUEST_XSAVE",
     "HOST_XFD",
     "HOST_XSAVE",
@@ -119,6 +120,7 @@ GUEST_AMX = _bits("a KVM that supports AMX guests", "guest_supported", xfeature.
 GUEST_XSAVE = _guest_xcr0("XSAVE for guests", xfeature.mask(XFeature.FP, XFeature.SSE))
 AVX = _guest_xcr0("AVX for guests", xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM))
 AVX512 = _guest_xcr0("AVX-512 for guests", xfeature.AVX512)
+GUEST_PKRU = _guest_xcr0("PKRU for guests", xfeature.mask(XFeature.PKRU))
 # Something that can be left out of a guest's XCR0: AVX at least.
 MASKABLE = AVX
 # KVM_GET_XSAVE2, with which every area here is read. Kernels from before it had KVM's own code for areas.

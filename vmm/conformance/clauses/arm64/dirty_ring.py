@@ -37,7 +37,7 @@ def ring_entries(context: Context) -> None:
 
     KVM_RESET_DIRTY_RINGS returns how many harvested entries it took back.
 
-    Source: Documentation/virt/kvm/api.rst 8.29; virt/kvm/dirty_ring.c, kvm_dirty_ring_push, kvm_dirty_ring_reset.
+    Source: Documentation/virt/kvm/api.rst 7.36; virt/kvm/dirty_ring.c, kvm_dirty_ring_push, kvm_dirty_ring_reset.
     """
     rules.ring_names_pages(*_ringed(context))
 
@@ -46,7 +46,7 @@ def ring_entries(context: Context) -> None:
 def ring_not_written(context: Context) -> None:
     """What the guest only reads, what the VMM writes, and stores to a slot without the flag, make no entry.
 
-    Source: Documentation/virt/kvm/api.rst 8.29; virt/kvm/kvm_main.c, mark_page_dirty_in_slot.
+    Source: Documentation/virt/kvm/api.rst 7.36; virt/kvm/kvm_main.c, mark_page_dirty_in_slot.
     """
     rules.ring_ignores_others(*_ringed(context))
 
@@ -55,7 +55,7 @@ def ring_not_written(context: Context) -> None:
 def ring_full(context: Context) -> None:
     """A vCPU whose ring is full leaves with KVM_EXIT_DIRTY_RING_FULL until KVM_RESET_DIRTY_RINGS; no page is lost.
 
-    Source: Documentation/virt/kvm/api.rst 8.29; virt/kvm/dirty_ring.c, kvm_dirty_ring_check_request.
+    Source: Documentation/virt/kvm/api.rst 7.36; virt/kvm/dirty_ring.c, kvm_dirty_ring_check_request.
     """
     rules.full_ring_stops(*_ringed(context, _ENTRIES))
 
@@ -64,7 +64,7 @@ def ring_full(context: Context) -> None:
 def ring_no_bitmap(context: Context) -> None:
     """A VM with rings that did not ask for bitmaps has none: KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG are ENXIO.
 
-    Source: Documentation/virt/kvm/api.rst 8.29; virt/kvm/kvm_main.c, kvm_get_dirty_log_protect,
+    Source: Documentation/virt/kvm/api.rst 7.36; virt/kvm/kvm_main.c, kvm_get_dirty_log_protect,
     kvm_clear_dirty_log_protect.
     """
     log, _ = _ringed(context)
@@ -77,7 +77,7 @@ def ring_sizes(context: Context) -> None:
 
     The choice comes before the first vCPU; all other refusals are EINVAL.
 
-    Source: Documentation/virt/kvm/api.rst 8.29; virt/kvm/kvm_main.c, kvm_vm_ioctl_enable_dirty_log_ring.
+    Source: Documentation/virt/kvm/api.rst 7.36; virt/kvm/kvm_main.c, kvm_vm_ioctl_enable_dirty_log_ring.
     """
     rules.ring_sizes(context.vm, lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
 
@@ -95,7 +95,7 @@ class _BitmapKvm(RingKvm):
 def ring_with_bitmap(context: Context) -> None:
     """Bitmaps beside rings are asked for after the rings and before memslots (EINVAL), and have no vCPU's stores.
 
-    Source: Documentation/virt/kvm/api.rst 8.29; virt/kvm/kvm_main.c, kvm_vm_ioctl_enable_cap_generic,
+    Source: Documentation/virt/kvm/api.rst 7.36; virt/kvm/kvm_main.c, kvm_vm_ioctl_enable_cap_generic,
     mark_page_dirty_in_slot; Linux 6.2.
     """
     capability = lib.KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP

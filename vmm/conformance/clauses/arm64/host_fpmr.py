@@ -34,6 +34,7 @@ def preserved(context: Context) -> None:
     for what, instruction in (("vectors", _MOVI), *([("FPMR", msr(*ENCODING))] if has else [])):
         lib.vmm_set_fpmr(_OWN)
         call(context, guest, f"a guest that uses {what}", "execute", instruction, _GUESTS)
+        equal(f"faults of a guest that uses {what}", guest.mailbox.values[15], 0)
         equal(f"FPMR of the VMM after a guest used {what}", lib.vmm_get_fpmr(), _OWN)
         call(context, guest, "a guest that leaves", "ticks", _TICKS)
         equal("FPMR of the VMM after it left again and again", lib.vmm_get_fpmr(), _OWN)

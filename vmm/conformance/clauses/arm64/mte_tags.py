@@ -31,7 +31,8 @@ from vmm.conformance.expect import equal, refused, succeeds
 from vmm.conformance.registry import clause
 from vmm.kvm.memory import PAGE_SIZE
 
-_FROM, _TO = lib.KVM_ARM_TAGS_FROM_GUEST, lib.KVM_ARM_TAGS_TO_GUEST
+# KVM_ARM_TAGS_FROM_GUEST and _TO_GUEST.
+_FROM, _TO = 1, 0
 # Every tag there is, so that each granule's differs from its neighbours'.
 _TAGS = bytes(7 * number % 16 for number in range(GRANULES))
 _SOME = (0, 1, 17, GRANULES - 1)

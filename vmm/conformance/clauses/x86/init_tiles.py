@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal
-from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.apic import INIT_BY_MESSAGE, send_init, with_local_apics
 from vmm.conformance.x86.common import (
+    GUEST_PKRU,
     GUEST_XSAVE,
     TILE_GUESTS,
     TILEDATA,
@@ -20,7 +20,6 @@ from vmm.conformance.x86.common import (
 from vmm.conformance.x86.tiles import AREA_SIZE, TileImage
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
-from vmm.probe.host import Host
 from vmm.x86.cpuid import Cpuid, set_cpuid
 from vmm.x86.msr import get_msr, set_msr
 from vmm.x86.msr_names import Msr
@@ -30,14 +29,6 @@ from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 _ARMED = 1 << TILEDATA
 _PKRU = 0x5555ABC0
-
-
-def _offers_pkru(host: Host) -> tuple[bool, str]:
-    xcr0 = host.facts.cpuid.xcr0
-    return bool(xcr0 >> XFeature.PKRU & 1), f"KVM offers XCR0[9] {xcr0 >> XFeature.PKRU & 1}"
-
-
-_GUEST_PKRU = Need("PKRU for guests", _offers_pkru)
 
 
 def _second(context: Context, table: Cpuid, xcr0: int) -> tuple[VirtualMachine, Vcpu]:
@@ -87,7 +78,7 @@ def init_preserves_xfd(context: Context) -> None:
     equal("IA32_XFD and IA32_XFD_ERR after INIT", seen, (_ARMED, _ARMED))
 
 
-@clause("init.preserves-pkru", arch="x86", needs=(GUEST_XSAVE, XSAVE2, _GUEST_PKRU, *INIT_BY_MESSAGE))
+@clause("init.preserves-pkru", arch="x86", needs=(GUEST_XSAVE, XSAVE2, GUEST_PKRU, *INIT_BY_MESSAGE))
 def init_preserves_pkru(context: Context) -> None:
     """INIT leaves PKRU as it is.
 

@@ -9,29 +9,29 @@ import random
 from vmm._kvm import lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference, refused, succeeds, true
-from vmm.conformance.needs import Need
 from vmm.conformance.registry import clause
-from vmm.conformance.x86.common import GUEST_XSAVE, XSAVE2, judged_call, untiled_features, vector_guest, vector_level
+from vmm.conformance.x86.common import (
+    GUEST_PKRU,
+    GUEST_XSAVE,
+    XSAVE2,
+    judged_call,
+    offers,
+    untiled_features,
+    vector_guest,
+    vector_level,
+)
 from vmm.conformance.x86.image import Image
-from vmm.probe.host import Host
 from vmm.x86.boot import CR4_OSXSAVE, CR4_PKE
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import EXCEPTION, Guest
-from vmm.x86.registers import set_cr4_bits, set_xcr0
+from vmm.x86.registers import set_xcr0
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
 
 _PKRU = int(XFeature.PKRU)
 _BIT = 1 << _PKRU
 _VALUE = 0x5A5A5A50
-
-
-def _host_has_pkru(host: Host) -> tuple[bool, str]:
-    xcr0 = host.facts.cpuid.xcr0
-    return bool(xcr0 & _BIT), f"KVM offers XCR0[9] {xcr0 >> _PKRU & 1}"
-
-
-_NEEDS = (GUEST_XSAVE, XSAVE2, Need("PKRU for guests", _host_has_pkru))
+_NEEDS = (GUEST_XSAVE, XSAVE2, GUEST_PKRU)
 
 
 def _without(table: Cpuid) -> Cpuid:
@@ -57,7 +57,7 @@ def _hidden(what: str, area: XsaveArea) -> None:
 def hidden(context: Context) -> None:
     """The area of a guest that is offered no PKRU has neither its bit nor a byte of it, before and after runs.
 
-    Also while the VMM's own PKRU is another. Kernels 5.17 to 6.5 had the bit there, and such a guest could not move
+    Also while the VMM's own PKRU is another. Kernels before 5.17 had the bit there, and such a guest could not move
     to a host without protection keys.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_get_xsave2; commits ad856280ddea, 8647c52e9504.
@@ -77,15 +77,14 @@ def hidden(context: Context) -> None:
 
 @clause("pku.absent-from-guest", arch="x86", needs=_NEEDS)
 def absent(context: Context) -> None:
-    """A guest whose CPUID has no PKU cannot have CR4.PKE nor XCR0[9], and RDPKRU is #UD there.
+    """A guest whose CPUID has no PKU cannot have XCR0[9], and RDPKRU is #UD there.
 
-    Source: arch/x86/kvm/x86.c, __kvm_set_xcr; arch/x86/kvm/cpuid.h, __cr4_reserved_bits; Intel SDM volume 2, RDPKRU.
+    Source: arch/x86/kvm/x86.c, __kvm_set_xcr; Intel SDM volume 2, RDPKRU (CR4.PKE, for which see cr4.*).
     """
     table = _without(context.host.facts.cpuid)
     guest = context.own(Guest(context.kvm, "pku", cpuid=table, cr4=CR4_OSXSAVE))
     refused("XCR0 with PKRU", errno.EINVAL, set_xcr0, guest.vcpu, 3 | _BIT)
     guest.prepare("rdpkru", privilege=3)
-    refused("CR4.PKE", errno.EINVAL, set_cr4_bits, guest.vcpu, CR4_PKE, on=True)
     exit = guest.resume(context.timeout)
     true("the exit of a guest that reads PKRU", guest.event(exit) == EXCEPTION, exit, "that of its exception handler")
     equal("the exception it took", guest.fault().name, "#UD")
@@ -95,7 +94,7 @@ def absent(context: Context) -> None:
 def restores(context: Context) -> None:
     """A guest without PKU takes its own stream, and one with PKRU in it: its registers are there, and PKRU is not.
 
-    The second one is what kernels 5.17 to 6.5 saved of a guest like this one.
+    The second one is what kernels before 5.17 saved of a guest like this one, and what those up to 6.5 refused.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_ioctl_x86_set_xsave (the host's components, not the guest's);
     arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate.
@@ -120,7 +119,7 @@ def restores(context: Context) -> None:
         equal(f"PKRU of the VMM thread after {what} ran", lib.vmm_rdpkru(), ours)
 
 
-@clause("pku.stream-of-another-guest", arch="x86", needs=_NEEDS)
+@clause("pku.stream-of-another-guest", arch="x86", needs=(*_NEEDS, offers("PKU")))
 def other_guest(context: Context) -> None:
     """The stream of a guest without PKU restores into one with it, which finds its own PKRU; then the host does too.
 
@@ -130,7 +129,7 @@ def other_guest(context: Context) -> None:
     """
     own = get_xsave(_plain_guest(context, Image.random(random.Random(83))).vcpu)
     table = context.host.facts.cpuid
-    guest = context.own(Guest(context.kvm, "pku", cpuid=table, cr4=CR4_OSXSAVE | CR4_PKE * table.has("PKU")))
+    guest = context.own(Guest(context.kvm, "pku", cpuid=table, cr4=CR4_OSXSAVE | CR4_PKE))
     set_xcr0(guest.vcpu, untiled_features(context))
     area = get_xsave(guest.vcpu)
     area.set_component(_PKRU, _VALUE.to_bytes(4, "little") + bytes(area.layout[_PKRU].size - 4))
