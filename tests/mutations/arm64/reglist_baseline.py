@@ -28,6 +28,7 @@ lies(
     x30_is_no_longer_listed=lambda: list_without(x(30)),
     the_caches_end_earlier=lambda: list_without(cache(13)),
     a_bitmap_of_hypercalls_is_no_longer_listed=lambda: list_without(firmware(1, bitmap=True)),
+    the_newest_bitmap_of_hypercalls_is_not_listed=lambda: list_without(firmware(3, bitmap=True)),
 )
 
 lies(

@@ -2,8 +2,8 @@
 """The registers that a KVM lists for every vCPU, by the release that has listed them first; whatever the CPU.
 
 A VMM that restores a state of an older kernel writes what that one listed, so a register must not go away. Measured
-on 5.10, 6.1, 6.12 and 7.2; arch/arm64/kvm/guest.c, copy_core_reg_indices; arch/arm64/kvm/sys_regs.c, sys_reg_descs,
-write_demux_regids; arch/arm64/kvm/hypercalls.c, kvm_arm_fw_reg_ids.
+on 5.10, 6.1, 6.12, 6.16, 7.2 and 7.3. Source: arch/arm64/kvm/guest.c, copy_core_reg_indices;
+arch/arm64/kvm/sys_regs.c, sys_reg_descs, write_demux_regids; arch/arm64/kvm/hypercalls.c, kvm_arm_fw_reg_ids.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ BASELINE: dict[str, frozenset[Register]] = {
     # CCSIDR of every level since 6.3 (before it those that the CPU has), the physical timer by 6.12.
     "6.12": frozenset(cache(number) for number in range(14))
     | _system((3, 3, 14, 0, 1), (3, 3, 14, 2, 1), (3, 3, 14, 2, 2)),
+    # A second bitmap of vendor-specific hypercalls by 6.16.
+    "6.16": frozenset({firmware(3, bitmap=True)}),
 }
 # What comes with PMU_V3 and is hidden without. arch/arm64/kvm/sys_regs.c, pmu_visibility.
 PMU = _system(

@@ -13,12 +13,22 @@ from vmm.arm64.vcpu import read
 from vmm.conformance.arm64.common import GUEST_RUNS, call, in_time, plain_guest
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, succeeds
-from vmm.conformance.needs import capability
+from vmm.conformance.needs import Need, capability
 from vmm.conformance.registry import clause
 from vmm.kvm.vcpu import Vcpu
+from vmm.probe.host import Host
 
 _EVENTS = capability("KVM_CAP_VCPU_EVENTS")
 _ABORTS = capability("KVM_CAP_ARM_INJECT_EXT_DABT")
+
+
+def _not_protected(host: Host) -> tuple[bool, str]:
+    mode = host.facts.mode
+    return not mode.startswith("Protected") and "unknown" not in mode, f"its mode is {mode}"
+
+
+# An abort is not tried on a host that it could harm, nor where nobody can tell.
+_NOT_PROTECTED = Need("a KVM that is known not to be protected", _not_protected)
 _ISS = 0x01234567  # any 25 bits
 _ISS_BITS = (1 << 25) - 1
 # Entries of the vector table at the current level with its own stack pointer. Arm ARM, D1.3.
@@ -82,7 +92,7 @@ def withdrawn(context: Context) -> None:
     equal("exceptions after VCPU_INIT", guest.mailbox.values[15], 0)
 
 
-@clause("vm.external-abort", arch="arm64", needs=(_EVENTS, _ABORTS, GUEST_RUNS))
+@clause("vm.external-abort", arch="arm64", needs=(_EVENTS, _ABORTS, _NOT_PROTECTED, GUEST_RUNS))
 def external_abort(context: Context) -> None:
     """KVM_SET_VCPU_EVENTS with ext_dabt_pending gives the guest a synchronous external abort where it is, once.
 
