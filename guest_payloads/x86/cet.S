@@ -6,7 +6,6 @@
  *	descend		CPL3: PARAM(0) nested calls, one tick at the bottom, all the returns; VALUE(0) counts them
  *	smash		CPL3: a return address changed on the stack, then RET at `at_smash`: #CP(1)
  *	branch		CPL3: indirect jump to PARAM(0): `with_endbr`, or `without_endbr`: #CP(3) there
- *	touch		CPL0: reads the 8 bytes at PARAM(0) and PARAM(1), so that the pages are mapped
  *	live		CPL3: PARAM(0) nested calls; at the bottom an exception into CPL0, where with a supervisor
  *			shadow stack: a call, XSAVES of components 0 and 11, one tick; then what needs each register:
  *			XRSTORS (IA32_XSS), INCSSP (S_CET), RET (SSP), IRET to CPL3 (PL3_SSP), INCSSP there (U_CET),
@@ -58,13 +57,6 @@ ENTRY branch
 with_endbr:
 	endbr64
 without_endbr:
-	DONE
-
-ENTRY touch
-	movq	PARAM(0), %rax
-	movq	(%rax), %rax
-	movq	PARAM(1), %rax
-	movq	(%rax), %rax
 	DONE
 
 ENTRY live

@@ -98,22 +98,12 @@ def shadow_guest(context: Context, *, user: int = WRITABLE_STACKS, kernel: int =
     """A guest with the cet payload, CR4.CET, both shadow stacks and the given U_CET and S_CET."""
     guest = tracking_guest(context, user=0)
     boot.write_shadow_stacks(guest.memory)
-    _map_stacks(context, guest)
     set_up_msr(guest.vcpu, Msr.U_CET, user)
     set_up_msr(guest.vcpu, Msr.S_CET, kernel)
     if kernel & SH_STK_EN:
         set_up_msr(guest.vcpu, Msr.PL0_SSP, boot.KERNEL_SHADOW_STACK_TOKEN)
     set_ssp(guest.vcpu, boot.USER_SHADOW_STACK_TOP)
     return guest
-
-
-def _map_stacks(context: Context, guest: Guest) -> None:
-    """Have KVM map the shadow stack pages before an exception needs them.
-
-    Hardware does not mind; an emulated CPU may lose an event whose delivery meets an EPT violation there.
-    """
-    stacks = boot.USER_SHADOW_STACK_TOP - 8, boot.KERNEL_SHADOW_STACK_TOKEN
-    guest.call("touch", *stacks, timeout=context.timeout)
 
 
 SavedState = tuple[state.State, int]
@@ -130,10 +120,6 @@ def twin(context: Context, guest: Guest) -> Guest:
     copy.memory.write(0, guest.memory.read(0, guest.payload.end))
     stacks = 2 << 20
     copy.memory.write(stacks, guest.memory.read(stacks, _STACKS_SIZE))
-    mailbox = copy.payload.symbol("mailbox_params")
-    before = copy.memory.read(mailbox, 4096)
-    _map_stacks(context, copy)
-    copy.memory.write(mailbox, before)
     return copy
 
 
