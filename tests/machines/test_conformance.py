@@ -11,15 +11,15 @@ pytestmark = pytest.mark.machine
 # How many clauses pass on each machine and kernel, those that tests/machines/machines.py names. Raise a number when
 # clauses are added; never lower one without saying in the commit which clause does not pass any more, and why.
 _PASSING = {
-    ("svm", "6.1"): 93,
-    ("svm", "6.12"): 96,
-    ("svm", "7.2"): 100,
-    ("amx", "6.1"): 164,
-    ("amx", "6.12"): 170,
-    ("amx", "7.2"): 199,
-    ("sve", "6.1"): 113,
-    ("sve", "6.12"): 122,
-    ("sve", "7.2"): 123,
+    ("svm", "6.1"): 203,
+    ("svm", "6.12"): 205,
+    ("svm", "7.2"): 212,
+    ("amx", "6.1"): 301,
+    ("amx", "6.12"): 308,
+    ("amx", "7.2"): 351,
+    ("sve", "6.1"): 187,
+    ("sve", "6.12"): 214,
+    ("sve", "7.2"): 219,
 }
 
 
