@@ -19,14 +19,14 @@ from vmm.state.value import Packed, Part, Registers, VcpuState
 from vmm.state.x86.structures import Lapic
 from vmm.x86 import msr
 from vmm.x86.fields import describe_msr
-from vmm.x86.msr_names import Msr, saved_name
+from vmm.x86.msr_names import STATELESS, Msr, saved_name
 
 __all__ = ["NOT_IN_MSRS", "XFD", "ListedRegs", "Msrs", "allowed_msrs", "allowed_plain_msrs", "saved_msrs"]
 
 _U64 = 8
 XFD = (Msr.XFD, Msr.XFD_ERR)
-# What has a piece of its own, or no meaning outside of the host it was read on: see volatile.toml.
-NOT_IN_MSRS = frozenset({*XFD, Msr.TSC, Msr.TSC_DEADLINE, Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT})
+# What has a piece of its own, no meaning outside of the host it was read on (see volatile.toml), or keeps nothing.
+NOT_IN_MSRS = STATELESS | {*XFD, Msr.TSC, Msr.TSC_DEADLINE, Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT}
 _LAPIC_MSRS = frozenset({Msr.KVM_ASYNC_PF_INT})
 _MOST, _ROW = msr.MAX_BATCH - 1, Packed.ROW.size
 _BATCH = _MOST * _ROW
