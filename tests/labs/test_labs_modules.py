@@ -10,7 +10,7 @@ from labs.cli import make_plans, parse
 from labs.errors import LabError
 from labs.image import agent_archive
 from labs.kernels import Kernel, replace_modules
-from labs.session import _instructions
+from labs.session import MACHINES, _instructions
 
 RELEASE = "7.2.13+deb14-cloud-amd64"
 
@@ -55,7 +55,7 @@ def test_a_folder_that_replaces_nothing_is_refused(tmp_path: Path, inserted: lis
 
 def test_a_machine_inserts_the_modules_of_the_folder_and_is_kept_by_their_content(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path, RELEASE)
-    groups = {name: ["kvm.ko"] if name == "kvm_amd" else [] for name in ("kvm_amd", "virtio_pci", "virtio_console")}
+    groups = {name: ["kvm.ko"] if name == "kvm_amd" else [] for name in MACHINES["svm"].modules}
     (tmp_path / "modules.json").write_text(json.dumps(groups))
     module(tmp_path / "modules" / "kvm.ko")
     agent = module(tmp_path / "agent")
