@@ -94,7 +94,7 @@ def _os_error(error: OSError) -> str:
     if isinstance(error, HostError):
         return str(error)
     (frame,) = traceback.extract_tb(error.__traceback__)[-1:]
-    return f"{errno_name(error.errno or 0)} from `{frame.line}`: {error.strerror or error}"
+    return f"{errno_name(error.errno or 0)} from `{frame.line or frame.name}`: {error.strerror or error}"
 
 
 def _guest_failed(result: ClauseResult, error: GuestError) -> None:
