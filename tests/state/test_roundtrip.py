@@ -21,6 +21,7 @@ from vmm.state import capture as states
 from vmm.state import hostile, roundtrip
 from vmm.state.capture import capture
 from vmm.state.compare import compare
+from vmm.state.errors import StreamError
 from vmm.state.roundtrip import HOPS, RoundTripFailed, from_stream, to_stream
 from vmm.state.value import VmState
 from vmm.state.vcpu import steps
@@ -98,6 +99,13 @@ def test_a_hostile_variant_can_fail(kvm: Kvm, saved: VmState) -> None:
     assert not good.good and good.observed == "accepted"
     wrong = hostile._refused("no part", "another reason", lambda: hostile._take(kvm, b""))
     assert not wrong.good
+
+    def late() -> None:
+        kvm.create_vm().close()
+        raise StreamError("a part", "no good")
+
+    outcome = hostile._refused("a stream that KVM was shown", "", late)
+    assert not outcome.good and "after KVM_CREATE_VM" in outcome.observed
 
 
 def test_a_saved_guest_survives_its_way_through_files(kvm: Kvm, tmp_path: Path) -> None:

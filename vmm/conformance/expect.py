@@ -9,8 +9,7 @@ since it says nothing about KVM. Each assertion counts what it looked at: a clau
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vmm.conformance.texts import pair, text
@@ -114,32 +113,46 @@ def no_difference(what: str, differences: Sequence[object], compared: int = 1) -
         raise Violation(what, "no difference", f"{len(differences)} or more: {shown}")
 
 
-@contextmanager
-def judged(what: str, expected: str = "success") -> Iterator[None]:
+def _broken(what: str, expected: str, error: BaseException | None) -> Violation | None:
+    """Return what an exception says about KVM where a clause judges; None if nothing, or nothing of the clause's."""
+    if isinstance(error, KvmError) and error.errno not in _EXHAUSTED:
+        return Violation(what, expected, f"{error.call} failed with {error.errno_name}", "rejected")
+    if isinstance(error, Refused):
+        return Violation(what, expected, str(error), "rejected")
+    if isinstance(error, GuestError) and not isinstance(error.exit, Deadline | InternalError):
+        return Violation(what, expected, str(error))
+    return None
+
+
+class judged:
     """Everything inside the block has to succeed: an ioctl that fails there, or a guest that faults, is a Violation.
 
     Outside of such a block it is set-up that failed. KVM_EXIT_INTERNAL_ERROR stays one here too: a KVM that cannot
     emulate one of the guest's instructions did not come as far as what the clause is about.
     """
-    _look()
-    try:
-        yield
-    except KvmError as error:
-        if error.errno in _EXHAUSTED:
-            raise
-        raise Violation(what, expected, f"{error.call} failed with {error.errno_name}", "rejected") from error
-    except Refused as error:
-        raise Violation(what, expected, str(error), "rejected") from error
-    except GuestError as error:
-        if isinstance(error.exit, Deadline | InternalError):
-            raise
-        raise Violation(what, expected, str(error)) from error
+
+    __slots__ = ("_expected", "_what")
+
+    def __init__(self, what: str, expected: str = "success") -> None:
+        self._what, self._expected = what, expected
+
+    def __enter__(self) -> None:
+        _look()
+
+    def __exit__(self, kind: object, error: BaseException | None, place: object) -> None:
+        if error is not None and (violation := _broken(self._what, self._expected, error)):
+            raise violation from error
 
 
 def succeeds(what: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """``call(*arguments)`` has to succeed, see :func:`judged`; its result is returned."""
-    with judged(what):
+    """``call(*arguments)`` has to succeed, see :class:`judged`; its result is returned."""
+    _look()
+    try:
         return call(*arguments, **options)
+    except Exception as error:
+        if violation := _broken(what, "success", error):
+            raise violation from error
+        raise
 
 
 def refused(

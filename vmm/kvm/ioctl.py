@@ -177,8 +177,16 @@ class Trace:
         """Remember one call and its result (negative: -errno). Names are for lines(): this runs at every call."""
         self.count += 1
         owned = type(argument) is _OWNING
-        kept = argument if isinstance(argument, int) or argument == NULL else ffi.typeof(argument)
+        bare = not owned and (isinstance(argument, int) or argument == NULL)
+        kept = argument if bare else ffi.typeof(argument)
         self._calls.append((kind, request, kept, ffi.buffer(argument)[:_SHOWN] if owned else b"", result))
+
+    def record_batch(self, rows: Sequence[tuple[int, Any, int]], results: Sequence[Any]) -> None:
+        """Remember calls that were made together: those that would still be kept, had each been by itself."""
+        first = max(0, len(rows) - (self._calls.maxlen or 0))
+        self.count += first
+        for (request, argument, _), call in zip(rows[first:], results[first : len(rows)], strict=True):
+            self.record("ioctl", request, argument, call.result)
 
     def add(self, call: Call, result: int) -> None:
         """Remember one call as an interposer saw it."""
@@ -307,11 +315,14 @@ class Batch:
     def run(self, fd: int, start: int = 0, stop: int | None = None) -> int:
         """Make the calls from ``start`` to ``stop``; return the number of the first that went otherwise, or ``stop``.
 
-        While somebody observes, each call passes the door by itself.
+        While somebody interposes, each call passes the door by itself.
         """
         end = len(self._rows) if stop is None else stop
-        if _trace is None and not _interposers:
-            return start + int(lib.vmm_ioctls(fd, self.calls + start, end - start))
+        if not _interposers:
+            reached = start + int(lib.vmm_ioctls(fd, self.calls + start, end - start))
+            if _trace is not None:
+                _trace.record_batch(self._rows[start : reached + 1][: end - start], self.calls[start:end])
+            return reached
         for number in range(start, end):
             request, argument, wanted = self._rows[number]
             result = self.calls[number].result = _enter_ioctl(fd, request, argument)

@@ -17,6 +17,8 @@ __all__ = ["DEFAULT_TIMEOUT", "Vcpu", "register_size"]
 DEFAULT_TIMEOUT = 5.0
 _NANOSECONDS = 1_000_000_000
 _SIZE_SHIFT = 52  # KVM_REG_SIZE_SHIFT
+# Looked up once: a vCPU of arm64 has hundreds of registers.
+_ONE_REG, _BYTES, _ADDRESS = map(ffi.typeof, ("struct kvm_one_reg *", "uint8_t[]", "uintptr_t"))
 
 
 def register_size(identifier: int) -> int:
@@ -143,7 +145,7 @@ class Vcpu(Handle):
 
     def get_one_reg(self, identifier: int) -> bytes:
         """KVM_GET_ONE_REG: the register's bytes, as many as its id says."""
-        value = ffi.new("uint8_t[]", register_size(identifier))
+        value = ffi.new(_BYTES, register_size(identifier))
         self._one_reg(lib.KVM_GET_ONE_REG, identifier, value)
         return bytes(ffi.buffer(value))
 
@@ -152,11 +154,10 @@ class Vcpu(Handle):
         size = register_size(identifier)
         if len(value) != size:
             raise ValueError(f"register {identifier:#x} has {size} bytes, not {len(value)}")
-        self._one_reg(lib.KVM_SET_ONE_REG, identifier, ffi.new("uint8_t[]", value))
+        self._one_reg(lib.KVM_SET_ONE_REG, identifier, ffi.new(_BYTES, value))
 
     def _one_reg(self, request: int, identifier: int, value: Any) -> None:
-        address = int(ffi.cast("uintptr_t", value))
-        self.ioctl(request, ffi.new("struct kvm_one_reg *", {"id": identifier, "addr": address}))
+        self.ioctl(request, ffi.new(_ONE_REG, (identifier, int(ffi.cast(_ADDRESS, value)))))
 
     def reg_list(self) -> list[int]:
         """KVM_GET_REG_LIST: the ids of all registers of this vCPU."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from vmm.arch import ARCHITECTURE
+from vmm.kvm.ioctl import Call, interpose
 from vmm.kvm.system import Kvm
 from vmm.state.capture import prepare, restore
 from vmm.state.compare import vcpu_differences
@@ -24,8 +25,6 @@ from vmm.state.value import Part, VcpuState, VmState
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
 
 __all__ = ["Outcome", "run"]
-
-_REFUSALS = (StreamError, StateRefused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,20 @@ def _take_state(kvm: Kvm, state: VmState) -> None:
 
 
 def _refused(name: str, expected: str, act: Callable[[], None]) -> Outcome:
-    """Run what has to be refused with ``expected`` in the message."""
+    """Run what has to be refused with ``expected`` in the message, and before any call if it is as a stream."""
+    calls: list[str] = []
+
+    def observe(call: Call, proceed: Callable[[], int]) -> int:
+        calls.append(call.name)
+        return proceed()
+
     try:
-        act()
-    except _REFUSALS as error:
+        with interpose(observe):
+            act()
+    except StreamError as error:
+        late = f", after {calls[0]}" if calls else ""
+        return Outcome(name, expected in str(error) and not calls, expected, f"refused: {error}{late}")
+    except StateRefused as error:
         return Outcome(name, expected in str(error), expected, f"refused: {error}")
     except Exception as error:
         return Outcome(name, False, expected, f"{type(error).__name__}: {error}")
@@ -165,8 +174,23 @@ def _arm64_states(state: VmState) -> Iterator[tuple[str, str, VmState]]:
         _with(state, "IDREGS", {**registers, pfr0: raised.to_bytes(8, "little")}),
     )
 
+    yield "an external abort is to be injected", "ext_dabt_pending", _or_bits(state, "EVENTS", _ABORT_AT, 1, 1)
+    yield "a reserved byte of the events is set", "reserved", _or_bits(state, "EVENTS", _RESERVED_AT, 1, 1)
+    yield "an SError is pending that nothing masks", "SError", _with_unmasked_serror(state)
+
+
+def _with_unmasked_serror(state: VmState) -> VmState:
+    core = state.vcpus[0].parts["CORE"]
+    assert not isinstance(core, bytes)
+    number = next(number for number in core if number & 0xFFFF == _PSTATE)
+    unmasked = int.from_bytes(core[number], "little") & ~_SERROR_MASK
+    return _with(_or_bits(state, "EVENTS", 0, 1, 1), "CORE", {**core, number: unmasked.to_bytes(8, "little")})
+
 
 _PFR0 = 3 << 14 | 4 << 3
+# struct kvm_vcpu_events: exception.ext_dabt_pending, and the last byte of reserved.
+_ABORT_AT, _RESERVED_AT = 2, 63
+_PSTATE, _SERROR_MASK = 0x42, 1 << 8  # the register, and its A
 _STATES = {"x86": _x86_states, "arm64": _arm64_states}
 
 
@@ -228,9 +252,13 @@ def _twice(kvm: Kvm, state: VmState) -> Outcome:
     return Outcome("restored twice", ends[0] == ends[1], "", f"both ended with memory {ends[0][:16]} {ends[1][:16]}")
 
 
+# struct kvm_vcpu_events: the flags on x86, of which KVM knows some; a reserved word on arm64.
+_REFUSED_AT = 20
+
+
 def _never_ran(kvm: Kvm, state: VmState) -> Outcome:
     with prepare(kvm, state) as guest:
-        damaged = state.vcpus[0].with_part("EVENTS", b"\xff" * 64)
+        damaged = _or_bits(state, "EVENTS", _REFUSED_AT, 0xFFFFFFFF, 4).vcpus[0]
         try:
             restore_vcpu(guest.vcpu, damaged)
             observed, good = "accepted", False

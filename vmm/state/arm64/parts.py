@@ -15,6 +15,7 @@ from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import errno_name
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
+from vmm.state.arm64.events import Events, untold
 from vmm.state.arm64.registers import RegisterList, Registers, group_of, identifiers, lengths
 from vmm.state.errors import StateRefused
 from vmm.state.piece import ANY, Follows, Piece, Reading, Row, Structure, one_reg_calls, raw
@@ -139,12 +140,11 @@ PIECES: tuple[Piece, ...] = (
     Registers("SYSREGS", {Group.SYSREG}, _always(_AFTER_INIT), _AFTER_FINALIZE, _AFTER_IDREGS),
     Registers("COUNTERS", {Group.SYSREG}, _AFTER_INIT, required=False),
     Registers("CACHES", {Group.DEMUX}, _AFTER_INIT, _AFTER_IDREGS, required=False),
-    Structure(
-        "EVENTS", "kvm_vcpu_events", 64, _AFTER_INIT,
+    Events(
+        _AFTER_INIT,
         Follows("CORE", "a pending abort may change PC and PSTATE at once",
                 "arch/arm64/kvm/guest.c, __kvm_arm_vcpu_set_events"),
         Follows("SYSREGS", "and ESR_EL1 and FAR_EL1", "arch/arm64/kvm/guest.c, __kvm_arm_vcpu_set_events"),
-        calls="VCPU_EVENTS",
     ),
     Structure("MP_STATE", "kvm_mp_state", 4, _AFTER_INIT),
 )  # fmt: skip
@@ -177,7 +177,7 @@ def restore_machine(vm: VirtualMachine, parts: Mapping[str, Part]) -> None:
 
 
 def check_complete(parts: Mapping[str, Part]) -> None:
-    """Raise StateRefused if a part is missing, or a register that the state itself lists."""
+    """Raise StateRefused if a part is missing or a register that the state itself lists, or for untold events."""
     if missing := [name for name in _REQUIRED if name not in parts]:
         raise StateRefused(f"the state is incomplete, it lacks {', '.join(missing)}")
     words = _INIT.unpack(raw("INIT", parts["INIT"], _INIT.size))
@@ -190,6 +190,8 @@ def check_complete(parts: Mapping[str, Part]) -> None:
     listed = identifiers(parts["LIST"])
     if missing := [f"{group_of(number)}.{Register(number).name}" for number in sorted(listed ^ held)]:
         raise StateRefused(f"the state and its own register list do not agree about {', '.join(missing)}")
+    if found := untold(parts):
+        raise StateRefused(f"EVENTS: {found}")
 
 
 def without_disabled(vcpu: VcpuState) -> tuple[VcpuState, list[str]]:

@@ -46,29 +46,30 @@ def _beside(context: Context, own: int) -> list[VectorLengths]:
     return [sizes for sizes in every if sizes.maximum in (every[0].maximum, own, every[-1].maximum)]
 
 
-def _combinations(context: Context) -> Iterator[tuple[int, VectorLengths, VectorState, VectorState]]:
-    """Each vector length of the VMM with sets of a guest: its size in bytes, the set, and the state of each.
+def _combinations(context: Context) -> Iterator[tuple[int, VectorLengths, Guest, VectorState, VectorState]]:
+    """Each vector length of the VMM with sets of a guest: its size in bytes, the set, the guest, the state of each.
 
-    The VMM's thread has that length until the next one is asked for.
+    The VMM's thread has that length until the next one is asked for. A set has one guest, which runs again and again.
     """
     number = 1000 * context.options.seed
+    guests: dict[VectorLengths, Guest] = {}
     for own in _own_lengths(context):
         with vectors_of(16 * own):
             for sizes in _beside(context, own):
                 number += 2
+                if sizes not in guests:
+                    guests[sizes] = sve_guest(context, sizes)
                 mine, its = VectorState.random(16 * own, number), VectorState.random(sizes.size, number + 1)
-                yield 16 * own, sizes, mine, its
+                yield 16 * own, sizes, guests[sizes], mine, its
 
 
-def _run(context: Context, sizes: VectorLengths, its: VectorState, mine: VectorState, when: When) -> VectorState:
+def _run(context: Context, guest: Guest, its: VectorState, mine: VectorState, when: When) -> VectorState:
     """Have a guest fill its registers with ``its`` while the VMM has ``mine``; return the VMM's afterwards."""
-    guest = sve_guest(context, sizes)
     set_image(guest, its)
     guest.prepare("load")
     with judged("KVM_RUN of a VMM that uses SVE"):
         exit, image = run_with_vectors(guest.vcpu, mine.image(), context.timeout, when=when, wait=_NEON_WAIT)
     _left(guest, exit)
-    guest.close()
     return VectorState.from_image(image, mine.size)
 
 
@@ -83,8 +84,8 @@ def v_preserved(context: Context) -> None:
 
     Source: Documentation/arch/arm64/sve.rst, "System call behaviour"; arch/arm64/kvm/fpsimd.c, kvm_arch_vcpu_load_fp.
     """
-    for size, sizes, mine, its in _combinations(context):
-        after = _run(context, sizes, its, mine, When.BEFORE_RUN)
+    for size, sizes, guest, mine, its in _combinations(context):
+        after = _run(context, guest, its, mine, When.BEFORE_RUN)
         what = f"the VMM's registers with vectors of {size} bytes, the guest's {sizes}"
         no_difference(what, differences(mine.low().image(), after.low().image()))
 
@@ -95,8 +96,8 @@ def no_leak(context: Context) -> None:
 
     Source: Documentation/arch/arm64/sve.rst, "System call behaviour"; arch/arm64/kvm/fpsimd.c.
     """
-    for size, sizes, mine, its in _combinations(context):
-        after = _run(context, sizes, its, mine, When.BEFORE_RUN)
+    for size, sizes, guest, mine, its in _combinations(context):
+        after = _run(context, guest, its, mine, When.BEFORE_RUN)
         registers = {f"Z{n} above 128 bits": (mine.z[n][16:], after.z[n][16:]) for n in range(32)}
         registers |= {f"P{n}": (mine.p[n], after.p[n]) for n in range(16)} | {"FFR": (mine.ffr, after.ffr)}
         for name, (old, new) in registers.items():
@@ -112,8 +113,8 @@ def after_run_signal(context: Context) -> None:
 
     Source: arch/arm64/kvm/fpsimd.c, kvm_arch_vcpu_load_fp; Documentation/arch/arm64/sve.rst, "Signal handling".
     """
-    for size, sizes, mine, its in _combinations(context):
-        after = _run(context, sizes, its, mine, When.AFTER_RUN_SIGNAL)
+    for size, sizes, guest, mine, its in _combinations(context):
+        after = _run(context, guest, its, mine, When.AFTER_RUN_SIGNAL)
         what = f"the VMM's registers with vectors of {size} bytes over a signal, the guest's {sizes}"
         no_difference(what, differences(mine.image(), after.image()))
 
@@ -147,10 +148,10 @@ def after_run_kernel_neon(context: Context) -> None:
     os.sched_setaffinity(0, {cpu})
     with Neighbour(cpu, encrypting) as neighbour:
         neighbour.wait(context.timeout)
-        for size, sizes, mine, its in _combinations(context):
+        for size, sizes, guest, mine, its in _combinations(context):
             done = neighbour.operations
             while not neighbour.has_worked_since(done):
-                after = _run(context, sizes, its, mine, When.AFTER_RUN_WAIT)
+                after = _run(context, guest, its, mine, When.AFTER_RUN_WAIT)
                 what = f"the VMM's registers with vectors of {size} bytes, the guest's {sizes}"
                 no_difference(what, differences(mine.image(), after.image()))
 
