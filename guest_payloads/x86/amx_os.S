@@ -10,6 +10,8 @@
  *	storm		with XFD armed by the host: #NM at `at_storm` again and again, until somebody stops it
  *	wrmsrs		PARAM(0) times: MSR PARAM(1) = PARAM(2), then = PARAM(3)
  *	rdmsrs		PARAM(0) times: read MSR PARAM(1); the last value to VALUE(0)
+ *	task_switched	CR0.TS set, an #NM by FNOP PARAM(0) times, CR0.TS clear; VALUE(3) is the vector of the last one,
+ *			VALUE(15) the faults
  *	two_tasks	PARAM(0) turns of two tasks, whose tiles lie in `areas` while they do not run. A turn begins with
  *			XFD armed: TILECFG is restored, a tick, the task touches a tile (#NM: XFD_ERR is read and
  *			cleared, XFD disarmed, all of the area restored) and adds 1 to the first doubleword of TMM0, a
@@ -106,6 +108,27 @@ ENTRY rdmsrs
 	decq	%rsi
 	jnz	1b
 	VALUE_EDX_EAX
+	DONE
+
+ENTRY task_switched
+	movq	$0, mailbox_faults
+	movq	$0, mailbox_vector
+	movq	PARAM(0), %rsi
+	movq	%cr0, %rax
+	orl	$8, %eax
+	movq	%rax, %cr0
+	jmp	3f
+1:	ON_FAULT 2f
+	fnop
+2:	decq	%rsi
+3:	testq	%rsi, %rsi
+	jnz	1b
+	clts
+	movq	$0, mailbox_fixup
+	movq	mailbox_vector, %rax
+	movq	%rax, VALUE(3)
+	movq	mailbox_faults, %rax
+	movq	%rax, VALUE(15)
 	DONE
 
 /* RBP: area of the task whose turn it is; RSI: turns left. */
