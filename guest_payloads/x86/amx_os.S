@@ -2,8 +2,8 @@
 /*
  * amx_os: what an operating system does with tiles and XFD. CPL0, CR4.OSXSAVE and XCR0[18:17] set by the host.
  *
- *	contended	arm XFD, touch a tile; the #NM handler spins, and never leaves to the VMM, until `neighbour`
- *			counts PARAM(0) first uses of tiles more, then does as `demand` of amx.S: XFD_ERR to VALUE(0),
+ *	contended	arm XFD, spin until `neighbour` counts a first use of tiles, touch a tile; the #NM handler spins
+ *			at `contended_handler`, and never leaves to the VMM, for PARAM(0) first uses more, then does as `demand` of amx.S: XFD_ERR to VALUE(0),
  *			clear it, read it again to VALUE(1), disarm XFD, retry. VALUE(2) is how many there were,
  *			VALUE(3) the vector, VALUE(15) the faults
  *	configure	LDTILECFG: one tile
@@ -48,6 +48,11 @@ ENTRY contended
 	movq	$0, mailbox_faults
 	WRITE_MSR IA32_XFD, TILEDATA
 	ON_FAULT 2f
+	movq	neighbour + 8, %rbx
+	movq	$1, neighbour
+0:	pause
+	cmpq	neighbour + 8, %rbx
+	je	0b
 1:	tilezero %tmm0
 	movq	mailbox_faults, %rax
 	movq	%rax, VALUE(15)
@@ -56,7 +61,8 @@ ENTRY contended
 2:	movq	neighbour + 8, %rbx
 	movq	%rbx, %rsi
 	addq	PARAM(0), %rsi
-	movq	$1, neighbour
+	.globl	contended_handler
+contended_handler:
 3:	pause
 	movq	neighbour + 8, %rdi
 	cmpq	%rsi, %rdi
