@@ -2,14 +2,16 @@
 /*
  * amx_os: what an operating system does with tiles and XFD. CPL0, CR4.OSXSAVE and XCR0[18:17] set by the host.
  *
- *	contended	arm XFD, touch a tile; the #NM handler spins, and never leaves to the VMM, until `neighbour`
- *			counts PARAM(0) first uses of tiles more, then does as `demand` of amx.S: XFD_ERR to VALUE(0),
+ *	contended	arm XFD, spin until `neighbour` counts a first use of tiles, touch a tile; the #NM handler spins
+ *			at `contended_handler`, and never leaves to the VMM, for PARAM(0) first uses more, then does as `demand` of amx.S: XFD_ERR to VALUE(0),
  *			clear it, read it again to VALUE(1), disarm XFD, retry. VALUE(2) is how many there were,
  *			VALUE(3) the vector, VALUE(15) the faults
  *	configure	LDTILECFG: one tile
  *	storm		with XFD armed by the host: #NM at `at_storm` again and again, until somebody stops it
  *	wrmsrs		PARAM(0) times: MSR PARAM(1) = PARAM(2), then = PARAM(3)
  *	rdmsrs		PARAM(0) times: read MSR PARAM(1); the last value to VALUE(0)
+ *	task_switched	CR0.TS set, an #NM by FNOP PARAM(0) times, CR0.TS clear; VALUE(3) is the vector of the last one,
+ *			VALUE(15) the faults
  *	two_tasks	PARAM(0) turns of two tasks, whose tiles lie in `areas` while they do not run. A turn begins with
  *			XFD armed: TILECFG is restored, a tick, the task touches a tile (#NM: XFD_ERR is read and
  *			cleared, XFD disarmed, all of the area restored) and adds 1 to the first doubleword of TMM0, a
@@ -46,6 +48,11 @@ ENTRY contended
 	movq	$0, mailbox_faults
 	WRITE_MSR IA32_XFD, TILEDATA
 	ON_FAULT 2f
+	movq	neighbour + 8, %rbx
+	movq	$1, neighbour
+0:	pause
+	cmpq	neighbour + 8, %rbx
+	je	0b
 1:	tilezero %tmm0
 	movq	mailbox_faults, %rax
 	movq	%rax, VALUE(15)
@@ -54,7 +61,8 @@ ENTRY contended
 2:	movq	neighbour + 8, %rbx
 	movq	%rbx, %rsi
 	addq	PARAM(0), %rsi
-	movq	$1, neighbour
+	.globl	contended_handler
+contended_handler:
 3:	pause
 	movq	neighbour + 8, %rdi
 	cmpq	%rsi, %rdi
@@ -106,6 +114,27 @@ ENTRY rdmsrs
 	decq	%rsi
 	jnz	1b
 	VALUE_EDX_EAX
+	DONE
+
+ENTRY task_switched
+	movq	$0, mailbox_faults
+	movq	$0, mailbox_vector
+	movq	PARAM(0), %rsi
+	movq	%cr0, %rax
+	orl	$8, %eax
+	movq	%rax, %cr0
+	jmp	3f
+1:	ON_FAULT 2f
+	fnop
+2:	decq	%rsi
+3:	testq	%rsi, %rsi
+	jnz	1b
+	clts
+	movq	$0, mailbox_fixup
+	movq	mailbox_vector, %rax
+	movq	%rax, VALUE(3)
+	movq	mailbox_faults, %rax
+	movq	%rax, VALUE(15)
 	DONE
 
 /* RBP: area of the task whose turn it is; RSI: turns left. */

@@ -7,6 +7,7 @@
  *	debug		DR0 to DR3, DR6, DR7 to VALUE(0..5) (CPL0)
  *	control		CR0, CR2, CR3, CR4, TR and the selectors of CS, SS, DS, ES, FS, GS to VALUE(0..10),
  *			the descriptor tables to `gdt` and `idt` as SGDT and SIDT store them (CPL0)
+ *	cr8		CR8 to VALUE(0) (CPL0)
  *	rdmsrs		the first PARAM(0) rows of `rows`: RDMSR of the first quad to the second, whose place holds
  *			1 in the third if that faulted (CPL0)
  *	peek		the same with loads of 32 bits from the address in the first quad, which may not fault
@@ -83,6 +84,11 @@ ENTRY control
 	movq	%rax, VALUE(10)
 	sgdt	gdt
 	sidt	idt
+	DONE
+
+ENTRY cr8
+	movq	%cr8, %rax
+	movq	%rax, VALUE(0)
 	DONE
 
 ENTRY rdmsrs

@@ -13,6 +13,7 @@ from vmm.x86.xsave import host_layout
 
 __all__ = [
     "FCW",
+    "FSW",
     "FTW",
     "MXCSR",
     "RESERVED",
@@ -53,7 +54,8 @@ __all__ = [
 ]
 
 # Offsets in the area.
-FCW, FTW, MXCSR, ST7, XMM3, XSTATE_BV, XCOMP_BV, RESERVED = 0, 4, 24, 32 + 16 * 7, 160 + 16 * 3, 512, 520, 528
+FCW, FSW, FTW, MXCSR, ST7, XMM3 = 0, 2, 4, 24, 32 + 16 * 7, 160 + 16 * 3
+XSTATE_BV, XCOMP_BV, RESERVED = 512, 520, 528
 _LARGEST = 65536
 
 

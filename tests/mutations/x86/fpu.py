@@ -7,14 +7,14 @@ import errno
 
 from tests.mutations.lies import Change, Shared, after, after_entry, after_run, answer, before, refuse, toggle
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import FCW, FTW, MXCSR, XMM3, flip, flip_now, place, xsave_lie
+from tests.mutations.x86.buffers import FCW, FSW, FTW, MXCSR, XMM3, flip, flip_now, place, xsave_lie
 from tests.mutations.x86.lies import before_run
 from vmm._kvm import ffi
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.xfeature import XFeature
 
 GET, SET, SET_AREA = "KVM_GET_FPU", "KVM_SET_FPU", "KVM_SET_XSAVE"
-FSW, FOP, FIP, FDP, ST0, XMM15 = 2, 6, 8, 16, 32, 160 + 16 * 15
+FOP, FIP, FDP, ST0, XMM15 = 6, 8, 16, 32, 160 + 16 * 15
 
 
 def _row(array: str, number: int) -> Change:
@@ -68,6 +68,7 @@ lies(
 lies(
     "fpu.pointers-kept",
     "fpu.set-shows-in-xsave",
+    "fpu.set-on-fresh",
     kvm_set_fpu_loses_fop=lambda: before(SET, toggle("last_opcode", 0x10)),
     kvm_set_fpu_loses_the_upper_half_of_fip=lambda: before(SET, toggle("last_ip", 1 << 40)),
     kvm_set_fpu_loses_the_upper_half_of_fdp=lambda: before(SET, toggle("last_dp", 1 << 40)),
@@ -150,6 +151,10 @@ lies(
 lies(
     "fpu.set-on-fresh",
     kvm_get_fpu_forgets_what_was_set=lambda: after(GET, _row("xmm", 4)),
+    kvm_get_fpu_shows_fdp_as_fip=lambda: after(
+        GET, lambda call: setattr(call.argument, "last_ip", call.argument.last_dp)
+    ),
+    kvm_set_fpu_with_pointers_is_refused=lambda: refuse(SET, errno.EINVAL, lambda call: bool(call.argument.last_ip)),
 )
 
 

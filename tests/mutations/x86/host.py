@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tests.mutations.lies import RUN, Proceed, after, called
 from tests.mutations.registry import lies, mutation
-from tests.mutations.x86.buffers import FCW, FTW, MXCSR, ST7, XMM3, flip_now, place
+from tests.mutations.x86.buffers import FCW, FSW, FTW, MXCSR, ST7, XMM3, flip_now, place
 from tests.mutations.x86.lies import before_run
 from vmm._kvm import ffi, lib
 from vmm.conformance.x86.image import Image
@@ -65,6 +65,8 @@ lies(
 lies(
     *(name for name in _ALL if name != "host.vectors-no-guest-leak"),
     a_run_loses_the_vmms_vectors=lambda: _own(512, b"\1"),
+    a_run_resets_the_vmms_fcw=lambda: _own(FCW, b"\x7f\3"),
+    a_run_resets_the_vmms_fsw=lambda: _own(FSW, bytes(2)),
 )
 
 

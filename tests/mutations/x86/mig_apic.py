@@ -17,6 +17,7 @@ from tests.mutations.lies import (
     before,
     drift,
     nth,
+    once,
     refuse,
 )
 from tests.mutations.registry import lies
@@ -135,4 +136,23 @@ lies(
     the_timer_loses_what_is_written=lambda: _lost("TMICT"),
     the_apic_is_refused=lambda: refuse(SET_APIC, errno.EINVAL),
     the_copy_refuses_the_apic=lambda: refuse(SET_APIC, errno.EINVAL, nth(2)),
+)
+
+
+def _tpr(call: Call) -> None:
+    ffi.cast("uint32_t *", call.argument)[_REGISTERS["TPR"][0] // 4] ^= 0x10
+
+
+lies(
+    "mig.cr8-in-guest",
+    cr8_loses_what_is_written=lambda: before("KVM_SET_SREGS", assign("cr8", 0)),
+    the_copy_loses_cr8=lambda: before("KVM_SET_SREGS", assign("cr8", 0), nth(3)),
+    cr8_is_not_shown=lambda: after("KVM_GET_SREGS", assign("cr8", 0)),
+    cr8_is_not_shown_after_the_run=lambda: once(RUN, after("KVM_GET_SREGS", assign("cr8", 0))),
+    cr8_does_not_reach_the_apic=lambda: after(GET_APIC, _tpr, nth(1)),
+    cr8_does_not_reach_the_apic_of_the_copy=lambda: after(GET_APIC, _tpr, nth(2)),
+    control_registers_are_refused=lambda: refuse("KVM_SET_SREGS", errno.EINVAL, nth(2)),
+    the_guest_reads_cr8_of_kvm_run=lambda: after_entry(
+        "cr8", lambda guest: guest.set("values", 0xD), payload="state"
+    ),
 )

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from tests.mutations.lies import RUN, after, after_entry, assign, before, once, refuse
+from tests.mutations.lies import RUN, accept, after, after_entry, assign, before, drift, nth, once, refuse
 from tests.mutations.registry import lies
 from tests.mutations.x86.buffers import struct_now
 from vmm._kvm import lib
@@ -16,6 +17,7 @@ from vmm.kvm.ioctl import Call, Interposer
 GET, SET, SET_REGS, SET_SREGS = "KVM_GET_VCPU_EVENTS", "KVM_SET_VCPU_EVENTS", "KVM_SET_REGS", "KVM_SET_SREGS"
 _SHADOW, _NMIS = lib.KVM_VCPUEVENT_VALID_SHADOW, lib.KVM_VCPUEVENT_VALID_NMI_PENDING
 _FLAGS = _SHADOW | _NMIS
+_TRIPLE_FAULT = lib.KVM_VCPUEVENT_VALID_TRIPLE_FAULT
 
 
 def _events_now(**fields: int) -> Callable[[Call], None]:
@@ -165,4 +167,45 @@ lies(
     general_registers_unmask_nmis=lambda: after(SET_REGS, _events_now(nmi__masked=0)),
     a_pending_exception_is_lost_when_it_is_written=lambda: _lost("exception.pending"),
     general_registers_are_refused=lambda: once(SET, refuse(SET_REGS, 22)),
+)
+
+
+def _triple_fault(call: Call) -> bool:
+    return bool(call.argument.flags & _TRIPLE_FAULT)
+
+
+def _no_flag(call: Call) -> None:
+    call.argument.flags &= ~_TRIPLE_FAULT
+
+
+def _pending_now(value: int) -> Callable[[Call], None]:
+    """Really have a triple fault pending, or none."""
+
+    def change(events: Any) -> None:
+        events.triple_fault.pending = value
+        events.flags |= _TRIPLE_FAULT
+
+    return lambda call: struct_now(
+        call.fd, lib.KVM_GET_VCPU_EVENTS, lib.KVM_SET_VCPU_EVENTS, "kvm_vcpu_events", change
+    )
+
+
+lies(
+    "mig.triple-fault",
+    it_is_lost_when_it_is_written=lambda: _lost("triple_fault.pending"),
+    it_is_not_shown=lambda: _hidden("triple_fault.pending"),
+    it_is_always_shown=lambda: after(GET, assign("triple_fault.pending", 1)),
+    that_it_is_valid_is_not_shown=lambda: after(GET, _no_flag),
+    it_is_refused=lambda: refuse(SET, errno.EINVAL, _triple_fault),
+    the_copy_refuses_it=lambda: refuse(SET, errno.EINVAL, nth(2)),
+    the_copy_loses_it=lambda: before(SET, assign("triple_fault.pending", 0), nth(2)),
+    it_is_never_taken=lambda: before(RUN, _pending_now(0), nth(1)),
+    it_stays_pending=lambda: once(RUN, after(GET, assign("triple_fault.pending", 1))),
+    it_cannot_be_taken_back=lambda: before(SET, assign("triple_fault.pending", 1)),
+    it_is_taken_although_taken_back=lambda: once(RUN, before(RUN, _pending_now(1))),
+    it_is_accepted_without_the_capability=lambda: accept(SET, _triple_fault),
+    it_is_enotty_without_the_capability=lambda: drift(SET, errno.ENOTTY),
+    it_is_valid_without_the_capability=lambda: after(
+        GET, lambda call: setattr(call.argument, "flags", call.argument.flags | _TRIPLE_FAULT)
+    ),
 )

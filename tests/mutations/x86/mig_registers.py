@@ -112,6 +112,15 @@ lies(
     cr2_loses_what_is_written=lambda: before(SET_SREGS, assign("cr2", 0)),
     cr3_loses_its_low_bits=lambda: before(SET_SREGS, lambda call: assign("cr3", call.argument.cr3 & ~0xFFF)(call)),
     cr4_loses_tsd=lambda: before(SET_SREGS, lambda call: assign("cr4", call.argument.cr4 & ~4)(call)),
+    cr8_loses_what_is_written=lambda: before(SET_SREGS, assign("cr8", 0)),
+    the_apic_base_loses_what_is_written=lambda: before(SET_SREGS, assign("apic_base", 0xFEE00900)),
+    cr8_is_not_shown=lambda: after(GET_SREGS, assign("cr8", 0)),
+    cr8_of_kvm_run_is_not_taken=lambda: before(RUN, lambda call: setattr(call.argument.run, "cr8", 0)),
+    cr8_of_kvm_run_is_another_afterwards=lambda: after(
+        RUN, lambda call: setattr(call.argument.run, "cr8", 0xB), nth(3)
+    ),
+    the_guest_reads_another_cr8=lambda: _value("cr8", 0),
+    the_guest_has_another_apic_base=lambda: _really("kvm_sregs", "apic_base", 1 << 20),
     efer_loses_sce=lambda: before(SET_SREGS, lambda call: assign("efer", call.argument.efer & ~1)(call)),
     fs_base_loses_what_is_written=lambda: before(SET_SREGS, assign("fs.base", 0)),
     gs_base_loses_what_is_written=lambda: before(SET_SREGS, assign("gs.base", 0)),

@@ -19,8 +19,11 @@ from vmm.x86.msr_names import Msr
 ARMED = 1 << 18
 
 
-def _costs(extra: int, name: str, *wanted: int, guests_before: int = 0) -> Interposer:
-    """Some runs take more exits. The counters are read from a file and pass no door, so the sum is changed."""
+def _costs(extra: int, name: str, *wanted: int, guests_before: int = 0, when: int | None = None) -> Interposer:
+    """Some runs take more exits, with ``when`` those of this first parameter.
+
+    The counters are read from a file and pass no door, so the sum is changed.
+    """
     honest = xfd_exits._exits
     seen: set[int] = set()
 
@@ -28,6 +31,7 @@ def _costs(extra: int, name: str, *wanted: int, guests_before: int = 0) -> Inter
         seen.add(guest.vcpu.fd)
         spent = honest(context, guest, stats, entry, *parameters)
         ours = entry == name and parameters[1 : 1 + len(wanted)] == wanted and len(seen) > guests_before
+        ours = ours and (when is None or parameters[0] == when)
         return spent + extra * ours
 
     xfd_exits._exits = counted
@@ -63,4 +67,12 @@ lies(
     the_handler_costs_a_third_exit=lambda: _costs(1, "demand"),
     there_is_no_nm_to_count=lambda: in_tile_guest("demand", lambda guest: guest.set("values", 0, 15)),
     another_exception_is_counted=lambda: in_tile_guest("demand", lambda guest: guest.set("values", 6, 3)),
+)
+
+lies(
+    "xfd.nm-costs-nothing-unused",
+    each_nm_costs_an_exit=lambda: _costs(200, "task_switched", when=200),
+    one_nm_costs_an_exit=lambda: _costs(1, "task_switched", when=200),
+    fewer_nm_are_counted=lambda: _in_guest("task_switched", lambda guest: guest.set("values", 199, 15), 200),
+    another_exception_is_counted=lambda: _in_guest("task_switched", lambda guest: guest.set("values", 6, 3), 200),
 )

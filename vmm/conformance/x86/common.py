@@ -60,6 +60,8 @@ __all__ = [
 # Components whose bytes mean nothing to the CPU, so that any pattern may stand in them.
 PLAIN = xfeature.mask(XFeature.FP, XFeature.SSE, XFeature.YMM) | xfeature.AVX512
 TILEDATA = int(XFeature.XTILEDATA)
+# x87 control and status words unlike the initial ones: rounding to 0 with 24 bits; TOP 5 and C0, no exception.
+_FCW, _FSW = 0x0C7F, 0x2900
 
 
 def _bits(name: str, value_of: str, wanted: int, *, absent: bool = False) -> Need:
@@ -184,7 +186,8 @@ def configured(context: Context, table: Cpuid | None = None) -> Vcpu:
 def pattern(features: int, seed: int, size: int = 4096) -> XsaveArea:
     """An area whose ``features`` hold data unlike their initial values, byte by byte.
 
-    x87 data is such that the CPU gives it back unchanged: no exceptions pending, all registers valid, 80 bits.
+    x87 data is such that every CPU gives it back unchanged: no exceptions pending and so no FOP, FIP and FDP, all
+    registers valid, 80 bits.
     """
     source = random.Random(seed)
     area = XsaveArea.initial(size)
@@ -200,7 +203,7 @@ def pattern(features: int, seed: int, size: int = 4096) -> XsaveArea:
 
 
 def _x87(source: random.Random) -> bytes:
-    head = (0x37F).to_bytes(2, "little") + bytes(2) + b"\xff" + bytes(19)
+    head = _FCW.to_bytes(2, "little") + _FSW.to_bytes(2, "little") + b"\xff" + bytes(19)
     return head + b"".join(source.randbytes(10) + bytes(6) for _ in range(8))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, no_difference
@@ -19,6 +20,7 @@ from vmm.conformance.x86.common import (
     vector_level,
 )
 from vmm.conformance.x86.image import Image
+from vmm.conformance.x86.legacy import Legacy
 from vmm.kvm.bits import bits
 from vmm.x86 import own
 from vmm.x86.guest import Guest
@@ -31,6 +33,8 @@ __all__ = ["SPIN", "beside", "competing", "filled_guest", "keeps", "own_register
 
 # Key 0 stays accessible: all memory of this process has it. Linux gives threads 0x55555554.
 _PKRU = 0xA5A5A5A0
+# FOP, FIP and FDP in the x87 component.
+_POINTERS = slice(6, 24)
 _YIELDS = 2
 _TURNS = 2
 _RFLAGS_IF = 1 << 9
@@ -39,10 +43,26 @@ SPIN = 0.01
 _LONGEST = 0.5
 
 
+def _with_pointers(area: XsaveArea) -> XsaveArea:
+    """Return the area with an FOP, FIP and FDP that are not 0."""
+    changed = area.copy()
+    changed.data[_POINTERS] = Legacy.random(0, pointers=True).data[_POINTERS]
+    return changed
+
+
+@cache
+def _keeps_pointers() -> bool:
+    """Whether this CPU gives FOP, FIP and FDP back with no exception pending: AMD's without XSaveErPtr do not."""
+    given = _with_pointers(pattern(1, 0))
+    return own.yield_with_registers(given, 1).data[_POINTERS] == given.data[_POINTERS]
+
+
 def own_registers(seed: int) -> XsaveArea:
     """Return recognisable values for all that this thread can hold still, PKRU where the host has it."""
     features = own_features()
     area = pattern(features & PLAIN, seed)
+    if _keeps_pointers():
+        area = _with_pointers(area)
     if features >> XFeature.PKRU & 1:
         size = area.layout[XFeature.PKRU].size
         area.set_component(XFeature.PKRU, _PKRU.to_bytes(4, "little") + bytes(size - 4))

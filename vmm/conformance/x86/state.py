@@ -32,6 +32,7 @@ __all__ = [
     "hold",
     "peek",
     "rdmsrs",
+    "read_cr8",
     "restore",
     "saved_msrs",
     "saved_xfd_msrs",
@@ -158,6 +159,14 @@ def rdmsrs(context: Context, guest: Guest, indices: Iterable[int]) -> list[int]:
 def peek(context: Context, guest: Guest, addresses: Iterable[int]) -> list[int]:
     """What a guest with the state payload loads from these addresses, 32 bits each."""
     return [value for _, value, _ in _rows(context, guest, "peek", addresses)]
+
+
+def read_cr8(context: Context, guest: Guest) -> int:
+    """What a guest with the state payload reads as CR8."""
+    with judged("MOV from CR8 in the guest", "an end without a fault"):
+        _enter(guest, "cr8")
+        guest.finish(guest.resume(context.timeout), "state.cr8")
+    return guest.mailbox.read("values")
 
 
 def _rows(context: Context, guest: Guest, entry: str, keys: Iterable[int]) -> list[tuple[int, int, int]]:

@@ -33,10 +33,15 @@ _ST_SIZE = 128
 def set_on_fresh(context: Context) -> None:
     """What KVM_SET_FPU writes to a vCPU that has not run is what its guest finds in x87 and XMM registers.
 
+    KVM_GET_FPU shows FOP, FIP and FDP too: until the vCPU runs nothing depends on whether the CPU keeps them.
+
     Source: Documentation/virt/kvm/api.rst, KVM_SET_FPU ("Writes the floating point state to the vcpu");
     arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_set_fpu.
     """
     guest = fxsave_guest(context)
+    image = Legacy.random(30, pointers=True)
+    succeeds("KVM_SET_FPU with pointers", set_fpu, guest.vcpu, image.fpu())
+    agrees("with pointers, of a vCPU that has not run", guest, image)
     image = Legacy.random(31)
     succeeds("KVM_SET_FPU", set_fpu, guest.vcpu, image.fpu())
     agrees("of a vCPU that has not run", guest, image)

@@ -16,6 +16,7 @@ from vmm.conformance.x86.common import configured
 from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.guest import EXCEPTION, Guest
+from vmm.x86.registers import get_sregs, set_sregs
 
 _NMI = 2
 _PAUSE = 0.02  # seconds in which a vCPU that does not run does nothing
@@ -26,7 +27,7 @@ _STATES = {
     "HALTED": int(lib.KVM_MP_STATE_HALTED),
     "RUNNABLE": int(lib.KVM_MP_STATE_RUNNABLE),
 }
-_APIC = 0xFEE00000
+_APIC, _CR8 = 0xFEE00000, 0xA
 # Register by offset: an enabled APIC with a masked timer that counts, LINT0 edge and masked, an ICR that was sent.
 _REGISTERS = {
     "TPR": (0x80, 0x20), "LDR": (0xD0, 0x5A000000), "DFR": (0xE0, 0x0FFFFFFF), "SVR": (0xF0, 0x1FF),
@@ -116,3 +117,25 @@ def lapic(context: Context) -> None:
     seen = state.peek(context, copy, [_APIC + offset for offset, _ in _REGISTERS.values()])
     for (name, (_, number)), loaded in zip(_REGISTERS.items(), seen, strict=True):
         equal(f"{name} as the guest loads it", loaded, number)
+
+
+@clause("mig.cr8-in-guest", arch="x86", needs=(LOCAL_APICS,))
+def cr8_in_guest(context: Context) -> None:
+    """With a local APIC in the kernel CR8 of KVM_SET_SREGS is bits 7:4 of its TPR, and what the guest reads as CR8.
+
+    That of struct kvm_run is not looked at.
+
+    Source: Documentation/virt/kvm/api.rst, 4.14, 5 ("Only valid if in-kernel local APIC is not used");
+    arch/x86/kvm/x86.c, __set_sregs_common, kvm_set_cr8 (regs.c in 7.2); Intel SDM volume 3, 12.8.6.1.
+    """
+    guest = _guest(context, "cr8")
+    sregs = get_sregs(guest.vcpu)
+    sregs.cr8 = _CR8
+    succeeds("KVM_SET_SREGS", set_sregs, guest.vcpu, sregs)
+    equal("TPR after KVM_SET_SREGS", _registers(guest.vcpu)["TPR"], _CR8 << 4)
+    copy = state.twin(context, guest, state.capture(guest.vcpu, (), _PIECES), "CR8")
+    equal("CR8 of the copy", get_sregs(copy.vcpu).cr8, _CR8)
+    equal("TPR of the copy", _registers(copy.vcpu)["TPR"], _CR8 << 4)
+    copy.vcpu.kvm_run.cr8 = _CR8 ^ 7
+    equal("CR8 in the guest", state.read_cr8(context, copy), _CR8)
+    equal("CR8 of the copy after its run", get_sregs(copy.vcpu).cr8, _CR8)

@@ -7,19 +7,27 @@ takes then.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from vmm._kvm import lib
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, judged, succeeds, true
+from vmm.conformance.expect import equal, judged, refused, succeeds, true
 from vmm.conformance.needs import capability
 from vmm.conformance.registry import clause
 from vmm.conformance.x86 import state
+from vmm.guest.base import Capabilities
+from vmm.kvm.exits import Shutdown
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.guest import EXCEPTION, Guest
 from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs
 
 _PAYLOADS = capability("KVM_CAP_EXCEPTION_PAYLOAD")
+_TRIPLE_FAULTS = capability("KVM_CAP_X86_TRIPLE_FAULT_EVENT")
+_TRIPLE_FAULT = int(lib.KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+_PENDING_TRIPLE_FAULT = "triple_fault.pending"
+_WITH_PAYLOADS = {int(lib.KVM_CAP_EXCEPTION_PAYLOAD): (1,)}
 _PIECES = ("SREGS", "REGS", "EVENTS")
 _IF = 1 << 9
 _NMI, _GP, _PF, _INTERRUPT = 2, 13, 14, 31
@@ -32,8 +40,9 @@ _PENDING = {
 }  # fmt: skip
 
 
-def _guest(context: Context, entry: str, *, privilege: int = 3, payloads: bool = False) -> Guest:
-    capabilities = {int(lib.KVM_CAP_EXCEPTION_PAYLOAD): (1,)} if payloads else {}
+def _guest(
+    context: Context, entry: str, capabilities: Capabilities = MappingProxyType({}), *, privilege: int = 3
+) -> Guest:
     guest = context.own(Guest(context.kvm, "state", cpuid=context.host.facts.cpuid, capabilities=capabilities))
     guest.prepare(entry, privilege=privilege)
     return guest
@@ -165,7 +174,7 @@ def exception_payload(context: Context) -> None:
     Source: Documentation/virt/kvm/api.rst, 7.6 KVM_CAP_EXCEPTION_PAYLOAD and 4.31; arch/x86/kvm/x86.c,
     kvm_deliver_exception_payload.
     """
-    guest = _guest(context, "step", payloads=True)
+    guest = _guest(context, "step", _WITH_PAYLOADS)
     sregs = get_sregs(guest.vcpu)
     sregs.cr2 = _OLD_ADDRESS
     set_sregs(guest.vcpu, sregs)
@@ -192,8 +201,47 @@ def regs_keep_exception(context: Context) -> None:
     nmis = {"nmi.pending": 1, "nmi.masked": 1}
     flags = lib.KVM_VCPUEVENT_VALID_PAYLOAD | lib.KVM_VCPUEVENT_VALID_NMI_PENDING
     for meant in ({**injected, **nmis}, {**_PENDING, **nmis}):
-        guest = _guest(context, "step", payloads=True)
+        guest = _guest(context, "step", _WITH_PAYLOADS)
         _set(guest.vcpu, meant, flags)
         state.hold("after KVM_SET_VCPU_EVENTS", guest.vcpu.get_events(), meant)
         succeeds("KVM_SET_REGS", set_regs, guest.vcpu, get_regs(guest.vcpu))
         state.hold("after KVM_SET_REGS", guest.vcpu.get_events(), meant)
+
+
+@clause("mig.triple-fault", arch="x86", needs=(_TRIPLE_FAULTS,))
+def triple_fault(context: Context) -> None:
+    """With KVM_CAP_X86_TRIPLE_FAULT_EVENT a pending triple fault comes over, and KVM_RUN leaves at once for it.
+
+    KVM_VCPUEVENT_VALID_TRIPLE_FAULT is set in what is read whether or not one is pending, can take one back, and is
+    EINVAL in a VM without the capability.
+
+    Source: Documentation/virt/kvm/api.rst, 4.31, 4.32, KVM_CAP_X86_TRIPLE_FAULT_EVENT; arch/x86/kvm/x86.c,
+    kvm_vcpu_ioctl_x86_set_vcpu_events, vcpu_enter_guest (KVM_REQ_TRIPLE_FAULT).
+    """
+    pending, none = {_PENDING_TRIPLE_FAULT: 1}, {_PENDING_TRIPLE_FAULT: 0}
+    guest = _guest(context, "step", {int(lib.KVM_CAP_X86_TRIPLE_FAULT_EVENT): (1,)})
+    _holds_triple_fault("of a new vCPU", guest, none)
+    _set(guest.vcpu, pending, _TRIPLE_FAULT)
+    _holds_triple_fault("after KVM_SET_VCPU_EVENTS", guest, pending)
+    copy = _copy(context, guest, "a triple fault", pending)
+    equal("the exit of a guest with a triple fault", copy.resume(context.timeout), Shutdown())
+    equal("what the guest did", copy.mailbox.values[:2], [0, 0])
+    _holds_triple_fault("after the exit", copy, none)
+    _set(guest.vcpu, none, _TRIPLE_FAULT)
+    _holds_triple_fault("after it was taken back", guest, none)
+    with judged("the run of a guest whose triple fault was taken back"):
+        guest.finish(guest.resume(context.timeout), "state.step")
+    other = _guest(context, "step")
+    events = other.vcpu.get_events()
+    equal("KVM_VCPUEVENT_VALID_TRIPLE_FAULT without the capability", events.flags & _TRIPLE_FAULT, 0)
+    state.assign(events, pending)
+    events.flags |= _TRIPLE_FAULT
+    refused("a triple fault without the capability", errno.EINVAL, other.vcpu.set_events, events)
+    with judged("the run of a guest without the capability"):
+        other.finish(other.resume(context.timeout), "state.step")
+
+
+def _holds_triple_fault(what: str, guest: Guest, meant: Mapping[str, int]) -> None:
+    events = guest.vcpu.get_events()
+    equal(f"KVM_VCPUEVENT_VALID_TRIPLE_FAULT {what}", events.flags & _TRIPLE_FAULT, _TRIPLE_FAULT)
+    state.hold(what, events, meant)

@@ -24,6 +24,7 @@ _STATUS = 0x8D5  # OF SF ZF AF PF CF
 # CR0 without WP, CR3 with PWT, CR4 with TSD and DE, EFER with SCE: none of them changes what the payload does.
 _WP, _PWT, _TSD_DE, _SCE = 1 << 16, 1 << 3, 0xC, 1
 _CR2, _FS, _GS, _LIMIT = 0x7654321000, 0x123456789000, 0xFFFF8FEDCBA98000, 0x3FF
+_CR8, _APIC_BASE = 0xA, 0xFED90900
 # DR6 with B0 and B2; DR7 with LE and GE, every breakpoint of 4 written bytes and none of them enabled.
 _DR6, _DR7 = 0xFFFF0FF5, 0xDDDD0700
 _BREAKPOINTS = (0x1111000, 0xFFFF800000002228, 0x123456789ABC, 0x4444444)
@@ -72,9 +73,13 @@ def _same(where: str, seen: dict[str, int], meant: dict[str, int]) -> None:
 
 @clause("mig.sregs-in-guest", arch="x86")
 def sregs_in_guest(context: Context) -> None:
-    """Control registers, EFER, FS and GS bases, selectors and descriptor tables come over, and the guest reads them.
+    """Control registers, EFER, IA32_APIC_BASE, FS and GS bases, selectors and descriptor tables come over.
 
-    Source: Documentation/virt/kvm/api.rst, 4.13, 4.14; arch/x86/kvm/x86.c, __set_sregs_common.
+    The guest reads them. Its CR8 is that of struct kvm_run, which has it again after the run: there is no local APIC
+    in the kernel here (mig.cr8-in-guest).
+
+    Source: Documentation/virt/kvm/api.rst, 4.13, 4.14, 5 ("Only valid if in-kernel local APIC is not used");
+    arch/x86/kvm/x86.c, __set_sregs_common (regs.c in 7.2), kvm_arch_vcpu_ioctl_run.
     """
     guest = _guest(context, "control")
     sregs = get_sregs(guest.vcpu)
@@ -83,35 +88,39 @@ def sregs_in_guest(context: Context) -> None:
     sregs.cr4 |= _TSD_DE
     sregs.efer |= _SCE
     sregs.cr2, sregs.fs.base, sregs.gs.base = _CR2, _FS, _GS
+    sregs.cr8, sregs.apic_base = _CR8, _APIC_BASE
     sregs.gdt.limit = sregs.idt.limit = _LIMIT
     meant = _control(sregs)
     succeeds("KVM_SET_SREGS", set_sregs, guest.vcpu, sregs)
     copy = state.twin(context, guest, state.capture(guest.vcpu, (), ("SREGS", "REGS")), "SREGS")
     _same("in the copy", _control(get_sregs(copy.vcpu)), meant)
+    copy.vcpu.kvm_run.cr8 = _CR8
     _finish(context, copy, "control")
     values = copy.mailbox.values
     seen = dict(zip(("CR0", "CR2", "CR3", "CR4", "TR", "CS", "SS", "DS", "ES", "FS", "GS"), values, strict=False))
     for name in ("gdt", "idt"):
         limit, base = struct.unpack("<HQ", copy.memory.read(copy.payload.symbol(name), 10))
         seen |= {f"{name.upper()} limit": limit, f"{name.upper()} base": base}
-    seen |= _rdmsrs(context, copy)
+    seen |= _rdmsrs(context, copy) | {"CR8": state.read_cr8(context, copy)}
     _same("in the guest", seen, meant)
+    equal("cr8 of kvm_run after the run", int(copy.vcpu.kvm_run.cr8), _CR8)
 
 
 def _control(sregs: Any) -> dict[str, int]:
     """What of SREGS a guest can read, by its name."""
-    found = {name.upper(): int(getattr(sregs, name)) for name in ("cr0", "cr2", "cr3", "cr4", "efer")}
+    found = {name.upper(): int(getattr(sregs, name)) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
     for name in ("tr", "cs", "ss", "ds", "es", "fs", "gs"):
         found[name.upper()] = int(getattr(sregs, name).selector)
     for name in ("gdt", "idt"):
         table = getattr(sregs, name)
         found |= {f"{name.upper()} limit": int(table.limit), f"{name.upper()} base": int(table.base)}
-    return found | {"FS base": int(sregs.fs.base), "GS base": int(sregs.gs.base)}
+    bases = {"FS base": int(sregs.fs.base), "GS base": int(sregs.gs.base), "APIC base": int(sregs.apic_base)}
+    return found | bases
 
 
 def _rdmsrs(context: Context, guest: Guest) -> dict[str, int]:
     """What is of SREGS and the guest reads by RDMSR."""
-    names = {"EFER": Msr.EFER, "FS base": Msr.FS_BASE, "GS base": Msr.GS_BASE}
+    names = {"EFER": Msr.EFER, "FS base": Msr.FS_BASE, "GS base": Msr.GS_BASE, "APIC base": Msr.APIC_BASE}
     return dict(zip(names, state.rdmsrs(context, guest, names.values()), strict=True))
 
 

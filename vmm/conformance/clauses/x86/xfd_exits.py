@@ -109,3 +109,29 @@ def first_use_costs_two_exits(context: Context) -> None:
     equal("the vector", guest.mailbox.read("values", 3), 7)
     true("VM exits of an #NM and its handler", spent <= 2, spent, "2 at most")
     context.note(f"exits: {spent}")
+
+
+@clause("xfd.nm-costs-nothing-unused", arch="x86", needs=_COUNTED)
+def other_faults_cost_nothing(context: Context) -> None:
+    """An #NM because of CR0.TS costs no VM exit in a guest that has never written an IA32_XFD other than 0.
+
+    KVM traps #NM only from such a write on. What that makes of them is a note.
+
+    Source: arch/x86/kvm/vmx/vmx.c, vmx_update_exception_bitmap (xfd_no_write_intercept).
+    """
+    guest, stats = _counted(context, "amx_os")
+    _trapped(context, guest, stats)
+    judged_call(context, guest, "wrmsr", Msr.XFD, 0)
+    equal(f"VM exits of {_MANY} #NM before IA32_XFD was used", _exits_of_faults(context, guest, stats), 0)
+    judged_call(context, guest, "wrmsr", Msr.XFD, _ARMED)
+    judged_call(context, guest, "wrmsr", Msr.XFD, 0)
+    context.note(f"exits of {_MANY} #NM by CR0.TS once it was used: {_exits_of_faults(context, guest, stats)}")
+
+
+def _exits_of_faults(context: Context, guest: Guest, stats: Stats) -> int:
+    """The VM exits of #NM by CR0.TS, without those of setting and clearing it."""
+    switching = _cost(context, guest, stats, "task_switched", 0)
+    spent = _cost(context, guest, stats, "task_switched", _MANY)
+    equal("faults", guest.mailbox.read("values", 15), _MANY)
+    equal("the vector", guest.mailbox.read("values", 3), 7)
+    return spent - switching

@@ -60,7 +60,8 @@ def error_survives_preemption(context: Context) -> None:
     The guest's handler spins inside one KVM_RUN until three more host threads have used tiles. Each of them is new
     and so takes one #NM, and process and guest have one CPU, so that they run only while the guest is preempted. A
     kernel that leaves the value in the CPU hands the guest the 0 that the host's handler wrote. One that reads it
-    late, once it may have been preempted, does so only when that happens within a few hundred instructions.
+    late, once it may have been preempted, does so only when that happens within a few hundred instructions: the
+    threads are already at work when the guest takes its #NM.
 
     Source: arch/x86/kvm/vmx/vmx.c, handle_nm_fault_irqoff (read before preemption is possible); arch/x86/kvm/x86.c,
     vcpu_enter_guest (loaded at each entry); arch/x86/kernel/traps.c, handle_xfd_event (the host's #NM writes 0).
