@@ -12,7 +12,7 @@ from vmm._kvm import ffi, lib
 from vmm.arm64.vector import AREA_SIZE, VectorState
 from vmm.arm64.vls import QUADWORD
 from vmm.kvm import ioctl as door
-from vmm.kvm.exits import Deadline, Exit, decode
+from vmm.kvm.exits import Exit
 from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
@@ -80,13 +80,7 @@ def _run(vcpu: Vcpu, image: bytes, timeout: float, when: int, wait: float) -> tu
         "struct vmm_host_vectors *",
         {"image": given, "observed": observed, "wait_ns": int(wait * 1e9), "when": when},
     )
-    control = ffi.new(
-        "struct vmm_run_control *",
-        {"fd": vcpu.fd, "run": vcpu.kvm_run, "vectors": vectors, "budget": 1, "timeout_ns": int(timeout * 1e9)},
-    )
-    while (reason := door.run(control)) == lib.VMM_RUN_SIGNAL:
-        pass
-    exit = Deadline() if reason == lib.VMM_RUN_DEADLINE else decode(vcpu.page)
+    exit = vcpu.run_holding(timeout, vectors=vectors)
     return exit, bytes(ffi.buffer(observed, len(image)))
 
 

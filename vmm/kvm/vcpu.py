@@ -93,6 +93,19 @@ class Vcpu(Handle):
                 return Stopped()
             # VMM_RUN_SIGNAL: Python runs its handlers before the next call, then the guest resumes.
 
+    def run_holding(self, timeout: float, **held: Any) -> Exit:
+        """KVM_RUN with something of this thread's own that the shim holds around it.
+
+        ``held`` are fields of ``struct vmm_run_control``. Raises KvmError.
+        """
+        control = ffi.new(
+            "struct vmm_run_control *",
+            {"fd": self.fd, "run": self.kvm_run, "budget": 1, "timeout_ns": int(timeout * _NANOSECONDS), **held},
+        )
+        while (reason := door.run(control)) == lib.VMM_RUN_SIGNAL:
+            pass
+        return Deadline() if reason == lib.VMM_RUN_DEADLINE else decode(self.page)
+
     def complete(self) -> None:
         """Finish a pending exit without running the guest, so that the registers are those after it.
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmm._kvm import ffi, lib
-from vmm.kvm import ioctl as door
-from vmm.kvm.exits import Deadline, Exit, decode
+from vmm.kvm.exits import Exit
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86.xfeature import AVX512, XFeature, mask
 from vmm.x86.xsave import XsaveArea, host_layout
@@ -53,13 +52,7 @@ def run_with_registers(vcpu: Vcpu, area: XsaveArea, timeout: float, *, calls: in
     KVM_RUN. Raises KvmError.
     """
     vectors, _given, observed = _vectors(area, calls)
-    control = ffi.new(
-        "struct vmm_run_control *",
-        {"fd": vcpu.fd, "run": vcpu.kvm_run, "vectors": vectors, "budget": 1, "timeout_ns": int(timeout * 1e9)},
-    )
-    while (reason := door.run(control)) == lib.VMM_RUN_SIGNAL:
-        pass
-    exit = Deadline() if reason == lib.VMM_RUN_DEADLINE else decode(vcpu.page)
+    exit = vcpu.run_holding(timeout, vectors=vectors)
     return exit, XsaveArea(bytes(ffi.buffer(observed)))
 
 

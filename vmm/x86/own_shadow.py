@@ -6,8 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vmm._kvm import ffi, lib
-from vmm.kvm import ioctl as door
-from vmm.kvm.exits import Deadline, Exit, decode
+from vmm.kvm.exits import Exit
 from vmm.kvm.vcpu import Vcpu
 
 __all__ = ["OwnShadow", "own_shadow_stack", "run_with_shadow_stack"]
@@ -35,11 +34,5 @@ def run_with_shadow_stack(vcpu: Vcpu, value: int, timeout: float) -> tuple[Exit,
     ``value`` is written to the shadow stack afterwards. Raises KvmError.
     """
     shadow = ffi.new("struct vmm_own_shadow *", {"value": value, "read": ~value & (1 << 64) - 1})
-    control = ffi.new(
-        "struct vmm_run_control *",
-        {"fd": vcpu.fd, "run": vcpu.kvm_run, "shadow": shadow, "budget": 1, "timeout_ns": int(timeout * 1e9)},
-    )
-    while (reason := door.run(control)) == lib.VMM_RUN_SIGNAL:
-        pass
-    exit = Deadline() if reason == lib.VMM_RUN_DEADLINE else decode(vcpu.page)
+    exit = vcpu.run_holding(timeout, shadow=shadow)
     return exit, OwnShadow(shadow.before, shadow.after, shadow.read)
