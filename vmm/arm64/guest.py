@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from vmm._kvm import lib
 from vmm.arm64 import boot
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import FPCR, FPSR, PC, PSTATE, SP, SYSTEM, core, x
 from vmm.arm64.vcpu import Feature, read, write
-from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, Capabilities, GuestError
+from vmm.guest.base import (
+    DIFFERENT,
+    DONE,
+    EXCEPTION,
+    MEMORY_SIZE,
+    NO_CAPABILITIES,
+    BaseGuest,
+    Capabilities,
+    GuestError,
+)
 from vmm.guest.layout import Regions
 from vmm.guest.payload import Payload, PayloadError
 from vmm.kvm.exits import Exit, MmioWrite
@@ -84,7 +92,7 @@ class Guest(BaseGuest):
         memory_size: int = MEMORY_SIZE,
         regions: Regions | None = None,
         vcpus: int = 1,
-        capabilities: Capabilities = MappingProxyType({}),
+        capabilities: Capabilities = NO_CAPABILITIES,
     ) -> None:
         if features is None:
             sve = (Feature.SVE,) if kvm.check_extension(lib.KVM_CAP_ARM_SVE) else ()

@@ -24,13 +24,23 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import DEFAULT_TIMEOUT, Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["DIFFERENT", "DONE", "EXCEPTION", "MEMORY_SIZE", "BaseGuest", "Capabilities", "Faulted", "GuestError"]
+__all__ = [
+    "DIFFERENT",
+    "DONE",
+    "EXCEPTION",
+    "MEMORY_SIZE",
+    "NO_CAPABILITIES",
+    "BaseGuest",
+    "Capabilities",
+    "Faulted",
+    "GuestError",
+]
 
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
 
 Capabilities = Mapping[int, tuple[int, ...]]
-_NONE: Capabilities = MappingProxyType({})
+NO_CAPABILITIES: Capabilities = MappingProxyType({})
 
 
 class GuestError(Exception):
@@ -79,7 +89,7 @@ class BaseGuest(ABC):
         *,
         regions: Regions | None = None,
         vcpus: int = 1,
-        capabilities: Capabilities = _NONE,
+        capabilities: Capabilities = NO_CAPABILITIES,
     ) -> None:
         self._open(kvm, payload, regions or self.regions(memory_size), vcpus, capabilities, fresh=True)
 
@@ -95,7 +105,7 @@ class BaseGuest(ABC):
         payload: str | Payload,
         regions: Regions,
         vcpus: int = 1,
-        capabilities: Capabilities = _NONE,
+        capabilities: Capabilities = NO_CAPABILITIES,
     ) -> Self:
         """Return an unconfigured guest with zeroed memory, ready for a restore."""
         guest = cls.__new__(cls)
@@ -108,7 +118,7 @@ class BaseGuest(ABC):
         payload: str | Payload,
         regions: Regions,
         vcpus: int,
-        capabilities: Capabilities = _NONE,
+        capabilities: Capabilities = NO_CAPABILITIES,
         *,
         fresh: bool,
     ) -> None:

@@ -9,10 +9,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from vmm._kvm import ffi
-from vmm.guest.base import DIFFERENT, DONE, EXCEPTION, MEMORY_SIZE, BaseGuest, Capabilities, GuestError
+from vmm.guest.base import (
+    DIFFERENT,
+    DONE,
+    EXCEPTION,
+    MEMORY_SIZE,
+    NO_CAPABILITIES,
+    BaseGuest,
+    Capabilities,
+    GuestError,
+)
 from vmm.guest.layout import Regions
 from vmm.guest.payload import Payload
 from vmm.kvm.exits import Exit, IoOut
@@ -81,7 +89,7 @@ class Guest(BaseGuest):
         memory_size: int = MEMORY_SIZE,
         regions: Regions | None = None,
         vcpus: int = 1,
-        capabilities: Capabilities = MappingProxyType({}),
+        capabilities: Capabilities = NO_CAPABILITIES,
     ) -> None:
         self.cpuid = supported(kvm) if cpuid is None else cpuid
         self.cr4 = cr4
