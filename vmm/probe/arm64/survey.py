@@ -42,9 +42,7 @@ __all__ = ["CAPABILITIES", "lines", "survey"]
 # Numbers of <linux/kvm.h> that only the probe asks for.
 CAPABILITIES = {
     "KVM_CAP_IRQCHIP": 0, "KVM_CAP_MAX_VCPU_ID": 128, "KVM_CAP_ARM_INJECT_SERROR_ESR": 158,
-    "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2": 168, "KVM_CAP_STEAL_TIME": 187,
-    "KVM_CAP_PTP_KVM": 198, "KVM_CAP_ARM_SYSTEM_SUSPEND": 216, "KVM_CAP_DIRTY_LOG_RING_ACQ_REL": 223,
-    "KVM_CAP_COUNTER_OFFSET": 227,
+    "KVM_CAP_PTP_KVM": 198,
 }  # fmt: skip
 _OPTIONAL = {
     Feature.PMU_V3: ("KVM_CAP_ARM_PMU_V3",),
