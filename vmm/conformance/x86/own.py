@@ -96,10 +96,7 @@ def keeps(context: Context, guest: Guest, image: Image) -> None:
 
 
 def prepare_spin(guest: Guest) -> None:
-    """Point a guest at a loop without end at CPL3, which keeps its registers.
-
-    Interrupts are enabled, as for any user: with RFLAGS.IF 0 Bochs holds those of the host back.
-    """
+    """Point a guest at a loop without end at CPL3, which keeps its registers; interrupts are on, as for any user."""
     guest.prepare("spin", privilege=3)
     regs = get_regs(guest.vcpu)
     regs.rflags |= _RFLAGS_IF
