@@ -6,14 +6,13 @@ from __future__ import annotations
 import errno
 
 from tests.mutations.arm64.dirty import loads_are_stores
-from tests.mutations.dirty import ENABLE, GET, RESET, change_entry, enables, flag_is_lost, has, newest_entry
-from tests.mutations.lies import Condition, accept, answer, drift, nth, refuse
+from tests.mutations.dirty import ENABLE, GET, change_entry, enables, flag_is_lost, has, newest_entry
+from tests.mutations.lies import Condition, accept, drift, nth, refuse
 from tests.mutations.registry import lies, repeated
 from vmm._kvm import lib
 
-_RING, _BITMAP = lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL, lib.KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+_BITMAP = lib.KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
 _SIZE = 1024
-_LARGEST = 1 << 20
 
 lies(
     "dirty.ring-not-written",
@@ -21,37 +20,6 @@ lies(
     stores_to_a_slot_without_the_flag_make_entries=lambda: flag_is_lost(1),
     a_written_page_makes_no_entry=lambda: change_entry(newest_entry("flags", 0), _SIZE),
     an_entry_names_another_page=lambda: change_entry(newest_entry("offset", 8), _SIZE),
-)
-
-
-def _size(size: int) -> Condition:
-    return enables(_RING, size)
-
-
-def _nth_choice(number: int) -> Condition:
-    """Met by the ``number``-th time that the largest ring is chosen."""
-    count, wanted = nth(number), _size(_LARGEST)
-    return lambda call: wanted(call) and count(call)
-
-
-lies(
-    "dirty.ring-sizes",
-    no_ring_is_a_ring=lambda: accept(ENABLE, _size(0)),
-    any_size_will_do=lambda: accept(ENABLE, _size(_LARGEST - 4096)),
-    half_a_page_will_do=lambda: accept(ENABLE, _size(2048)),
-    a_ring_may_be_larger_than_reported=lambda: accept(ENABLE, _size(2 * _LARGEST)),
-    no_ring_is_e2big=lambda: drift(ENABLE, errno.E2BIG, _size(0)),
-    no_power_of_two_is_e2big=lambda: drift(ENABLE, errno.E2BIG, _size(_LARGEST - 4096)),
-    half_a_page_is_e2big=lambda: drift(ENABLE, errno.E2BIG, _size(2048)),
-    too_large_a_ring_is_einval=lambda: drift(ENABLE, errno.EINVAL, _size(2 * _LARGEST)),
-    the_largest_ring_is_refused=lambda: refuse(ENABLE, errno.EINVAL, _size(_LARGEST)),
-    a_ring_may_be_chosen_twice=lambda: accept(ENABLE, _nth_choice(2)),
-    a_ring_may_be_chosen_late=lambda: accept(ENABLE, _nth_choice(3)),
-    a_second_choice_is_ebusy=lambda: drift(ENABLE, errno.EBUSY, _nth_choice(2)),
-    a_late_choice_is_ebusy=lambda: drift(ENABLE, errno.EBUSY, _nth_choice(3)),
-    rings_that_there_are_not_can_be_reset=lambda: accept(RESET, nth(1)),
-    rings_that_there_are_not_are_enxio=lambda: drift(RESET, errno.ENXIO, nth(1)),
-    rings_of_no_vcpu_have_entries=lambda: answer(RESET, 1, nth(2)),
 )
 
 
@@ -74,5 +42,7 @@ lies(
     an_entry_names_another_page=lambda: change_entry(newest_entry("offset", 8), _SIZE),
 )
 
-for _lie in repeated("dirty_ring", "dirty.ring-entries", "dirty.ring-full", "dirty.ring-no-bitmap"):
+for _lie in repeated(
+    "dirty_ring", "dirty.ring-entries", "dirty.ring-full", "dirty.ring-no-bitmap", "dirty.ring-sizes"
+):
     lies(_lie.clause, **{_lie.name: lambda made=_lie.factory: made()})
