@@ -54,7 +54,7 @@ def execute(
         _judge(clause, context, result)
     result.seconds = round(time.perf_counter() - started, 6)
     result.notes, result.drifts = context.notes, context.drifts
-    result.looks = looks.count
+    result.looks, result.coverage = looks.count, context.coverage
     if result.verdict not in (Verdict.PASS, Verdict.SKIP, Verdict.INFO):
         result.trace += trace.lines()
     return result
@@ -72,6 +72,7 @@ def _judge(clause: Clause, context: Context, result: ClauseResult) -> None:
         result.verdict = Verdict.INFO if clause.info else Verdict.FAIL
         result.what, result.finding = violation.what, violation.finding
         result.expected, result.observed = violation.expected, violation.observed
+        result.fields = [finding._asdict() for finding in violation.fields]
     except Skipped as skipped:
         result.verdict, result.reason = Verdict.SKIP, str(skipped)
     except TimedOut as error:

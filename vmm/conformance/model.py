@@ -35,7 +35,8 @@ class ClauseResult:
     ``finding`` refines a failure: ``mismatch``, ``accepted`` (what must be refused), ``rejected`` (what must
     be accepted) or ``errno-drift`` (refused, with another errno). ``looks`` is how many things the clause's
     assertions looked at, ``seconds`` its own time. ``drifts`` are refusals with another errno than the documented
-    one, of calls whose errnos are indicative: no failures.
+    one, of calls whose errnos are indicative: no failures. A clause about many fields has each that is wrong in
+    ``fields`` (what, expected, observed), and in ``coverage`` how many were judged, and which not, by reason.
     """
 
     id: str
@@ -52,6 +53,8 @@ class ClauseResult:
     trace: list[str] = field(default_factory=list)
     looks: int = 0
     drifts: list[str] = field(default_factory=list)
+    fields: list[dict[str, str]] = field(default_factory=list)
+    coverage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def remarks(self) -> list[str]:

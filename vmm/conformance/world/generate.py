@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clauses made of tables: one for each table and property, called ``world.TABLE-PROPERTY``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from vmm.conformance.context import Context
+from vmm.conformance.needs import Need
+from vmm.conformance.registry import clause
+from vmm.conformance.world import properties
+from vmm.conformance.world.ground import Ground
+from vmm.state.world.table import Table
+
+__all__ = ["EVERY", "Property", "generate"]
+
+Property = Callable[[Ground, Table, Context], None]
+# What every table is judged by, with its statement.
+EVERY: Mapping[str, tuple[Property, str]] = {
+    "fresh": (properties.fresh, "Every field of {} in a fresh vCPU has the value that reset gives it"),
+    "kept": (properties.kept, "Every legal value of every field of {} is taken and read back"),
+    "refused": (properties.refused, "What a field of {} may not be is refused, and then no field has changed"),
+    "moved": (properties.moved, "Every field of {} comes over to a new vCPU with a value that is not that of reset"),
+}
+
+
+def generate(ground: Ground, table: Table, source: str, chosen: Iterable[str], needs: Iterable[Need] = ()) -> None:
+    """Register the clauses of a table; ``source`` says where its structure or list is described."""
+    for name in chosen:
+        function, statement = EVERY[name]
+        clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
+            _clause(function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
+        )
+
+
+def _clause(function: Property, ground: Ground, table: Table, text: str) -> Callable[[Context], None]:
+    def judge(context: Context) -> None:
+        function(ground, table, context)
+
+    judge.__doc__ = text
+    return judge

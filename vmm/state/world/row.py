@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ABI says of a field of a vCPU's state: one row for all fields of which it says the same.
+
+A row is data with a source. What judges a KVM by it is in :mod:`vmm.conformance.world`; what gives a guest unusual
+values before a migration takes them from here too.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from vmm.kvm.vcpu import Vcpu
+
+__all__ = [
+    "EVERYWHERE",
+    "After",
+    "Canonical",
+    "Free",
+    "Number",
+    "Of",
+    "OneOf",
+    "Refusal",
+    "Row",
+    "Untold",
+    "Values",
+    "number",
+]
+
+# A number, or how the vCPU's CPUID, features or VM decide it.
+Number = int | Callable[[Vcpu], int]
+
+
+def number(value: Number, vcpu: Vcpu) -> int:
+    """Return the number that a row means for a vCPU."""
+    return value if isinstance(value, int) else value(vcpu)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Either of these values, which back ends choose between for this reason."""
+
+    values: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """The ABI leaves it open, or no host can show it, for this reason: a pair of field and property not judged."""
+
+    reason: str
+
+
+class After(Enum):
+    """What becomes of a field in an event: it stays, or is what it is in a fresh vCPU."""
+
+    KEPT = auto()
+    FRESH = auto()
+
+
+class Values(Protocol):
+    """Legal values of a field, in rounds: all fields of a piece get those of one round together."""
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there are."""
+
+    def value(self, field: str, round: int) -> int:
+        """Return the value of a round; beyond the last one they begin anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Any value within ``mask``; the other bits are ``base``.
+
+    Two patterns that no other field of the piece has, complements of each other, then all ones, then none.
+    """
+
+    mask: int
+    base: int = 0
+    rounds: int = 4
+
+    def value(self, field: str, round: int) -> int:
+        """Return the value of a round."""
+        bits = self.mask.bit_length()
+        pattern = sum(zlib.crc32(f"{field} {at}".encode()) << 32 * at for at in range(bits // 32 + 1))
+        chosen = (pattern, ~pattern, -1, 0)[round % self.rounds]
+        return self.base | chosen & self.mask
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """Any canonical address of 48 bits: one of either half that no other field has, then the ends of the halves.
+
+    ``aligned`` low bits are 0.
+    """
+
+    aligned: int = 0
+    rounds: int = 4
+
+    def value(self, field: str, round: int) -> int:
+        """Return the value of a round."""
+        low, high = zlib.crc32(field.encode()) << 15 & (1 << 47) - 1 | 0x123, 0xFFFF_8000_0000_0000
+        chosen = (low, high | low ^ 0x5555_5555_5555, (1 << 47) - 1, high)[round % self.rounds]
+        return chosen >> self.aligned << self.aligned
+
+
+class Of:
+    """These values, one a round."""
+
+    __slots__ = ("_values", "rounds")
+
+    def __init__(self, *values: int) -> None:
+        self._values, self.rounds = values, len(values)
+
+    def value(self, field: str, round: int) -> int:
+        """Return the value of a round."""
+        return self._values[round % self.rounds]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A value that KVM refuses, and with which errno; 0 is an MSR that is not set."""
+
+    value: Number
+    errno: int = 0
+
+
+# A row without a condition.
+def EVERYWHERE(vcpu: Vcpu) -> str:
+    """Every vCPU has it."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Fields of one piece, and what is promised of each.
+
+    ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
+    made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
+    back by the same call, and come over; ``masked`` are pairs of what is written and what it then reads as;
+    ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
+    that a guest runs with ``values`` as with its own. ``alone``: it is the same state as another field, so it is
+    written by itself. ``when`` says why a vCPU has no such field, or nothing. None is a property that there is not.
+    """
+
+    fields: str
+    source: str
+    fresh: Number | OneOf | Untold | None
+    values: Values | Untold | None
+    init: After | Number | Untold | None = After.FRESH
+    kept: After | Untold = After.KEPT
+    runs: bool = True
+    masked: Sequence[tuple[int, int]] = ()
+    refused: Sequence[Refusal] = ()
+    alone: bool = False
+    when: Callable[[Vcpu], str] = EVERYWHERE

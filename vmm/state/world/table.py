@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of one piece of state, found by the names of its fields; reading and writing the piece as fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from vmm.kvm.vcpu import Vcpu
+from vmm.state.piece import Piece
+from vmm.state.value import Part
+from vmm.state.vcpu import read_piece, write_piece
+from vmm.state.world.fields import Codec
+from vmm.state.world.row import Row, Untold
+
+__all__ = ["Table"]
+
+
+class Table:
+    """One piece of state with its rows. Of two rows that match a field the first counts.
+
+    ``title`` is how the piece is called in the ids of clauses.
+    """
+
+    def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
+        self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
+        self._patterns = [(pattern, row) for row in rows for pattern in row.fields.split()]
+        self._exact = {pattern: row for pattern, row in reversed(self._patterns) if "*" not in pattern}
+        self._found: dict[str, Row | None] = {}
+
+    def row(self, field: str) -> Row | None:
+        """Return the row of a field; None if there is none, which is a fault of the table."""
+        if field not in self._found:
+            self._found[field] = self._exact.get(field) or self._matching(field)
+        return self._found[field]
+
+    def _matching(self, field: str) -> Row | None:
+        return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of values there are."""
+        found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
+        return max(found, default=0)
+
+    # --- a vCPU's ---
+
+    def part(self, vcpu: Vcpu) -> Part | None:
+        """Return the piece of a vCPU; None if it has no such state. Raises KvmError."""
+        return read_piece(vcpu, self.piece)
+
+    def read(self, vcpu: Vcpu) -> dict[str, int]:
+        """Return the fields of a vCPU's piece; none if it has no such state. Raises KvmError."""
+        part = self.part(vcpu)
+        return {} if part is None else self.codec.split(part)
+
+    def write(self, vcpu: Vcpu, values: Mapping[str, int]) -> None:
+        """Give fields other values, the rest of a structure stays. Raises KvmError, or Refused for an MSR."""
+        part = self.part(vcpu)
+        assert part is not None
+        write_piece(vcpu, self.piece, self.codec.join(part, values))
+
+    # --- what is written ---
+
+    def values(self, fields: Iterable[str], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
+        """Return a round's values of those fields that may be written together; for a guest that runs, its own."""
+        return {
+            field: row.values.value(field, round)
+            for field, row in self._writable(fields, vcpu)
+            if not row.alone and (row.runs or not running) and not isinstance(row.values, Untold) and row.values
+        }
+
+    def alone(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
+        """Yield the fields that have to be written by themselves."""
+        return ((field, row) for field, row in self._writable(fields, vcpu) if row.alone)
+
+    def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
+        for field in fields:
+            row = self.row(field)
+            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
+                yield field, row
