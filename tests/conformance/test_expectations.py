@@ -292,6 +292,19 @@ def test_each_entry_of_a_clause_is_a_finding_of_its_own() -> None:
     assert apply(_fail("flags"), both).reason == "it is so"
 
 
+def _fails_with_fields(*whats: str) -> ClauseResult:
+    result = _fail(f"{whats[0]} (also others)")
+    result.fields = [{"what": what, "expected": "1", "observed": "0x3"} for what in whats]
+    return result
+
+
+def test_a_failure_of_many_fields_is_known_if_every_field_is() -> None:
+    both = {"xcrs.fresh": [*_entry()["xcrs.fresh"], *_entry(what="flags")["xcrs.fresh"]]}
+    assert apply(_fails_with_fields("XCR0 after", "flags"), both).verdict is Verdict.KNOWN
+    assert apply(_fails_with_fields("XCR0 after", "flags", "nr_xcrs"), both).verdict is Verdict.FAIL
+    assert apply(_fails_with_fields("nr_xcrs", "XCR0 after"), both).verdict is Verdict.FAIL
+
+
 def test_nothing_but_a_star_is_special_in_a_pattern() -> None:
     known = _entry(what="XSETBV 0x*", observed="[0, 0]")
     assert apply(_fail("XSETBV 0x1f", "[0, 0]"), known).verdict is Verdict.KNOWN

@@ -24,18 +24,23 @@ EVERY: Mapping[str, tuple[Property, str]] = {
 }
 
 
-def generate(ground: Ground, table: Table, source: str, chosen: Iterable[str], needs: Iterable[Need] = ()) -> None:
-    """Register the clauses of a table; ``source`` says where its structure or list is described."""
+def generate(
+    module: str, ground: Ground, table: Table, source: str, chosen: Iterable[str], needs: Iterable[Need] = ()
+) -> None:
+    """Register the clauses of a table for the module that calls this (``__name__``).
+
+    ``source`` says where its structure or list is described.
+    """
     for name in chosen:
         function, statement = EVERY[name]
         clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
-            _clause(function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
+            _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
         )
 
 
-def _clause(function: Property, ground: Ground, table: Table, text: str) -> Callable[[Context], None]:
+def _clause(module: str, function: Property, ground: Ground, table: Table, text: str) -> Callable[[Context], None]:
     def judge(context: Context) -> None:
         function(ground, table, context)
 
-    judge.__doc__ = text
+    judge.__doc__, judge.__module__ = text, module
     return judge

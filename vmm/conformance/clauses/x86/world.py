@@ -8,10 +8,14 @@ from vmm.conformance.world.generate import generate
 from vmm.conformance.x86.world import GROUND
 from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS, SREGS
 
-generate(GROUND, REGS, "Documentation/virt/kvm/api.rst, 4.11, 4.12", ("fresh", "kept", "moved"))
+generate(__name__, GROUND, REGS, "Documentation/virt/kvm/api.rst, 4.11, 4.12", ("fresh", "kept", "moved"))
 generate(
-    GROUND, SREGS, "Documentation/virt/kvm/api.rst, 4.13, 4.14, KVM_GET_SREGS2, KVM_SET_SREGS2",
+    __name__, GROUND, SREGS, "Documentation/virt/kvm/api.rst, 4.13, 4.14, KVM_GET_SREGS2, KVM_SET_SREGS2",
     ("fresh", "kept", "refused", "moved"), (capability("KVM_CAP_SREGS2"),),
 )  # fmt: skip
-generate(GROUND, DEBUGREGS, "Documentation/virt/kvm/api.rst, 4.34, 4.35", ("fresh", "kept", "refused", "moved"))
-generate(GROUND, MP_STATE, "Documentation/virt/kvm/api.rst, 4.38, 4.39", ("fresh", "kept", "refused", "moved"))
+generate(
+    __name__, GROUND, DEBUGREGS, "Documentation/virt/kvm/api.rst, 4.34, 4.35", ("fresh", "kept", "refused", "moved")
+)
+generate(
+    __name__, GROUND, MP_STATE, "Documentation/virt/kvm/api.rst, 4.38, 4.39", ("fresh", "kept", "refused", "moved")
+)
