@@ -84,7 +84,7 @@ def test_json_lines_are_host_clauses_totals() -> None:
     assert records[0] == {"record": "host", **HOST}
     assert records[-1] == {
         "record": "totals", "total": 11, "PASS": 1, "FAIL": 2, "KNOWN": 1, "XPASS": 1, "SKIP": 3, "INFO": 1,
-        "TIMEOUT": 1, "ERROR": 1, "errno_drift": [], "seconds": 6.789,
+        "TIMEOUT": 1, "ERROR": 1, "errno_drift": [], "judged": 0, "not_judged": 0, "seconds": 6.789,
     }  # fmt: skip
 
 
