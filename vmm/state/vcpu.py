@@ -18,7 +18,7 @@ from vmm.state.piece import Piece, Reading, Row, Stale, raw
 from vmm.state.policy import Policy
 from vmm.state.value import Part, VcpuState
 
-__all__ = ["capture_vcpu", "read_piece", "restore_vcpu", "steps", "write_piece"]
+__all__ = ["capture_vcpu", "read_piece", "read_pieces", "restore_vcpu", "steps", "write_piece"]
 
 T = TypeVar("T")
 
@@ -87,7 +87,12 @@ def _read(vcpu: Vcpu) -> dict[str, Part]:
 
 def read_piece(vcpu: Vcpu, piece: Piece) -> Part | None:
     """Return one piece of a vCPU's state as it is now; None if this vCPU has no such state. Raises KvmError."""
-    return _Capture(vcpu, (piece,)).read(vcpu).get(piece.name)
+    return read_pieces(vcpu, (piece,)).get(piece.name)
+
+
+def read_pieces(vcpu: Vcpu, wanted: Iterable[Piece]) -> dict[str, Part]:
+    """Return pieces of a vCPU's state in this order, as read_piece does, in one batch; none that it has not."""
+    return _Capture(vcpu, wanted).read(vcpu)
 
 
 @cache

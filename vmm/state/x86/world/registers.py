@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 
+from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import Canonical, Free, Of, OneOf, Refusal, Row, Untold
+from vmm.state.world.row import After, Canonical, Free, Of, OneOf, Refusal, Row, Untold
 from vmm.state.world.table import Table
+from vmm.x86.cpuid import Cpuid
 
 __all__ = ["DEBUGREGS", "MP_STATE", "REGS", "SREGS"]
 
@@ -33,14 +35,19 @@ def _segments(*names: str, field: str) -> str:
 _DATA = ("ds", "es", "fs", "gs", "ss")
 _EVERY = ("cs", *_DATA, "tr", "ldt")
 
+def _signature(vcpu: Vcpu) -> int:
+    """EAX of the guest's CPUID leaf 1."""
+    table = vcpu.chosen.get("CPUID")
+    return 0x600 if table is None else Cpuid.unpack(table).get(1).eax
+
+
 REGS = Table(
     "regs",
     pieces("x86")["REGS"],
     StructCodec("REGS", "kvm_regs"),
     [
         Row("rdx", f"{_RESET} (DX: the CPU's signature, which a vCPU without CPUID has as 0x600)",
-            fresh=0x600, init=Untold("INIT leaves the signature of the guest's CPUID, see init.*"),
-            values=Free(_ALL)),
+            fresh=0x600, init=_signature, values=Free(_ALL)),
         Row("rip", _RESET, fresh=0xFFF0, values=Canonical(), runs=False, kept=Untold("KVM_RUN moves it")),
         Row("rflags", f"{_RESET}; __set_regs sets the bit that is always 1", fresh=_FLAGS,
             values=Free(_STATUS, _FLAGS), masked=[(0, _FLAGS)]),
@@ -96,12 +103,11 @@ SREGS = Table(
         Row("cr3", _RESET, fresh=0, values=Of(0x1234_5000, 0x7FFF_F018, 0), runs=False),
         Row("cr4", f"{_RESET}; {_SET_SREGS}", fresh=0, values=Of(0x8, 0x90, 0x4, 0x600), runs=False,
             refused=[Refusal(1 << 15, errno.EINVAL), Refusal(1 << 31, errno.EINVAL), Refusal(1 << 63, errno.EINVAL)]),
-        Row("cr8", f"{_RESET}; {_SET_SREGS} (without an effect above 15)", fresh=0, values=Free(0xF), kept=Untold(
-            "the guest's own TPR")),
+        Row("cr8", f"{_RESET}; {_SET_SREGS} (without an effect above 15)", fresh=0, values=Free(0xF)),
         Row("efer", f"{_RESET}; arch/x86/kvm/x86.c, kvm_valid_efer", fresh=0, values=Of(1, 0), runs=False,
             refused=[Refusal(0x400, errno.EINVAL), Refusal(1 << 1, errno.EINVAL), Refusal(1 << 63, errno.EINVAL)]),
         Row("apic_base", f"{_RESET}; arch/x86/kvm/lapic.c, kvm_apic_set_base; Intel SDM volume 3, 12.4.4",
-            fresh=0xFEE0_0900, values=Of(0xFEE0_0900, 0xFED9_0900), runs=False,
+            fresh=0xFEE0_0900, init=After.KEPT, values=Of(0xFEE0_0900, 0xFED9_0900), runs=False,
             refused=[Refusal(0xFEE0_0901, errno.EINVAL), Refusal(1 << 62 | 0xFEE0_0900, errno.EINVAL)]),
         Row("flags", "Documentation/virt/kvm/api.rst, KVM_SET_SREGS2", fresh=0,
             values=Untold("KVM_SREGS2_FLAGS_PDPTRS_VALID goes with PAE paging: the clauses on SREGS have it"),

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways through KVM: a vCPU with unusual values in every field goes one, and every field is looked at behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from vmm.conformance.expect import judged
+from vmm.conformance.world.tally import NO_ROW, Tally
+from vmm.kvm.ioctl import KvmError, Refused
+from vmm.kvm.vcpu import Vcpu
+from vmm.state.architecture import here
+from vmm.state.vcpu import read_pieces
+from vmm.state.world.row import After, Number, OneOf, Row, Untold, number
+from vmm.state.world.table import Table
+
+__all__ = ["Becomes", "Event", "Traveller", "initialised", "run"]
+
+# What a field becomes: a number, the number that it becomes of what it was, or nobody can tell.
+Becomes = int | OneOf | After | Untold | Callable[[int], int]
+# What an event makes of the fields of a row.
+Event = Callable[[Row], After | Number | Untold | None]
+
+
+def run(row: Row) -> After | Untold:
+    """What a KVM_RUN makes of a field that the guest does not touch."""
+    return row.kept
+
+
+def initialised(row: Row) -> After | Number | Untold | None:
+    """What INIT makes of a field."""
+    return row.init
+
+
+class Traveller:
+    """A vCPU that goes ways, with what its fields were before. Their names have that of the piece: ``REGS.rax``.
+
+    ``tables`` are written in this order; ``views``, which show the same state again, are only looked at.
+    """
+
+    def __init__(self, vcpu: Vcpu, tables: Sequence[Table], tally: Tally, views: Sequence[Table] = ()) -> None:
+        self.vcpu, self.tally = vcpu, tally
+        self.before: dict[str, int] = {}
+        self._written, self._tables = tables, sorted([*tables, *views], key=_in_capture)
+
+    def settle(self, round: int) -> dict[str, int]:
+        """Give every field a value of that round with which a guest runs; return those values.
+
+        One that KVM does not take is left as it is: the property ``kept`` judges that.
+        """
+        meant: dict[str, int] = {}
+        for table in self._written:
+            values = table.values(table.read(self.vcpu), self.vcpu, round, running=True)
+            taken = values if _taken(table, self.vcpu, values) else _singly(table, self.vcpu, values)
+            meant |= {f"{table.piece.name}.{field}": value for field, value in taken.items()}
+        self.before = self.read()
+        return meant
+
+    def read(self, *, without: Iterable[str] = ()) -> dict[str, int]:
+        """Return every field as it is now, in the order in which state is saved; ``without`` names pieces."""
+        tables = [table for table in self._tables if table.piece.name not in without]
+        parts = read_pieces(self.vcpu, dict.fromkeys(table.piece for table in tables))
+        return {
+            f"{table.piece.name}.{field}": value
+            for table in tables
+            if table.piece.name in parts
+            for field, value in table.codec.split(parts[table.piece.name]).items()
+        }
+
+    def judge(
+        self, where: str, becomes: Mapping[str, Becomes] | None = None, event: Event = run, without: Iterable[str] = ()
+    ) -> None:
+        """Look at every field: it has become what ``becomes`` says or, without that, what the event makes of its row.
+
+        ``without`` names pieces that are not read.
+        """
+        with judged(f"reading the state {where}"):
+            now = self.read(without=without)
+        for name, row in self._rows(without):
+            told = (becomes or {}).get(name)
+            wanted = self._ruled(name, row, event(row)) if told is None else self._told(name, row, told)
+            if isinstance(wanted, Untold):
+                self.tally.untold(name, wanted.reason)
+            elif wanted is not None:
+                self.tally.look(name, where, now.get(name), wanted)
+
+    def _rows(self, without: Iterable[str]) -> Iterator[tuple[str, Row]]:
+        """Yield each field that there was before with its row; those that this vCPU lacks are told as such."""
+        tables = {table.piece.name: table for table in self._tables if table.piece.name not in without}
+        for name in self.before:
+            piece, field = name.split(".", 1)
+            if piece not in tables:
+                continue
+            row = tables[piece].row(field)
+            if row is None:
+                self.tally.untold(name, NO_ROW)
+            elif absent := row.when(self.vcpu):
+                self.tally.untold(name, absent)
+            else:
+                yield name, row
+
+    def _told(self, name: str, row: Row, becomes: Becomes) -> int | OneOf | Untold | None:
+        if isinstance(becomes, After):
+            return self._ruled(name, row, becomes)
+        return becomes(self.before[name]) if callable(becomes) else becomes
+
+    def _ruled(self, name: str, row: Row, rule: After | Number | Untold | None) -> int | OneOf | Untold | None:
+        if rule is After.KEPT:
+            return self.before[name]
+        wanted = row.fresh if rule is After.FRESH else rule
+        if isinstance(wanted, OneOf | Untold) or wanted is None:
+            return wanted
+        assert not isinstance(wanted, After)
+        return number(wanted, self.vcpu)
+
+
+def _in_capture(table: Table) -> int:
+    order = here().CAPTURE_ORDER
+    return order.index(table.piece.name) if table.piece.name in order else len(order)
+
+
+def _taken(table: Table, vcpu: Vcpu, values: Mapping[str, int]) -> bool:
+    try:
+        if values:
+            table.write(vcpu, values)
+    except (KvmError, Refused):
+        return False
+    return True
+
+
+def _singly(table: Table, vcpu: Vcpu, values: Mapping[str, int]) -> dict[str, int]:
+    return {field: value for field, value in values.items() if _taken(table, vcpu, {field: value})}
