@@ -68,7 +68,11 @@ class Traveller:
         }
 
     def judge(
-        self, where: str, becomes: Mapping[str, Becomes] | None = None, event: Event = run, without: Iterable[str] = ()
+        self,
+        where: str,
+        becomes: Mapping[str, Becomes] | None = None,
+        event: Event = run,
+        without: Iterable[str] = (),
     ) -> None:
         """Look at every field: it has become what ``becomes`` says or, without that, what the event makes of its row.
 

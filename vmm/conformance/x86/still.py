@@ -16,11 +16,11 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.tables import TABLES, VIEWS
 from vmm.x86.boot import CR4_CET, CR4_OSXSAVE, CR4_PKE
-from vmm.x86.cpuid import Cpuid
+from vmm.x86.cpuid import Cpuid, supported
 from vmm.x86.guest import Guest
-from vmm.x86.registers import get_sregs, set_sregs
+from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs
 
-__all__ = ["WAYS", "place", "still_guest", "tick", "traveller"]
+__all__ = ["WAYS", "place", "still_guest", "still_guest_of_32_bits", "tick", "traveller"]
 
 # For who reads and writes all tables.
 WAYS = (capability("KVM_CAP_SREGS2"), LOCAL_APICS)
@@ -35,7 +35,10 @@ _CR4 = {
     "XSAVE": CR4_OSXSAVE, "PKU": CR4_PKE, "SHSTK": CR4_CET, "IBT": CR4_CET,
 }  # fmt: skip
 _SCE = 1  # of EFER
-# Only FS and GS have a base and none a limit in 64-bit mode; VM entry wants other bases of 32 bits, and G to be right.
+# For a guest without long mode: CPUID, the base of CS, and a CR3 that nothing uses.
+_EXTENDED, _LM = 0x8000_0001, 1 << 29
+_CODE, _PG, _ODD_CR3 = 0x8_1230, 1 << 31, 0x1234_5018
+# Only FS and GS have a base and none has a limit in 64-bit mode; VM entry wants other bases of 32 bits, and a right G.
 _BASES = {"ds": 0x1234_5670, "es": 0xFEDC_BA90, "ss": 0x0F0F_0F00}
 _LIMITS = {"ds": 0x2_3454, "es": 0xF_FFFE, "ss": 0x1, "fs": 0xFFFF_FFFF, "gs": 0x5678_9FFF}
 _TYPES = {"ds": 0x7, "es": 0x3, "fs": 0x7, "gs": 0x3}
@@ -49,6 +52,27 @@ def still_guest(context: Context, entry: str = "tick", *, vcpus: int = 1) -> Gue
     for index, processor in enumerate(guest.processors):
         place(guest, entry, index)
         make_runnable(processor.vcpu)
+    return guest
+
+
+def still_guest_of_32_bits(context: Context) -> Guest:
+    """The same in protected mode without paging, with a CPUID that has no long mode."""
+    before(context.kvm)
+    table = supported(context.kvm)
+    features = table.get(_EXTENDED)
+    table = table.edit(_EXTENDED, edx=features.edx & ~_LM)
+    guest = context.own(Guest(context.kvm, "still", cpuid=table, capabilities=SPLIT))
+    vcpu = guest.vcpu
+    sregs, regs = get_sregs(vcpu), get_regs(vcpu)
+    _segments(sregs)
+    _control(sregs, table)
+    code = sregs.cs
+    code.base, code.limit, code.type, code.db, code.g = _CODE, 0xFFFF_FFFF, 0xB, 1, 1
+    sregs.ss.db, sregs.tr.type, sregs.ldt.type = 1, 0xB, 2
+    sregs.cr0, sregs.cr3, sregs.cr4 = _CR0 & ~_PG, _ODD_CR3, sregs.cr4 & ~_CR4_PCIDE
+    regs.rip = guest.payload.symbol("tick") - _CODE
+    set_sregs(vcpu, sregs)
+    set_regs(vcpu, regs)
     return guest
 
 
@@ -79,7 +103,7 @@ def _segments(sregs: Any) -> None:
         getattr(sregs, name).type = kind
     sregs.cs.avl = 1
     sregs.tr.base, sregs.tr.limit, sregs.tr.avl = 0xFFFF_8765_4321_0F00, 0x3_4567, 1
-    sregs.ldt = {"base": 0x7654_3210_FEDC, "limit": 0x4567, "selector": _SELECTORS["ldt"], "type": 2, "present": 1}
+    sregs.ldt.base, sregs.ldt.limit, sregs.ldt.unusable = 0x7654_3210_FEDC, 0x4567, 0
     sregs.gdt = {"base": 0xFFFF_9999_1234_5678, "limit": 0x3F7}
     sregs.idt = {"base": 0x6666_1234_5678, "limit": 0}
 

@@ -35,6 +35,7 @@ def _segments(*names: str, field: str) -> str:
 _DATA = ("ds", "es", "fs", "gs", "ss")
 _EVERY = ("cs", *_DATA, "tr", "ldt")
 
+
 def _signature(vcpu: Vcpu) -> int:
     """EAX of the guest's CPUID leaf 1."""
     table = vcpu.chosen.get("CPUID")
