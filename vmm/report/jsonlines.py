@@ -7,7 +7,8 @@ The first line is the host: ``{"record": "host", "kernel": ..., "architecture": 
 ``what``, ``expected``, ``observed``, ``finding``, ``reason``, ``reference``, ``notes``, ``trace``, ``drifts``
 (refusals with another errno than the documented one, where those are indicative). A clause that looks at every field
 of a piece of state has ``fields``, each one that is wrong with its ``what``, ``expected`` and ``observed``, and
-``coverage``: how many were ``judged``, and which are ``untold`` (by reason).
+``coverage``: how many were ``judged``, and which are ``untold`` (by reason); with --exhaustive also which bits of
+which fields this KVM keeps although nothing promises it, as ``excused``.
 
 The last line is ``{"record": "totals", "total": n, "PASS": n, ..., "errno_drift": [id, ...], "judged": n,
 "not_judged": n, "seconds": s}`` with every verdict, the clauses with drifts, and how many pairs of field and property
