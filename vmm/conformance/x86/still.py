@@ -38,7 +38,7 @@ _SCE = 1  # of EFER
 # For a guest without long mode: CPUID, the base of CS, and a CR3 that nothing uses.
 _EXTENDED, _LM = 0x8000_0001, 1 << 29
 _CODE, _PG, _ODD_CR3 = 0x8_1230, 1 << 31, 0x1234_5018
-# Only FS and GS have a base and none has a limit in 64-bit mode; VM entry wants other bases of 32 bits, and a right G.
+# Only FS and GS have a base and none has a limit in 64-bit mode; VM entry wants other bases of 32 bits, and G right.
 _BASES = {"ds": 0x1234_5670, "es": 0xFEDC_BA90, "ss": 0x0F0F_0F00}
 _LIMITS = {"ds": 0x2_3454, "es": 0xF_FFFE, "ss": 0x1, "fs": 0xFFFF_FFFF, "gs": 0x5678_9FFF}
 _TYPES = {"ds": 0x7, "es": 0x3, "fs": 0x7, "gs": 0x3}

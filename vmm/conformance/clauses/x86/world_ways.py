@@ -40,7 +40,7 @@ _WAITING = "PAUSE, or the jump back to it: where the guest was when it was stopp
 
 @clause("world.way-none", arch="x86", needs=WAYS)
 def none(context: Context) -> None:
-    """A vCPU that has not run has every field as written, beside all others, and after a KVM_RUN that enters no guest.
+    """A vCPU that has not run has every field as written, beside all others, and after a KVM_RUN that enters none.
 
     Source: Documentation/virt/kvm/api.rst, 4 (the KVM_SET calls), 5 (immediate_exit).
     """

@@ -12,7 +12,7 @@ from vmm.conformance.world.tally import Tally
 from vmm.conformance.world.ways import Becomes, Traveller
 from vmm.conformance.x86 import smm
 from vmm.conformance.x86.smm import HANDLER, RSM, SMBASE, SMM, give_smram, send_smi
-from vmm.conformance.x86.still import WAYS, still_guest, tick, traveller
+from vmm.conformance.x86.still import WAYS, still_guest, still_guest_of_32_bits, tick, traveller
 from vmm.state.world.row import After
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs
@@ -65,8 +65,8 @@ def _there_and_back(
 def through_smm(context: Context) -> None:
     """SMM begins with what it sets and every other field as it was, and RSM brings all of them back but RIP.
 
-    Source: arch/x86/kvm/smm.c, enter_smm, emulator_leave_smm; Intel SDM volume 3, "Initial SMM Execution Environment";
-    AMD APM volume 2, 10.2.3.
+    Source: arch/x86/kvm/smm.c, enter_smm, emulator_leave_smm; AMD APM volume 2, 10.2.3; Intel SDM volume 3, "Initial
+    SMM Execution Environment".
     """
     guest = still_guest(context)
     with Tally(context) as tally:
