@@ -67,7 +67,7 @@ def _second(context: Context, tally: Tally) -> tuple[Guest, Traveller]:
 
 @clause("world.way-init", arch="x86", needs=(*WAYS, *INIT_BY_MESSAGE))
 def init(context: Context) -> None:
-    """INIT changes nothing while it is pending; once KVM_GET_MP_STATE took it in, each field is what INIT makes of it.
+    """INIT changes nothing while pending; once KVM_GET_MP_STATE took it in, each field is what INIT makes of it.
 
     Source: arch/x86/kvm/x86.c, kvm_vcpu_reset, kvm_arch_vcpu_ioctl_get_mpstate; Intel SDM volume 3, table 11-1.
     """
