@@ -12,10 +12,15 @@ from vmm.conformance.x86.apic import with_local_apics
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.state.x86.unsettled import before
-from vmm.x86.cpuid import set_cpuid, supported
+from vmm.state.x86.world.lapic import X2_IDENTIFIER
+from vmm.x86.cpuid import get_cpuid, set_cpuid, supported
 from vmm.x86.guest import Guest
+from vmm.x86.registers import get_sregs, set_sregs
 
-__all__ = ["GROUND", "WITH_EVENTS"]
+__all__ = ["GROUND", "WITH_EVENTS", "X2APIC"]
+
+_USE_32BIT_IDS = 1  # KVM_X2APIC_API_USE_32BIT_IDS
+_X2APIC_MODE = 1 << 10  # of IA32_APIC_BASE
 
 
 def _vm(context: Context) -> VirtualMachine:
@@ -26,8 +31,8 @@ def _vm(context: Context) -> VirtualMachine:
     return vm
 
 
-def _vcpu(context: Context, vm: VirtualMachine) -> Vcpu:
-    vcpu = vm.create_vcpu()
+def _vcpu(context: Context, vm: VirtualMachine, identifier: int = 0) -> Vcpu:
+    vcpu = vm.create_vcpu(identifier)
     set_cpuid(vcpu, supported(context.kvm))
     return vcpu
 
@@ -47,5 +52,21 @@ def _with_events(context: Context) -> Vcpu:
     return _vcpu(context, vm)
 
 
+def _x2apic(context: Context) -> Vcpu:
+    """A vCPU whose APIC is in x2APIC mode, and is shown in that mode's format."""
+    if not context.kvm.check_extension(lib.KVM_CAP_X2APIC_API):
+        context.skip("needs KVM_CAP_X2APIC_API: it is 0")
+    vm = _vm(context)
+    vm.enable_cap(lib.KVM_CAP_X2APIC_API, _USE_32BIT_IDS)
+    vcpu = _vcpu(context, vm, X2_IDENTIFIER)
+    if not get_cpuid(vcpu).has("X2APIC"):
+        context.skip("needs X2APIC for guests: KVM_GET_SUPPORTED_CPUID does not have it")
+    sregs = get_sregs(vcpu)
+    sregs.apic_base |= _X2APIC_MODE
+    set_sregs(vcpu, sregs)
+    return vcpu
+
+
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
+X2APIC = replace(GROUND, vcpu=_x2apic)
