@@ -16,10 +16,12 @@ from typing import Protocol
 from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
+    "ELSEWHERE",
     "EVERYWHERE",
     "After",
     "Canonical",
     "Free",
+    "Made",
     "Number",
     "Of",
     "OneOf",
@@ -59,6 +61,13 @@ class After(Enum):
 
     KEPT = auto()
     FRESH = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What becomes of a field in an event is made of what it was."""
+
+    function: Callable[[int], int]
 
 
 class Values(Protocol):
@@ -151,7 +160,7 @@ class Row:
     source: str
     fresh: Number | OneOf | Untold | None
     values: Values | Untold | None
-    init: After | Number | Untold | None = After.FRESH
+    init: After | Made | Number | Untold | None = After.FRESH
     kept: After | Untold = After.KEPT
     runs: bool = True
     reads: Callable[[int], OneOf] | None = None
@@ -159,3 +168,7 @@ class Row:
     refused: Sequence[Refusal] = ()
     alone: bool = False
     when: Callable[[Vcpu], str] = EVERYWHERE
+
+
+# For a table of some fields, in a mode or a VM of their own: another table has the others.
+ELSEWHERE = Row("*", "the other table of this piece", fresh=None, values=None)

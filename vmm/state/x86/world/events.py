@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from vmm.state.architecture import pieces
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import Free, Of, OneOf, Refusal, Row, Untold, Values
+from vmm.state.world.row import ELSEWHERE, Free, Of, OneOf, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
 
 __all__ = ["EVENTS", "EVENTS_ALL", "SMM"]
@@ -106,6 +106,6 @@ SMM = Table(
         Row("smi.pending", _MODE, fresh=0, values=Of(1, 0, 1), runs=False),
         Row("smi.smm_inside_nmi", f"{_MODE}: outside of SMM it is 0", fresh=0, values=Of(0, 1, 0), runs=False),
         Row("smi.latched_init", f"{_MODE}; lapic.c, kvm_lapic_latched_init", fresh=0, values=Of(1, 0, 1), runs=False),
-        Row("*", f"{_EVENTS}: another table has their values", fresh=None, values=None),
+        ELSEWHERE,
     ],
 )  # fmt: skip
