@@ -11,23 +11,23 @@ from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here
 from vmm.state.vcpu import read_pieces
-from vmm.state.world.row import After, Number, OneOf, Row, Untold, number
+from vmm.state.world.row import After, Made, Number, OneOf, Row, Untold, number
 from vmm.state.world.table import Table
 
 __all__ = ["Becomes", "Event", "Traveller", "initialised", "run"]
 
-# What a field becomes: a number, the number that it becomes of what it was, or nobody can tell.
-Becomes = int | OneOf | After | Untold | Callable[[int], int]
-# What an event makes of the fields of a row.
-Event = Callable[[Row], After | Number | Untold | None]
+# What becomes of a field.
+Becomes = After | Made | Number | OneOf | Untold
+# What an event makes of the fields of a row; None is a field of which nothing is said.
+Event = Callable[[Row], Becomes | None]
 
 
-def run(row: Row) -> After | Untold:
+def run(row: Row) -> Becomes:
     """What a KVM_RUN makes of a field that the guest does not touch."""
     return row.kept
 
 
-def initialised(row: Row) -> After | Number | Untold | None:
+def initialised(row: Row) -> Becomes | None:
     """What INIT makes of a field."""
     return row.init
 
@@ -43,16 +43,16 @@ class Traveller:
         self.before: dict[str, int] = {}
         self._written, self._tables = tables, sorted([*tables, *views], key=_in_capture)
 
-    def settle(self, round: int) -> dict[str, int]:
-        """Give every field a value of that round with which a guest runs; return those values.
+    def settle(self, round: int) -> dict[str, int | OneOf]:
+        """Give every field a value of that round with which a guest runs; return what they may be read as.
 
         One that KVM does not take is left as it is: the property ``kept`` judges that.
         """
-        meant: dict[str, int] = {}
+        meant: dict[str, int | OneOf] = {}
         for table in self._written:
             values = table.values(table.read(self.vcpu), self.vcpu, round, running=True)
             taken = values if _taken(table, self.vcpu, values) else _singly(table, self.vcpu, values)
-            meant |= {f"{table.piece.name}.{field}": value for field, value in taken.items()}
+            meant |= {f"{table.piece.name}.{field}": table.expected(field, value) for field, value in taken.items()}
         self.before = self.read()
         return meant
 
@@ -81,8 +81,7 @@ class Traveller:
         with judged(f"reading the state {where}"):
             now = self.read(without=without)
         for name, row in self._rows(without):
-            told = (becomes or {}).get(name)
-            wanted = self._ruled(name, row, event(row)) if told is None else self._told(name, row, told)
+            wanted = self._wanted(name, row, (becomes or {}).get(name, event(row)))
             if isinstance(wanted, Untold):
                 self.tally.untold(name, wanted.reason)
             elif wanted is not None:
@@ -103,15 +102,12 @@ class Traveller:
             else:
                 yield name, row
 
-    def _told(self, name: str, row: Row, becomes: Becomes) -> int | OneOf | Untold | None:
-        if isinstance(becomes, After):
-            return self._ruled(name, row, becomes)
-        return becomes(self.before[name]) if callable(becomes) else becomes
-
-    def _ruled(self, name: str, row: Row, rule: After | Number | Untold | None) -> int | OneOf | Untold | None:
-        if rule is After.KEPT:
+    def _wanted(self, name: str, row: Row, becomes: Becomes | None) -> int | OneOf | Untold | None:
+        if becomes is After.KEPT:
             return self.before[name]
-        wanted = row.fresh if rule is After.FRESH else rule
+        wanted = row.fresh if becomes is After.FRESH else becomes
+        if isinstance(wanted, Made):
+            return wanted.function(self.before[name])
         if isinstance(wanted, OneOf | Untold) or wanted is None:
             return wanted
         assert not isinstance(wanted, After)

@@ -15,21 +15,21 @@ from vmm.conformance.world.ways import Becomes, Traveller, initialised
 from vmm.conformance.x86.apic import INIT_BY_MESSAGE, signal_init, signal_sipi
 from vmm.conformance.x86.still import WAYS, place, still_guest, tick, traveller
 from vmm.kvm.exits import Deadline, FailEntry, InternalError, Shutdown
-from vmm.state.world.row import After, OneOf
+from vmm.state.world.row import After, OneOf, Untold
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs
 
 _TRIPLE_FAULTS = capability("KVM_CAP_X86_TRIPLE_FAULT_EVENT")
 _REPORTED = capability("KVM_CAP_EXIT_ON_EMULATION_FAILURE")
-_CD_NW, _ET = 0x6000_0000, 1 << 4
 _RF = 1 << 16
 _RESET_RIP = 0xFFF0
 _SHORT = 0.005
 _STAYS: Mapping[str, Becomes] = {"REGS.rip": After.KEPT}
-# CR0 in INIT is a matter of what it was.
-_INIT: Mapping[str, Becomes] = {"SREGS.cr0": lambda cr0: cr0 & _CD_NW | _ET}
-_WAITS: Mapping[str, Becomes] = {**_INIT, "MP_STATE.mp_state": int(lib.KVM_MP_STATE_INIT_RECEIVED)}
-_RUNS_ON: Mapping[str, Becomes] = {"MP_STATE.mp_state": After.KEPT}
+# Neither pending nor injected.
+_LEFT: Mapping[str, Becomes] = dict.fromkeys(
+    ("EVENTS.exception.nr", "EVENTS.exception.has_error_code", "EVENTS.exception.error_code"),
+    Untold("which exception it was that there was no way on from may still be there, and means nothing"),
+)
 _PAGE = 0x9F  # the vector of a SIPI, which is the page where the vCPU begins
 _NOWHERE = 0xD000_0000  # no memory
 _EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
@@ -75,8 +75,8 @@ def init(context: Context) -> None:
         guest, way = _second(context, tally)
         way.settle(0)
         signal_init(guest.vm, way.vcpu)
-        way.judge("with INIT pending", _STAYS, without=("MP_STATE",))
-        way.judge("after INIT", _WAITS, initialised)
+        way.judge("with INIT pending", {**_STAYS, "EVENTS.smi.latched_init": 1}, without=("MP_STATE",))
+        way.judge("after INIT", event=initialised)
 
 
 @clause("world.way-init-in-run", arch="x86", needs=(*WAYS, *INIT_BY_MESSAGE))
@@ -91,8 +91,8 @@ def init_in_run(context: Context) -> None:
         tick(context, way.vcpu, "the vCPU before INIT")
         signal_init(guest.vm, way.vcpu)
         _until(context, way, _RESET_RIP)
-        way.judge("after INIT in KVM_RUN", _WAITS, initialised, without=("MP_STATE",))
-        way.judge("after INIT in KVM_RUN", _WAITS, initialised)
+        way.judge("after INIT in KVM_RUN", event=initialised, without=("MP_STATE",))
+        way.judge("after INIT in KVM_RUN", event=initialised)
 
 
 def _waiting_for_sipi(context: Context, tally: Tally) -> tuple[Guest, Traveller]:
@@ -172,10 +172,10 @@ def shutdown(context: Context) -> None:
         way.settle(0)
         equal("the exit of a guest without an IDT at UD2", guest.vcpu.run(context.timeout), Shutdown())
         if get_regs(guest.vcpu).rip == _RESET_RIP:
-            way.judge("after a triple fault that was made INIT", {**_INIT, **_RUNS_ON}, initialised)
+            way.judge("after a triple fault that was made INIT", _LEFT, initialised)
         else:
             resume = OneOf((way.before["REGS.rflags"], way.before["REGS.rflags"] | _RF), "RF is the fault's or not")
-            way.judge("after a triple fault", {**_STAYS, "REGS.rflags": resume})
+            way.judge("after a triple fault", {**_STAYS, **_LEFT, "REGS.rflags": resume})
 
 
 def _refused_by_cpu(guest: Guest) -> None:

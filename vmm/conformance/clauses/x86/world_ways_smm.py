@@ -13,7 +13,7 @@ from vmm.conformance.world.ways import Becomes, Traveller
 from vmm.conformance.x86 import smm
 from vmm.conformance.x86.smm import HANDLER, RSM, SMBASE, SMM, give_smram, send_smi
 from vmm.conformance.x86.still import WAYS, still_guest, still_guest_of_32_bits, tick, traveller
-from vmm.state.world.row import After
+from vmm.state.world.row import After, Made
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs
 
@@ -30,7 +30,7 @@ _SEGMENT = {
 _INSIDE: Mapping[str, Becomes] = {
     **{f"SREGS.{name}.{field}": value for name in _SEGMENTS for field, value in _SEGMENT.items()},
     "SREGS.cs.selector": SMBASE >> 4, "SREGS.cs.base": SMBASE, "SREGS.idt.base": 0, "SREGS.idt.limit": 0,
-    "SREGS.cr0": lambda cr0: cr0 & ~_CR0_CLEAR, "SREGS.cr4": 0, "SREGS.efer": 0,
+    "SREGS.cr0": Made(lambda cr0: cr0 & ~_CR0_CLEAR), "SREGS.cr4": 0, "SREGS.efer": 0,
     "REGS.rflags": 2, "DEBUGREGS.dr7": 0x400, "EVENTS.smi.smm": 1, "EVENTS.nmi.masked": 1,
     "EVENTS.interrupt.shadow": 0,
 }  # fmt: skip
@@ -85,9 +85,8 @@ def through_smm_without_long_mode(context: Context) -> None:
     with Tally(context) as tally:
         way = traveller(guest.vcpu, tally)
         way.settle(1)
-        behind = {**dict.fromkeys(_HALVES, _low), "REGS.rip": get_regs(guest.vcpu).rip + len(smm.tick(guest))}
+        behind = {
+            **dict.fromkeys(_HALVES, Made(lambda value: value & _LOW)),
+            "REGS.rip": get_regs(guest.vcpu).rip + len(smm.tick(guest)),
+        }
         _there_and_back(context, guest, way, {"SREGS.efer": After.KEPT}, behind)
-
-
-def _low(value: int) -> int:
-    return value & _LOW

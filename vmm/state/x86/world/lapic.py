@@ -81,14 +81,19 @@ def _version(vcpu: Vcpu) -> int:
     return 0x14 | 5 << 16 | directed << 24
 
 
+def _line(vcpu: Vcpu) -> int:
+    """LINT0 after INIT: the first processor takes the PIC's interrupts."""
+    return _MASKED if vcpu.identifier else _EXTINT
+
+
 def _rows(fresh_line: int) -> list[Row]:
     """What either mode has; ``fresh_line`` is LINT0 after RESET."""
     return [
         Row("VERSION", "arch/x86/kvm/lapic.c, kvm_apic_set_version; the IOAPIC is not KVM's here", fresh=_version,
             values=None, masked=[(0xFF, _version)]),
-        Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR, kept=Untold("the guest's own TPR")),
+        Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR),
         Row("PPR", "arch/x86/kvm/lapic.c, __apic_update_ppr; Intel SDM volume 3, 11.8.3.1: made of TPR and ISR",
-            fresh=0, values=_PPR, reads=_priority, masked=[(0x33, 0x10)], kept=Untold("the guest's own TPR")),
+            fresh=0, values=_PPR, reads=_priority, masked=[(0x33, 0x10)]),
         Row("SVR", f"{_STATE}, apic_set_spiv; {_RESET}", fresh=0xFF, values=Of(0x1AA, 0x3FF, 0x1A5), runs=False),
         Row("ISR0", f"{_STATE}; {_RESET}", fresh=0, values=_set(_NO_INTERRUPT), runs=False),
         Row("ISR7", f"{_STATE}; {_RESET}", fresh=0, values=_TOP_ISR, runs=False),
@@ -103,7 +108,7 @@ def _rows(fresh_line: int) -> list[Row]:
         Row("LVT_TIMER", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0030, 0x3_00E1, 0x1_0055)),
         Row("LVT_THERMAL LVT_PMC LVT_ERROR", f"{_STATE}; {_LINES}", fresh=_MASKED,
             values=Of(0x1_0431, 0x1_00FE, 0x1_0231)),
-        Row("LVT_LINT0", f"{_STATE}; {_LINES}; KVM_X86_QUIRK_LINT0_REENABLED", fresh=fresh_line,
+        Row("LVT_LINT0", f"{_STATE}; {_LINES}; KVM_X86_QUIRK_LINT0_REENABLED", fresh=fresh_line, init=_line,
             values=Of(0x1_0700, 0x1_8044, 0x1_2431)),
         Row("LVT_LINT1", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0400, 0x1_A077, 0x1_0031)),
         Row("TMICT", f"{_STATE}; {_RESET}", fresh=0, values=Of(0xFFFF_FFFF, 0x8765_4321, 0)),

@@ -70,7 +70,9 @@ def _without(feature: int) -> Callable[[Vcpu], str]:
     return absent
 
 
-def _component(feature: XFeature, fields: str, values: Values | None, init: After = After.KEPT, runs: bool = True) -> Row:
+def _component(
+    feature: XFeature, fields: str, values: Values | None, init: After = After.KEPT, runs: bool = True
+) -> Row:
     names = " ".join(f"{feature.name}.{field}" for field in fields.split())
     return Row(names, _XSAVE, fresh=0, values=values, init=init, when=_without(feature), runs=runs)
 
