@@ -90,6 +90,7 @@ class Traveller:
     def _rows(self, without: Iterable[str]) -> Iterator[tuple[str, Row]]:
         """Yield each field that there was before with its row; those that this vCPU lacks are told as such."""
         tables = {table.piece.name: table for table in self._tables if table.piece.name not in without}
+        absent: dict[int, str] = {}
         for name in self.before:
             piece, field = name.split(".", 1)
             if piece not in tables:
@@ -97,8 +98,11 @@ class Traveller:
             row = tables[piece].row(field)
             if row is None:
                 self.tally.untold(name, NO_ROW)
-            elif absent := row.when(self.vcpu):
-                self.tally.untold(name, absent)
+                continue
+            if id(row) not in absent:
+                absent[id(row)] = row.when(self.vcpu)
+            if absent[id(row)]:
+                self.tally.untold(name, absent[id(row)])
             else:
                 yield name, row
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from vmm.kvm.vcpu import Vcpu
@@ -24,8 +25,8 @@ class Table:
 
     def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
         self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
-        self._patterns = [(pattern, row) for row in rows for pattern in row.fields.split()]
-        self._exact = {pattern: row for pattern, row in reversed(self._patterns) if "*" not in pattern}
+        self._patterns = [(_matcher(pattern), row) for row in rows for pattern in row.fields.split()]
+        self._exact = {pattern: row for row in reversed(rows) for pattern in row.fields.split() if "*" not in pattern}
         self._found: dict[str, Row | None] = {}
 
     def row(self, field: str) -> Row | None:
@@ -35,7 +36,7 @@ class Table:
         return self._found[field]
 
     def _matching(self, field: str) -> Row | None:
-        return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
+        return next((row for matches, row in self._patterns if matches(field)), None)
 
     @property
     def rounds(self) -> int:
@@ -80,7 +81,20 @@ class Table:
         return ((field, row) for field, row in self._writable(fields, vcpu) if row.alone)
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
+        absent: dict[int, str] = {}
         for field in fields:
             row = self.row(field)
-            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
+            if row is None or not row.values or isinstance(row.values, Untold):
+                continue
+            if id(row) not in absent:
+                absent[id(row)] = row.when(vcpu)
+            if not absent[id(row)]:
                 yield field, row
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Return what tells whether a name fits a shell pattern; an expression has to be compiled for few of them only."""
+    prefix = re.split(r"[*?[]", pattern, maxsplit=1)[0]
+    if pattern in (prefix, f"{prefix}*"):
+        return pattern.__eq__ if pattern == prefix else lambda name: name.startswith(prefix)
+    return lambda name: name.startswith(prefix) and fnmatchcase(name, pattern)

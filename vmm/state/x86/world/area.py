@@ -14,7 +14,7 @@ from vmm.state.piece import raw
 from vmm.state.value import Part
 from vmm.state.world.fields import Leaf
 from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import HEADER, Component, host_layout
+from vmm.x86.xsave import HEADER, Component, host_layout, largest_size
 
 __all__ = ["AreaCodec", "area_fields"]
 
@@ -69,6 +69,10 @@ def area_fields(size: int) -> tuple[Leaf, ...]:
 
 class AreaCodec:
     """The part XSAVE. A component of which a field is written is in use: its bit in XSTATE_BV is set."""
+
+    def bits(self, field: str) -> int:
+        """Return how wide a field is."""
+        return next(8 * size for name, _, size in area_fields(largest_size()) if name == field)
 
     def split(self, part: Part) -> dict[str, int]:
         """Return the fields by their names."""

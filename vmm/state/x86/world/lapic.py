@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from functools import cached_property
 
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
-from vmm.state.piece import raw
-from vmm.state.value import Part
-from vmm.state.world.fields import Leaf
+from vmm.state.world.fields import Leaf, StructCodec
 from vmm.state.world.row import After, Free, Of, OneOf, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
 from vmm.x86.cpuid import Cpuid
 
-__all__ = ["LAPIC", "LAPIC_X2", "X2_IDENTIFIER", "LapicCodec"]
+__all__ = ["LAPIC", "LAPIC_X2", "X2_ICR", "X2_IDENTIFIER", "X2_READ", "X2_WRITTEN", "LapicCodec"]
 
 _SLOT, _SLOTS = 16, 64
 _NAMES: Mapping[int, str] = {
@@ -40,23 +39,16 @@ def _leaves() -> tuple[Leaf, ...]:
     return (*named, *((f"{name}.rest", at + 4, _SLOT - 4) for name, at, _ in named))
 
 
-class LapicCodec:
+class LapicCodec(StructCodec):
     """The APIC's page: a register in the first four bytes of every sixteen."""
 
-    leaves = _leaves()
+    def __init__(self) -> None:
+        super().__init__("LAPIC", "kvm_lapic_state")
 
-    def split(self, part: Part) -> dict[str, int]:
-        """Return the registers by their names."""
-        data = raw("LAPIC", part)
-        return {name: int.from_bytes(data[at : at + size], "little") for name, at, size in self.leaves}
-
-    def join(self, part: Part, values: Mapping[str, int]) -> Part:
-        """Return the whole page."""
-        data = bytearray(raw("LAPIC", part))
-        for name, at, size in self.leaves:
-            if name in values:
-                data[at : at + size] = values[name].to_bytes(size, "little")
-        return bytes(data)
+    @cached_property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The registers, and what is between them."""
+        return _leaves()
 
 
 _STATE = "arch/x86/kvm/lapic.c, kvm_apic_get_state, kvm_apic_set_state"
@@ -106,8 +98,8 @@ def _rows(fresh_line: int) -> list[Row]:
         Row("ICR", f"{_STATE}; {_RESET}", fresh=0, values=Of(0x4_0000 | 0x44E5, 0xC_0331, 0x31)),
         Row("ICR2", f"{_STATE}; {_RESET}", fresh=0, values=Of(0x7700_0000, 0x8100_0000, 0)),
         Row("LVT_TIMER", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0030, 0x3_00E1, 0x1_0055)),
-        Row("LVT_THERMAL LVT_PMC LVT_ERROR", f"{_STATE}; {_LINES}", fresh=_MASKED,
-            values=Of(0x1_0431, 0x1_00FE, 0x1_0231)),
+        Row("LVT_THERMAL LVT_PMC", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0431, 0x1_00FE, 0x1_0231)),
+        Row("LVT_ERROR", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0032, 0x1_00FD, 0x1_00CD)),
         Row("LVT_LINT0", f"{_STATE}; {_LINES}; KVM_X86_QUIRK_LINT0_REENABLED", fresh=fresh_line, init=_line,
             values=Of(0x1_0700, 0x1_8044, 0x1_2431)),
         Row("LVT_LINT1", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0400, 0x1_A077, 0x1_0031)),
@@ -156,3 +148,16 @@ LAPIC_X2 = Table(
         *_rows(_MASKED),
     ],
 )  # fmt: skip
+
+
+def _msrs(*names: str) -> dict[str, int]:
+    """The MSRs that registers are in x2APIC mode: Intel SDM volume 3, table 11-6."""
+    return {name: 0x800 + at // _SLOT for at, name in _NAMES.items() if name.rstrip("0123456789") in names}
+
+
+# What the guest, and KVM_SET_MSRS, may write there and sends nothing; what can only be read; ICR has 64 bits.
+X2_WRITTEN = _msrs(
+    "TPR", "SVR", "LVT_TIMER", "LVT_THERMAL", "LVT_PMC", "LVT_LINT", "LVT_ERROR", "TMICT", "TDCR"
+)  # fmt: skip
+X2_READ = X2_WRITTEN | _msrs("PPR", "ISR", "TMR", "IRR", "ESR")
+X2_ICR = 0x830

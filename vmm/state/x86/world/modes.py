@@ -127,7 +127,8 @@ def _in(*names: str, **fields: Values) -> list[Row]:
     return [_mode(_segments(*names, field=field), values) for field, values in fields.items()]
 
 
-# 64-bit code at CPL 0, then at CPL 3 with no data segment but SS, then 32-bit code at CPL 3.
+# 64-bit code at CPL 0, then at CPL 3 with no data segment but SS, then 32-bit code at CPL 3. vmx_set_segment marks even
+# an unusable segment accessed, so that is what they are.
 SREGS_LONG = Table(
     "sregs-long",
     pieces("x86")["SREGS"],
@@ -141,7 +142,7 @@ SREGS_LONG = Table(
              s=Of(1, 1), present=Of(1, 1), unusable=Of(0, 0)),
         *_in("fs", "gs", base=Canonical()),
         *_in("ds", "es", base=Of(0, 0, 0x4321_0000)),
-        *_in("ds", "es", "fs", "gs", limit=Of(0xFFFF_FFFF, 0, 0xABCDE), type=Of(3, 0, 5), selector=Of(0x18, 0, 0x4B),
+        *_in("ds", "es", "fs", "gs", limit=Of(0xFFFF_FFFF, 0, 0xABCDE), type=Of(3, 1, 5), selector=Of(0x18, 0, 0x4B),
              dpl=Of(0, 0, 3), db=Of(1, 0, 0), g=Of(1, 0, 0), avl=Of(1, 0, 1), s=Of(1, 0, 1)),
         *(_mode(_segments("ds", "es", "fs", "gs", "ldt", field=field), values, source=_UNUSABLE)
           for field, values in (("present", Of(1, 0, 1)), ("unusable", Of(0, 1, 0)))),

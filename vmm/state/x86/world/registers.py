@@ -21,6 +21,7 @@ __all__ = ["DEBUGREGS", "MP_STATE", "REGS"]
 _RESET = "arch/x86/kvm/x86.c, kvm_vcpu_reset; Intel SDM volume 3, table 11-1"
 _ALL = (1 << 64) - 1
 _STATUS, _FLAGS = 0x8D5, 2  # OF SF ZF AF PF CF; the bit that is always 1
+_CONTROL = 0x20_3200  # ID, IOPL and IF, with which a guest without interrupts runs as well
 _HIGH = 1 << 32
 
 
@@ -34,7 +35,7 @@ REGS = Table(
             values=Free(_ALL)),
         Row("rip", _RESET, fresh=0xFFF0, values=Canonical(), runs=False, kept=Untold("KVM_RUN moves it")),
         Row("rflags", f"{_RESET}; __set_regs sets the bit that is always 1", fresh=_FLAGS,
-            values=Free(_STATUS, _FLAGS), masked=[(0, _FLAGS)]),
+            values=Free(_STATUS | _CONTROL, _FLAGS), masked=[(0, _FLAGS)]),
         Row("*", _RESET, fresh=0, values=Free(_ALL)),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from vmm.x86.cpuid import Cpuid
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
-__all__ = ["FPU", "XCRS", "XSAVE"]
+__all__ = ["FPU", "LEGACY", "XCRS", "XSAVE"]
 
 _ALL = (1 << 64) - 1
 _ST = (1 << 80) - 1
@@ -53,6 +53,13 @@ FPU = Table(
             masked=[(0xFF, 0)]),
     ],
 )  # fmt: skip
+
+# Fields of FPU by the names that XSAVE has for them.
+LEGACY = {
+    "fcw": "FP.FCW", "fsw": "FP.FSW", "ftwx": "FP.FTW", "last_opcode": "FP.FOP", "last_ip": "FP.FIP",
+    "last_dp": "FP.FDP", **{f"fpr[{number}]": f"FP.ST{number}" for number in range(8)},
+    **{f"xmm[{number}]": f"SSE.XMM{number}" for number in range(16)},
+}  # fmt: skip
 
 _XSAVE = (
     "Documentation/virt/kvm/api.rst, 4.42, 4.43; arch/x86/kernel/fpu/xstate.c, copy_uabi_to_xstate, "
