@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tests.mutations.lies import Proceed, accept
+from tests.mutations.lies import Proceed, accept, once
 from tests.mutations.registry import Factory, register
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -23,7 +23,7 @@ from vmm.state.world.fields import StructCodec
 from vmm.state.world.row import Row, Untold
 from vmm.state.world.table import Table
 
-__all__ = ["representatives", "struct_fields", "world_lies", "world_loses", "world_shows"]
+__all__ = ["representatives", "struct_fields", "way_lies", "way_shows", "world_lies", "world_loses", "world_shows"]
 
 _ROW = Packed.ROW
 
@@ -49,10 +49,10 @@ class _Buffer:
         fields = self._table.codec.split(self.part)
         if field not in fields:
             return False
-        self._put(self._table.codec.join(self.part, {field: change(fields[field])}))
+        self.put(self._table.codec.join(self.part, {field: change(fields[field])}))
         return True
 
-    def _put(self, part: Part) -> None:
+    def put(self, part: Part) -> None:
         argument = self._call.argument
         if isinstance(part, bytes):
             ffi.memmove(argument, part, len(part))
@@ -75,6 +75,23 @@ def world_shows(table: Table, field: str) -> Interposer:
         result = proceed()
         if call.name == table.piece.get and result >= 0:
             _Buffer(table, call).change(field, lambda value: value ^ 4)
+        return result
+
+    return interposer
+
+
+def way_shows(tables: Iterable[Table], but: Iterable[str] = ()) -> Interposer:
+    """Their getters show another value of every field, except those that ``but`` names: ``REGS.rip``."""
+    spared = set(but)
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        for table in tables:
+            if call.name == table.piece.get and result >= 0:
+                buffer = _Buffer(table, call)
+                fields = table.codec.split(buffer.part)
+                changed = [field for field in fields if f"{table.piece.name}.{field}" not in spared]
+                buffer.put(table.codec.join(buffer.part, {field: fields[field] ^ 4 for field in changed}))
         return result
 
     return interposer
@@ -157,6 +174,20 @@ def world_lies(module: str, table: Table, fields: Iterable[str], properties: Ite
             _add(module, clause, "nothing_is_refused", lambda: accept(table.piece.set))
             for field in representatives(table, names, lambda row: bool(row.refused)):
                 _add(module, clause, f"a_refusal_changes_{_identifier(field)}", partial(_leaks, table, field))
+
+
+def way_lies(module: str, clause: str, behind: str, fields: Mapping[Table, str]) -> None:
+    """Register that a getter shows another value of its field behind the first call of ``behind``.
+
+    For a clause about a way through KVM; ``fields`` has one of each piece.
+    """
+    for table, field in fields.items():
+        name = f"{_identifier(f'{table.piece.name.lower()} {field}')}_is_lost"
+        _add(module, clause, name, partial(_shows_behind, behind, table, field))
+
+
+def _shows_behind(behind: str, table: Table, field: str) -> Interposer:
+    return once(behind, world_shows(table, field))
 
 
 def _leaks(table: Table, field: str) -> Interposer:

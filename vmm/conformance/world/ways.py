@@ -10,16 +10,22 @@ from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here
-from vmm.state.vcpu import read_pieces
+from vmm.state.value import Part
+from vmm.state.vcpu import read_pieces, write_piece
 from vmm.state.world.row import After, Made, Number, OneOf, Row, Untold, number
 from vmm.state.world.table import Table
 
-__all__ = ["Becomes", "Event", "Traveller", "initialised", "run"]
+__all__ = ["Becomes", "Event", "Traveller", "initialised", "initialised_in_run", "run"]
 
 # What becomes of a field.
 Becomes = After | Made | Number | OneOf | Untold
 # What an event makes of the fields of a row; None is a field of which nothing is said.
 Event = Callable[[Row], Becomes | None]
+
+
+def initialised_in_run(row: Row) -> Becomes | None:
+    """What INIT makes of a field that KVM_RUN takes in: what INIT keeps the run may change."""
+    return row.kept if row.init is After.KEPT else row.init
 
 
 def run(row: Row) -> Becomes:
@@ -49,9 +55,13 @@ class Traveller:
         One that KVM does not take is left as it is: the property ``kept`` judges that.
         """
         meant: dict[str, int | OneOf] = {}
+        parts = read_pieces(self.vcpu, [table.piece for table in self._written])
         for table in self._written:
-            values = table.values(table.read(self.vcpu), self.vcpu, round, running=True)
-            taken = values if _taken(table, self.vcpu, values) else _singly(table, self.vcpu, values)
+            if table.piece.name not in parts:
+                continue
+            part = parts[table.piece.name]
+            values = table.values(table.codec.split(part), self.vcpu, round, running=True)
+            taken = values if _taken(table, self.vcpu, part, values) else _singly(table, self.vcpu, part, values)
             meant |= {f"{table.piece.name}.{field}": table.expected(field, value) for field, value in taken.items()}
         self.before = self.read()
         return meant
@@ -59,7 +69,7 @@ class Traveller:
     def read(self, *, without: Iterable[str] = ()) -> dict[str, int]:
         """Return every field as it is now, in the order in which state is saved; ``without`` names pieces."""
         tables = [table for table in self._tables if table.piece.name not in without]
-        parts = read_pieces(self.vcpu, dict.fromkeys(table.piece for table in tables))
+        parts = read_pieces(self.vcpu, [table.piece for table in tables])
         return {
             f"{table.piece.name}.{field}": value
             for table in tables
@@ -123,14 +133,19 @@ def _in_capture(table: Table) -> int:
     return order.index(table.piece.name) if table.piece.name in order else len(order)
 
 
-def _taken(table: Table, vcpu: Vcpu, values: Mapping[str, int]) -> bool:
+def _taken(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> bool:
     try:
         if values:
-            table.write(vcpu, values)
+            write_piece(vcpu, table.piece, table.codec.join(part, values))
     except (KvmError, Refused):
         return False
     return True
 
 
-def _singly(table: Table, vcpu: Vcpu, values: Mapping[str, int]) -> dict[str, int]:
-    return {field: value for field, value in values.items() if _taken(table, vcpu, {field: value})}
+def _singly(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> dict[str, int]:
+    """Write one field after the other, each beside those that were taken before it; return those."""
+    found: dict[str, int] = {}
+    for field, value in values.items():
+        if _taken(table, vcpu, part, {**found, field: value}):
+            found[field] = value
+    return found

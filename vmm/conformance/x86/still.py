@@ -103,7 +103,7 @@ def _segments(sregs: Any) -> None:
         getattr(sregs, name).type = kind
     sregs.cs.avl = 1
     sregs.tr.base, sregs.tr.limit, sregs.tr.avl = 0xFFFF_8765_4321_0F00, 0x3_4567, 1
-    sregs.ldt.base, sregs.ldt.limit, sregs.ldt.unusable = 0x7654_3210_FEDC, 0x4567, 0
+    sregs.ldt.base, sregs.ldt.limit, sregs.ldt.unusable, sregs.ldt.present = 0x7654_3210_FEDC, 0x4567, 0, 1
     sregs.gdt = {"base": 0xFFFF_9999_1234_5678, "limit": 0x3F7}
     sregs.idt = {"base": 0x6666_1234_5678, "limit": 0}
 

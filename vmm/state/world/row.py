@@ -67,7 +67,7 @@ class After(Enum):
 class Made:
     """What becomes of a field in an event is made of what it was."""
 
-    function: Callable[[int], int]
+    function: Callable[[int], int | OneOf]
 
 
 class Values(Protocol):
@@ -161,7 +161,7 @@ class Row:
     fresh: Number | OneOf | Untold | None
     values: Values | Untold | None
     init: After | Made | Number | Untold | None = After.FRESH
-    kept: After | Untold = After.KEPT
+    kept: After | Made | Untold = After.KEPT
     runs: bool = True
     reads: Callable[[int], OneOf] | None = None
     masked: Sequence[tuple[int, Number]] = ()

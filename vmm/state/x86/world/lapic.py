@@ -15,7 +15,7 @@ from functools import cached_property
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
 from vmm.state.world.fields import Leaf, StructCodec
-from vmm.state.world.row import After, Free, Of, OneOf, Refusal, Row, Untold, Values
+from vmm.state.world.row import After, Free, Made, Of, OneOf, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
 from vmm.x86.cpuid import Cpuid
 
@@ -73,6 +73,11 @@ def _version(vcpu: Vcpu) -> int:
     return 0x14 | 5 << 16 | directed << 24
 
 
+def _upper(priority: int) -> OneOf:
+    """What a run leaves of a priority."""
+    return OneOf((priority, priority & 0xF0), "a VMCB has four bits of it: svm/svm.c, sync_cr8_to_lapic")
+
+
 def _line(vcpu: Vcpu) -> int:
     """LINT0 after INIT: the first processor takes the PIC's interrupts."""
     return _MASKED if vcpu.identifier else _EXTINT
@@ -83,9 +88,9 @@ def _rows(fresh_line: int) -> list[Row]:
     return [
         Row("VERSION", "arch/x86/kvm/lapic.c, kvm_apic_set_version; the IOAPIC is not KVM's here", fresh=_version,
             values=None, masked=[(0xFF, _version)]),
-        Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR),
+        Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR, kept=Made(_upper)),
         Row("PPR", "arch/x86/kvm/lapic.c, __apic_update_ppr; Intel SDM volume 3, 11.8.3.1: made of TPR and ISR",
-            fresh=0, values=_PPR, reads=_priority, masked=[(0x33, 0x10)]),
+            fresh=0, values=_PPR, reads=_priority, masked=[(0x33, 0x10)], kept=Made(_upper)),
         Row("SVR", f"{_STATE}, apic_set_spiv; {_RESET}", fresh=0xFF, values=Of(0x1AA, 0x3FF, 0x1A5), runs=False),
         Row("ISR0", f"{_STATE}; {_RESET}", fresh=0, values=_set(_NO_INTERRUPT), runs=False),
         Row("ISR7", f"{_STATE}; {_RESET}", fresh=0, values=_TOP_ISR, runs=False),
