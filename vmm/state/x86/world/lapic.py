@@ -17,7 +17,7 @@ from vmm.state.architecture import pieces
 from vmm.state.world.fields import Leaf, StructCodec
 from vmm.state.world.row import After, Free, Of, OneOf, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
-from vmm.x86.cpuid import Cpuid
+from vmm.x86.cpuid import given
 
 __all__ = ["LAPIC", "LAPIC_X2", "X2_ICR", "X2_IDENTIFIER", "X2_READ", "X2_WRITTEN", "LapicCodec"]
 
@@ -69,7 +69,7 @@ def _priority(value: int) -> OneOf:
 
 def _version(vcpu: Vcpu) -> int:
     """An integrated APIC with six LVT entries, which can withhold EOIs if it can be an x2APIC."""
-    directed = Cpuid.unpack(vcpu.chosen["CPUID"]).has("X2APIC")
+    directed = given(vcpu).has("X2APIC")
     return 0x14 | 5 << 16 | directed << 24
 
 
