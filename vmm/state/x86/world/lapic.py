@@ -57,8 +57,8 @@ _LINES = "arch/x86/kvm/lapic.c, kvm_lapic_reset; Intel SDM volume 3, 11.5.1 (mas
 _NO_INTERRUPT = 0xFFFF_0000  # vectors below 16 are none
 _MASKED = 1 << 16
 _EXTINT = 7 << 8
-# The last round has no interrupt in service, so that PPR is TPR. kvm_apic_set_state counts those in service only after
-# it has made PPR.
+# The last round has no interrupt in service, so that PPR is TPR: kvm_apic_set_state counts those in service only
+# after it has made PPR.
 _TPR, _TOP_ISR = Of(0x25, 0xEA, 0x10), Of(0x8000_0001, 1, 0)
 
 
@@ -134,7 +134,7 @@ LAPIC_X2 = Table(
             refused=[Refusal(X2_IDENTIFIER ^ 1, errno.EINVAL), Refusal(X2_IDENTIFIER << 24, errno.EINVAL)]),
         Row("LDR", f"{_FIXUP}; Intel SDM volume 3, 11.12.10.2", fresh=_LDR, init=After.KEPT, values=None,
             masked=[(0x1234_5678, _LDR), (0, _LDR)]),
-        Row("DFR", f"{_STATE}: x2APIC mode has none", fresh=Untold("no register of x2APIC mode"), values=None),
+        Row("DFR", f"{_STATE}; {_RESET}: x2APIC mode does not use it", fresh=0xFFFF_FFFF, values=None),
         *_rows(_MASKED),
     ],
 )  # fmt: skip
