@@ -7,6 +7,7 @@ values before a migration takes them from here too.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,7 @@ class Free:
 
     def value(self, field: str, round: int) -> int:
         """Return the value of a round."""
-        bits = self.mask.bit_length()
-        pattern = sum(zlib.crc32(f"{field} {at}".encode()) << 32 * at for at in range(bits // 32 + 1))
+        pattern = int.from_bytes(hashlib.shake_128(field.encode()).digest(self.mask.bit_length() // 8 + 1))
         chosen = (pattern, ~pattern, -1, 0)[round % self.rounds]
         return self.base | chosen & self.mask
 
@@ -151,9 +151,10 @@ class Row:
     ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
     back by the same call, and come over; ``reads`` gives what else one of them may be read as. ``masked`` are pairs of
-    what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
-    that a guest runs with ``values`` as with its own. ``alone``: it is the same state as another field, so it is
-    written by itself. ``when`` says why a vCPU has no such field, or nothing. None is a property that there is not.
+    what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of
+    it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is the
+    same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or nothing.
+    None is a property that there is not.
     """
 
     fields: str

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from vmm.kvm.vcpu import Vcpu
@@ -16,6 +15,8 @@ from vmm.state.world.row import OneOf, Row, Untold
 
 __all__ = ["Table"]
 
+_WILD = frozenset("*?[")
+
 
 class Table:
     """One piece of state with its rows. Of two rows that match a field the first counts.
@@ -25,8 +26,9 @@ class Table:
 
     def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
         self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
-        self._patterns = [(_matcher(pattern), row) for row in rows for pattern in row.fields.split()]
-        self._exact = {pattern: row for row in reversed(rows) for pattern in row.fields.split() if "*" not in pattern}
+        named = [(pattern, row) for row in rows for pattern in row.fields.split()]
+        self._exact = {pattern: row for pattern, row in reversed(named) if not _WILD.intersection(pattern)}
+        self._patterns = [(pattern, row) for pattern, row in named if _WILD.intersection(pattern)]
         self._found: dict[str, Row | None] = {}
 
     def row(self, field: str) -> Row | None:
@@ -36,7 +38,7 @@ class Table:
         return self._found[field]
 
     def _matching(self, field: str) -> Row | None:
-        return next((row for matches, row in self._patterns if matches(field)), None)
+        return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
 
     @property
     def rounds(self) -> int:
@@ -81,20 +83,7 @@ class Table:
         return ((field, row) for field, row in self._writable(fields, vcpu) if row.alone)
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
-        absent: dict[int, str] = {}
         for field in fields:
             row = self.row(field)
-            if row is None or not row.values or isinstance(row.values, Untold):
-                continue
-            if id(row) not in absent:
-                absent[id(row)] = row.when(vcpu)
-            if not absent[id(row)]:
+            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
                 yield field, row
-
-
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Return what tells whether a name fits a shell pattern; an expression has to be compiled for few of them only."""
-    prefix = re.split(r"[*?[]", pattern, maxsplit=1)[0]
-    if pattern in (prefix, f"{prefix}*"):
-        return pattern.__eq__ if pattern == prefix else lambda name: name.startswith(prefix)
-    return lambda name: name.startswith(prefix) and fnmatchcase(name, pattern)
