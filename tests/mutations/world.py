@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tests.mutations.lies import Proceed, accept, once
+from tests.mutations.lies import Proceed, accept
 from tests.mutations.registry import Factory, register
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
@@ -176,18 +176,20 @@ def world_lies(module: str, table: Table, fields: Iterable[str], properties: Ite
                 _add(module, clause, f"a_refusal_changes_{_identifier(field)}", partial(_leaks, table, field))
 
 
-def way_lies(module: str, clause: str, behind: str, fields: Mapping[Table, str]) -> None:
-    """Register that a getter shows another value of its field behind the first call of ``behind``.
+def way_lies(
+    module: str, clause: str, behind: Callable[[Interposer], Interposer], fields: Mapping[Table, str]
+) -> None:
+    """Register that a getter shows another value of its field once the way is gone that a clause is about.
 
-    For a clause about a way through KVM; ``fields`` has one of each piece.
+    ``behind`` has a lie begin there; ``fields`` has one of each piece.
     """
     for table, field in fields.items():
         name = f"{_identifier(f'{table.piece.name.lower()} {field}')}_is_lost"
         _add(module, clause, name, partial(_shows_behind, behind, table, field))
 
 
-def _shows_behind(behind: str, table: Table, field: str) -> Interposer:
-    return once(behind, world_shows(table, field))
+def _shows_behind(behind: Callable[[Interposer], Interposer], table: Table, field: str) -> Interposer:
+    return behind(world_shows(table, field))
 
 
 def _leaks(table: Table, field: str) -> Interposer:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
+from typing import Any
 
-from tests.mutations.lies import COMPLETE, RUN, after, before, once, refuse, succeed_with, toggle
+from tests.mutations.lies import COMPLETE, RUN, Proceed, after, before, called, once, refuse, succeed_with, toggle
 from tests.mutations.registry import lies
 from tests.mutations.world import way_lies, world_loses
 from tests.mutations.x86.lies import A_FIELD
@@ -17,8 +19,8 @@ _TICKING = ("exits", "turns", "other-cpu", "other-thread", "sync-regs")
 _STOPPED = ("kicked", "neighbour")
 
 for _way in _TICKING + _STOPPED:
-    way_lies(__name__, f"world.way-{_way}", RUN, A_FIELD)
-way_lies(__name__, "world.way-none", COMPLETE, A_FIELD)
+    way_lies(__name__, f"world.way-{_way}", partial(once, RUN), A_FIELD)
+way_lies(__name__, "world.way-none", partial(once, COMPLETE, refused=True), A_FIELD)
 
 lies("world.way-none", rdi_is_lost_when_it_is_written=lambda: world_loses(REGS, "rdi"))
 
@@ -38,13 +40,20 @@ lies(
 
 
 def _gives(part: str, field: str) -> Interposer:
-    """KVM_RUN leaves another value of a field in kvm_run."""
+    """KVM_RUN, which completes an exit in the end, leaves another value of a field in kvm_run."""
+    run: Any = None
 
-    def change(call: Call) -> None:
-        given = getattr(ffi.cast("struct kvm_sync_regs *", ffi.addressof(call.argument.run.s)), part)
-        setattr(given, field, getattr(given, field) ^ 4)
+    def interposer(call: Call, proceed: Proceed) -> int:
+        nonlocal run
+        result = proceed()
+        if called(call) == RUN:
+            run = call.argument.run
+        elif called(call) == COMPLETE and run is not None:
+            given = getattr(ffi.cast("struct kvm_sync_regs *", ffi.addressof(run.s)), part)
+            setattr(given, field, getattr(given, field) ^ 4)
+        return result
 
-    return after(RUN, change)
+    return interposer
 
 
 def _takes_nothing() -> Interposer:

@@ -3,19 +3,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.mutations.lies import RUN, after, answer, assign, nth, once, succeed_with, toggle
 from tests.mutations.registry import lies
 from tests.mutations.world import way_lies
 from tests.mutations.x86.lies import A_FIELD
 from vmm._kvm import lib
+from vmm.kvm.ioctl import Interposer
 
 MSI, REGS, SREGS, STATE = "KVM_SIGNAL_MSI", "KVM_GET_REGS", "KVM_GET_SREGS2", "KVM_GET_MP_STATE"
 EVENTS = "KVM_GET_VCPU_EVENTS"
 
+
+def _behind_sipi(lie: Interposer) -> Interposer:
+    """What is sent first is INIT."""
+    return once(MSI, once(MSI, lie))
+
+
 for _way in ("halt", "triple-fault", "shutdown", "failed-entry", "failed-emulation"):
-    way_lies(__name__, f"world.way-{_way}", RUN, A_FIELD)
-for _way in ("init", "init-in-run", "sipi", "sipi-in-run"):
-    way_lies(__name__, f"world.way-{_way}", MSI, A_FIELD)
+    way_lies(__name__, f"world.way-{_way}", partial(once, RUN), A_FIELD)
+for _way in ("init", "init-in-run"):
+    way_lies(__name__, f"world.way-{_way}", partial(once, MSI), A_FIELD)
+for _way in ("sipi", "sipi-in-run"):
+    way_lies(__name__, f"world.way-{_way}", _behind_sipi, A_FIELD)
 
 lies(
     "world.way-halt",

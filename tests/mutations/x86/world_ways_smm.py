@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lies about SMM and RSM: a field of each piece is lost there, what SMM begins with is another, or RSM does not restore."""
+"""Lies about SMM and RSM: a field of each piece is lost, SMM begins with something else, or RSM does not restore."""
 
 from __future__ import annotations
 
 import errno
+from functools import partial
 
 from tests.mutations.lies import RUN, after, assign, nth, once, refuse, succeed_with, toggle
 from tests.mutations.registry import lies
@@ -15,7 +16,7 @@ SMI, REGS, SREGS, EVENTS = "KVM_SMI", "KVM_GET_REGS", "KVM_GET_SREGS2", "KVM_GET
 _CLAUSES = ("world.way-smm", "world.way-smm-32")
 
 for _clause in _CLAUSES:
-    way_lies(__name__, _clause, SMI, A_FIELD)
+    way_lies(__name__, _clause, partial(once, SMI), A_FIELD)
 
 lies(
     *_CLAUSES,

@@ -12,7 +12,7 @@ import errno
 from vmm.state.architecture import pieces
 from vmm.state.piece import Structure
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import ELSEWHERE, After, Canonical, Free, Made, Of, OneOf, Refusal, Row, Untold, Values
+from vmm.state.world.row import ELSEWHERE, After, Canonical, Free, Made, Of, OneOf, Refusal, Row, Values
 from vmm.state.world.table import Table
 
 __all__ = ["SREGS", "SREGS_1", "SREGS_LONG", "SREGS_PAE"]
