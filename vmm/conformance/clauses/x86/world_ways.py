@@ -47,14 +47,14 @@ def none(context: Context) -> None:
     Source: Documentation/virt/kvm/api.rst, 4 (the KVM_SET calls), 5 (immediate_exit).
     """
     with Tally(context) as tally:
+        way = traveller(still_guest(context).vcpu, tally)
         for round in range(2):
-            way = traveller(still_guest(context).vcpu, tally)
             for name, value in way.settle(round).items():
                 shared = SHARED.get(name)
                 wanted = shared(way.before) if shared else value
                 tally.look(name, "as written, beside all other fields", way.before[name], wanted)
-            way.vcpu.complete()
-            way.judge("after KVM_RUN with immediate_exit", {"REGS.rip": After.KEPT})
+        way.vcpu.complete()
+        way.judge("after KVM_RUN with immediate_exit", {"REGS.rip": After.KEPT})
 
 
 @clause("world.way-exits", arch="x86", needs=WAYS)
@@ -65,11 +65,10 @@ def exits(context: Context) -> None:
     """
     guest = still_guest(context)
     with Tally(context) as tally:
-        for round in range(2):
-            way = traveller(guest.vcpu, tally)
-            way.settle(round)
-            tick(context, guest.vcpu, "a guest that ticks")
-            way.judge("after three exits", {"REGS.rip": guest.payload.symbol("ticked")})
+        way = traveller(guest.vcpu, tally)
+        way.settle(0)
+        tick(context, guest.vcpu, "a guest that ticks")
+        way.judge("after three exits", {"REGS.rip": guest.payload.symbol("ticked")})
 
 
 def _until(context: Context, guest: Guest, stop: Callable[[float], None], done: Callable[[], bool]) -> None:
