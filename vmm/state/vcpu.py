@@ -145,6 +145,8 @@ def write_piece(vcpu: Vcpu, piece: Piece, part: Part) -> None:
         if result < 0:
             raise KvmError(piece.set, -result)
         raise Refused(f"{piece.set} took {result} of {rows[at][2]}")
+    if piece.chosen:
+        vcpu.chosen[piece.name] = raw(piece.name, part)
 
 
 class _Restore:
