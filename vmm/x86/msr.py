@@ -14,10 +14,12 @@ from vmm.x86 import msr_names
 
 __all__ = [
     "MAX_BATCH",
+    "UNKNOWN_MSR",
     "get_feature_msr",
     "get_msr",
     "get_msrs",
     "get_readable",
+    "ignores_unknown",
     "index_list",
     "msr_id",
     "name",
@@ -28,6 +30,8 @@ __all__ = [
 
 # MAX_IO_MSRS, arch/x86/kvm/x86.c: this many and more are refused with E2BIG.
 MAX_BATCH = 256
+# An MSR of a range that neither vendor nor KVM has any use for.
+UNKNOWN_MSR = 0x4F000000
 
 
 def name(index: int) -> str:
@@ -64,6 +68,17 @@ def get_feature_msr(kvm: Kvm, index: int) -> int | None:
     """KVM_GET_MSRS of /dev/kvm: a feature MSR's value, None if KVM has no such. KvmError before Linux 4.17."""
     batch = _batch([(index, 0)])
     return int(batch.entries[0].data) if kvm.ioctl(lib.KVM_GET_MSRS, batch) == 1 else None
+
+
+def ignores_unknown(kvm: Kvm) -> bool:
+    """Does KVM take accesses to MSRs that it does not know (kvm.ignore_msrs=1)? Asked of it, not of /sys.
+
+    Source: arch/x86/kvm/x86.c, kvm_get_feature_msr: KVM_GET_MSRS of /dev/kvm goes by the same parameter.
+    """
+    try:
+        return get_feature_msr(kvm, UNKNOWN_MSR) is not None
+    except KvmError:
+        return False  # before Linux 4.17 the call is a vCPU's only
 
 
 def get_readable(vcpu: Vcpu, indices: Iterable[int]) -> dict[int, int]:
