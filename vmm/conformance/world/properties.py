@@ -44,7 +44,7 @@ def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> 
         elif absent := row.when(vcpu):
             tally.untold(field, absent)
         else:
-            yield field, row
+            yield field, row.of(vcpu)
 
 
 def fresh(ground: Ground, table: Table, context: Context) -> None:

@@ -8,10 +8,10 @@ values before a migration takes them from here too.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from vmm.kvm.vcpu import Vcpu
 
@@ -145,6 +145,7 @@ class Row:
     ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
     that a guest runs with ``values`` as with its own. ``alone``: it is the same state as another field, so it is
     written by itself. ``when`` says why a vCPU has no such field, or nothing. None is a property that there is not.
+    ``varies`` gives what a vCPU's CPUID or features decide, as other values for this row's own names.
     """
 
     fields: str
@@ -154,7 +155,12 @@ class Row:
     init: After | Number | Untold | None = After.FRESH
     kept: After | Untold = After.KEPT
     runs: bool = True
-    masked: Sequence[tuple[int, int]] = ()
+    masked: Sequence[tuple[int, int | OneOf]] = ()
     refused: Sequence[Refusal] = ()
     alone: bool = False
     when: Callable[[Vcpu], str] = EVERYWHERE
+    varies: Callable[[Vcpu], Mapping[str, Any]] | None = None
+
+    def of(self, vcpu: Vcpu) -> Self:
+        """Return the row as it is for a vCPU."""
+        return replace(self, **self.varies(vcpu)) if self.varies else self

@@ -15,6 +15,9 @@ from vmm.state.world.row import Row, Untold
 
 __all__ = ["Table"]
 
+# Rounds for values that depend on the vCPU: those of Free.
+_VARIED = 4
+
 
 class Table:
     """One piece of state with its rows. Of two rows that match a field the first counts.
@@ -41,7 +44,7 @@ class Table:
     def rounds(self) -> int:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
-        return max(found, default=0)
+        return max(found + [_VARIED for row in self.rows if row.varies], default=0)
 
     # --- a vCPU's ---
 
@@ -76,6 +79,8 @@ class Table:
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
         for field in fields:
-            row = self.row(field)
-            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
-                yield field, row
+            found = self.row(field)
+            if found and not found.when(vcpu):
+                row = found.of(vcpu)
+                if row.values and not isinstance(row.values, Untold):
+                    yield field, row
