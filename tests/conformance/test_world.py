@@ -22,7 +22,8 @@ from vmm.state.world.table import Table
 
 if ARCHITECTURE == "x86":
     from vmm.conformance.x86.world import GROUND
-    from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS, SREGS
+    from vmm.state.x86.world.modes import SREGS
+    from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS
 
     TABLES: tuple[Table, ...] = (REGS, SREGS, DEBUGREGS, MP_STATE)
 else:

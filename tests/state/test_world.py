@@ -11,7 +11,8 @@ from vmm.arch import ARCHITECTURE
 from vmm.state.world.fields import StructCodec
 from vmm.state.world.row import Canonical, Free, Of, Row, Untold
 from vmm.state.world.table import Table
-from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS, SREGS
+from vmm.state.x86.world.modes import SREGS
+from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS
 
 # Structures of the kernel's headers are known where their architecture runs.
 STRUCTURES = (REGS, SREGS, DEBUGREGS, MP_STATE) if ARCHITECTURE == "x86" else ()

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from tests.mutations.world import struct_fields, world_lies
-from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS, SREGS
+from vmm.state.x86.world.modes import SREGS
+from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS
 
 world_lies(__name__, REGS, struct_fields(REGS), ("fresh", "kept", "moved"))
 for table in (SREGS, DEBUGREGS, MP_STATE):

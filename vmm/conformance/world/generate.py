@@ -12,7 +12,7 @@ from vmm.conformance.world import properties
 from vmm.conformance.world.ground import Ground
 from vmm.state.world.table import Table
 
-__all__ = ["EVERY", "Property", "generate"]
+__all__ = ["EVERY", "Property", "generate", "generate_one"]
 
 Property = Callable[[Ground, Table, Context], None]
 # What every table is judged by, with its statement.
@@ -33,9 +33,22 @@ def generate(
     """
     for name in chosen:
         function, statement = EVERY[name]
-        clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
-            _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
-        )
+        generate_one(module, ground, table, source, (name, function, statement), needs)
+
+
+def generate_one(
+    module: str,
+    ground: Ground,
+    table: Table,
+    source: str,
+    what: tuple[str, Property, str],
+    needs: Iterable[Need] = (),
+) -> None:
+    """Register one clause of a table: ``what`` is its property's name, function and statement."""
+    name, function, statement = what
+    clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
+        _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
+    )
 
 
 def _clause(module: str, function: Property, ground: Ground, table: Table, text: str) -> Callable[[Context], None]:

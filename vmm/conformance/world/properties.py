@@ -91,19 +91,21 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
         for field, row in _rows(table, vcpu, found, tally):
             for given, then in row.masked:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
-                    tally.look(field, f"after {given:#x} was written", table.read(vcpu).get(field), then)
+                    read = table.read(vcpu).get(field)
+                    wanted = then if isinstance(then, OneOf) else number(then, vcpu)
+                    tally.look(field, f"after {given:#x} was written", read, wanted)
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
     if meant and _written(table, vcpu, meant, tally, where):
-        _compare(table.read(vcpu), meant, tally, where)
+        _compare(table, table.read(vcpu), meant, tally, where)
 
 
-def _compare(read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
+def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
     for field, value in meant.items():
-        tally.look(field, where, read.get(field), value)
+        tally.look(field, where, read.get(field), table.expected(field, value))
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
@@ -115,6 +117,7 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
             for refusal in row.refused:
                 if _refuse(table, vcpu, field, refusal, tally, context):
                     _compare(
+                        table,
                         table.read(vcpu),
                         before,
                         tally,
@@ -159,4 +162,4 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
             copy = ground.vcpu(context)
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
-            _compare(table.read(copy), meant, tally, "in the copy")
+            _compare(table, table.read(copy), meant, tally, "in the copy")

@@ -16,10 +16,12 @@ from typing import Any, Protocol, Self
 from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
+    "ELSEWHERE",
     "EVERYWHERE",
     "After",
     "Canonical",
     "Free",
+    "Made",
     "Number",
     "Of",
     "OneOf",
@@ -59,6 +61,13 @@ class After(Enum):
 
     KEPT = auto()
     FRESH = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What becomes of a field in an event is made of what it was."""
+
+    function: Callable[[int], int]
 
 
 class Values(Protocol):
@@ -141,21 +150,23 @@ class Row:
 
     ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
-    back by the same call, and come over; ``masked`` are pairs of what is written and what it then reads as;
-    ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
-    that a guest runs with ``values`` as with its own. ``alone``: it is the same state as another field, so it is
-    written by itself. ``when`` says why a vCPU has no such field, or nothing. None is a property that there is not.
-    ``varies`` gives what a vCPU's CPUID or features decide, as other values for this row's own names.
+    back by the same call, and come over; ``reads`` gives what else one of them may be read as. ``masked`` are pairs
+    of what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes
+    of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is
+    the same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or
+    nothing. ``varies`` gives what a vCPU's CPUID or features decide, as other values for this row's own names. None
+    is a property that there is not.
     """
 
     fields: str
     source: str
     fresh: Number | OneOf | Untold | None
     values: Values | Untold | None
-    init: After | Number | Untold | None = After.FRESH
+    init: After | Made | Number | Untold | None = After.FRESH
     kept: After | Untold = After.KEPT
     runs: bool = True
-    masked: Sequence[tuple[int, int | OneOf]] = ()
+    reads: Callable[[int], OneOf] | None = None
+    masked: Sequence[tuple[int, Number | OneOf]] = ()
     refused: Sequence[Refusal] = ()
     alone: bool = False
     when: Callable[[Vcpu], str] = EVERYWHERE
@@ -164,3 +175,7 @@ class Row:
     def of(self, vcpu: Vcpu) -> Self:
         """Return the row as it is for a vCPU."""
         return replace(self, **self.varies(vcpu)) if self.varies else self
+
+
+# For a table of some fields, in a mode or a VM of their own: another table has the others.
+ELSEWHERE = Row("*", "the other table of this piece", fresh=None, values=None)

@@ -11,7 +11,7 @@ from vmm.state.piece import Piece
 from vmm.state.value import Part
 from vmm.state.vcpu import read_piece, write_piece
 from vmm.state.world.fields import Codec
-from vmm.state.world.row import Row, Untold
+from vmm.state.world.row import OneOf, Row, Untold
 
 __all__ = ["Table"]
 
@@ -45,6 +45,11 @@ class Table:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
         return max(found + [_VARIED for row in self.rows if row.varies], default=0)
+
+    def expected(self, field: str, value: int) -> int | OneOf:
+        """Return what a field may be read as after a value was written."""
+        row = self.row(field)
+        return row.reads(value) if row and row.reads else value
 
     # --- a vCPU's ---
 

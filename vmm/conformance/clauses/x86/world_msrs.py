@@ -10,4 +10,10 @@ from vmm.state.x86.world.msrs import MSRS, ONE_REGS, XFD
 _LISTED = "Documentation/virt/kvm/api.rst, 4.3, 4.18, 4.19"
 generate(__name__, GROUND, MSRS, _LISTED, ("fresh", "kept", "refused", "moved"))
 generate(__name__, GROUND, XFD, _LISTED, ("fresh", "kept", "refused", "moved"))
-generate(__name__, GROUND, ONE_REGS, "Documentation/virt/kvm/api.rst, 4.68, KVM_GET_REG_LIST", ("fresh", "kept", "refused", "moved"))
+generate(
+    __name__,
+    GROUND,
+    ONE_REGS,
+    "Documentation/virt/kvm/api.rst, 4.68, KVM_GET_REG_LIST",
+    ("fresh", "kept", "refused", "moved"),
+)

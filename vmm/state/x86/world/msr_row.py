@@ -56,11 +56,15 @@ class Guest(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MsrRow(Row):
-    """MSRs. ``rdmsr`` and ``wrmsr`` are the guest's, the latter of ``wrmsr_values`` where it may write less than the host."""
+    """MSRs. ``rdmsr`` and ``wrmsr`` are the guest's, the latter of ``wrmsr_values`` where it may write less.
+
+    ``frozen``: a VMM chooses it before the vCPU has run.
+    """
 
     rdmsr: Guest | Untold = Guest.SAME
     wrmsr: Guest | Untold = Guest.SAME
     wrmsr_values: Values | None = None
+    frozen: bool = False
 
 
 def at(*indices: int) -> str:
