@@ -130,7 +130,7 @@ def representatives(table: Table, fields: Iterable[str], wanted: Callable[[Row],
 
 
 def _told(row: Row) -> bool:
-    return row.varies is not None or row.fresh is not None and not isinstance(row.fresh, Untold)
+    return row.varies is not None or (row.fresh is not None and not isinstance(row.fresh, Untold))
 
 
 def _changeable(row: Row) -> bool:

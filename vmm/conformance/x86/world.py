@@ -13,13 +13,14 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.lapic import X2_IDENTIFIER
+from vmm.state.x86.world.msr_row import KVM_PAGES, KVM_PAGES_SIZE
 from vmm.state.x86.world.vectors import XSAVE
 from vmm.x86.cpuid import get_cpuid, set_cpuid, supported
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
-__all__ = ["GROUND", "WITH_EVENTS", "WITH_VECTORS", "X2APIC"]
+__all__ = ["GROUND", "MSR_GROUND", "WITH_EVENTS", "WITH_VECTORS", "X2APIC"]
 
 _USE_32BIT_IDS = 1  # KVM_X2APIC_API_USE_32BIT_IDS
 _X2APIC_MODE = 1 << 10  # of IA32_APIC_BASE
@@ -61,6 +62,13 @@ def _with_vectors(context: Context) -> Vcpu:
     return vcpu
 
 
+def _with_pages(context: Context) -> Vcpu:
+    """A vCPU in a VM with memory where the values of MSRs have KVM write."""
+    vm = _vm(context)
+    vm.add_memory(KVM_PAGES_SIZE, KVM_PAGES)
+    return _vcpu(context, vm)
+
+
 def _x2apic(context: Context) -> Vcpu:
     """A vCPU whose APIC is in x2APIC mode, and is shown in that mode's format."""
     if not context.kvm.check_extension(lib.KVM_CAP_X2APIC_API):
@@ -77,6 +85,7 @@ def _x2apic(context: Context) -> Vcpu:
 
 
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
+MSR_GROUND = replace(GROUND, vcpu=_with_pages)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
 X2APIC = replace(GROUND, vcpu=_x2apic)

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from vmm.conformance.world.generate import generate
-from vmm.conformance.x86.world import GROUND
+from vmm.conformance.world.generate import generate, generate_one
+from vmm.conformance.x86.world import GROUND, MSR_GROUND
+from vmm.conformance.x86.world_msrs import READS, REFUSED, WRITES, reads, refused, writes
 from vmm.state.x86.world.msrs import MSRS, ONE_REGS, XFD
 
 _LISTED = "Documentation/virt/kvm/api.rst, 4.3, 4.18, 4.19"
-generate(__name__, GROUND, MSRS, _LISTED, ("fresh", "kept", "refused", "moved"))
-generate(__name__, GROUND, XFD, _LISTED, ("fresh", "kept", "refused", "moved"))
+_GUEST = "arch/x86/kvm/x86.c, kvm_emulate_rdmsr, kvm_emulate_wrmsr; what each MSR's row names"
+
+for table in (MSRS, XFD):
+    generate(__name__, MSR_GROUND, table, _LISTED, ("fresh", "kept", "moved"))
+    generate_one(__name__, MSR_GROUND, table, _LISTED, ("refused", refused, REFUSED))
+    generate_one(__name__, MSR_GROUND, table, _GUEST, ("guest-reads", reads, READS))
+    generate_one(__name__, MSR_GROUND, table, _GUEST, ("guest-writes", writes, WRITES))
 generate(
-    __name__,
-    GROUND,
-    ONE_REGS,
-    "Documentation/virt/kvm/api.rst, 4.68, KVM_GET_REG_LIST",
+    __name__, GROUND, ONE_REGS, "Documentation/virt/kvm/api.rst, 4.68, KVM_GET_REG_LIST",
     ("fresh", "kept", "refused", "moved"),
-)
+)  # fmt: skip
