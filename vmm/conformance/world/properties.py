@@ -59,7 +59,7 @@ def fresh(ground: Ground, table: Table, context: Context) -> None:
 
 
 def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> Mapping[str, int]:
-    """Write fields together and return those that KVM took. If it refuses, write them one by one to find out which."""
+    """Write fields together and return those that KVM took; if it refuses, one by one, to find out which."""
     try:
         table.write(vcpu, values)
     except (KvmError, Refused):

@@ -119,7 +119,8 @@ def _hsave(vcpu: Vcpu) -> Mapping[str, Any]:
 
 
 ROWS = (
-    MsrRow(at(Msr.SYSENTER_CS), f"{_BOTH}; VMX has 32 bits of it", fresh=0, values=Free(_32), init=After.KEPT),
+    MsrRow(at(Msr.SYSENTER_CS), f"{_BOTH}; VMX has 32 bits of it; Intel SDM volume 4: a selector", fresh=0,
+           values=Free(_32), wrmsr_values=Free(0xFFFF), init=After.KEPT),
     MsrRow(at(Msr.SYSENTER_ESP, Msr.SYSENTER_EIP),
            "arch/x86/kvm/x86.c, __kvm_set_msr: cut to a canonical address; svm/svm.c, svm_get_msr: 32 bits",
            fresh=0, values=Free(_32), init=After.KEPT, masked=[(_TOP | 0x123, 0x123)], varies=_sysenter),
