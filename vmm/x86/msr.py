@@ -16,6 +16,7 @@ __all__ = [
     "MAX_BATCH",
     "UNKNOWN_MSR",
     "get_feature_msr",
+    "get_feature_msrs",
     "get_msr",
     "get_msrs",
     "get_readable",
@@ -65,9 +66,16 @@ def get_msrs(vcpu: Vcpu, indices: Iterable[int]) -> list[int]:
 
 
 def get_feature_msr(kvm: Kvm, index: int) -> int | None:
-    """KVM_GET_MSRS of /dev/kvm: a feature MSR's value, None if KVM has no such. KvmError before Linux 4.17."""
-    batch = _batch([(index, 0)])
-    return int(batch.entries[0].data) if kvm.ioctl(lib.KVM_GET_MSRS, batch) == 1 else None
+    """Return a feature MSR's value, None if KVM has no such. KvmError before Linux 4.17."""
+    values = get_feature_msrs(kvm, [index])
+    return values[0] if values else None
+
+
+def get_feature_msrs(kvm: Kvm, indices: Iterable[int]) -> list[int]:
+    """KVM_GET_MSRS of /dev/kvm: the values up to the first MSR that is no feature MSR. KvmError before Linux 4.17."""
+    batch = _batch([(index, 0) for index in indices])
+    done = kvm.ioctl(lib.KVM_GET_MSRS, batch)
+    return [int(entry.data) for entry in batch.entries[0:done]]
 
 
 def ignores_unknown(kvm: Kvm) -> bool:
