@@ -147,10 +147,12 @@ def representatives(table: Table, fields: Iterable[str], wanted: Callable[[Row],
 
 
 def _told(row: Row) -> bool:
-    return row.fresh is not None and not isinstance(row.fresh, Untold)
+    return row.varies is not None or (row.fresh is not None and not isinstance(row.fresh, Untold))
 
 
 def _changeable(row: Row) -> bool:
+    if row.varies and not row.alone:
+        return True
     if row.values is None or isinstance(row.values, Untold) or row.alone:
         return False
     return len({row.values.value("", round) for round in range(row.values.rounds)}) > 1

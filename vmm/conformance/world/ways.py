@@ -100,7 +100,7 @@ class Traveller:
     def _rows(self, without: Iterable[str]) -> Iterator[tuple[str, Row]]:
         """Yield each field that there was before with its row; those that this vCPU lacks are told as such."""
         tables = {table.piece.name: table for table in self._tables if table.piece.name not in without}
-        absent: dict[int, str] = {}
+        known: dict[int, tuple[str, Row]] = {}
         for name in self.before:
             piece, field = name.split(".", 1)
             if piece not in tables:
@@ -109,10 +109,11 @@ class Traveller:
             if row is None:
                 self.tally.untold(name, NO_ROW)
                 continue
-            if id(row) not in absent:
-                absent[id(row)] = row.when(self.vcpu)
-            if absent[id(row)]:
-                self.tally.untold(name, absent[id(row)])
+            if id(row) not in known:
+                known[id(row)] = row.when(self.vcpu), row.of(self.vcpu)
+            absent, row = known[id(row)]
+            if absent:
+                self.tally.untold(name, absent)
             else:
                 yield name, row
 

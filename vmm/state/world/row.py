@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from vmm.kvm.vcpu import Vcpu
 
@@ -152,9 +152,10 @@ class Row:
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
     back by the same call, and come over; ``reads`` gives what else one of them may be read as. ``masked`` are pairs
     of what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes
-    of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is the
-    same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or nothing.
-    None is a property that there is not.
+    of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is
+    the same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or
+    nothing. ``varies`` gives what a vCPU's CPUID or features decide, as other values for this row's own names. None
+    is a property that there is not.
     """
 
     fields: str
@@ -165,10 +166,15 @@ class Row:
     kept: After | Made | Untold = After.KEPT
     runs: bool = True
     reads: Callable[[int], OneOf] | None = None
-    masked: Sequence[tuple[int, Number]] = ()
+    masked: Sequence[tuple[int, Number | OneOf]] = ()
     refused: Sequence[Refusal] = ()
     alone: bool = False
     when: Callable[[Vcpu], str] = EVERYWHERE
+    varies: Callable[[Vcpu], Mapping[str, Any]] | None = None
+
+    def of(self, vcpu: Vcpu) -> Self:
+        """Return the row as it is for a vCPU."""
+        return replace(self, **self.varies(vcpu)) if self.varies else self
 
 
 # For a table of some fields, in a mode or a VM of their own: another table has the others.

@@ -16,6 +16,8 @@ from vmm.state.world.row import OneOf, Row, Untold
 __all__ = ["Table"]
 
 _WILD = frozenset("*?[")
+# Rounds for values that depend on the vCPU: those of Free.
+_VARIED = 4
 
 
 class Table:
@@ -44,7 +46,7 @@ class Table:
     def rounds(self) -> int:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
-        return max(found, default=0)
+        return max(found + [_VARIED for row in self.rows if row.varies], default=0)
 
     def expected(self, field: str, value: int) -> int | OneOf:
         """Return what a field may be read as after a value was written."""
@@ -84,6 +86,8 @@ class Table:
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
         for field in fields:
-            row = self.row(field)
-            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
-                yield field, row
+            found = self.row(field)
+            if found and not found.when(vcpu):
+                row = found.of(vcpu)
+                if row.values and not isinstance(row.values, Untold):
+                    yield field, row
