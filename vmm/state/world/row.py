@@ -152,9 +152,9 @@ class Row:
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
     back by the same call, and come over; ``reads`` gives what else one of them may be read as. ``masked`` are pairs
     of what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes
-    of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is the
-    same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or nothing.
-    None is a property that there is not.
+    of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is
+    the same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or
+    nothing. None is a property that there is not.
     """
 
     fields: str
