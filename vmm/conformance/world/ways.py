@@ -47,14 +47,15 @@ class Traveller:
     def __init__(self, vcpu: Vcpu, tables: Sequence[Table], tally: Tally, views: Sequence[Table] = ()) -> None:
         self.vcpu, self.tally = vcpu, tally
         self.before: dict[str, int] = {}
+        self._meant: dict[str, tuple[Table, str, int]] = {}
         self._written, self._tables = tables, sorted([*tables, *views], key=_in_capture)
 
-    def settle(self, round: int) -> dict[str, int | OneOf]:
-        """Give every field a value of that round with which a guest runs; return what they may be read as.
+    def settle(self, round: int) -> None:
+        """Give every field a value of that round with which a guest runs.
 
         One that KVM does not take is left as it is: the property ``kept`` judges that.
         """
-        meant: dict[str, int | OneOf] = {}
+        self._meant = {}
         parts = read_pieces(self.vcpu, [table.piece for table in self._written])
         for table in self._written:
             if table.piece.name not in parts:
@@ -62,9 +63,21 @@ class Traveller:
             part = parts[table.piece.name]
             values = table.values(table.codec.split(part), self.vcpu, round, running=True)
             taken = values if _taken(table, self.vcpu, part, values) else _singly(table, self.vcpu, part, values)
-            meant |= {f"{table.piece.name}.{field}": table.expected(field, value) for field, value in taken.items()}
+            self._meant |= {f"{table.piece.name}.{field}": (table, field, value) for field, value in taken.items()}
         self.before = self.read()
-        return meant
+
+    def judge_settled(self, shared: Mapping[str, Callable[[Mapping[str, int]], int]]) -> None:
+        """Look whether every field was read as it was written, beside all others.
+
+        ``shared`` fields are what others make of them that were written later. One that is lost when it is written by
+        itself, too, is a matter of the property ``kept``.
+        """
+        for name, (table, field, value) in self._meant.items():
+            wanted = shared[name](self.before) if name in shared else table.expected(field, value)
+            if name in shared or _is(self.before.get(name), wanted) or _keeps(table, self.vcpu, field, value):
+                self.tally.look(name, "as written, beside all other fields", self.before.get(name), wanted)
+            else:
+                self.tally.untold(name, f"it is lost when it is written by itself: world.{table.title}-kept")
 
     def read(self, *, without: Iterable[str] = ()) -> dict[str, int]:
         """Return every field as it is now, in the order in which state is saved; ``without`` names pieces."""
@@ -150,3 +163,17 @@ def _singly(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> 
         if _taken(table, vcpu, part, {**found, field: value}):
             found[field] = value
     return found
+
+
+def _is(observed: int | None, wanted: int | OneOf) -> bool:
+    return observed in (wanted.values if isinstance(wanted, OneOf) else (wanted,))
+
+
+def _keeps(table: Table, vcpu: Vcpu, field: str, value: int) -> bool:
+    """Write a field by itself, and tell whether it is read back then."""
+    part = table.part(vcpu)
+    return (
+        part is not None
+        and _taken(table, vcpu, part, {field: value})
+        and _is(table.read(vcpu).get(field), table.expected(field, value))
+    )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of CPUID: each register of each entry that KVM supports, which it keeps as it is given but for what is its own.
+"""The rows of CPUID: each register of each entry that KVM supports, kept as given but for what is KVM's own.
 
 Source: arch/x86/kvm/cpuid.c, kvm_vcpu_ioctl_set_cpuid2, kvm_update_cpuid_runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,7 +15,7 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
 from vmm.state.piece import raw
 from vmm.state.value import Part
-from vmm.state.world.row import Free, Row, Values
+from vmm.state.world.row import Free, Number, Row, Values
 from vmm.state.world.table import Table
 from vmm.x86 import cpuid
 from vmm.x86.cpuid import REGISTERS, Cpuid, Entry
@@ -101,9 +101,9 @@ def _compacted(vcpu: Vcpu) -> int:
 _WRITTEN = 0x1234
 
 
-def _row(fields: str, values: Values | None, source: str = _SET, **more: object) -> Row:
+def _row(fields: str, values: Values | None, source: str = _SET, masked: Sequence[tuple[int, Number]] = ()) -> Row:
     """A register that an entry has; INIT leaves CPUID as it is."""
-    return replace(Row(fields, source, fresh=None, values=values, init=None), **more)
+    return Row(fields, source, fresh=None, values=values, init=None, masked=masked)
 
 
 CPUID = Table(
@@ -118,7 +118,7 @@ CPUID = Table(
         _row("0xd.0.ebx", None, f"{_RUNTIME}: the size for XCR0", masked=[(_WRITTEN, MINIMUM)]),
         _row("0xd.1.ebx", None, f"{_RUNTIME}: the compacted size for XCR0 and IA32_XSS",
              masked=[(_WRITTEN, _compacted)]),
-        _row("0xd.*.e?x 0x7.0.eax", _Supported(), f"{_SET}; what else is legal is decided by the components and their places"),
+        _row("0xd.*.e?x 0x7.0.eax", _Supported(), f"{_SET}; components and their places decide what else is legal"),
         _row("0x1.0.e[ab]x 0x2.* 0x4.*.e?x 0x8000000[234].0.e?x", Free(_WORD, rounds=2),
              f"{_SET}; Intel SDM volume 2A, CPUID: signature, caches, brand"),
         _row("0x0.0.* 0x80000000.0.* 0x400000??.0.*", _Supported(), f"{_SET}; who made the CPU, and KVM's signature"),

@@ -19,7 +19,7 @@ from vmm.state.world.row import After, Free, Made, Of, OneOf, Refusal, Row, Unto
 from vmm.state.world.table import Table
 from vmm.x86.cpuid import given
 
-__all__ = ["LAPIC", "LAPIC_X2", "X2_ICR", "X2_IDENTIFIER", "X2_READ", "X2_WRITTEN", "LapicCodec"]
+__all__ = ["LAPIC", "LAPIC_X2", "LOADED", "X2_ICR", "X2_IDENTIFIER", "X2_READ", "X2_WRITTEN", "LapicCodec"]
 
 _SLOT, _SLOTS = 16, 64
 _NAMES: Mapping[int, str] = {
@@ -161,3 +161,10 @@ X2_WRITTEN = _msrs(
 )  # fmt: skip
 X2_READ = X2_WRITTEN | _msrs("ISR", "TMR", "IRR", "ESR")
 X2_ICR = 0x830
+
+# What a guest loads from its page in xAPIC mode, by offset.
+LOADED = {
+    name: at
+    for at, name in _NAMES.items()
+    if name not in ("APR", "EOI", "RRR", "PPR", "LVT_CMCI", "TMCCT", "SELF_IPI", "VERSION")
+}
