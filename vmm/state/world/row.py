@@ -154,12 +154,8 @@ class Row:
     of what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes
     of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is
     the same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or
-<<<<<<< HEAD
     nothing. ``varies`` gives what a vCPU's CPUID or features decide, as other values for this row's own names. None
     is a property that there is not.
-=======
-    nothing. None is a property that there is not.
->>>>>>> wstruct
     """
 
     fields: str

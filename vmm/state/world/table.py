@@ -39,6 +39,11 @@ class Table:
             self._found[field] = self._exact.get(field) or self._matching(field)
         return self._found[field]
 
+    def prepare(self) -> None:
+        """Find the rows of the fields that are known, which takes longer than all else: once for many processes."""
+        for field in self.codec.names():
+            self.row(field)
+
     def _matching(self, field: str) -> Row | None:
         return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
 
