@@ -40,6 +40,8 @@ BEGINNINGS: dict[str, Behind] = {
 WAYS = [clause for clause in all_clauses("x86") if clause.id.startswith("world.way-")]
 # What the clauses themselves look at to know whether the vCPU is there yet.
 LOOKED_AT = ("REGS.rip",)
+# What a vCPU that has not run is only held against what was written: a KVM_RUN may change it.
+WRITTEN = {"world.way-none": ("XSAVE.FP.FOP", "XSAVE.FP.FIP", "XSAVE.FP.FDP")}
 
 
 @pytest.mark.kvm
@@ -58,4 +60,4 @@ def test_every_field_that_a_way_loses_is_named(kvm: Kvm, clause: Clause) -> None
             pytest.skip(str(skipped))
     named = [one.what.split(" ")[0] for one in found.value.fields]
     assert len(named) == len(set(named))
-    assert len(named) == context.coverage["judged"] - len(LOOKED_AT)
+    assert len(named) == context.coverage["judged"] - len(LOOKED_AT) - len(WRITTEN.get(clause.id, ()))

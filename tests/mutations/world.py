@@ -82,16 +82,16 @@ def world_shows(table: Table, field: str) -> Interposer:
 
 def way_shows(tables: Iterable[Table], but: Iterable[str] = ()) -> Interposer:
     """Their getters show another value of every field, except those that ``but`` names: ``REGS.rip``."""
-    spared = set(but)
+    spared, getters = set(but), {table.piece.get: table for table in tables}
 
     def interposer(call: Call, proceed: Proceed) -> int:
         result = proceed()
-        for table in tables:
-            if call.name == table.piece.get and result >= 0:
-                buffer = _Buffer(table, call)
-                fields = table.codec.split(buffer.part)
-                changed = [field for field in fields if f"{table.piece.name}.{field}" not in spared]
-                buffer.put(table.codec.join(buffer.part, {field: fields[field] ^ 4 for field in changed}))
+        table = getters.get(call.name)
+        if table is not None and result >= 0:
+            buffer = _Buffer(table, call)
+            fields = table.codec.split(buffer.part)
+            changed = [field for field in fields if f"{table.piece.name}.{field}" not in spared]
+            buffer.put(table.codec.join(buffer.part, {field: fields[field] ^ 4 for field in changed}))
         return result
 
     return interposer

@@ -31,6 +31,7 @@ from vmm.kvm.ioctl import Call, Interposer
 from vmm.state.x86.world.events import EVENTS
 from vmm.state.x86.world.lapic import LAPIC
 from vmm.state.x86.world.modes import SREGS
+from vmm.state.x86.world.msrs import MSRS
 from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS
 from vmm.state.x86.world.vectors import FPU, XCRS, XSAVE
 from vmm.x86.memory_types import MemoryType
@@ -80,7 +81,7 @@ __all__ = [
 # A field of each piece, for lies about ways through KVM.
 A_FIELD = {
     SREGS: "cr2", XCRS: "xcrs[0].value", XSAVE: "SSE.XMM3", LAPIC: "LDR", REGS: "rbx", DEBUGREGS: "db[2]",
-    MP_STATE: "mp_state", EVENTS: "nmi.masked", FPU: "fcw",
+    MP_STATE: "mp_state", EVENTS: "nmi.masked", FPU: "fcw", MSRS: "LSTAR",
 }  # fmt: skip
 
 
