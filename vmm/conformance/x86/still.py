@@ -13,6 +13,8 @@ from vmm.conformance.world.ways import Traveller
 from vmm.conformance.x86.apic import LOCAL_APICS, SPLIT, make_runnable
 from vmm.kvm.exits import Budget
 from vmm.kvm.vcpu import Vcpu
+from vmm.state.world.row import Made
+from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.tables import TABLES, VIEWS
 from vmm.x86.boot import CR4_CET, CR4_OSXSAVE, CR4_PKE
@@ -20,10 +22,16 @@ from vmm.x86.cpuid import Cpuid, supported
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs
 
-__all__ = ["WAYS", "place", "still_guest", "still_guest_of_32_bits", "tick", "traveller"]
+__all__ = ["WAYS", "WITHOUT_CR4", "place", "still_guest", "still_guest_of_32_bits", "tick", "traveller"]
 
 # For who reads and writes all tables.
 WAYS = (capability("KVM_CAP_SREGS2"), LOCAL_APICS)
+
+# What CPUID says while CR4 is 0: OSXSAVE and OSPKE are its.
+WITHOUT_CR4 = {
+    "CPUID.0x1.0.ecx": Made(lambda ecx: ecx & ~(1 << 27)),
+    "CPUID.0x7.0.ecx": Made(lambda ecx: ecx & ~(1 << 4)),
+}
 
 # PG WP NE ET TS PE: the FPU is out of reach, which no instruction here uses. CET needs WP.
 _CR0 = 0x80010039
@@ -86,9 +94,9 @@ def place(guest: Guest, entry: str, index: int = 0) -> None:
     set_sregs(vcpu, sregs)
 
 
-def traveller(vcpu: Vcpu, tally: Tally) -> Traveller:
-    """Return a vCPU with all tables of x86."""
-    return Traveller(vcpu, TABLES, tally, VIEWS)
+def traveller(vcpu: Vcpu, tally: Tally, *views: Table) -> Traveller:
+    """Return a vCPU with all tables of x86, and with more that are only looked at."""
+    return Traveller(vcpu, TABLES, tally, (*VIEWS, *views))
 
 
 def _segments(sregs: Any) -> None:
