@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vmm.conformance.context import Context
-from vmm.conformance.expect import succeeds
+from vmm.conformance.expect import equal, succeeds
 from vmm.conformance.registry import clause
 from vmm.conformance.world.tally import Tally
 from vmm.conformance.world.ways import Becomes, Traveller
@@ -16,6 +16,8 @@ from vmm.conformance.x86.still import WAYS, WITHOUT_CR4, still_guest, still_gues
 from vmm.state.world.row import After, Made
 from vmm.state.x86.world.cpuid import CPUID
 from vmm.x86.guest import Guest
+from vmm.x86.msr import set_msr
+from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_regs
 
 # PE, EM, TS and PG are clear in SMM, all else of CR0 stays.
@@ -54,6 +56,8 @@ def _there_and_back(
 ) -> None:
     """Look at a guest in its SMI handler, and behind it."""
     length = _with_handler(guest)
+    equal("where SMRAM is, set back", set_msr(guest.vcpu, Msr.SMBASE, SMBASE), True)
+    way.before = way.read()
     succeeds("KVM_SMI", send_smi, guest.vcpu)
     tick(context, guest.vcpu, "the SMI handler", 1)
     nested = way.before.get("EVENTS.nmi.masked", 0)
