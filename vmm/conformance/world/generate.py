@@ -12,7 +12,7 @@ from vmm.conformance.world import properties
 from vmm.conformance.world.ground import Ground
 from vmm.state.world.table import Table
 
-__all__ = ["EVERY", "Property", "generate"]
+__all__ = ["EVERY", "Property", "generate", "generate_one", "tables"]
 
 Property = Callable[[Ground, Table, Context], None]
 # What every table is judged by, with its statement.
@@ -22,6 +22,13 @@ EVERY: Mapping[str, tuple[Property, str]] = {
     "refused": (properties.refused, "What a field of {} may not be is refused, and then no field has changed"),
     "moved": (properties.moved, "Every field of {} comes over to a new vCPU with a value that is not that of reset"),
 }
+
+_tables: dict[str, Table] = {}
+
+
+def tables() -> Iterable[Table]:
+    """Return the tables that clauses were made of."""
+    return _tables.values()
 
 
 def generate(
@@ -33,9 +40,23 @@ def generate(
     """
     for name in chosen:
         function, statement = EVERY[name]
-        clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
-            _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
-        )
+        generate_one(module, ground, table, source, (name, function, statement), needs)
+
+
+def generate_one(
+    module: str,
+    ground: Ground,
+    table: Table,
+    source: str,
+    what: tuple[str, Property, str],
+    needs: Iterable[Need] = (),
+) -> None:
+    """Register one clause of a table: ``what`` is its property's name, function and statement."""
+    name, function, statement = what
+    _tables[table.title] = table
+    clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
+        _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
+    )
 
 
 def _clause(module: str, function: Property, ground: Ground, table: Table, text: str) -> Callable[[Context], None]:

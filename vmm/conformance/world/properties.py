@@ -44,7 +44,7 @@ def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> 
         elif absent := row.when(vcpu):
             tally.untold(field, absent)
         else:
-            yield field, row
+            yield field, row.of(vcpu)
 
 
 def fresh(ground: Ground, table: Table, context: Context) -> None:
@@ -58,16 +58,20 @@ def fresh(ground: Ground, table: Table, context: Context) -> None:
                 tally.look(field, "in a fresh vCPU", found[field], wanted)
 
 
-def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> bool:
-    """Write fields together. If KVM refuses that, find out which it is by writing them one by one."""
+def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> Mapping[str, int]:
+    """Write fields together and return those that KVM took; if it refuses, one by one, to find out which."""
     try:
         table.write(vcpu, values)
     except (KvmError, Refused):
-        for field, value in values.items():
-            try:
-                table.write(vcpu, {field: value})
-            except (KvmError, Refused) as error:
-                tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
+        return {field: value for field, value in values.items() if _taken(table, vcpu, field, value, tally, where)}
+    return values
+
+
+def _taken(table: Table, vcpu: Vcpu, field: str, value: int, tally: Tally, where: str) -> bool:
+    try:
+        table.write(vcpu, {field: value})
+    except (KvmError, Refused) as error:
+        tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
         return False
     return True
 
@@ -91,19 +95,21 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
         for field, row in _rows(table, vcpu, found, tally):
             for given, then in row.masked:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
-                    tally.look(field, f"after {given:#x} was written", table.read(vcpu).get(field), then)
+                    read = table.read(vcpu).get(field)
+                    wanted = then if isinstance(then, OneOf) else number(then, vcpu)
+                    tally.look(field, f"after {given:#x} was written", read, wanted)
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
-    if meant and _written(table, vcpu, meant, tally, where):
-        _compare(table.read(vcpu), meant, tally, where)
+    if meant and (taken := _written(table, vcpu, meant, tally, where)):
+        _compare(table, table.read(vcpu), taken, tally, where)
 
 
-def _compare(read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
+def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
     for field, value in meant.items():
-        tally.look(field, where, read.get(field), value)
+        tally.look(field, where, read.get(field), table.expected(field, value))
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
@@ -115,6 +121,7 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
             for refusal in row.refused:
                 if _refuse(table, vcpu, field, refusal, tally, context):
                     _compare(
+                        table,
                         table.read(vcpu),
                         before,
                         tally,
@@ -154,9 +161,10 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
                 tally.untold(field, row.values.reason)
         for round in range(min(2, table.rounds)):
             meant = table.values(found, vcpu, round)
-            if not meant or not _written(table, vcpu, meant, tally, "before the move"):
+            taken = _written(table, vcpu, meant, tally, "before the move") if meant else {}
+            if not taken:
                 continue
             copy = ground.vcpu(context)
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
-            _compare(table.read(copy), meant, tally, "in the copy")
+            _compare(table, table.read(copy), taken, tally, "in the copy")

@@ -7,19 +7,22 @@ values before a migration takes them from here too.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
+    "ELSEWHERE",
     "EVERYWHERE",
     "After",
     "Canonical",
     "Free",
+    "Made",
     "Number",
     "Of",
     "OneOf",
@@ -61,6 +64,13 @@ class After(Enum):
     FRESH = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What becomes of a field in an event is made of what it was."""
+
+    function: Callable[[int], int | OneOf]
+
+
 class Values(Protocol):
     """Legal values of a field, in rounds: all fields of a piece get those of one round together."""
 
@@ -85,8 +95,7 @@ class Free:
 
     def value(self, field: str, round: int) -> int:
         """Return the value of a round."""
-        bits = self.mask.bit_length()
-        pattern = sum(zlib.crc32(f"{field} {at}".encode()) << 32 * at for at in range(bits // 32 + 1))
+        pattern = int.from_bytes(hashlib.shake_128(field.encode()).digest(self.mask.bit_length() // 8 + 1))
         chosen = (pattern, ~pattern, -1, 0)[round % self.rounds]
         return self.base | chosen & self.mask
 
@@ -141,20 +150,32 @@ class Row:
 
     ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
-    back by the same call, and come over; ``masked`` are pairs of what is written and what it then reads as;
-    ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
-    that a guest runs with ``values`` as with its own. ``alone``: it is the same state as another field, so it is
-    written by itself. ``when`` says why a vCPU has no such field, or nothing. None is a property that there is not.
+    back by the same call, and come over; ``reads`` gives what else one of them may be read as. ``masked`` are pairs
+    of what is written and what it then reads as; ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes
+    of it that does not touch it; ``runs`` tells that a guest runs with ``values`` as with its own. ``alone``: it is
+    the same state as another field, so it is written by itself. ``when`` says why a vCPU has no such field, or
+    nothing. ``varies`` gives what a vCPU's CPUID or features decide, as other values for this row's own names. None
+    is a property that there is not.
     """
 
     fields: str
     source: str
     fresh: Number | OneOf | Untold | None
     values: Values | Untold | None
-    init: After | Number | Untold | None = After.FRESH
-    kept: After | Untold = After.KEPT
+    init: After | Made | Number | Untold | None = After.FRESH
+    kept: After | Made | Untold = After.KEPT
     runs: bool = True
-    masked: Sequence[tuple[int, int]] = ()
+    reads: Callable[[int], OneOf] | None = None
+    masked: Sequence[tuple[int, Number | OneOf]] = ()
     refused: Sequence[Refusal] = ()
     alone: bool = False
     when: Callable[[Vcpu], str] = EVERYWHERE
+    varies: Callable[[Vcpu], Mapping[str, Any]] | None = None
+
+    def of(self, vcpu: Vcpu) -> Self:
+        """Return the row as it is for a vCPU."""
+        return replace(self, **self.varies(vcpu)) if self.varies else self
+
+
+# For a table of some fields, in a mode or a VM of their own: another table has the others.
+ELSEWHERE = Row("*", "the other table of this piece", fresh=None, values=None)

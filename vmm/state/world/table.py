@@ -11,9 +11,13 @@ from vmm.state.piece import Piece
 from vmm.state.value import Part
 from vmm.state.vcpu import read_piece, write_piece
 from vmm.state.world.fields import Codec
-from vmm.state.world.row import Row, Untold
+from vmm.state.world.row import OneOf, Row, Untold
 
 __all__ = ["Table"]
+
+_WILD = frozenset("*?[")
+# Rounds for values that depend on the vCPU: those of Free.
+_VARIED = 4
 
 
 class Table:
@@ -24,8 +28,9 @@ class Table:
 
     def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
         self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
-        self._patterns = [(pattern, row) for row in rows for pattern in row.fields.split()]
-        self._exact = {pattern: row for pattern, row in reversed(self._patterns) if "*" not in pattern}
+        named = [(pattern, row) for row in rows for pattern in row.fields.split()]
+        self._exact = {pattern: row for pattern, row in reversed(named) if not _WILD.intersection(pattern)}
+        self._patterns = [(pattern, row) for pattern, row in named if _WILD.intersection(pattern)]
         self._found: dict[str, Row | None] = {}
 
     def row(self, field: str) -> Row | None:
@@ -34,6 +39,11 @@ class Table:
             self._found[field] = self._exact.get(field) or self._matching(field)
         return self._found[field]
 
+    def prepare(self) -> None:
+        """Find the rows of the fields that are known, which takes longer than all else: once for many processes."""
+        for field in self.codec.names():
+            self.row(field)
+
     def _matching(self, field: str) -> Row | None:
         return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
 
@@ -41,7 +51,12 @@ class Table:
     def rounds(self) -> int:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
-        return max(found, default=0)
+        return max(found + [_VARIED for row in self.rows if row.varies], default=0)
+
+    def expected(self, field: str, value: int) -> int | OneOf:
+        """Return what a field may be read as after a value was written."""
+        row = self.row(field)
+        return row.reads(value) if row and row.reads else value
 
     # --- a vCPU's ---
 
@@ -76,6 +91,8 @@ class Table:
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
         for field in fields:
-            row = self.row(field)
-            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
-                yield field, row
+            found = self.row(field)
+            if found and not found.when(vcpu):
+                row = found.of(vcpu)
+                if row.values and not isinstance(row.values, Untold):
+                    yield field, row

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The closed world: every MSR of KVM's list and those beside it, and every register of KVM_GET_REG_LIST."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmm.conformance.world.generate import Property, generate, generate_one
+from vmm.conformance.world.ground import Ground
+from vmm.conformance.x86.world import DEVICE_GROUND, GROUND, MSR_GROUND
+from vmm.conformance.x86.world_msrs import KEPT, READS, REFUSED, WRITES, kept, reads, refused, writes
+from vmm.state.world.table import Table
+from vmm.state.x86.world.msrs import MSRS, ONE_REGS, XFD
+from vmm.state.x86.world.msrs_unlisted import UNLISTED
+
+_LISTED = "Documentation/virt/kvm/api.rst, 4.3, 4.18, 4.19"
+_GUEST = "arch/x86/kvm/x86.c, kvm_emulate_rdmsr, kvm_emulate_wrmsr; what each MSR's row names"
+_MSRS: Iterable[tuple[str, Property, str]] = (
+    ("kept", kept, KEPT), ("refused", refused, REFUSED), ("guest-reads", reads, READS),
+    ("guest-writes", writes, WRITES),
+)  # fmt: skip
+
+
+def _generate(ground: Ground, table: Table, *more: str) -> None:
+    generate(__name__, ground, table, _LISTED, ("fresh", *more))
+    for what in _MSRS:
+        generate_one(__name__, ground, table, _GUEST if what[0].startswith("guest") else _LISTED, what)
+
+
+_generate(MSR_GROUND, MSRS, "moved")
+_generate(MSR_GROUND, XFD, "moved")
+_generate(DEVICE_GROUND, UNLISTED)
+generate(
+    __name__, GROUND, ONE_REGS, "Documentation/virt/kvm/api.rst, 4.68, KVM_GET_REG_LIST",
+    ("fresh", "kept", "refused", "moved"),
+)  # fmt: skip
