@@ -61,7 +61,7 @@ def load_targets(architecture: str, folder: Path = FOLDER) -> list[Target]:
 
 
 def functions(source: str, target: Target) -> list[str]:
-    """Return the functions of a source that a target is about, in their order there; those defined twice are left out."""
+    """Return the functions of a source that a target is about, but for those that it has twice."""
     found = []
     for match in _DEFINITION.finditer(blank(source)):
         name = match["name"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The places of a C function where an operator makes a fault; nothing here knows an architecture.
 
-What is read is the kernel's style rather than C: a statement begins a line. What cannot be understood is no place, and
+What is read is the kernel's style rather than C: a statement begins a line. What cannot be understood is no place;
 what does not compile is found out by the build.
 """
 
