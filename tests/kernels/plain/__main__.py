@@ -15,14 +15,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from tests.kernels.plain import runs, state
+from tests.kernels.plain import nested, runs, state
 
 #: For how many seconds one section may go on.
 LONGEST = 120.0
 _SHOWN = 12
 _WIDTH = 300
 Section = Callable[[Callable[[str, object], None]], None]
-SECTIONS: dict[str, Section] = {section.__name__: section for section in (*state.SECTIONS, *runs.SECTIONS)}
+SECTIONS: dict[str, Section] = {
+    section.__name__: section for section in (*state.SECTIONS, *runs.SECTIONS, *nested.SECTIONS)
+}
 
 
 def observe(name: str) -> dict[str, str]:
