@@ -15,6 +15,7 @@ from vmm.state.world.table import Table
 from vmm.state.x86.msrs import Msrs
 from vmm.state.x86.world.msr_row import ALL, KVM_PAGES, Guest, MsrRow, amd, at, cpuid, feature, has, unknown
 from vmm.state.x86.world.msrs import registers_table
+from vmm.state.x86.world.msrs_cet import XFD_ROWS
 from vmm.state.x86.world.msrs_paravirtual import HYPERV_ROWS, enlightened, hyperv
 from vmm.state.x86.world.msrs_system import far
 from vmm.x86.msr import get_msr
@@ -160,6 +161,7 @@ ROWS: tuple[Row, ...] = (
            init=After.KEPT, varies=_de_cfg, frozen=True),
     MsrRow(at(*range(0x8C, 0x90)), "arch/x86/kvm/vmx/vmx.c, vmx_set_msr: SGXLEPUBKEYHASHn", init=After.KEPT,
            fresh=Untold("it is Intel's key, or what the host's CPU has"), values=Free(ALL), varies=_hash),
+    *XFD_ROWS,
     *_SYNTHETIC,
     *_constants(),
 )  # fmt: skip
