@@ -19,7 +19,7 @@ from vmm.state.x86.world.msrs_cet import XFD_ROWS
 from vmm.state.x86.world.msrs_paravirtual import HYPERV_ROWS, enlightened, hyperv
 from vmm.state.x86.world.msrs_system import far
 from vmm.x86.msr import get_msr
-from vmm.x86.msr_names import Msr
+from vmm.x86.msr_names import STATELESS, Msr
 
 __all__ = ["BANKS", "HYPERV", "MCG_CTL_P", "UNLISTED"]
 
@@ -34,6 +34,8 @@ _VARIABLE, _FIXED = 8, (0x250, 0x258, 0x259, *range(0x268, 0x270))
 BANKS, MCG_CTL_P, _CMCI_P = 10, 1 << 8, 1 << 10
 _CTL2 = 1 << 30 | 0x7FFF
 _MCG_CAP = 0x179
+_COUNTS = "it counts"
+_COUNTERS = "the guest has it if it has the counters that it goes with"
 _MASKED = 0x1_0000
 _DE_CFG = 0xC001_1029
 
@@ -161,6 +163,10 @@ ROWS: tuple[Row, ...] = (
            init=After.KEPT, varies=_de_cfg, frozen=True),
     MsrRow(at(*range(0x8C, 0x90)), "arch/x86/kvm/vmx/vmx.c, vmx_set_msr: SGXLEPUBKEYHASHn", init=After.KEPT,
            fresh=Untold("it is Intel's key, or what the host's CPU has"), values=Free(ALL), varies=_hash),
+    MsrRow(at(Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT), "arch/x86/kvm/hyperv.c, kvm_hv_get_msr",
+           fresh=Untold(_COUNTS), values=None, init=None, rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
+    MsrRow(at(*STATELESS), "arch/x86/kvm/pmu.c, kvm_pmu_get_msr: they act on others", fresh=0, values=Of(0),
+           init=None, rdmsr=Untold(_COUNTERS), wrmsr=Untold(_COUNTERS)),
     *XFD_ROWS,
     *_SYNTHETIC,
     *_constants(),
