@@ -17,12 +17,21 @@ from vmm.state.x86.world.lapic import X2_IDENTIFIER
 from vmm.state.x86.world.msr_row import KVM_PAGES, KVM_PAGES_SIZE
 from vmm.state.x86.world.msrs_unlisted import BANKS, MCG_CTL_P
 from vmm.state.x86.world.vectors import XSAVE
-from vmm.x86.cpuid import get_cpuid, set_cpuid, supported
+from vmm.x86.cpuid import enlightened, get_cpuid, set_cpuid, supported
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
-__all__ = ["DEVICE_GROUND", "GROUND", "MSR_GROUND", "WITH_EVENTS", "WITH_VECTORS", "X2APIC", "Equipped"]
+__all__ = [
+    "DEVICE_GROUND",
+    "GROUND",
+    "HYPERV_GROUND",
+    "MSR_GROUND",
+    "WITH_EVENTS",
+    "WITH_VECTORS",
+    "X2APIC",
+    "Equipped",
+]
 
 _USE_32BIT_IDS = 1  # KVM_X2APIC_API_USE_32BIT_IDS
 _MCE_FEATURES = MCG_CTL_P | 1 << 10  # of MCG_CAP: MCG_CTL, and interrupts by corrected errors
@@ -88,6 +97,14 @@ def _equip(context: Context, vcpu: Vcpu) -> None:
         vcpu.ioctl(lib.KVM_ENABLE_CAP, ffi.new("struct kvm_enable_cap *", {"cap": lib.KVM_CAP_HYPERV_SYNIC2}))
 
 
+def _enlighten(context: Context, vcpu: Vcpu) -> None:
+    """Tell a guest with all that KVM supports that it runs below Hyper-V, and that KVM is there as well."""
+    if not context.kvm.check_extension(lib.KVM_CAP_SYS_HYPERV_CPUID):
+        context.skip("needs KVM_CAP_SYS_HYPERV_CPUID: it is 0")
+    _equip(context, vcpu)
+    set_cpuid(vcpu, enlightened(context.kvm))
+
+
 def _with_devices(context: Context) -> Vcpu:
     vcpu = _with_pages(context)
     _equip(context, vcpu)
@@ -112,6 +129,7 @@ def _x2apic(context: Context) -> Vcpu:
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
 DEVICE_GROUND = Equipped("x86", _with_devices, _guest, _equip)
+HYPERV_GROUND = Equipped("x86", _with_devices, _guest, _enlighten)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
 X2APIC = replace(GROUND, vcpu=_x2apic)

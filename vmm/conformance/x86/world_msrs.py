@@ -26,10 +26,11 @@ from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
 from vmm.x86 import msr
 from vmm.x86.cpuid import supported
 
-__all__ = ["KEPT", "READS", "REFUSED", "WRITES", "kept", "reads", "refused", "writes"]
+__all__ = ["KEPT", "READS", "REFUSED", "SHOWN", "WRITES", "kept", "reads", "refused", "shown", "writes"]
 
 READS = "The guest reads by RDMSR what the host wrote to every MSR of {}, and gets #GP for those that it may not read"
 WRITES = "The host reads what the guest wrote by WRMSR to every MSR of {}; what it may not write gives #GP and stays"
+SHOWN = "Every MSR of {} is the same by KVM_GET_ONE_REG as by KVM_GET_MSRS, whichever call has written it"
 REFUSED = "What an MSR of {} may not be is not taken, and then no MSR has changed"
 KEPT = "Every legal value of every MSR of {} is taken and read back, and what is masked reads as it has to"
 _ROUNDS, _MOST = 2, msr.MAX_BATCH - 1
@@ -129,6 +130,40 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         for field, value in table.read(vcpu).items():
             if value != settled[field]:
                 tally.look(field, "after values were refused", value, settled[field])
+
+
+def shown(ground: Ground, table: Table, context: Context) -> None:
+    """Write by one call and read by the other, both ways."""
+    with started(ground, table, context) as (vcpu, found, tally):
+        indices = _indices(table, vcpu)
+        rows = dict(_rows(table, vcpu, found, tally))
+        _taken(vcpu, indices, table.values(found, vcpu, 0))
+        for field, value in table.read(vcpu).items():
+            if field in rows:
+                tally.look(field, "by KVM_GET_ONE_REG", _one(vcpu, indices[field]), value)
+        given = {}
+        for field, value in table.values(found, vcpu, 1).items():
+            if _set_one(vcpu, indices[field], value):
+                given[field] = value
+            elif _set(vcpu, [(indices[field], value)]):
+                tally.wrong(field, f"= {value:#x} by KVM_SET_ONE_REG", "a refusal", "success, as by KVM_SET_MSRS")
+        for field, now in _now(vcpu, indices, given).items():
+            tally.look(field, "after KVM_SET_ONE_REG", now, given[field])
+
+
+def _one(vcpu: Vcpu, index: int) -> int | None:
+    try:
+        return int.from_bytes(vcpu.get_one_reg(msr.msr_id(index)), "little")
+    except KvmError:
+        return None
+
+
+def _set_one(vcpu: Vcpu, index: int, value: int) -> bool:
+    try:
+        vcpu.set_one_reg(msr.msr_id(index), value.to_bytes(8, "little"))
+    except KvmError:
+        return False
+    return True
 
 
 def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, MsrRow]]:
