@@ -16,7 +16,7 @@ from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
-from vmm.state.world.row import OneOf, Refusal, Row, Untold, number
+from vmm.state.world.row import Refusal, Row, Untold, number
 from vmm.state.world.table import Table
 
 __all__ = ["fresh", "kept", "moved", "refused", "started"]
@@ -50,10 +50,10 @@ def fresh(ground: Ground, table: Table, context: Context) -> None:
     """Every field of a fresh vCPU has the value that its reset gives it."""
     with started(ground, table, context) as (vcpu, found, tally):
         for field, row in _rows(table, vcpu, found, tally):
-            if isinstance(row.fresh, Untold):
-                tally.untold(field, row.fresh.reason)
-            elif row.fresh is not None:
-                wanted = row.fresh if isinstance(row.fresh, OneOf) else number(row.fresh, vcpu)
+            wanted = row.freshly(vcpu)
+            if isinstance(wanted, Untold):
+                tally.untold(field, wanted.reason)
+            elif wanted is not None:
                 tally.look(field, "in a fresh vCPU", found[field], wanted)
 
 
@@ -84,23 +84,23 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
         for round in range(table.rounds):
             meant = table.values(found, vcpu, round)
             _exchange(table, vcpu, meant, tally, "as written")
-            for field, row in table.alone(found, vcpu):
-                assert row.values and not isinstance(row.values, Untold)
-                _exchange(table, vcpu, {field: row.values.value(field, round)}, tally, "as written")
+            for field, value in table.alone(found, vcpu, round):
+                _exchange(table, vcpu, {field: value}, tally, "as written")
         for field, row in _rows(table, vcpu, found, tally):
-            for given, then in row.masked:
+            for given, then in [(given, number(then, vcpu)) for given, then in row.masked]:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
                     tally.look(field, f"after {given:#x} was written", table.read(vcpu).get(field), then)
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
     if meant and _written(table, vcpu, meant, tally, where):
-        _compare(table.read(vcpu), meant, tally, where)
+        _compare(table, table.read(vcpu), meant, tally, where)
 
 
-def _compare(read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
+def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
     for field, value in meant.items():
-        tally.look(field, where, read.get(field), value)
+        row = table.row(field)
+        tally.look(field, where, read.get(field), row.read(value) if row else value)
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
@@ -109,21 +109,20 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         table.write(vcpu, table.values(found, vcpu, 0))
         before = table.read(vcpu)
         for field, row in _rows(table, vcpu, found, tally):
-            for refusal in row.refused:
-                if _refuse(table, vcpu, field, refusal, tally, context):
-                    _compare(
-                        table.read(vcpu),
-                        before,
-                        tally,
-                        f"after {field} = {number(refusal.value, vcpu):#x} was refused",
-                    )
+            for value, errno in [(refusal.value, refusal.errno) for refusal in row.refused]:
+                given = value if isinstance(value, int) else value(vcpu)
+                if given is None:
+                    continue
+                if _refuse(table, vcpu, field, Refusal(given, errno), tally, context):
+                    _compare(table, table.read(vcpu), before, tally, f"after {field} = {given:#x} was refused")
                 else:
                     before = table.read(vcpu)
 
 
 def _refuse(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: Tally, context: Context) -> bool:
     """Write what has to be refused; return whether it was."""
-    value = number(refusal.value, vcpu)
+    value = refusal.value
+    assert isinstance(value, int)
     where = f"= {value:#x}"
     wanted = errno_name(refusal.errno) if refusal.errno else "KVM does not set it"
     try:
@@ -156,4 +155,4 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
             copy = ground.vcpu(context)
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
-            _compare(table.read(copy), meant, tally, "in the copy")
+            _compare(table, table.read(copy), meant, tally, "in the copy")

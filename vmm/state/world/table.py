@@ -11,7 +11,7 @@ from vmm.state.piece import Piece
 from vmm.state.value import Part
 from vmm.state.vcpu import read_piece, write_piece
 from vmm.state.world.fields import Codec
-from vmm.state.world.row import Row, Untold
+from vmm.state.world.row import Row, Untold, Values
 
 __all__ = ["Table"]
 
@@ -64,18 +64,27 @@ class Table:
 
     def values(self, fields: Iterable[str], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
         """Return a round's values of those fields that may be written together; for a guest that runs, its own."""
+        chosen = ((field, row, row.runs if running else True) for field, row in self._writable(fields, vcpu))
         return {
-            field: row.values.value(field, round)
-            for field, row in self._writable(fields, vcpu)
-            if not row.alone and (row.runs or not running) and not isinstance(row.values, Untold) and row.values
+            field: row.fit(vcpu, _values(row, runs).value(field, round))
+            for field, row, runs in chosen
+            if not row.alone and runs
         }
 
-    def alone(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
-        """Yield the fields that have to be written by themselves."""
-        return ((field, row) for field, row in self._writable(fields, vcpu) if row.alone)
+    def alone(self, fields: Iterable[str], vcpu: Vcpu, round: int) -> Iterator[tuple[str, int]]:
+        """Yield the fields that have to be written by themselves, each with its value of a round."""
+        for field, row in self._writable(fields, vcpu):
+            if row.alone:
+                yield field, row.fit(vcpu, _values(row).value(field, round))
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
         for field in fields:
             row = self.row(field)
             if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
                 yield field, row
+
+
+def _values(row: Row, runs: bool | Values = True) -> Values:
+    """Return the values of a row that has some, or those with which a guest runs."""
+    assert row.values and not isinstance(row.values, Untold)
+    return row.values if isinstance(runs, bool) else runs
