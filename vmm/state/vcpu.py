@@ -85,9 +85,20 @@ def _read(vcpu: Vcpu) -> dict[str, Part]:
     return capture.read(vcpu)
 
 
+_PIECES: WeakKeyDictionary[Vcpu, dict[str, _Capture]] = WeakKeyDictionary()
+
+
 def read_piece(vcpu: Vcpu, piece: Piece) -> Part | None:
     """Return one piece of a vCPU's state as it is now; None if this vCPU has no such state. Raises KvmError."""
-    return _Capture(vcpu, (piece,)).read(vcpu).get(piece.name)
+    kept = _PIECES.setdefault(vcpu, {})
+    capture = kept.get(piece.name)
+    if capture is None or capture.chosen != vcpu.chosen:
+        capture = kept[piece.name] = _Capture(vcpu, (piece,))
+    try:
+        return capture.read(vcpu).get(piece.name)
+    except Stale:
+        capture = kept[piece.name] = _Capture(vcpu, (piece,))
+    return capture.read(vcpu).get(piece.name)
 
 
 @cache

@@ -15,6 +15,7 @@ from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
+from vmm.state.value import Part
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
 from vmm.state.world.row import Refusal, Row, Untold, number
 from vmm.state.world.table import Table
@@ -104,29 +105,59 @@ def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], ta
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
-    """What a field may not be is refused, and then nothing has changed."""
+    """What a field may not be is refused, and then nothing has changed.
+
+    All of it is tried before anything is read again; if something has changed then, a second vCPU shows after which.
+    """
     with started(ground, table, context) as (vcpu, found, tally):
-        table.write(vcpu, table.values(found, vcpu, 0))
-        before = table.read(vcpu)
-        for field, row in _rows(table, vcpu, found, tally):
-            for value, errno in [(refusal.value, refusal.errno) for refusal in row.refused]:
-                given = value if isinstance(value, int) else value(vcpu)
-                if given is None:
-                    continue
-                if _refuse(table, vcpu, field, Refusal(given, errno), tally, context):
-                    _compare(table, table.read(vcpu), before, tally, f"after {field} = {given:#x} was refused")
-                else:
-                    before = table.read(vcpu)
+        _give(table, vcpu, found)
+        before = table.part(vcpu)
+        values = list(_refusals(table, vcpu, found, tally))
+        taken = [not _refuse(table, vcpu, field, refusal, before, tally, context) for field, refusal in values]
+        if any(taken) or table.part(vcpu) != before:
+            vcpu = ground.vcpu(context)
+            _give(table, vcpu, found)
+            for field, refusal in _refusals(table, vcpu, found, tally):
+                _one_by_one(table, vcpu, field, refusal, tally, context)
+        elif values:
+            for field in found:
+                tally.judged(field)
 
 
-def _refuse(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: Tally, context: Context) -> bool:
-    """Write what has to be refused; return whether it was."""
+def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:
+    """Write values of the first round, in a piece of which anything can be written."""
+    if values := table.values(fields, vcpu, 0):
+        table.write(vcpu, values)
+
+
+def _refusals(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, Refusal]]:
+    """Yield what has to be refused on this vCPU."""
+    for field, row in _rows(table, vcpu, fields, tally):
+        for refusal in row.refused:
+            value = refusal.value if isinstance(refusal.value, int) else refusal.value(vcpu)
+            if value is not None:
+                yield field, Refusal(value, refusal.errno)
+
+
+def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: Tally, context: Context) -> None:
+    """Try one value and look whether it changes anything."""
+    part = table.part(vcpu)
+    assert part is not None
+    if _refuse(table, vcpu, field, refusal, part, tally, context):
+        where = f"after {field} = {refusal.value:#x} was refused"
+        _compare(table, table.read(vcpu), table.codec.split(part), tally, where)
+
+
+def _refuse(
+    table: Table, vcpu: Vcpu, field: str, refusal: Refusal, part: Part | None, tally: Tally, context: Context
+) -> bool:
+    """Write what has to be refused to a vCPU whose piece is ``part``; return whether it was."""
     value = refusal.value
     assert isinstance(value, int)
     where = f"= {value:#x}"
     wanted = errno_name(refusal.errno) if refusal.errno else "KVM does not set it"
     try:
-        table.write(vcpu, {field: value})
+        table.write(vcpu, {field: value}, part)
     except Refused:
         tally.judged(field)
     except KvmError as error:
@@ -152,7 +183,7 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
             meant = table.values(found, vcpu, round)
             if not meant or not _written(table, vcpu, meant, tally, "before the move"):
                 continue
-            copy = ground.vcpu(context)
+            copy = (ground.blank or ground.vcpu)(context)
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
             _compare(table, table.read(copy), meant, tally, "in the copy")

@@ -24,8 +24,9 @@ class Table:
 
     def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
         self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
-        self._patterns = [(pattern, row) for row in rows for pattern in row.fields.split()]
-        self._exact = {pattern: row for pattern, row in reversed(self._patterns) if "*" not in pattern}
+        named = [(pattern, row) for row in rows for pattern in row.fields.split()]
+        self._patterns = [(pattern, row) for pattern, row in named if set(pattern) & set("*?[")]
+        self._exact = {pattern: row for pattern, row in reversed(named) if "*" not in pattern}
         self._found: dict[str, Row | None] = {}
 
     def row(self, field: str) -> Row | None:
@@ -54,9 +55,12 @@ class Table:
         part = self.part(vcpu)
         return {} if part is None else self.codec.split(part)
 
-    def write(self, vcpu: Vcpu, values: Mapping[str, int]) -> None:
-        """Give fields other values, the rest of a structure stays. Raises KvmError, or Refused for an MSR."""
-        part = self.part(vcpu)
+    def write(self, vcpu: Vcpu, values: Mapping[str, int], part: Part | None = None) -> None:
+        """Give fields other values, the rest of a structure stays. Raises KvmError, or Refused for an MSR.
+
+        ``part`` is the piece as it is now, for who knows it.
+        """
+        part = self.part(vcpu) if part is None else part
         assert part is not None
         write_piece(vcpu, self.piece, self.codec.join(part, values))
 
@@ -64,18 +68,18 @@ class Table:
 
     def values(self, fields: Iterable[str], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
         """Return a round's values of those fields that may be written together; for a guest that runs, its own."""
-        chosen = ((field, row, row.runs if running else True) for field, row in self._writable(fields, vcpu))
-        return {
-            field: row.fit(vcpu, _values(row, runs).value(field, round))
-            for field, row, runs in chosen
-            if not row.alone and runs
-        }
+        found = {}
+        for field, row in self._writable(fields, vcpu):
+            runs = row.runs if running else True
+            if runs and not row.alone and (value := _fitting(row, runs, vcpu, field, round)) is not None:
+                found[field] = value
+        return found
 
     def alone(self, fields: Iterable[str], vcpu: Vcpu, round: int) -> Iterator[tuple[str, int]]:
         """Yield the fields that have to be written by themselves, each with its value of a round."""
         for field, row in self._writable(fields, vcpu):
-            if row.alone:
-                yield field, row.fit(vcpu, _values(row).value(field, round))
+            if row.alone and (value := _fitting(row, True, vcpu, field, round)) is not None:
+                yield field, value
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
         for field in fields:
@@ -84,7 +88,8 @@ class Table:
                 yield field, row
 
 
-def _values(row: Row, runs: bool | Values = True) -> Values:
-    """Return the values of a row that has some, or those with which a guest runs."""
+def _fitting(row: Row, runs: bool | Values, vcpu: Vcpu, field: str, round: int) -> int | None:
+    """Return a field's value of a round, or of those with which a guest runs, as this vCPU may have it."""
     assert row.values and not isinstance(row.values, Untold)
-    return row.values if isinstance(runs, bool) else runs
+    values = row.values if isinstance(runs, bool) else runs
+    return row.fit(vcpu, values.value(field, round))
