@@ -52,5 +52,9 @@ def _plain_guest(context: Context) -> Guest:
     return context.own(Guest(context.kvm, "hello", features=(Feature.PSCI_0_2,)))
 
 
-GROUND = Ground("arm64", _vcpu, _guest, Context.vcpu)
-PLAIN = Ground("arm64", _plain, _plain_guest, Context.vcpu)
+def _again(vcpu: Vcpu) -> None:
+    vcpus.init(vcpu, *vcpus.features(vcpu))
+
+
+GROUND = Ground("arm64", _vcpu, _guest, Context.vcpu, _again)
+PLAIN = Ground("arm64", _plain, _plain_guest, Context.vcpu, _again)

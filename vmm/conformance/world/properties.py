@@ -17,10 +17,10 @@ from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.value import Part
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
-from vmm.state.world.row import Refusal, Row, Untold, number
+from vmm.state.world.row import After, Fresh, OneOf, Refusal, Row, Untold, number
 from vmm.state.world.table import Table
 
-__all__ = ["fresh", "kept", "moved", "refused", "started"]
+__all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started"]
 
 
 @contextmanager
@@ -187,3 +187,33 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
             _compare(table, table.read(copy), meant, tally, "in the copy")
+
+
+def reset(ground: Ground, table: Table, context: Context) -> None:
+    """Another reset gives every field what its row says: the value of a fresh vCPU, or the one that it had."""
+    assert ground.reset is not None
+    with started(ground, table, context) as (vcpu, found, tally):
+        meant = table.values(found, vcpu, 0)
+        if meant and not _written(table, vcpu, meant, tally, "before the reset"):
+            return
+        with judged("another reset"):
+            ground.reset(vcpu)
+        read = table.read(vcpu)
+        for field, row in _rows(table, vcpu, found, tally):
+            wanted = after_reset(row, vcpu, found[field], meant.get(field, found[field]))
+            if isinstance(wanted, Untold):
+                tally.untold(field, wanted.reason)
+            elif wanted is not None:
+                tally.look(field, "after another reset", read.get(field), wanted)
+
+
+def after_reset(row: Row, vcpu: Vcpu, fresh: int, had: int) -> Fresh:
+    """Return what a reset makes of a field that was ``fresh`` at first and has another value now."""
+    if row.init is After.FRESH:
+        return fresh
+    if row.init is After.KEPT:
+        return row.read(had)
+    if row.init is After.EITHER:
+        return OneOf((fresh, had), "it stays or begins anew")
+    assert not isinstance(row.init, After)
+    return row.init(vcpu) if callable(row.init) else row.init

@@ -23,6 +23,7 @@ __all__ = [
     "Bits",
     "Canonical",
     "Free",
+    "Fresh",
     "Number",
     "Of",
     "OneOf",

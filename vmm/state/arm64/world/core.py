@@ -50,7 +50,8 @@ CORE = Table(
         Row("SP_EL1 ELR_EL1 SPSR_EL1", f"{_RESET} does not look at them: they are UNKNOWN after a reset", fresh=0,
             values=Free(ALL), init=After.EITHER, runs=Free(0xFFFF_FFF0)),
         Row("SP " + _numbered("X", 31), f"{_RESET}, user_pt_regs; {_SET}", fresh=0, values=Free(ALL)),
-        Row("SPSR_ABT SPSR_UND SPSR_IRQ SPSR_FIQ", f"{_RESET}, spsr_abt and following; {_SET}", fresh=0, values=Free(ALL), runs=Free(0xFFFF_FFFF)),
+        Row("SPSR_ABT SPSR_UND SPSR_IRQ SPSR_FIQ", f"{_RESET}, spsr_abt and following; {_SET}", fresh=0,
+            values=Free(ALL), runs=Free(0xFFFF_FFFF)),
     ],
 )  # fmt: skip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of FIRMWARE and CACHES: the PSCI version, mitigations, bitmaps of hypercalls, CCSIDR_EL1 of every level."""
+"""The rows of FIRMWARE and CACHES: PSCI's version, mitigations, bitmaps of hypercalls, CCSIDR_EL1 of every level."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def _older(vcpu: Vcpu, version: int) -> int:
 
 def _level(register: Register, beyond: tuple[int, ...]) -> Row:
     """A mitigation: it may be said to be less than it is, which KVM then does not show."""
-    return Row(register.name, f"{_SET}, get_kernel_wa_level", values=Of(0, 0), fit=lambda vcpu, _: own(register)(vcpu),
+    return Row(register.name, f"{_SET}, get_kernel_wa_level", values=Of(0, 0),
+               fit=lambda vcpu, _: own(register)(vcpu),
                fresh=OneOf((0, 1, 2, 3), "how the CPU is affected, and what the firmware does"), init=After.KEPT,
                masked=[(0, own(register))], refused=[Refusal(value, errno.EINVAL) for value in beyond])  # fmt: skip
 
 
 def _bitmap(number: int, first: int, *values: int) -> Row:
     register = firmware(number, bitmap=True)
-    return Row(register.name, _BMAP, fresh=Bits(first) if first else 0, values=Of(*values), init=After.KEPT, runs=False,
-               refused=[Refusal(1 << 63, errno.EINVAL), Refusal(ALL, errno.EINVAL)])  # fmt: skip
+    return Row(register.name, _BMAP, fresh=Bits(first) if first else 0, values=Of(*values), init=After.KEPT,
+               runs=False, refused=[Refusal(1 << 63, errno.EINVAL), Refusal(ALL, errno.EINVAL)])  # fmt: skip
 
 
 _FIRMWARE = _part("FIRMWARE")

@@ -179,8 +179,8 @@ def _field_row(name: str, field: Field) -> Row:
     source = f"{_ALWAYS_0}; {_RULES}" if never else _RULES
     if (name, field.name) in _DECIDED:
         fresh, source = _DECIDED[name, field.name]
-    return Row(f"{name}.{field.name}", source, fresh=fresh, values=Of(0, 0), init=After.KEPT, fit=_fit(name, field),
-               runs=False, refused=[Refusal(_unsafe(name, field), errno.EINVAL)])  # fmt: skip
+    return Row(f"{name}.{field.name}", source, fresh=fresh, values=Of(0, 0), init=After.KEPT, runs=False,
+               fit=_fit(name, field), refused=[Refusal(_unsafe(name, field), errno.EINVAL)])  # fmt: skip
 
 
 def _if(feature: Feature, otherwise: str) -> Callable[[Vcpu], Fresh]:
@@ -197,7 +197,8 @@ _DECIDED: dict[tuple[str, str], tuple[Fresh | Callable[[Vcpu], Fresh], str]] = {
        for field in REGISTERS["ID_AA64ZFR0_EL1"].fields},
     **{("ID_AA64SMFR0_EL1", field.name): (0, "arch/arm64/kvm/sys_regs.c, sys_reg_descs (ID_HIDDEN)")
        for field in REGISTERS["ID_AA64SMFR0_EL1"].fields},
-    **{("ID_AA64ISAR1_EL1", name): (_if(Feature.PTRAUTH_ADDRESS, _OWN), _KEYS) for name in ("APA", "API", "GPA", "GPI")},
+    **{("ID_AA64ISAR1_EL1", name): (_if(Feature.PTRAUTH_ADDRESS, _OWN), _KEYS)
+       for name in ("APA", "API", "GPA", "GPI")},
     **{("ID_AA64ISAR2_EL1", name): (_if(Feature.PTRAUTH_ADDRESS, _OWN), _KEYS) for name in ("APA3", "GPA3")},
     ("ID_AA64DFR0_EL1", "PMUVer"): (_if(Feature.PMU_V3, _OWN), "arch/arm64/kvm/sys_regs.c, sanitise_id_aa64dfr0_el1"),
     ("ID_DFR0_EL1", "PerfMon"): (_if(Feature.PMU_V3, _OWN), "arch/arm64/kvm/sys_regs.c, read_sanitised_id_dfr0_el1"),
@@ -216,7 +217,8 @@ def _identity(name: str) -> Row:
     """A register of the CPU's own, which takes only what it is."""
     return Row(name, "arch/arm64/kvm/sys_regs.c, set_imp_id_reg (before 6.15 set_invariant_sys_reg)",
                fresh=Untold("it is the CPU's own"), values=Of(0, 0), fit=lambda vcpu, _: read(vcpu, SYSTEM[name]),
-               init=After.KEPT, refused=[Refusal(lambda vcpu: read(vcpu, SYSTEM[name]) ^ 1, errno.EINVAL)])  # fmt: skip
+               init=After.KEPT,
+               refused=[Refusal(lambda vcpu: read(vcpu, SYSTEM[name]) ^ 1, errno.EINVAL)])  # fmt: skip
 
 
 _BOUNDARY = 3 << 30  # CLIDR_EL1.ICB, which nothing depends on
@@ -242,10 +244,11 @@ IDREGS = Table(
     [
         *(_field_row(name, field) for name, register in REGISTERS.items() for field in register.fields),
         _identity("MIDR_EL1"), _identity("REVIDR_EL1"), _identity("AIDR_EL1"),
-        Row("MPIDR_EL1", "arch/arm64/kvm/sys_regs.c, reset_mpidr", fresh=_affinity, values=Free(0xFF_00FF_FFFF, 1 << 31),
-            runs=False),
-        Row("CLIDR_EL1", "arch/arm64/kvm/sys_regs.c, reset_clidr, set_clidr", fresh=Untold("it tells of the CPU's caches"),
-            values=Of(1 << 30, 2 << 30, 3 << 30, 0), fit=_clidr, init=After.KEPT, runs=False,
+        Row("MPIDR_EL1", "arch/arm64/kvm/sys_regs.c, reset_mpidr", fresh=_affinity,
+            values=Free(0xFF_00FF_FFFF, 1 << 31), runs=False, init=After.EITHER),
+        Row("CLIDR_EL1", "arch/arm64/kvm/sys_regs.c, reset_clidr, set_clidr",
+            fresh=Untold("it tells of the CPU's caches"), values=Of(1 << 30, 2 << 30, 3 << 30, 0), fit=_clidr,
+            init=After.KEPT, runs=False,
             refused=[Refusal(lambda vcpu: read(vcpu, SYSTEM["CLIDR_EL1"]) | 1 << 63, errno.EINVAL)]),
         # Not allocated, or of a kind that no guest has: read as 0, written with 0.
         Row("S3_0_C0_C*", "arch/arm64/kvm/sys_regs.c, ID_UNALLOCATED, ID_HIDDEN", fresh=0, values=Of(0, 0),

@@ -44,8 +44,9 @@ VLS = Table(
     pieces("arm64")["VLS"],
     _Lengths(),
     [
-        Row("VLS", "arch/arm64/kvm/guest.c, get_sve_vls, set_sve_vls; kvm_arm_vcpu_finalize", fresh=Bits(1), values=None,
-            init=After.KEPT, refused=[Refusal(_lengths, errno.EPERM), Refusal(1, errno.EPERM), Refusal(0, errno.EPERM)]),
+        Row("VLS", "arch/arm64/kvm/guest.c, get_sve_vls, set_sve_vls; kvm_arm_vcpu_finalize", fresh=Bits(1),
+            values=None, init=After.KEPT,
+            refused=[Refusal(_lengths, errno.EPERM), Refusal(1, errno.EPERM), Refusal(0, errno.EPERM)]),
     ],
 )  # fmt: skip
 

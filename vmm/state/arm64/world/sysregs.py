@@ -126,7 +126,7 @@ def _counters(vcpu: Vcpu) -> int:
     return _CYCLES | (1 << (read(vcpu, _PMCR) >> 11 & 0x1F)) - 1
 
 
-def _set(name: str, alone: bool) -> Row:
+def _set(name: str, *, alone: bool) -> Row:
     return Row(name, f"{_PMU}; {UNKNOWN}", fresh=lambda vcpu: PATTERN & _counters(vcpu), values=Free(_WORD),
                fit=lambda vcpu, value: value & _counters(vcpu), alone=alone)  # fmt: skip
 
@@ -137,8 +137,9 @@ def _control(vcpu: Vcpu, value: int) -> int:
 
 
 _PERFORMANCE = [
-    *(_set(name, False) for name in ("S3_0_C9_C14_1", "S3_3_C9_C12_1", "S3_3_C9_C14_3")),  # PMINTENSET, PMCNTENSET, PMOVSSET
-    *(_set(name, True) for name in ("S3_0_C9_C14_2", "S3_3_C9_C12_2", "S3_3_C9_C12_3")),  # PMINTENCLR, PMCNTENCLR, PMOVSCLR
+    # PMINTENSET_EL1, PMCNTENSET_EL0, PMOVSSET_EL0; and what clears the same bits.
+    *(_set(name, alone=False) for name in ("S3_0_C9_C14_1", "S3_3_C9_C12_1", "S3_3_C9_C14_3")),
+    *(_set(name, alone=True) for name in ("S3_0_C9_C14_2", "S3_3_C9_C12_2", "S3_3_C9_C12_3")),
     Row("S3_3_C9_C12_0", "arch/arm64/kvm/sys_regs.c, reset_pmcr, set_pmcr (PMCR_EL0)",
         fresh=Untold("the low bits of PMCR_EL0 are UNKNOWN before 6.4, N and what identifies it are the CPU's"),
         values=Of(0x9, 0x30, 0x1, 0), fit=_control),
@@ -153,7 +154,7 @@ _PERFORMANCE = [
     # PMEVCNTRn_EL0 and PMEVTYPERn_EL0.
     Row(_encodings(3, 3, 14, range(8, 12), range(8)), f"arch/arm64/kvm/sys_regs.c, reset_pmevcntr; {UNKNOWN}",
         fresh=PATTERN & _WORD, values=Free(_WORD)),
-    Row(_encodings(3, 3, 14, range(12, 16), range(8)), f"arch/arm64/kvm/sys_regs.c, reset_pmevtyper; pmu-emul.c, kvm_pmu_evtyper_mask; {UNKNOWN}",
+    Row(_encodings(3, 3, 14, range(12, 16), range(8)), f"arch/arm64/kvm/sys_regs.c, reset_pmevtyper; {UNKNOWN}",
         fresh=OneOf(_KINDS, "which events and exceptions levels the CPU's PMU knows"), values=Free(0xC000_03FF)),
 ]  # fmt: skip
 
