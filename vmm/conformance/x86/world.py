@@ -38,7 +38,7 @@ _MCE_FEATURES = MCG_CTL_P | 1 << 10  # of MCG_CAP: MCG_CTL, and interrupts by co
 _X2APIC_MODE = 1 << 10  # of IA32_APIC_BASE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Equipped(Ground):
     """A ground whose vCPUs have more than all: ``equip`` gives it to one."""
 
@@ -128,8 +128,8 @@ def _x2apic(context: Context) -> Vcpu:
 
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
-DEVICE_GROUND = Equipped("x86", _with_devices, _guest, _equip)
-HYPERV_GROUND = Equipped("x86", _with_devices, _guest, _enlighten)
+DEVICE_GROUND = Equipped("x86", _with_devices, _guest, equip=_equip)
+HYPERV_GROUND = Equipped("x86", _with_devices, _guest, equip=_enlighten)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
 X2APIC = replace(GROUND, vcpu=_x2apic)

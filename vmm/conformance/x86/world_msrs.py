@@ -19,7 +19,7 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Number, OneOf, Untold, number
+from vmm.state.world.row import Allowed, Number, Untold, number, wanted
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
@@ -83,9 +83,8 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
                 tally.untold(field, row.values.reason)
         for round in range(table.rounds):
             _exchange(vcpu, indices, table.values(found, vcpu, round), tally)
-            for field, single in table.alone(found, vcpu):
-                assert single.values and not isinstance(single.values, Untold)
-                _exchange(vcpu, indices, {field: single.values.value(field, round)}, tally)
+            for field, value in table.alone(found, vcpu, round):
+                _exchange(vcpu, indices, {field: value}, tally)
         for at in range(max(len(row.masked) for row in rows.values())):
             pairs = {field: row.masked[at] for field, row in rows.items() if at < len(row.masked)}
             given = {field: number(value, vcpu) for field, (value, _) in pairs.items()}
@@ -99,18 +98,18 @@ def _exchange(
     indices: Mapping[str, int],
     given: Mapping[str, int],
     tally: Tally,
-    expected: Mapping[str, Number | OneOf] | None = None,
+    expected: Mapping[str, Number | Allowed] | None = None,
 ) -> None:
     """Write values and read them back, which are as given if nothing else is expected."""
     taken = _taken(vcpu, indices, given)
     now = _now(vcpu, indices, taken)
     for field, value in given.items():
-        wanted: Number | OneOf = value if expected is None else expected[field]
+        told: Number | Allowed = value if expected is None else expected[field]
         if field not in taken:
             tally.wrong(field, f"= {value:#x}", "KVM does not take it", "success")
         else:
             where = f"after {value:#x} was written"
-            tally.look(field, where, now[field], wanted if isinstance(wanted, OneOf) else number(wanted, vcpu))
+            tally.look(field, where, now[field], wanted(told, vcpu))
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
@@ -121,7 +120,9 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         settled = table.read(vcpu)
         for field, row in _rows(table, vcpu, found, tally):
             for refusal in row.refused:
-                value = number(refusal.value, vcpu)
+                value = refusal.of(vcpu)
+                if value is None:
+                    continue
                 if _set(vcpu, [(indices[field], value)]):
                     tally.wrong(field, f"= {value:#x}", "success", "KVM does not set it")
                     msr.set_msr(vcpu, indices[field], settled[field])
