@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.machines.machines import Running
-from tests.plugins import apart, ending, guard, shuffle, summary
+from tests.plugins import apart, ending, guard, shuffle, summary, workers
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.system import Kvm, KvmUnavailable
 from vmm.probe.host import Host
@@ -26,7 +26,7 @@ settings.load_profile("patient")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the plugins of these tests."""
-    for plugin in (apart, ending, guard, shuffle, summary):
+    for plugin in (apart, ending, guard, shuffle, summary, workers):
         config.pluginmanager.register(plugin)
 
 
