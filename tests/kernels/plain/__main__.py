@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain program's command line: write down what is seen, or say what is different from several such files.
 
-``python3 plain.pyz FILE [SECTION ...]`` writes; ``python3 plain.pyz --against FILE...`` prints one JSON record. A
-difference is in what all files agree about, and is there in each of two tries.
+``python3 plain.pyz FILE [SECTION ...]`` writes; ``python3 plain.pyz --against FILE...`` prints JSON records, the last
+with the differences, and its exit status is 1 if there are any. A difference is in what all files agree about, and is
+there in each of two tries.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         for key in sorted(keys)[: _SHOWN if keys else 0]:
             found[key] = f"{before[0].get(key, '')[:_WIDTH]} => {first.get(key, '')[:_WIDTH]}"
     print(json.dumps({"record": "plain", "count": count, "differences": found}), flush=True)
-    return 0
+    return int(count > 0)
 
 
 if __name__ == "__main__":
