@@ -48,6 +48,7 @@ class Traveller:
         self.vcpu, self.tally = vcpu, tally
         self.before: dict[str, int] = {}
         self._meant: dict[str, tuple[Table, str, int]] = {}
+        self._fields: list[tuple[str, str, Row]] = []
         self._written, self._tables = tables, sorted([*tables, *views], key=_in_capture)
 
     def settle(self, round: int) -> None:
@@ -65,6 +66,7 @@ class Traveller:
             taken = values if _taken(table, self.vcpu, part, values) else _singly(table, self.vcpu, part, values)
             self._meant |= {f"{table.piece.name}.{field}": (table, field, value) for field, value in taken.items()}
         self.before = self.read()
+        self._fields = list(self._rows())
 
     def judge_settled(self, shared: Mapping[str, Callable[[Mapping[str, int]], int]]) -> None:
         """Look whether every field was read as it was written, beside all others.
@@ -103,21 +105,21 @@ class Traveller:
         """
         with judged(f"reading the state {where}"):
             now = self.read(without=without)
-        for name, row in self._rows(without):
+        for name, piece, row in self._fields:
+            if piece in without:
+                continue
             told = self._wanted(name, row, (becomes or {}).get(name, event(row)))
             if isinstance(told, Untold):
                 self.tally.untold(name, told.reason)
             elif told is not None:
                 self.tally.look(name, where, now.get(name), told)
 
-    def _rows(self, without: Iterable[str]) -> Iterator[tuple[str, Row]]:
-        """Yield each field that there was before with its row; those that this vCPU lacks are told as such."""
-        tables = {table.piece.name: table for table in self._tables if table.piece.name not in without}
+    def _rows(self) -> Iterator[tuple[str, str, Row]]:
+        """Yield each field that there is with its piece and row; those that this vCPU lacks are told as such."""
+        tables = {table.piece.name: table for table in self._tables}
         known: dict[int, tuple[str, Row]] = {}
         for name in self.before:
             piece, field = name.split(".", 1)
-            if piece not in tables:
-                continue
             row = tables[piece].row(field)
             if row is None:
                 self.tally.untold(name, NO_ROW)
@@ -128,7 +130,7 @@ class Traveller:
             if absent:
                 self.tally.untold(name, absent)
             else:
-                yield name, row
+                yield name, piece, row
 
     def _wanted(self, name: str, row: Row, becomes: Becomes | None) -> Fresh:
         if becomes is After.KEPT:
@@ -157,10 +159,11 @@ def _taken(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> b
 
 
 def _singly(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> dict[str, int]:
-    """Write one field after the other, each beside those that were taken before it; return those."""
+    """Write one field after the other, in a structure beside those that were taken before it; return those."""
     found: dict[str, int] = {}
     for field, value in values.items():
-        if _taken(table, vcpu, part, {**found, field: value}):
+        beside = found if isinstance(part, bytes) else {}
+        if _taken(table, vcpu, part, {**beside, field: value}):
             found[field] = value
     return found
 

@@ -13,6 +13,8 @@ from vmm.conformance.world.ways import Traveller
 from vmm.conformance.x86.apic import LOCAL_APICS, SPLIT, make_runnable
 from vmm.kvm.exits import Budget
 from vmm.kvm.vcpu import Vcpu
+from vmm.state.world.row import Made
+from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.tables import TABLES, VIEWS
 from vmm.x86.boot import CR4_CET, CR4_OSXSAVE, CR4_PKE
@@ -20,10 +22,16 @@ from vmm.x86.cpuid import Cpuid, supported
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs
 
-__all__ = ["WAYS", "place", "still_guest", "still_guest_of_32_bits", "tick", "traveller"]
+__all__ = ["WAYS", "WITHOUT_CR4", "place", "still_guest", "still_guest_of_32_bits", "tick", "traveller"]
 
 # For who reads and writes all tables.
 WAYS = (capability("KVM_CAP_SREGS2"), LOCAL_APICS)
+
+# What CPUID says while CR4 is 0: OSXSAVE and OSPKE are its.
+WITHOUT_CR4 = {
+    "CPUID.0x1.0.ecx": Made(lambda ecx: ecx & ~(1 << 27)),
+    "CPUID.0x7.0.ecx": Made(lambda ecx: ecx & ~(1 << 4)),
+}
 
 # PG WP NE ET TS PE: the FPU is out of reach, which no instruction here uses. CET needs WP.
 _CR0 = 0x80010039
@@ -35,13 +43,16 @@ _CR4 = {
     "XSAVE": CR4_OSXSAVE, "PKU": CR4_PKE, "SHSTK": CR4_CET, "IBT": CR4_CET,
 }  # fmt: skip
 _SCE = 1  # of EFER
+_APIC = 0xFED9_0000
 # For a guest without long mode: CPUID, the base of CS, and a CR3 that nothing uses.
 _EXTENDED, _LM = 0x8000_0001, 1 << 29
 _CODE, _PG, _ODD_CR3 = 0x8_1230, 1 << 31, 0x1234_5018
 # Only FS and GS have a base and none has a limit in 64-bit mode; VM entry wants other bases of 32 bits, and G right.
 _BASES = {"ds": 0x1234_5670, "es": 0xFEDC_BA90, "ss": 0x0F0F_0F00}
-_LIMITS = {"ds": 0x2_3454, "es": 0xF_FFFE, "ss": 0x1, "fs": 0xFFFF_FFFF, "gs": 0x5678_9FFF}
-_TYPES = {"ds": 0x7, "es": 0x3, "fs": 0x7, "gs": 0x3}
+_LIMITS = {"ds": 0x2_3454, "es": 0xF_FFFE, "ss": 0x1, "fs": 0xFFFF_FFFF, "gs": 0x5678_9FFF, "ldt": 0x4567_8FFF}
+_TYPES = {"ds": 0x7, "es": 0x1, "ss": 0x7, "fs": 0x5, "gs": 0x7}
+# Of data segments not below the RPL.
+_DPLS = {"ds": 2, "es": 1, "fs": 3, "gs": 3, "tr": 3, "ldt": 2}
 _SELECTORS = {"cs": 0x128, "ds": 0x138, "es": 0x14C, "ss": 0x158, "fs": 0x163, "gs": 0x17B, "tr": 0x188, "ldt": 0x198}
 
 
@@ -86,9 +97,9 @@ def place(guest: Guest, entry: str, index: int = 0) -> None:
     set_sregs(vcpu, sregs)
 
 
-def traveller(vcpu: Vcpu, tally: Tally) -> Traveller:
-    """Return a vCPU with all tables of x86."""
-    return Traveller(vcpu, TABLES, tally, VIEWS)
+def traveller(vcpu: Vcpu, tally: Tally, *views: Table) -> Traveller:
+    """Return a vCPU with all tables of x86, and with more that are only looked at."""
+    return Traveller(vcpu, TABLES, tally, (*VIEWS, *views))
 
 
 def _segments(sregs: Any) -> None:
@@ -101,9 +112,11 @@ def _segments(sregs: Any) -> None:
         segment.limit, segment.g, segment.avl = limit, limit > 0xF_FFFF, 1
     for name, kind in _TYPES.items():
         getattr(sregs, name).type = kind
+    for name, dpl in _DPLS.items():
+        getattr(sregs, name).dpl = dpl
     sregs.cs.avl = 1
     sregs.tr.base, sregs.tr.limit, sregs.tr.avl = 0xFFFF_8765_4321_0F00, 0x3_4567, 1
-    sregs.ldt.base, sregs.ldt.limit, sregs.ldt.unusable, sregs.ldt.present = 0x7654_3210_FEDC, 0x4567, 0, 1
+    sregs.ldt.base, sregs.ldt.unusable, sregs.ldt.present = 0x7654_3210_FEDC, 0, 1
     sregs.gdt = {"base": 0xFFFF_9999_1234_5678, "limit": 0x3F7}
     sregs.idt = {"base": 0x6666_1234_5678, "limit": 0}
 
@@ -111,6 +124,7 @@ def _segments(sregs: Any) -> None:
 def _control(sregs: Any, offered: Cpuid) -> None:
     sregs.cr0, sregs.cr3, sregs.cr8 = _CR0, sregs.cr3 | _PAGE_CACHING, 5
     sregs.efer |= _SCE
+    sregs.apic_base = sregs.apic_base & 0xFFF | _APIC
     for feature, bit in _CR4.items():
         if offered.has(feature):
             sregs.cr4 |= bit

@@ -10,6 +10,7 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.x86.apic import with_local_apics
+from vmm.conformance.x86.still import still_guest
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.state.x86.unsettled import before
@@ -18,7 +19,6 @@ from vmm.state.x86.world.msr_row import KVM_PAGES, KVM_PAGES_SIZE
 from vmm.state.x86.world.msrs_unlisted import BANKS, MCG_CTL_P
 from vmm.state.x86.world.vectors import XSAVE
 from vmm.x86.cpuid import enlightened, get_cpuid, set_cpuid, supported
-from vmm.x86.guest import Guest
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
@@ -57,13 +57,6 @@ def _vcpu(context: Context, vm: VirtualMachine, identifier: int = 0) -> Vcpu:
     vcpu = vm.create_vcpu(identifier)
     set_cpuid(vcpu, supported(context.kvm))
     return vcpu
-
-
-def _guest(context: Context) -> Guest:
-    before(context.kvm)
-    guest = context.own(Guest(context.kvm, "hello"))
-    guest.prepare(guest.payload.entry)
-    return guest
 
 
 def _with_events(context: Context) -> Vcpu:
@@ -126,10 +119,10 @@ def _x2apic(context: Context) -> Vcpu:
     return vcpu
 
 
-GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
+GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), still_guest)
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
-DEVICE_GROUND = Equipped("x86", _with_devices, _guest, equip=_equip)
-HYPERV_GROUND = Equipped("x86", _with_devices, _guest, equip=_enlighten)
+DEVICE_GROUND = Equipped("x86", _with_devices, still_guest, equip=_equip)
+HYPERV_GROUND = Equipped("x86", _with_devices, still_guest, equip=_enlighten)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
 X2APIC = replace(GROUND, vcpu=_x2apic)

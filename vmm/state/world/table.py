@@ -96,12 +96,16 @@ class Table:
                 yield field, value
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
+        known: dict[int, Row | None] = {}
         for field in fields:
             found = self.row(field)
-            if found and not found.when(vcpu):
-                row = found.of(vcpu)
-                if row.values and not isinstance(row.values, Untold):
-                    yield field, row
+            if found is None:
+                continue
+            if id(found) not in known:
+                known[id(found)] = None if found.when(vcpu) else found.of(vcpu)
+            row = known[id(found)]
+            if row and row.values and not isinstance(row.values, Untold):
+                yield field, row
 
 
 def _fitting(row: Row, runs: bool | Values, vcpu: Vcpu, field: str, round: int) -> int | None:

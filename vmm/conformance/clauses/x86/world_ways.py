@@ -26,6 +26,7 @@ from vmm.conformance.x86.still import WAYS, still_guest, tick, traveller
 from vmm.kvm.exits import Deadline, Stopped
 from vmm.state.world.row import After, OneOf
 from vmm.state.world.table import Table
+from vmm.state.x86.world.cpuid import CPUID
 from vmm.state.x86.world.modes import SREGS
 from vmm.state.x86.world.registers import REGS
 from vmm.state.x86.world.tables import SHARED
@@ -63,7 +64,7 @@ def exits(context: Context) -> None:
     """
     guest = still_guest(context)
     with Tally(context) as tally:
-        way = traveller(guest.vcpu, tally)
+        way = traveller(guest.vcpu, tally, CPUID)
         way.settle(0)
         tick(context, guest.vcpu, "a guest that ticks")
         way.judge("after three exits", {"REGS.rip": guest.payload.symbol("ticked")})
@@ -138,6 +139,7 @@ def turns(context: Context) -> None:
         ways = [traveller(one.vcpu, tally) for one in guest.processors]
         for round, way in enumerate(ways):
             way.settle(round)
+        ways[0].before = ways[0].read()  # with what a VM has once, which the other has written since
         for way in ways * 2:
             tick(context, way.vcpu, "a vCPU whose turn it is")
         for way in ways:

@@ -13,9 +13,11 @@ from vmm.conformance.registry import clause
 from vmm.conformance.world.tally import Tally
 from vmm.conformance.world.ways import Becomes, Traveller, initialised, initialised_in_run
 from vmm.conformance.x86.apic import INIT_BY_MESSAGE, signal_init, signal_sipi
-from vmm.conformance.x86.still import WAYS, place, still_guest, tick, traveller
+from vmm.conformance.x86.still import WAYS, WITHOUT_CR4, place, still_guest, tick, traveller
 from vmm.kvm.exits import Deadline, FailEntry, InternalError, Shutdown
 from vmm.state.world.row import After, Made, OneOf, Untold
+from vmm.state.world.table import Table
+from vmm.state.x86.world.cpuid import CPUID
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs, get_sregs, set_regs, set_sregs
 
@@ -65,10 +67,10 @@ def halt(context: Context) -> None:
         way.judge("in HLT", {"REGS.rip": behind, "MP_STATE.mp_state": int(lib.KVM_MP_STATE_HALTED)})
 
 
-def _second(context: Context, tally: Tally) -> tuple[Guest, Traveller]:
+def _second(context: Context, tally: Tally, *views: Table) -> tuple[Guest, Traveller]:
     """A guest whose second vCPU takes INIT and SIPI."""
     guest = still_guest(context, vcpus=2)
-    return guest, traveller(guest.processors[1].vcpu, tally)
+    return guest, traveller(guest.processors[1].vcpu, tally, *views)
 
 
 @clause("world.way-init", arch="x86", needs=(*WAYS, *INIT_BY_MESSAGE))
@@ -78,11 +80,11 @@ def init(context: Context) -> None:
     Source: arch/x86/kvm/x86.c, kvm_vcpu_reset, kvm_arch_vcpu_ioctl_get_mpstate; Intel SDM volume 3, table 11-1.
     """
     with Tally(context) as tally:
-        guest, way = _second(context, tally)
+        guest, way = _second(context, tally, CPUID)
         way.settle(0)
         signal_init(guest.vm, way.vcpu)
         way.judge("with INIT pending", {**_STAYS, "EVENTS.smi.latched_init": 1}, without=("MP_STATE",))
-        way.judge("after INIT", event=initialised)
+        way.judge("after INIT", WITHOUT_CR4, initialised)
 
 
 @clause("world.way-init-in-run", arch="x86", needs=(*WAYS, *INIT_BY_MESSAGE))

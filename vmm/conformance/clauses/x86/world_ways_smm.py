@@ -12,8 +12,9 @@ from vmm.conformance.world.tally import Tally
 from vmm.conformance.world.ways import Becomes, Traveller
 from vmm.conformance.x86 import smm
 from vmm.conformance.x86.smm import HANDLER, RSM, SMBASE, SMM, give_smram, send_smi
-from vmm.conformance.x86.still import WAYS, still_guest, still_guest_of_32_bits, tick, traveller
+from vmm.conformance.x86.still import WAYS, WITHOUT_CR4, still_guest, still_guest_of_32_bits, tick, traveller
 from vmm.state.world.row import After, Made
+from vmm.state.x86.world.cpuid import CPUID
 from vmm.x86.guest import Guest
 from vmm.x86.registers import get_regs
 
@@ -56,7 +57,10 @@ def _there_and_back(
     succeeds("KVM_SMI", send_smi, guest.vcpu)
     tick(context, guest.vcpu, "the SMI handler", 1)
     nested = way.before.get("EVENTS.nmi.masked", 0)
-    way.judge("in SMM", {**_INSIDE, **inside, "REGS.rip": HANDLER + length, "EVENTS.smi.smm_inside_nmi": nested})
+    way.judge(
+        "in SMM",
+        {**_INSIDE, **WITHOUT_CR4, **inside, "REGS.rip": HANDLER + length, "EVENTS.smi.smm_inside_nmi": nested},
+    )
     tick(context, guest.vcpu, "the guest behind RSM", 1)
     way.judge("behind RSM", behind)
 
@@ -70,7 +74,7 @@ def through_smm(context: Context) -> None:
     """
     guest = still_guest(context)
     with Tally(context) as tally:
-        way = traveller(guest.vcpu, tally)
+        way = traveller(guest.vcpu, tally, CPUID)
         way.settle(0)
         _there_and_back(context, guest, way, {}, {"REGS.rip": guest.payload.symbol("ticked")})
 
