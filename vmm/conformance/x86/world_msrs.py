@@ -82,10 +82,9 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             if isinstance(row.values, Untold):
                 tally.untold(field, row.values.reason)
         for round in range(table.rounds):
-            _exchange(vcpu, indices, table.values(found, vcpu, round), tally)
-            for field, single in table.alone(found, vcpu):
-                assert single.values and not isinstance(single.values, Untold)
-                _exchange(vcpu, indices, {field: single.values.value(field, round)}, tally)
+            _exchange(vcpu, indices, _values(rows, round), tally)
+            for field, value in _values(rows, round, alone=True).items():
+                _exchange(vcpu, indices, {field: value}, tally)
         for at in range(max(len(row.masked) for row in rows.values())):
             pairs = {field: row.masked[at] for field, row in rows.items() if at < len(row.masked)}
             given = {field: number(value, vcpu) for field, (value, _) in pairs.items()}
@@ -117,9 +116,10 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
     """Try all that is refused, one by one, and look at all MSRs behind it."""
     with started(ground, table, context) as (vcpu, found, tally):
         indices = _indices(table, vcpu)
-        _taken(vcpu, indices, table.values(found, vcpu, 0))
+        rows = dict(_rows(table, vcpu, found, tally))
+        _taken(vcpu, indices, _values(rows, 0))
         settled = table.read(vcpu)
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows.items():
             for refusal in row.refused:
                 value = number(refusal.value, vcpu)
                 if _set(vcpu, [(indices[field], value)]):
@@ -128,8 +128,13 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
                 else:
                     tally.judged(field)
         for field, value in table.read(vcpu).items():
-            if value != settled[field]:
+            if value != settled[field] and _stays(rows.get(field)):
                 tally.look(field, "after values were refused", value, settled[field])
+
+
+def _stays(row: MsrRow | None) -> bool:
+    """Tell whether nothing changes an MSR by itself."""
+    return row is not None and not isinstance(row.kept, Untold)
 
 
 def shown(ground: Ground, table: Table, context: Context) -> None:
@@ -137,12 +142,12 @@ def shown(ground: Ground, table: Table, context: Context) -> None:
     with started(ground, table, context) as (vcpu, found, tally):
         indices = _indices(table, vcpu)
         rows = dict(_rows(table, vcpu, found, tally))
-        _taken(vcpu, indices, table.values(found, vcpu, 0))
+        _taken(vcpu, indices, _values(rows, 0))
         for field, value in table.read(vcpu).items():
-            if field in rows:
+            if _stays(rows.get(field)):
                 tally.look(field, "by KVM_GET_ONE_REG", _one(vcpu, indices[field]), value)
         given = {}
-        for field, value in table.values(found, vcpu, 1).items():
+        for field, value in _values(rows, 1).items():
             if _set_one(vcpu, indices[field], value):
                 given[field] = value
             elif _set(vcpu, [(indices[field], value)]):
@@ -164,6 +169,15 @@ def _set_one(vcpu: Vcpu, index: int, value: int) -> bool:
     except KvmError:
         return False
     return True
+
+
+def _values(rows: Mapping[str, MsrRow], round: int, *, alone: bool = False) -> dict[str, int]:
+    """Return a round's values of those that may be written together, or of the others."""
+    return {
+        field: row.values.value(field, round)
+        for field, row in rows.items()
+        if row.alone is alone and row.values and not isinstance(row.values, Untold)
+    }
 
 
 def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, MsrRow]]:
@@ -219,7 +233,7 @@ def reads(ground: Ground, table: Table, context: Context) -> None:
             lists.prepare("rdmsr_list", struct.pack(f"<{len(asked)}Q", *asked), len(asked))
             meant = {
                 field: value
-                for field, value in table.values(found, vcpu, round).items()
+                for field, value in _values(rows, round).items()
                 if field in wanted and not (round and rows[field].frozen)
             }
             taken = _taken(vcpu, indices, meant)
@@ -253,7 +267,8 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
                     tally, field, f"= {value:#x} by WRMSR", answer, _FAULTS if access is Guest.FAULT else Answer(0)
                 )
                 expected = value if access is Guest.SAME else found[field]
-                tally.look(field, f"after WRMSR of {value:#x}", now.get(field), expected)
+                if _stays(rows[field]):
+                    tally.look(field, f"after WRMSR of {value:#x}", now.get(field), expected)
             found = now
 
 
