@@ -59,6 +59,8 @@ class _Capture:
 
 
 _CAPTURES: WeakKeyDictionary[Vcpu, _Capture] = WeakKeyDictionary()
+# Pieces that were read by themselves.
+_ONE_BY_ONE: WeakKeyDictionary[Vcpu, dict[Piece, _Capture]] = WeakKeyDictionary()
 
 
 def capture_vcpu(vcpu: Vcpu) -> VcpuState:
@@ -87,7 +89,18 @@ def _read(vcpu: Vcpu) -> dict[str, Part]:
 
 def read_piece(vcpu: Vcpu, piece: Piece) -> Part | None:
     """Return one piece of a vCPU's state as it is now; None if this vCPU has no such state. Raises KvmError."""
-    return _Capture(vcpu, (piece,)).read(vcpu).get(piece.name)
+    known = _ONE_BY_ONE.setdefault(vcpu, {})
+    capture = known.get(piece)
+    if capture is None or capture.chosen != vcpu.chosen:
+        capture = known[piece] = _Capture(vcpu, (piece,))
+    try:
+        return capture.read(vcpu).get(piece.name)
+    except Stale:
+        del known[piece]
+        try:
+            return _Capture(vcpu, (piece,)).read(vcpu).get(piece.name)
+        except Stale as again:
+            raise again.error from again
 
 
 @cache
@@ -127,6 +140,8 @@ def write_piece(vcpu: Vcpu, piece: Piece, part: Part) -> None:
         if result < 0:
             raise KvmError(piece.set, -result)
         raise Refused(f"{piece.set} took {result} of {rows[at][2]}")
+    if piece.chosen:
+        vcpu.chosen[piece.name] = raw(piece.name, part)
 
 
 class _Restore:

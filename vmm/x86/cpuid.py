@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from vmm._kvm import ffi, lib
@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "enlightened",
     "get_cpuid",
+    "given",
     "has_leaf",
     "host",
     "model",
@@ -249,6 +250,16 @@ def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
     """KVM_SET_CPUID2. EPERM: an xfeature without guest permission; EINVAL: the vCPU has run."""
     vcpu.ioctl(lib.KVM_SET_CPUID2, _buffer(table))
     vcpu.chosen["CPUID"] = table.packed
+
+
+def given(vcpu: Vcpu) -> Cpuid:
+    """Return the table that a vCPU was given; KeyError if that was not by set_cpuid or a restore."""
+    return _unpacked(vcpu.chosen["CPUID"])
+
+
+@lru_cache(maxsize=8)
+def _unpacked(packed: bytes) -> Cpuid:
+    return Cpuid.unpack(packed)
 
 
 def get_cpuid(vcpu: Vcpu, room: int = MAX_ENTRIES) -> Cpuid:

@@ -12,12 +12,14 @@ from vmm.conformance.world.generate import Property
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.properties import started
 from vmm.conformance.world.tally import Tally
+from vmm.guest.base import BaseGuest
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.world.table import Table
 
-__all__ = ["STATEMENT", "View", "renamed", "shown"]
+__all__ = ["IN_GUEST", "STATEMENT", "View", "in_guest", "renamed", "shown"]
 
 STATEMENT = "Every field of {} that another call shows or takes too is there what it is here"
+IN_GUEST = "Every field of {} that a guest can read is there what KVM was given"
 _ROUNDS = 2
 
 # What a view has to show of written values: for each field its name there, and its value.
@@ -62,6 +64,36 @@ def shown(views: Sequence[View]) -> Property:
             for at, view in enumerate(views):
                 if view.write:
                     _take(view, table, vcpu, table.values(found, vcpu, at), tally)
+
+    return judge
+
+
+def in_guest(
+    start: Callable[[Context], BaseGuest],
+    enter: Callable[[BaseGuest], None],
+    read: Callable[[BaseGuest, Context], Mapping[str, int]],
+    expects: Callable[[Mapping[str, int]], Expected],
+    *,
+    running: bool = True,
+) -> Property:
+    """Return the property that a guest finds in its registers what was written before it ran.
+
+    ``start`` makes the guest, ``enter`` points it at what reads them, and ``read`` runs that. Without ``running`` it
+    is a guest that runs with any legal values.
+    """
+
+    def judge(ground: Ground, table: Table, context: Context) -> None:
+        guest = start(context)
+        with Tally(context, table.piece.name) as tally:
+            for round in range(_ROUNDS):
+                enter(guest)
+                meant = table.values(table.read(guest.vcpu), guest.vcpu, round, running=running)
+                with judged(f"writing {table.piece.name}"):
+                    table.write(guest.vcpu, meant)
+                with judged("the run of a guest that reads what was written", "an end without a fault"):
+                    seen = read(guest, context)
+                for field, (name, value) in expects(meant).items():
+                    tally.look(field, "in the guest", seen.get(name), value)
 
     return judge
 

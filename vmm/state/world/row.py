@@ -7,6 +7,7 @@ values before a migration takes them from here too.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,8 +95,7 @@ class Free:
 
     def value(self, field: str, round: int) -> int:
         """Return the value of a round."""
-        bits = self.mask.bit_length()
-        pattern = sum(zlib.crc32(f"{field} {at}".encode()) << 32 * at for at in range(bits // 32 + 1))
+        pattern = int.from_bytes(hashlib.shake_128(field.encode()).digest(self.mask.bit_length() // 8 + 1))
         chosen = (pattern, ~pattern, -1, 0)[round % self.rounds]
         return self.base | chosen & self.mask
 

@@ -17,6 +17,7 @@ __all__ = ["Table"]
 
 # Rounds for values that depend on the vCPU: those of Free.
 _VARIED = 4
+_WILD = frozenset("*?[")
 
 
 class Table:
@@ -27,8 +28,9 @@ class Table:
 
     def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
         self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
-        self._patterns = [(pattern, row) for row in rows for pattern in row.fields.split()]
-        self._exact = {pattern: row for pattern, row in reversed(self._patterns) if "*" not in pattern}
+        named = [(pattern, row) for row in rows for pattern in row.fields.split()]
+        self._exact = {pattern: row for pattern, row in reversed(named) if not _WILD.intersection(pattern)}
+        self._patterns = [(pattern, row) for pattern, row in named if _WILD.intersection(pattern)]
         self._found: dict[str, Row | None] = {}
 
     def row(self, field: str) -> Row | None:

@@ -15,7 +15,7 @@ _SOURCE = "Documentation/virt/kvm/api.rst, 4.13, 4.14, KVM_GET_SREGS2, KVM_SET_S
 
 generate(__name__, GROUND, REGS, "Documentation/virt/kvm/api.rst, 4.11, 4.12", ("fresh", "kept", "moved"))
 generate(__name__, GROUND, SREGS, _SOURCE, ("fresh", "kept", "refused", "moved"), _SREGS2)
-generate(__name__, GROUND, SREGS_1, _SOURCE, ("fresh", "kept"))
+generate(__name__, GROUND, SREGS_1, _SOURCE, ("kept",))
 generate(__name__, GROUND, SREGS_LONG, _SOURCE, ("kept", "refused", "moved"), (*_SREGS2, offers("LM")))
 generate(__name__, GROUND, SREGS_PAE, _SOURCE, ("kept", "refused", "moved"), (*_SREGS2, offers("PAE")))
 generate(

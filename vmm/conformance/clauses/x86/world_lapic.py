@@ -11,4 +11,4 @@ from vmm.state.x86.world.lapic import LAPIC, LAPIC_X2
 _SOURCE = "Documentation/virt/kvm/api.rst, 4.57, 4.58"
 
 generate(__name__, GROUND, LAPIC, _SOURCE, ("fresh", "kept", "moved"), (LOCAL_APICS,))
-generate(__name__, X2APIC, LAPIC_X2, f"{_SOURCE}, 7.7", ("fresh", "kept", "refused", "moved"), (LOCAL_APICS,))
+generate(__name__, X2APIC, LAPIC_X2, f"{_SOURCE}, 7.7", ("kept", "refused", "moved"), (LOCAL_APICS,))

@@ -86,8 +86,8 @@ EVENTS_ALL = Table(
     [
         _flags(_VALID_ALL),
         *_exception(Of(0, 1, 0), Of(1, 0, 1), Of(14, 13, 1)),
-        Row("exception_has_payload", f"{_EVENTS}; api.rst, 7.6 KVM_CAP_EXCEPTION_PAYLOAD", fresh=0, values=Of(1, 0, 1),
-            runs=False),
+        Row("exception_has_payload", f"{_EVENTS}; api.rst, 7.6 KVM_CAP_EXCEPTION_PAYLOAD", fresh=0,
+            values=Of(1, 0, 1), runs=False),
         Row("exception_payload", f"{_EVENTS}; Intel SDM volume 3, 6.15 (CR2 of #PF, DR6 of #DB)", fresh=0,
             values=Of(0x7777_2468, 0, 0x4001), runs=False),
         Row("triple_fault.pending", f"{_EVENTS}; api.rst, KVM_CAP_X86_TRIPLE_FAULT_EVENT", fresh=0,

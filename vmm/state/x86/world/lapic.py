@@ -15,11 +15,11 @@ from functools import cached_property
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
 from vmm.state.world.fields import Leaf, StructCodec
-from vmm.state.world.row import After, Free, Of, OneOf, Refusal, Row, Untold, Values
+from vmm.state.world.row import After, Free, Of, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
-from vmm.x86.cpuid import Cpuid
+from vmm.x86.cpuid import given
 
-__all__ = ["LAPIC", "LAPIC_X2", "X2_ICR", "X2_IDENTIFIER", "X2_READ", "X2_WRITTEN", "LapicCodec"]
+__all__ = ["LAPIC", "LAPIC_X2", "LOADED", "X2_ICR", "X2_IDENTIFIER", "X2_READ", "X2_WRITTEN", "LapicCodec"]
 
 _SLOT, _SLOTS = 16, 64
 _NAMES: Mapping[int, str] = {
@@ -57,19 +57,14 @@ _LINES = "arch/x86/kvm/lapic.c, kvm_lapic_reset; Intel SDM volume 3, 11.5.1 (mas
 _NO_INTERRUPT = 0xFFFF_0000  # vectors below 16 are none
 _MASKED = 1 << 16
 _EXTINT = 7 << 8
-# The priorities of ISR and of TPR in three rounds, and which of them PPR is made of.
-_TPR, _TOP_ISR, _PPR = Of(0x25, 0xEA, 0x10), Of(0x8000_0001, 1, 0), Of(0xF0, 0xEA, 0x10)
-
-
-def _priority(value: int) -> OneOf:
-    """What PPR may be read as."""
-    without_isr = 0x25 if value == 0xF0 else value
-    return OneOf((value, without_isr), "kvm_apic_set_state counts what is in service after it has made PPR")
+# The last round has no interrupt in service, so that PPR is TPR: kvm_apic_set_state counts those in service only
+# after it has made PPR.
+_TPR, _TOP_ISR = Of(0x25, 0xEA, 0x10), Of(0x8000_0001, 1, 0)
 
 
 def _version(vcpu: Vcpu) -> int:
     """An integrated APIC with six LVT entries, which can withhold EOIs if it can be an x2APIC."""
-    directed = Cpuid.unpack(vcpu.chosen["CPUID"]).has("X2APIC")
+    directed = given(vcpu).has("X2APIC")
     return 0x14 | 5 << 16 | directed << 24
 
 
@@ -80,7 +75,7 @@ def _rows(fresh_line: int) -> list[Row]:
             values=None, masked=[(0xFF, _version)]),
         Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR, kept=Untold("the guest's own TPR")),
         Row("PPR", "arch/x86/kvm/lapic.c, __apic_update_ppr; Intel SDM volume 3, 11.8.3.1: made of TPR and ISR",
-            fresh=0, values=_PPR, reads=_priority, masked=[(0x33, 0x10)], kept=Untold("the guest's own TPR")),
+            fresh=0, values=None, masked=[(0x33, 0x10)], kept=Untold("the guest's own TPR")),
         Row("SVR", f"{_STATE}, apic_set_spiv; {_RESET}", fresh=0xFF, values=Of(0x1AA, 0x3FF, 0x1A5), runs=False),
         Row("ISR0", f"{_STATE}; {_RESET}", fresh=0, values=_set(_NO_INTERRUPT), runs=False),
         Row("ISR7", f"{_STATE}; {_RESET}", fresh=0, values=_TOP_ISR, runs=False),
@@ -139,7 +134,7 @@ LAPIC_X2 = Table(
             refused=[Refusal(X2_IDENTIFIER ^ 1, errno.EINVAL), Refusal(X2_IDENTIFIER << 24, errno.EINVAL)]),
         Row("LDR", f"{_FIXUP}; Intel SDM volume 3, 11.12.10.2", fresh=_LDR, init=After.KEPT, values=None,
             masked=[(0x1234_5678, _LDR), (0, _LDR)]),
-        Row("DFR", f"{_STATE}: x2APIC mode has none", fresh=Untold("no register of x2APIC mode"), values=None),
+        Row("DFR", f"{_STATE}; {_RESET}: x2APIC mode does not use it", fresh=0xFFFF_FFFF, values=None),
         *_rows(_MASKED),
     ],
 )  # fmt: skip
@@ -154,5 +149,12 @@ def _msrs(*names: str) -> dict[str, int]:
 X2_WRITTEN = _msrs(
     "TPR", "SVR", "LVT_TIMER", "LVT_THERMAL", "LVT_PMC", "LVT_LINT", "LVT_ERROR", "TMICT", "TDCR"
 )  # fmt: skip
-X2_READ = X2_WRITTEN | _msrs("PPR", "ISR", "TMR", "IRR", "ESR")
+X2_READ = X2_WRITTEN | _msrs("ISR", "TMR", "IRR", "ESR")
 X2_ICR = 0x830
+
+# What a guest loads from its page in xAPIC mode, by offset.
+LOADED = {
+    name: at
+    for at, name in _NAMES.items()
+    if name not in ("APR", "EOI", "RRR", "PPR", "LVT_CMCI", "TMCCT", "SELF_IPI", "VERSION")
+}

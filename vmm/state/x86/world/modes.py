@@ -128,36 +128,36 @@ def _in(*names: str, **fields: Values) -> list[Row]:
     return [_mode(_segments(*names, field=field), values) for field, values in fields.items()]
 
 
-# 64-bit code at CPL 0, then at CPL 3 with no data segment but SS, then 32-bit code at CPL 3. vmx_set_segment marks even
-# an unusable segment accessed, so that is what they are.
+# 32-bit code at CPL 3, 64-bit code there with no data segment but SS, then at CPL 0. vmx_set_segment marks even an
+# unusable segment accessed, so that is what they are.
 SREGS_LONG = Table(
     "sregs-long",
     pieces("x86")["SREGS"],
     StructCodec("SREGS", "kvm_sregs2"),
     [
-        *_in("cs", base=Of(0, 0, 0x1234_0000), limit=Of(0xFFFF_FFFF, 0xFFFF_FFFF, 0xF_FFFF), type=Of(0xB, 0xF, 0xB),
-             selector=Of(0x10, 0x33, 0x23), dpl=Of(0, 3, 3), db=Of(0, 0, 1), l=Of(1, 1, 0), g=Of(1, 1, 0),
+        *_in("cs", base=Of(0x1234_0000, 0, 0), limit=Of(0xF_FFFF, 0xFFFF_FFFF, 0xFFFF_FFFF), type=Of(0xB, 0xF, 0xB),
+             selector=Of(0x23, 0x33, 0x10), dpl=Of(3, 3, 0), db=Of(1, 0, 0), l=Of(0, 1, 1), g=Of(0, 1, 1),
              avl=Of(0, 1, 0), s=Of(1, 1), present=Of(1, 1), unusable=Of(0, 0)),
-        *_in("ss", base=Of(0, 0, 0x8765_4000), limit=Of(0xFFFF_FFFF, 0xF_FFFF, 0xFFFF), type=Of(3, 3, 7),
-             selector=Of(0x18, 0x2B, 0x2B), dpl=Of(0, 3, 3), db=Of(1, 0, 1), g=Of(1, 0, 0), avl=Of(0, 0, 1),
+        *_in("ss", base=Of(0x8765_4000, 0, 0), limit=Of(0xFFFF_FFFF, 0xF_FFFF, 0xFFFF), type=Of(7, 3, 3),
+             selector=Of(0x2B, 0x2B, 0x18), dpl=Of(3, 3, 0), db=Of(1, 0, 1), g=Of(1, 0, 0), avl=Of(1, 0, 0),
              s=Of(1, 1), present=Of(1, 1), unusable=Of(0, 0)),
         *_in("fs", "gs", base=Canonical()),
-        *_in("ds", "es", base=Of(0, 0, 0x4321_0000)),
-        *_in("ds", "es", "fs", "gs", limit=Of(0xFFFF_FFFF, 0, 0xABCDE), type=Of(3, 1, 5), selector=Of(0x18, 0, 0x4B),
-             dpl=Of(0, 0, 3), db=Of(1, 0, 0), g=Of(1, 0, 0), avl=Of(1, 0, 1), s=Of(1, 0, 1)),
+        *_in("ds", "es", base=Of(0x4321_0000, 0, 0)),
+        *_in("ds", "es", "fs", "gs", limit=Of(0xFFFF_FFFF, 0, 0xABCDE), type=Of(5, 1, 3), selector=Of(0x4B, 0, 0x18),
+             dpl=Of(3, 0, 0), db=Of(1, 0, 0), g=Of(1, 0, 0), avl=Of(1, 0, 1), s=Of(1, 0, 1)),
         *(_mode(_segments("ds", "es", "fs", "gs", "ldt", field=field), values, source=_UNUSABLE)
           for field, values in (("present", Of(1, 0, 1)), ("unusable", Of(0, 1, 0)))),
         *_in("tr", "ldt", base=Canonical()),
-        *_in("tr", limit=Of(0x67, 0x206F, 0xF_FFFF), type=Of(0xB, 0xB), selector=Of(0x40, 0x58, 0x40),
-             dpl=Of(0, 0, 3), avl=Of(0, 1, 0), present=Of(1, 1), unusable=Of(0, 0)),
-        *_in("ldt", limit=Of(0x7F, 0, 0x1FF), type=Of(2, 0, 2), selector=Of(0x68, 0, 0x70), dpl=Of(0, 0, 3),
+        *_in("tr", limit=Of(0xF_FFFF, 0x206F, 0x67), type=Of(0xB, 0xB), selector=Of(0x40, 0x58, 0x40),
+             dpl=Of(3, 0, 0), avl=Of(0, 1, 0), present=Of(1, 1), unusable=Of(0, 0)),
+        *_in("ldt", limit=Of(0x1FF, 0, 0x7F), type=Of(2, 0, 2), selector=Of(0x70, 0, 0x68), dpl=Of(3, 0, 0),
              avl=Of(1, 0, 0)),
         *_in("gdt", "idt", base=Canonical(), limit=Free(0xFFFF)),
-        _mode("cr0", Of(0x8005_0033, 0x8000_0011, 0xE000_0011), 0x8000_0010, 0x10, 0x8005_0033 | _HIGH),
+        _mode("cr0", Of(0xE000_0011, 0x8000_0011, 0x8005_0033), 0x8000_0010, 0x10, 0x8005_0033 | _HIGH),
         _mode("cr2", Canonical()),
-        _mode("cr3", Of(0x1000, 0x7FFF_F018, 0x1234_5000), 1 << 60),
-        _mode("cr4", Of(0x6B0, 0x20, 0x66C), 0x690),
-        _mode("cr8", Of(0x9, 0xF, 0x6)),
+        _mode("cr3", Of(0x1234_5000, 0x7FFF_F018, 0x1000), 1 << 60),
+        _mode("cr4", Of(0x66C, 0x20, 0x6B0), 0x690),
+        _mode("cr8", Of(0x6, 0xF, 0x9)),
         _mode("efer", Of(0x501, 0x500, 0x501), 0x101, 0x100),
         _mode("apic_base", Of(0xFEE0_0900, 0xFED9_0900, 0xFEE0_0900)),
         Row("flags", f"{_SREGS2}: long mode has no PDPTRs", fresh=None, values=None, init=None,

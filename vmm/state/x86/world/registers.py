@@ -14,7 +14,7 @@ from vmm.state.architecture import pieces
 from vmm.state.world.fields import StructCodec
 from vmm.state.world.row import Canonical, Free, Of, Refusal, Row, Untold
 from vmm.state.world.table import Table
-from vmm.x86.cpuid import Cpuid
+from vmm.x86.cpuid import given
 
 __all__ = ["DEBUGREGS", "MP_STATE", "REGS"]
 
@@ -31,7 +31,7 @@ REGS = Table(
     StructCodec("REGS", "kvm_regs"),
     [
         Row("rdx", f"{_RESET} (DX: the CPU's signature, which a vCPU without CPUID has as 0x600)",
-            fresh=0x600, init=lambda vcpu: Cpuid.unpack(vcpu.chosen["CPUID"]).get(1).eax,
+            fresh=0x600, init=lambda vcpu: given(vcpu).get(1).eax,
             values=Free(_ALL)),
         Row("rip", _RESET, fresh=0xFFF0, values=Canonical(), runs=False, kept=Untold("KVM_RUN moves it")),
         Row("rflags", f"{_RESET}; __set_regs sets the bit that is always 1", fresh=_FLAGS,

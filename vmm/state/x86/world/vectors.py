@@ -14,25 +14,27 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
 from vmm.state.piece import Structure
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import After, Free, Of, Refusal, Row, Untold, Values
+from vmm.state.world.row import After, Free, Of, OneOf, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
 from vmm.state.x86.world.area import AreaCodec
-from vmm.x86.cpuid import Cpuid
+from vmm.x86.cpuid import given
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
 __all__ = ["FPU", "LEGACY", "XCRS", "XSAVE"]
 
-_ALL = (1 << 64) - 1
-_ST = (1 << 80) - 1
-_XMM = (1 << 128) - 1
+
+def _any(bits: int) -> Free:
+    """A pattern and its complement: what a register that means nothing to the CPU may have."""
+    return Free((1 << bits) - 1, rounds=2)
+
+
 # Every exception masked: a guest that loads these takes none. Rounding and precision differ, then TOP, the conditions
 # and the flags of masked exceptions.
-_FCW, _FSW = Of(0xC7F, 0x27F, 0xF7F), Of(0x2935, 0x4702, 0x7F7F, 0)
-_FTW, _FOP = Free(0xFF), Free(0x7FF)
+_FCW, _FSW = Of(0xC7F, 0x27F, 0xF7F), Of(0x2935, 0x567F, 0x7F7F)
+_FTW, _FOP = Free(0xFF, rounds=3), Free(0x7FF, rounds=3)
 _POINTERS = Untold("a CPU need not keep the pointers while no x87 exception is pending")
 _GET_FPU = "arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_get_fpu, kvm_arch_vcpu_ioctl_set_fpu"
-_NOT_LOADED = "KVM has never used it: fpu.mxcsr"
 
 FPU = Table(
     "fpu",
@@ -43,14 +45,14 @@ FPU = Table(
         Row("fsw", _GET_FPU, fresh=0, values=_FSW, init=After.KEPT),
         Row("ftwx", _GET_FPU, fresh=0, values=_FTW, init=After.KEPT),
         Row("last_opcode", _GET_FPU, fresh=0, values=_FOP, init=After.KEPT, kept=_POINTERS),
-        Row("last_ip last_dp", _GET_FPU, fresh=0, values=Free(_ALL), init=After.KEPT, kept=_POINTERS),
-        Row("fpr*", f"{_GET_FPU}; the upper 48 bits are not part of the register", fresh=0, values=Free(_ST),
+        Row("last_ip last_dp", _GET_FPU, fresh=0, values=_any(64), init=After.KEPT, kept=_POINTERS),
+        Row("fpr*", f"{_GET_FPU}; the upper 48 bits are not part of the register", fresh=0, values=_any(80),
             init=After.KEPT),
-        Row("xmm*", _GET_FPU, fresh=0, values=Free(_XMM), init=After.KEPT),
+        Row("xmm*", _GET_FPU, fresh=0, values=_any(128), init=After.KEPT),
         Row("mxcsr", f"{_GET_FPU}; Documentation/virt/kvm/api.rst, 4.22 lists it without a word",
-            fresh=Untold(_NOT_LOADED), values=Untold(_NOT_LOADED), init=None),
-        Row("pad1 pad2", f"{_GET_FPU}; virt/kvm/kvm_main.c, kvm_vcpu_ioctl (kzalloc)", fresh=0, values=None, init=None,
-            masked=[(0xFF, 0)]),
+            fresh=OneOf((0, INITIAL_MXCSR), "KVM has never used it: fpu.mxcsr"), values=None, init=None),
+        Row("pad1 pad2", f"{_GET_FPU}; virt/kvm/kvm_main.c, kvm_vcpu_ioctl (kzalloc)", fresh=0, values=None,
+            init=None, masked=[(0xFF, 0)]),
     ],
 )  # fmt: skip
 
@@ -71,7 +73,7 @@ def _without(feature: int) -> Callable[[Vcpu], str]:
     """Say that a vCPU's CPUID does not offer it a component."""
 
     def absent(vcpu: Vcpu) -> str:
-        offered = Cpuid.unpack(vcpu.chosen["CPUID"]).xcr0
+        offered = given(vcpu).xcr0
         return "" if offered >> feature & 1 else f"the guest's CPUID does not offer {XFeature(feature).name}"
 
     return absent
@@ -86,7 +88,7 @@ def _component(
 
 def _register(feature: XFeature, fields: str, bits: int) -> Row:
     """Registers in which any value may be."""
-    return _component(feature, fields, Free((1 << bits) - 1))
+    return _component(feature, fields, _any(bits))
 
 
 XSAVE = Table(
@@ -94,7 +96,7 @@ XSAVE = Table(
     pieces("x86")["XSAVE"],
     AreaCodec(),
     [
-        Row("XSTATE_BV", _XSAVE, fresh=0, values=Of(3, 1, 2, 0), init=After.KEPT, alone=True,
+        Row("XSTATE_BV", _XSAVE, fresh=0, values=Of(1, 2, 0), init=After.KEPT, alone=True,
             kept=Untold("the CPU may find that a component is in its initial configuration, or not"),
             refused=[Refusal(1 << bit | 3, errno.EINVAL) for bit in (11, 12, 62, 63)]),
         Row("XCOMP_BV", f"{_XSAVE}, validate_user_xstate_header", fresh=0, values=None, init=None,
@@ -109,17 +111,18 @@ XSAVE = Table(
         Row("FP.FTW", _XSAVE, fresh=0, values=_FTW, init=After.KEPT),
         Row("FP.reserved FP.ST?.reserved", _XSAVE, fresh=0, values=None, init=None),
         Row("FP.FOP", _XSAVE, fresh=0, values=_FOP, init=After.KEPT, kept=_POINTERS),
-        Row("FP.FIP FP.FDP", _XSAVE, fresh=0, values=Free(_ALL), init=After.KEPT, kept=_POINTERS),
-        Row("FP.ST?", _XSAVE, fresh=0, values=Free(_ST), init=After.KEPT),
+        Row("FP.FIP FP.FDP", _XSAVE, fresh=0, values=_any(64), init=After.KEPT, kept=_POINTERS),
+        Row("FP.ST?", _XSAVE, fresh=0, values=_any(80), init=After.KEPT),
         Row("SSE.MXCSR", f"{_XSAVE}; Intel SDM volume 1, 10.2.3", fresh=INITIAL_MXCSR, init=After.KEPT,
-            values=Of(0x1FA5, 0xFF90, 0x7FBF), refused=[Refusal(1 << 31, errno.EINVAL), Refusal(1 << 16, errno.EINVAL)]),
+            values=Of(0x1FA5, 0xFF90, 0x7FBF),
+            refused=[Refusal(1 << 31, errno.EINVAL), Refusal(1 << 16, errno.EINVAL)]),
         Row("SSE.MXCSR_MASK", f"{_XSAVE}; Intel SDM volume 1, 11.6.6",
             fresh=Untold("it describes the CPU, as far as the kernel has stored it"), values=None, init=None),
-        Row("SSE.XMM*", _XSAVE, fresh=0, values=Free(_XMM), init=After.KEPT),
+        Row("SSE.XMM*", _XSAVE, fresh=0, values=_any(128), init=After.KEPT),
         _register(XFeature.YMM, "YMM*", 128),
-        _component(XFeature.BNDREGS, "BND*", Free(_XMM), After.FRESH),
+        _component(XFeature.BNDREGS, "BND*", _any(128), After.FRESH),
         _component(XFeature.BNDCSR, "BNDCFGU", Of(0x1234_5003, 0x7FFF_FFFF_F001), After.FRESH),
-        _component(XFeature.BNDCSR, "BNDSTATUS", Free(_ALL), After.FRESH),
+        _component(XFeature.BNDCSR, "BNDSTATUS", _any(64), After.FRESH),
         _component(XFeature.BNDCSR, "reserved", None),
         _register(XFeature.OPMASK, "k*", 64),
         _register(XFeature.ZMM_HI256, "ZMM*", 256),
@@ -151,6 +154,8 @@ XCRS = Table(
         Row("xcrs[[]0[]].value", f"{_SET_XCRS}; Intel SDM volume 1, 13.3: x87 is never off, AVX needs SSE", fresh=1,
             values=Of(3, 1), init=After.KEPT,
             refused=[Refusal(value, errno.EINVAL) for value in (0, 2, 5, 1 << 63 | 1, 1 << 62 | 3)]),
-        Row("xcrs* padding*", _UNREAD, fresh=0, values=None, init=None, masked=[(1, 0)]),
+        Row("xcrs[[]15[]].value xcrs[[]0[]].reserved padding[[]15[]]", _UNREAD, fresh=0, values=None, init=None,
+            masked=[(1, 0)]),
+        Row("xcrs* padding*", _UNREAD, fresh=0, values=None, init=None),
     ],
 )  # fmt: skip
