@@ -25,9 +25,24 @@ from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
 from vmm.x86 import msr
 from vmm.x86.cpuid import supported
+from vmm.x86.msr_names import Msr
 
-__all__ = ["KEPT", "READS", "REFUSED", "SHOWN", "WRITES", "kept", "reads", "refused", "shown", "writes"]
+__all__ = [
+    "FROZEN",
+    "KEPT",
+    "READS",
+    "REFUSED",
+    "SHOWN",
+    "WRITES",
+    "frozen",
+    "kept",
+    "reads",
+    "refused",
+    "shown",
+    "writes",
+]
 
+FROZEN = "A feature MSR of {} is chosen before the vCPU runs: then another value is refused, its own is taken"
 READS = "The guest reads by RDMSR what the host wrote to every MSR of {}, and gets #GP for those that it may not read"
 WRITES = "The host reads what the guest wrote by WRMSR to every MSR of {}; what it may not write gives #GP and stays"
 SHOWN = "Every MSR of {} is the same by KVM_GET_ONE_REG as by KVM_GET_MSRS, whichever call has written it"
@@ -240,6 +255,32 @@ def reads(ground: Ground, table: Table, context: Context) -> None:
             now = table.read(vcpu) | taken
             for (field, access), answer in zip(wanted.items(), answers(lists.finish("RDMSR")), strict=True):
                 _judge(tally, field, "by RDMSR", answer, _FAULTS if access is Guest.FAULT else Answer(now[field]))
+
+
+def frozen(ground: Ground, table: Table, context: Context) -> None:
+    """Run a guest, then write what its VMM chose before."""
+    with _guest(ground, table, context) as (lists, indices, tally):
+        vcpu = lists.guest.vcpu
+        found = table.read(vcpu)
+        rows = {field: row for field, row in _rows(table, vcpu, found, tally) if row.frozen}
+        lists.read_msrs([Msr.PAT])
+        for field, row in rows.items():
+            own = found[field]
+            if not _set(vcpu, [(indices[field], own)]):
+                tally.wrong(field, f"= {own:#x}, as it is, once the vCPU has run", "KVM does not take it", "success")
+            for value in _others(row, field, own):
+                if _set(vcpu, [(indices[field], value)]):
+                    tally.wrong(field, f"= {value:#x} once the vCPU has run", "success", "KVM does not set it")
+        for field, now in _now(vcpu, indices, rows).items():
+            tally.look(field, "after writes to a vCPU that has run", now, found[field])
+
+
+def _others(row: MsrRow, field: str, own: int) -> list[int]:
+    """Return legal values of an MSR that it does not have."""
+    if row.values is None or isinstance(row.values, Untold):
+        return []
+    values = {row.values.value(field, round) for round in range(row.values.rounds)}
+    return sorted(values - {own})
 
 
 def _judge(tally: Tally, field: str, where: str, answer: Answer, wanted: Answer) -> None:
