@@ -116,6 +116,12 @@ def _guest_lies(table: Table, readable: int, kept: int) -> None:
 _guest_lies(MSRS, Msr.KERNEL_GS_BASE, Msr.SMBASE)
 _guest_lies(UNLISTED, Msr.MTRR_DEF_TYPE, Msr.MTRRCAP)
 _guest_lies(HYPERV, 0x4000_0000, 0x4000_0023)
+lies(
+    "world.msrs-frozen",
+    a_vcpu_that_has_run_takes_another_value=lambda: once(RUN, _all_set()),
+    a_vcpu_that_has_run_does_not_take_its_own=lambda: once(RUN, answer(SET, 0)),
+    a_refused_value_changes_it=lambda: once(RUN, after(GET, change_msr(Msr.PLATFORM_INFO, lambda value: value ^ 4))),
+)
 lies("world.msrs-guest-reads", the_guest_reads_what_it_may_not=lambda: _READS(Msr.SMBASE, fault=0))
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmm.conformance.needs import capability
+from vmm.conformance.needs import capability, kernel
 from vmm.conformance.world.generate import Property, generate, generate_one
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.x86.common import TILE_GUESTS
 from vmm.conformance.x86.world import DEVICE_GROUND, GROUND, HYPERV_GROUND, MSR_GROUND
 from vmm.conformance.x86.world_msrs import (
+    FROZEN,
     KEPT,
     READS,
     REFUSED,
     SHOWN,
     WRITES,
+    frozen,
     kept,
     reads,
     refused,
@@ -44,6 +46,10 @@ def _generate(ground: Ground, table: Table) -> None:
 
 _generate(MSR_GROUND, MSRS)
 _generate(DEVICE_GROUND, UNLISTED)
+generate_one(
+    __name__, MSR_GROUND, MSRS, "arch/x86/kvm/x86.c, do_set_msr, kvm_is_immutable_feature_msr; Linux 6.4",
+    ("frozen", frozen, FROZEN), (kernel("6.4"),),
+)  # fmt: skip
 # All else of XFD's two is judged with the unlisted ones, in which they are too.
 generate(__name__, MSR_GROUND, MSRS, _LISTED, ("moved",))
 generate(__name__, MSR_GROUND, XFD, _LISTED, ("moved",), TILE_GUESTS)

@@ -32,6 +32,8 @@ _TOP = 1 << 63
 _VARIABLE, _FIXED = 8, (0x250, 0x258, 0x259, *range(0x268, 0x270))
 # A VMM gives its guests some ten banks of machine checks; bit 8 of MCG_CAP brings MCG_CTL.
 BANKS, MCG_CTL_P, _CMCI_P = 10, 1 << 8, 1 << 10
+# The first and the last of what there are many of, and one between: time is dear in an emulated machine.
+_BANKS, _SINTS, _STIMERS = (0, 4, BANKS - 1), (0, 2, 15), (0, 3)
 _CTL2 = 1 << 30 | 0x7FFF
 _MCG_CAP = 0x179
 _COUNTS = "it counts"
@@ -111,13 +113,13 @@ _SYNTHETIC = (
            values=Of(KVM_PAGES + 0xA001, ALL, KVM_PAGES + 0xB000, 0), init=After.KEPT, varies=_leaves),
     MsrRow(at(0x4000_0084), f"{_SYNIC}: EOM", fresh=0, values=None, masked=[(5, 0)], init=None,
            varies=lambda vcpu: {"wrmsr": Guest.NOTHING} if hyperv(vcpu) else enlightened(vcpu)),
-    MsrRow(at(*range(0x4000_0090, 0x4000_00A0)), f"{_SYNIC}: SINTn, masked at first", fresh=_MASKED,
+    MsrRow(at(*(0x4000_0090 + number for number in _SINTS)), f"{_SYNIC}: SINTn, masked at first", fresh=_MASKED,
            values=Free(0xFFFF_FFFF_FFFE_FF00, _MASKED | 0x31), masked=[(0, 0), (0x2_0044, 0x2_0044)],
            init=After.KEPT, varies=enlightened),
-    MsrRow(at(*range(0x4000_00B0, 0x4000_00B8, 2)), f"{_TIMER}: STIMERn_CONFIG, not enabled, and not by its count",
+    MsrRow(at(*(0x4000_00B0 + 2 * number for number in _STIMERS)), f"{_TIMER}: STIMERn_CONFIG, not enabled",
            fresh=0, values=Free(ALL & ~9), init=After.KEPT, varies=enlightened),
-    MsrRow(at(*range(0x4000_00B1, 0x4000_00B8, 2)), f"{_TIMER}: STIMERn_COUNT", fresh=0, values=Free(ALL),
-           init=After.KEPT, varies=enlightened),
+    MsrRow(at(*(0x4000_00B1 + 2 * number for number in _STIMERS)), f"{_TIMER}: STIMERn_COUNT", fresh=0,
+           values=Free(ALL), init=After.KEPT, varies=enlightened),
 )  # fmt: skip
 
 ROWS: tuple[Row, ...] = (
@@ -146,13 +148,13 @@ ROWS: tuple[Row, ...] = (
            init=After.KEPT, wrmsr=Guest.UNKNOWN, varies=lambda vcpu: {"refused": unknown(1)}),
     MsrRow(at(Msr.MCG_CTL), f"{_MCE}", fresh=ALL, values=Of(0, ALL), init=After.KEPT,
            refused=[Refusal(1), Refusal(ALL - 1), Refusal(_TOP)]),
-    MsrRow(at(*(0x400 + 4 * bank for bank in range(BANKS))), f"{_MCE}: MCi_CTL", fresh=ALL, init=After.KEPT,
+    MsrRow(at(*(0x400 + 4 * bank for bank in _BANKS)), f"{_MCE}: MCi_CTL", fresh=ALL, init=After.KEPT,
            values=Of(0, ALL & ~(1 << 10), ALL & ~1, ALL), refused=[Refusal(1), Refusal(ALL & ~2), Refusal(_TOP)]),
-    MsrRow(at(*(0x401 + 4 * bank for bank in range(BANKS))), f"{_MCE}: MCi_STATUS, which the guest may clear",
+    MsrRow(at(*(0x401 + 4 * bank for bank in _BANKS)), f"{_MCE}: MCi_STATUS, which the guest may clear",
            fresh=0, values=Free(ALL), wrmsr_values=Of(0), init=After.KEPT),
-    MsrRow(at(*(0x402 + 4 * bank for bank in range(BANKS)), *(0x403 + 4 * bank for bank in range(BANKS))),
+    MsrRow(at(*(0x402 + 4 * bank for bank in _BANKS), *(0x403 + 4 * bank for bank in _BANKS)),
            f"{_MCE}: MCi_ADDR, MCi_MISC", fresh=0, values=Free(ALL), init=After.KEPT),
-    MsrRow(at(*range(0x280, 0x280 + BANKS)), f"{_MCE}: MCi_CTL2", fresh=0, values=None, init=After.KEPT,
+    MsrRow(at(*(0x280 + bank for bank in _BANKS)), f"{_MCE}: MCi_CTL2", fresh=0, values=None, init=After.KEPT,
            varies=_second),
     MsrRow(at(0xC001_0140, 0xC001_0141), f"{_SET}; svm/svm.c, svm_init_osvw: OSVW_ID_LENGTH, OSVW_STATUS",
            fresh=Untold("it tells which errata the host's CPU has"), values=Free(ALL), init=After.KEPT,
@@ -164,7 +166,7 @@ ROWS: tuple[Row, ...] = (
     MsrRow(at(*range(0x8C, 0x90)), "arch/x86/kvm/vmx/vmx.c, vmx_set_msr: SGXLEPUBKEYHASHn", init=After.KEPT,
            fresh=Untold("it is Intel's key, or what the host's CPU has"), values=Free(ALL), varies=_hash),
     MsrRow(at(Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT), "arch/x86/kvm/hyperv.c, kvm_hv_get_msr",
-           fresh=Untold(_COUNTS), values=None, init=None, rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
+           fresh=Untold(_COUNTS), values=None, init=None, kept=Untold(_COUNTS), rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
     MsrRow(at(*STATELESS), "arch/x86/kvm/pmu.c, kvm_pmu_get_msr: they act on others", fresh=0, values=Of(0),
            init=None, rdmsr=Untold(_COUNTERS), wrmsr=Untold(_COUNTERS)),
     *XFD_ROWS,
