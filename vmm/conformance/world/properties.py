@@ -111,19 +111,20 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
     """What a field may not be is refused, and then nothing has changed."""
     with started(ground, table, context) as (vcpu, found, tally):
         table.write(vcpu, table.values(found, vcpu, 0))
-        before = table.read(vcpu)
+        before = _steady(table, table.read(vcpu))
         for field, row in _rows(table, vcpu, found, tally):
             for refusal in row.refused:
                 if _refuse(table, vcpu, field, refusal, tally, context):
-                    _compare(
-                        table,
-                        table.read(vcpu),
-                        before,
-                        tally,
-                        f"after {field} = {number(refusal.value, vcpu):#x} was refused",
-                    )
+                    where = f"after {field} = {number(refusal.value, vcpu):#x} was refused"
+                    _compare(table, table.read(vcpu), before, tally, where)
                 else:
-                    before = table.read(vcpu)
+                    before = _steady(table, table.read(vcpu))
+
+
+def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
+    """Leave out what counts by itself, as a clock does: not even its first value is told."""
+    rows = ((field, value, table.row(field)) for field, value in read.items())
+    return {field: value for field, value, row in rows if row is None or not isinstance(row.fresh, Untold)}
 
 
 def _refuse(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: Tally, context: Context) -> bool:

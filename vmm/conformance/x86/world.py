@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
-from vmm._kvm import lib
+from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.x86.apic import with_local_apics
@@ -19,7 +20,7 @@ from vmm.x86.guest import Guest
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
-__all__ = ["GROUND", "WITH_EVENTS", "WITH_VECTORS", "X2APIC"]
+__all__ = ["GROUND", "MACHINE", "WITH_CHIPS", "WITH_EVENTS", "WITH_VECTORS", "X2APIC"]
 
 _USE_32BIT_IDS = 1  # KVM_X2APIC_API_USE_32BIT_IDS
 _X2APIC_MODE = 1 << 10  # of IA32_APIC_BASE
@@ -76,7 +77,24 @@ def _x2apic(context: Context) -> Vcpu:
     return vcpu
 
 
+def _chips(context: Context) -> Vcpu:
+    """A VM with KVM's own PICs, IOAPIC and PIT. Their calls are its, as others are a vCPU's."""
+    vm = context.vm()
+    if not vm.check_extension(lib.KVM_CAP_PIT2):
+        context.skip("needs KVM_CAP_PIT2: it is 0")
+    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm.ioctl(lib.KVM_CREATE_PIT2, ffi.new("struct kvm_pit_config *"))
+    return cast(Vcpu, vm)
+
+
+def _machine(context: Context) -> Vcpu:
+    """A VM without any. Its calls are its, as others are a vCPU's."""
+    return cast(Vcpu, context.vm())
+
+
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
+WITH_CHIPS = replace(GROUND, vcpu=_chips)
+MACHINE = replace(GROUND, vcpu=_machine)
 X2APIC = replace(GROUND, vcpu=_x2apic)
