@@ -64,7 +64,7 @@ _SHOWN: Mapping[str, Callable[[int], int]] = {"if_flag": lambda rflags: rflags >
 
 
 def kvm_run(**fields: str) -> View:
-    """The fields of kvm_run itself that KVM_RUN leaves there, cr8 and so on: each with the table's field that it is."""
+    """The fields of kvm_run itself that KVM_RUN leaves there, such as cr8: each with the table's field that it is."""
 
     def read(vcpu: Vcpu) -> Mapping[str, int]:
         vcpu.complete()
