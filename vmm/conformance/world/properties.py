@@ -127,6 +127,12 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
                 _one_by_one(table, vcpu, field, refusal, tally, context)
 
 
+def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
+    """Leave out what counts by itself, as a clock does: not even its first value is told."""
+    rows = ((field, value, table.row(field)) for field, value in read.items())
+    return {field: value for field, value, row in rows if row is None or not isinstance(row.fresh, Untold)}
+
+
 def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:
     """Write values of the first round, in a piece of which anything can be written."""
     if values := table.values(fields, vcpu, 0):
@@ -148,7 +154,7 @@ def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: T
     assert part is not None
     if _refuse(table, vcpu, field, refusal, part, tally, context):
         where = f"after {field} = {refusal.value:#x} was refused"
-        after, before = table.read(vcpu), table.codec.split(part)
+        after, before = table.read(vcpu), _steady(table, table.codec.split(part))
         _compare(table, after, {field: had for field, had in before.items() if after.get(field) != had}, tally, where)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
@@ -26,7 +27,9 @@ __all__ = [
     "DEVICE_GROUND",
     "GROUND",
     "HYPERV_GROUND",
+    "MACHINE",
     "MSR_GROUND",
+    "WITH_CHIPS",
     "WITH_EVENTS",
     "WITH_VECTORS",
     "X2APIC",
@@ -119,10 +122,27 @@ def _x2apic(context: Context) -> Vcpu:
     return vcpu
 
 
+def _chips(context: Context) -> Vcpu:
+    """A VM with KVM's own PICs, IOAPIC and PIT. Their calls are its, as others are a vCPU's."""
+    vm = context.vm()
+    if not vm.check_extension(lib.KVM_CAP_PIT2):
+        context.skip("needs KVM_CAP_PIT2: it is 0")
+    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm.ioctl(lib.KVM_CREATE_PIT2, ffi.new("struct kvm_pit_config *"))
+    return cast(Vcpu, vm)
+
+
+def _machine(context: Context) -> Vcpu:
+    """A VM without any. Its calls are its, as others are a vCPU's."""
+    return cast(Vcpu, context.vm())
+
+
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), still_guest)
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
 DEVICE_GROUND = Equipped("x86", _with_devices, still_guest, equip=_equip)
 HYPERV_GROUND = Equipped("x86", _with_devices, still_guest, equip=_enlighten)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
+WITH_CHIPS = replace(GROUND, vcpu=_chips)
+MACHINE = replace(GROUND, vcpu=_machine)
 X2APIC = replace(GROUND, vcpu=_x2apic)
