@@ -48,8 +48,8 @@ class Weighed:
     machine: str
     outcome: str
     by: Verdicts = field(default_factory=dict)
-    effects: int = 0
-    differences: Mapping[str, str] = field(default_factory=dict)  # some of what the plain program saw
+    effects: int = 0  # how many in the first section that has any
+    differences: Mapping[str, str] = field(default_factory=dict)  # some of them
 
     def to_json(self) -> dict[str, object]:
         """Return the outcome as a record."""
