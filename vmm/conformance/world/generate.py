@@ -21,6 +21,7 @@ EVERY: Mapping[str, tuple[Property, str]] = {
     "kept": (properties.kept, "Every legal value of every field of {} is taken and read back"),
     "refused": (properties.refused, "What a field of {} may not be is refused, and then no field has changed"),
     "moved": (properties.moved, "Every field of {} comes over to a new vCPU with a value that is not that of reset"),
+    "reset": (properties.reset, "Another reset gives every field of {} its first value, or leaves what may stay"),
 }
 
 _tables: dict[str, Table] = {}

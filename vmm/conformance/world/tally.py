@@ -8,7 +8,7 @@ from typing import Any
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Finding, Violation, looks
 from vmm.conformance.texts import text
-from vmm.state.world.row import OneOf
+from vmm.state.world.row import Allowed
 
 __all__ = ["Tally"]
 
@@ -30,12 +30,14 @@ class Tally:
         self._untold: dict[str, str] = {}
         self._wrong: dict[str, Finding] = {}
 
-    def look(self, field: str, where: str, observed: int | None, expected: int | OneOf) -> None:
+    def look(self, field: str, where: str, observed: int | None, expected: int | Allowed) -> None:
         """A field has to have this value; ``where`` says when or by which call it was read."""
         self._judged.add(field)
-        allowed = expected.values if isinstance(expected, OneOf) else (expected,)
-        if observed not in allowed:
-            self.wrong(field, where, text(observed), " or ".join(map(text, allowed)))
+        if isinstance(expected, int):
+            if observed != expected:
+                self.wrong(field, where, text(observed), text(expected))
+        elif observed is None or not expected.allows(observed):
+            self.wrong(field, where, text(observed), str(expected))
 
     def wrong(self, field: str, where: str, observed: str, expected: str) -> None:
         """A field is not as it has to be; the first finding of each counts."""

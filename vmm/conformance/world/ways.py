@@ -12,13 +12,13 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here
 from vmm.state.value import Part
 from vmm.state.vcpu import read_pieces, write_piece
-from vmm.state.world.row import After, Made, Number, OneOf, Row, Untold, number
+from vmm.state.world.row import After, Allowed, Fresh, Made, Number, Row, Untold, wanted
 from vmm.state.world.table import Table
 
 __all__ = ["Becomes", "Event", "Traveller", "initialised", "initialised_in_run", "run"]
 
 # What becomes of a field.
-Becomes = After | Made | Number | OneOf | Untold
+Becomes = After | Made | Number | Allowed | Untold
 # What an event makes of the fields of a row; None is a field of which nothing is said.
 Event = Callable[[Row], Becomes | None]
 
@@ -75,9 +75,9 @@ class Traveller:
         itself, too, is a matter of the property ``kept``.
         """
         for name, (table, field, value) in self._meant.items():
-            wanted = shared[name](self.before) if name in shared else table.expected(field, value)
-            if name in shared or _is(self.before.get(name), wanted) or _keeps(table, self.vcpu, field, value):
-                self.tally.look(name, "as written, beside all other fields", self.before.get(name), wanted)
+            told = shared[name](self.before) if name in shared else table.expected(field, value)
+            if name in shared or _is(self.before.get(name), told) or _keeps(table, self.vcpu, field, value):
+                self.tally.look(name, "as written, beside all other fields", self.before.get(name), told)
             else:
                 self.tally.untold(name, f"it is lost when it is written by itself: world.{table.title}-kept")
 
@@ -108,11 +108,11 @@ class Traveller:
         for name, piece, row in self._fields:
             if piece in without:
                 continue
-            wanted = self._wanted(name, row, (becomes or {}).get(name, event(row)))
-            if isinstance(wanted, Untold):
-                self.tally.untold(name, wanted.reason)
-            elif wanted is not None:
-                self.tally.look(name, where, now.get(name), wanted)
+            told = self._wanted(name, row, (becomes or {}).get(name, event(row)))
+            if isinstance(told, Untold):
+                self.tally.untold(name, told.reason)
+            elif told is not None:
+                self.tally.look(name, where, now.get(name), told)
 
     def _rows(self) -> Iterator[tuple[str, str, Row]]:
         """Yield each field that there is with its piece and row; those that this vCPU lacks are told as such."""
@@ -132,16 +132,16 @@ class Traveller:
             else:
                 yield name, piece, row
 
-    def _wanted(self, name: str, row: Row, becomes: Becomes | None) -> int | OneOf | Untold | None:
+    def _wanted(self, name: str, row: Row, becomes: Becomes | None) -> Fresh:
         if becomes is After.KEPT:
             return self.before[name]
-        wanted = row.fresh if becomes is After.FRESH else becomes
-        if isinstance(wanted, Made):
-            return wanted.function(self.before[name])
-        if isinstance(wanted, OneOf | Untold) or wanted is None:
-            return wanted
-        assert not isinstance(wanted, After)
-        return number(wanted, self.vcpu)
+        told = row.freshly(self.vcpu) if becomes is After.FRESH else becomes
+        if isinstance(told, Made):
+            return told.function(self.before[name])
+        if isinstance(told, Untold) or told is None:
+            return told
+        assert not isinstance(told, After)
+        return wanted(told, self.vcpu)
 
 
 def _in_capture(table: Table) -> int:
@@ -168,8 +168,8 @@ def _singly(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> 
     return found
 
 
-def _is(observed: int | None, wanted: int | OneOf) -> bool:
-    return observed in (wanted.values if isinstance(wanted, OneOf) else (wanted,))
+def _is(observed: int | None, told: int | Allowed) -> bool:
+    return observed is not None and (observed == told if isinstance(told, int) else told.allows(observed))
 
 
 def _keeps(table: Table, vcpu: Vcpu, field: str, value: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
@@ -18,18 +19,29 @@ from vmm.state.x86.world.lapic import X2_IDENTIFIER
 from vmm.state.x86.world.msr_row import KVM_PAGES, KVM_PAGES_SIZE
 from vmm.state.x86.world.msrs_unlisted import BANKS, MCG_CTL_P
 from vmm.state.x86.world.vectors import XSAVE
-from vmm.x86.cpuid import get_cpuid, set_cpuid, supported
+from vmm.x86.cpuid import enlightened, get_cpuid, set_cpuid, supported
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
-__all__ = ["DEVICE_GROUND", "GROUND", "MSR_GROUND", "WITH_EVENTS", "WITH_VECTORS", "X2APIC", "Equipped"]
+__all__ = [
+    "DEVICE_GROUND",
+    "GROUND",
+    "HYPERV_GROUND",
+    "MACHINE",
+    "MSR_GROUND",
+    "WITH_CHIPS",
+    "WITH_EVENTS",
+    "WITH_VECTORS",
+    "X2APIC",
+    "Equipped",
+]
 
 _USE_32BIT_IDS = 1  # KVM_X2APIC_API_USE_32BIT_IDS
 _MCE_FEATURES = MCG_CTL_P | 1 << 10  # of MCG_CAP: MCG_CTL, and interrupts by corrected errors
 _X2APIC_MODE = 1 << 10  # of IA32_APIC_BASE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Equipped(Ground):
     """A ground whose vCPUs have more than all: ``equip`` gives it to one."""
 
@@ -81,6 +93,14 @@ def _equip(context: Context, vcpu: Vcpu) -> None:
         vcpu.ioctl(lib.KVM_ENABLE_CAP, ffi.new("struct kvm_enable_cap *", {"cap": lib.KVM_CAP_HYPERV_SYNIC2}))
 
 
+def _enlighten(context: Context, vcpu: Vcpu) -> None:
+    """Tell a guest with all that KVM supports that it runs below Hyper-V, and that KVM is there as well."""
+    if not context.kvm.check_extension(lib.KVM_CAP_SYS_HYPERV_CPUID):
+        context.skip("needs KVM_CAP_SYS_HYPERV_CPUID: it is 0")
+    _equip(context, vcpu)
+    set_cpuid(vcpu, enlightened(context.kvm))
+
+
 def _with_devices(context: Context) -> Vcpu:
     vcpu = _with_pages(context)
     _equip(context, vcpu)
@@ -102,9 +122,27 @@ def _x2apic(context: Context) -> Vcpu:
     return vcpu
 
 
+def _chips(context: Context) -> Vcpu:
+    """A VM with KVM's own PICs, IOAPIC and PIT. Their calls are its, as others are a vCPU's."""
+    vm = context.vm()
+    if not vm.check_extension(lib.KVM_CAP_PIT2):
+        context.skip("needs KVM_CAP_PIT2: it is 0")
+    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm.ioctl(lib.KVM_CREATE_PIT2, ffi.new("struct kvm_pit_config *"))
+    return cast(Vcpu, vm)
+
+
+def _machine(context: Context) -> Vcpu:
+    """A VM without any. Its calls are its, as others are a vCPU's."""
+    return cast(Vcpu, context.vm())
+
+
 GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), still_guest)
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
-DEVICE_GROUND = Equipped("x86", _with_devices, still_guest, _equip)
+DEVICE_GROUND = Equipped("x86", _with_devices, still_guest, equip=_equip)
+HYPERV_GROUND = Equipped("x86", _with_devices, still_guest, equip=_enlighten)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
+WITH_CHIPS = replace(GROUND, vcpu=_chips)
+MACHINE = replace(GROUND, vcpu=_machine)
 X2APIC = replace(GROUND, vcpu=_x2apic)

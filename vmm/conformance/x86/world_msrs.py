@@ -19,17 +19,33 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Number, OneOf, Untold, number
+from vmm.state.world.row import Allowed, Number, Untold, number, wanted
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
 from vmm.x86 import msr
 from vmm.x86.cpuid import supported
+from vmm.x86.msr_names import Msr
 
-__all__ = ["KEPT", "READS", "REFUSED", "WRITES", "kept", "reads", "refused", "writes"]
+__all__ = [
+    "FROZEN",
+    "KEPT",
+    "READS",
+    "REFUSED",
+    "SHOWN",
+    "WRITES",
+    "frozen",
+    "kept",
+    "reads",
+    "refused",
+    "shown",
+    "writes",
+]
 
+FROZEN = "A feature MSR of {} is chosen before the vCPU runs: then another value is refused, its own is taken"
 READS = "The guest reads by RDMSR what the host wrote to every MSR of {}, and gets #GP for those that it may not read"
 WRITES = "The host reads what the guest wrote by WRMSR to every MSR of {}; what it may not write gives #GP and stays"
+SHOWN = "Every MSR of {} is the same by KVM_GET_ONE_REG as by KVM_GET_MSRS, whichever call has written it"
 REFUSED = "What an MSR of {} may not be is not taken, and then no MSR has changed"
 KEPT = "Every legal value of every MSR of {} is taken and read back, and what is masked reads as it has to"
 _ROUNDS, _MOST = 2, msr.MAX_BATCH - 1
@@ -81,10 +97,9 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             if isinstance(row.values, Untold):
                 tally.untold(field, row.values.reason)
         for round in range(table.rounds):
-            _exchange(vcpu, indices, table.values(found, vcpu, round), tally)
-            for field, single in table.alone(found, vcpu):
-                assert single.values and not isinstance(single.values, Untold)
-                _exchange(vcpu, indices, {field: single.values.value(field, round)}, tally)
+            _exchange(vcpu, indices, _values(rows, round), tally)
+            for field, value in _values(rows, round, alone=True).items():
+                _exchange(vcpu, indices, {field: value}, tally)
         for at in range(max(len(row.masked) for row in rows.values())):
             pairs = {field: row.masked[at] for field, row in rows.items() if at < len(row.masked)}
             given = {field: number(value, vcpu) for field, (value, _) in pairs.items()}
@@ -98,37 +113,88 @@ def _exchange(
     indices: Mapping[str, int],
     given: Mapping[str, int],
     tally: Tally,
-    expected: Mapping[str, Number | OneOf] | None = None,
+    expected: Mapping[str, Number | Allowed] | None = None,
 ) -> None:
     """Write values and read them back, which are as given if nothing else is expected."""
     taken = _taken(vcpu, indices, given)
     now = _now(vcpu, indices, taken)
     for field, value in given.items():
-        wanted: Number | OneOf = value if expected is None else expected[field]
+        told: Number | Allowed = value if expected is None else expected[field]
         if field not in taken:
             tally.wrong(field, f"= {value:#x}", "KVM does not take it", "success")
         else:
             where = f"after {value:#x} was written"
-            tally.look(field, where, now[field], wanted if isinstance(wanted, OneOf) else number(wanted, vcpu))
+            tally.look(field, where, now[field], wanted(told, vcpu))
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
     """Try all that is refused, one by one, and look at all MSRs behind it."""
     with started(ground, table, context) as (vcpu, found, tally):
         indices = _indices(table, vcpu)
-        _taken(vcpu, indices, table.values(found, vcpu, 0))
+        rows = dict(_rows(table, vcpu, found, tally))
+        _taken(vcpu, indices, _values(rows, 0))
         settled = table.read(vcpu)
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows.items():
             for refusal in row.refused:
-                value = number(refusal.value, vcpu)
+                value = refusal.of(vcpu)
+                if value is None:
+                    continue
                 if _set(vcpu, [(indices[field], value)]):
                     tally.wrong(field, f"= {value:#x}", "success", "KVM does not set it")
                     msr.set_msr(vcpu, indices[field], settled[field])
                 else:
                     tally.judged(field)
         for field, value in table.read(vcpu).items():
-            if value != settled[field]:
+            if value != settled[field] and _stays(rows.get(field)):
                 tally.look(field, "after values were refused", value, settled[field])
+
+
+def _stays(row: MsrRow | None) -> bool:
+    """Tell whether nothing changes an MSR by itself."""
+    return row is not None and not isinstance(row.kept, Untold)
+
+
+def shown(ground: Ground, table: Table, context: Context) -> None:
+    """Write by one call and read by the other, both ways."""
+    with started(ground, table, context) as (vcpu, found, tally):
+        indices = _indices(table, vcpu)
+        rows = dict(_rows(table, vcpu, found, tally))
+        _taken(vcpu, indices, _values(rows, 0))
+        for field, value in table.read(vcpu).items():
+            if _stays(rows.get(field)):
+                tally.look(field, "by KVM_GET_ONE_REG", _one(vcpu, indices[field]), value)
+        given = {}
+        for field, value in _values(rows, 1).items():
+            if _set_one(vcpu, indices[field], value):
+                given[field] = value
+            elif _set(vcpu, [(indices[field], value)]):
+                tally.wrong(field, f"= {value:#x} by KVM_SET_ONE_REG", "a refusal", "success, as by KVM_SET_MSRS")
+        for field, now in _now(vcpu, indices, given).items():
+            tally.look(field, "after KVM_SET_ONE_REG", now, given[field])
+
+
+def _one(vcpu: Vcpu, index: int) -> int | None:
+    try:
+        return int.from_bytes(vcpu.get_one_reg(msr.msr_id(index)), "little")
+    except KvmError:
+        return None
+
+
+def _set_one(vcpu: Vcpu, index: int, value: int) -> bool:
+    try:
+        vcpu.set_one_reg(msr.msr_id(index), value.to_bytes(8, "little"))
+    except KvmError:
+        return False
+    return True
+
+
+def _values(rows: Mapping[str, MsrRow], round: int, *, alone: bool = False) -> dict[str, int]:
+    """Return a round's values of those that may be written together, or of the others."""
+    return {
+        field: row.values.value(field, round)
+        for field, row in rows.items()
+        if row.alone is alone and row.values and not isinstance(row.values, Untold)
+    }
 
 
 def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, MsrRow]]:
@@ -184,13 +250,39 @@ def reads(ground: Ground, table: Table, context: Context) -> None:
             lists.prepare("rdmsr_list", struct.pack(f"<{len(asked)}Q", *asked), len(asked))
             meant = {
                 field: value
-                for field, value in table.values(found, vcpu, round).items()
+                for field, value in _values(rows, round).items()
                 if field in wanted and not (round and rows[field].frozen)
             }
             taken = _taken(vcpu, indices, meant)
             now = table.read(vcpu) | taken
             for (field, access), answer in zip(wanted.items(), answers(lists.finish("RDMSR")), strict=True):
                 _judge(tally, field, "by RDMSR", answer, _FAULTS if access is Guest.FAULT else Answer(now[field]))
+
+
+def frozen(ground: Ground, table: Table, context: Context) -> None:
+    """Run a guest, then write what its VMM chose before."""
+    with _guest(ground, table, context) as (lists, indices, tally):
+        vcpu = lists.guest.vcpu
+        found = table.read(vcpu)
+        rows = {field: row for field, row in _rows(table, vcpu, found, tally) if row.frozen}
+        lists.read_msrs([Msr.PAT])
+        for field, row in rows.items():
+            own = found[field]
+            if not _set(vcpu, [(indices[field], own)]):
+                tally.wrong(field, f"= {own:#x}, as it is, once the vCPU has run", "KVM does not take it", "success")
+            for value in _others(row, field, own):
+                if _set(vcpu, [(indices[field], value)]):
+                    tally.wrong(field, f"= {value:#x} once the vCPU has run", "success", "KVM does not set it")
+        for field, now in _now(vcpu, indices, rows).items():
+            tally.look(field, "after writes to a vCPU that has run", now, found[field])
+
+
+def _others(row: MsrRow, field: str, own: int) -> list[int]:
+    """Return legal values of an MSR that it does not have."""
+    if row.values is None or isinstance(row.values, Untold):
+        return []
+    values = {row.values.value(field, round) for round in range(row.values.rounds)}
+    return sorted(values - {own})
 
 
 def _judge(tally: Tally, field: str, where: str, answer: Answer, wanted: Answer) -> None:
@@ -218,7 +310,8 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
                     tally, field, f"= {value:#x} by WRMSR", answer, _FAULTS if access is Guest.FAULT else Answer(0)
                 )
                 expected = value if access is Guest.SAME else found[field]
-                tally.look(field, f"after WRMSR of {value:#x}", now.get(field), expected)
+                if _stays(rows[field]):
+                    tally.look(field, f"after WRMSR of {value:#x}", now.get(field), expected)
             found = now
 
 

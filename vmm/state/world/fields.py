@@ -85,6 +85,13 @@ class RegisterCodec:
 
     def __init__(self, piece: RegisterSet) -> None:
         self._piece = piece
+        self._names: dict[int, str] = {}
+
+    def _name(self, number: int) -> str:
+        name = self._names.get(number)
+        if name is None:
+            name = self._names[number] = self._piece.register_name(number)
+        return name
 
     def names(self) -> Iterable[str]:
         """Return the registers that a state may have."""
@@ -96,15 +103,14 @@ class RegisterCodec:
 
     def split(self, part: Part) -> dict[str, int]:
         """Return the registers by their names."""
-        return {
-            self._piece.register_name(at): int.from_bytes(value, "little")
-            for at, value in registers(self._piece.name, part).items()
-        }
+        name = self._name
+        return {name(at): int.from_bytes(value, "little") for at, value in registers(self._piece.name, part).items()}
 
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return only the registers that get a value."""
+        name = self._name
         return {
-            at: values[name].to_bytes(len(value), "little")
+            at: values[name(at)].to_bytes(len(value), "little")
             for at, value in registers(self._piece.name, part).items()
-            if (name := self._piece.register_name(at)) in values
+            if name(at) in values
         }

@@ -121,22 +121,22 @@ def _vmx(index: int, what: str, varies: Callable[[int, Vcpu], Mapping[str, Any]]
 
     return MsrRow(
         at(index), f"{_VMX}: {what}", **{"fresh": None, "values": None} | more, init=After.KEPT, runs=False,
-        wrmsr=Guest.FAULT, when=absent, varies=partial(varies, index) if varies else None,
+        frozen=True, wrmsr=Guest.FAULT, when=absent, varies=partial(varies, index) if varies else None,
     )  # fmt: skip
 
 
 _BY_CPUID = Untold("KVM takes bits away that go with features which the vCPU's CPUID lacks")
 
 ROWS = (
-    MsrRow(at(Msr.ARCH_CAPABILITIES), _COMMON, fresh=None, values=None, init=After.KEPT, runs=False,
+    MsrRow(at(Msr.ARCH_CAPABILITIES), _COMMON, fresh=None, values=None, init=After.KEPT, runs=False, frozen=True,
            wrmsr=Guest.UNKNOWN, varies=_capabilities),
     # Every change resets the counters: arch/x86/kvm/pmu.c, kvm_pmu_refresh. So it is written by itself.
     MsrRow(at(0x345), f"{_COMMON}; vmx/vmx.c, vmx_set_msr: PERF_CAPABILITIES", fresh=None, values=None,
-           init=After.KEPT, runs=False, alone=True, refused=[Refusal(_TOP)], wrmsr=Guest.UNKNOWN,
+           init=After.KEPT, runs=False, frozen=True, alone=True, refused=[Refusal(_TOP)], wrmsr=Guest.UNKNOWN,
            varies=_monitoring),
     MsrRow(at(Msr.PLATFORM_INFO), f"{_COMMON}; the guest's CPUID faults at CPL3 only with bit 31",
            fresh=_CPUID_FAULT, values=Free(ALL & ~_CPUID_FAULT, _CPUID_FAULT), masked=[(0, 0)], init=After.KEPT,
-           runs=False, wrmsr=Guest.FAULT),
+           runs=False, frozen=True, wrmsr=Guest.FAULT),
     MsrRow(at(Msr.UCODE_REV), f"{_COMMON}; vmx/vmx.c, __vmx_vcpu_reset; svm/svm.c, __svm_vcpu_reset",
            fresh=lambda vcpu: _UCODE_AMD if amd(vcpu) else _UCODE_INTEL, values=Free(ALL), init=After.KEPT,
            wrmsr=Guest.NOTHING),

@@ -6,19 +6,22 @@ The vCPU has machine checks set up (KVM_X86_SETUP_MCE) and Hyper-V's synthetic i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.world.row import After, Canonical, Free, Number, Of, OneOf, Refusal, Row, Untold
+from vmm.state.world.table import Table
 from vmm.state.x86.msrs import Msrs
 from vmm.state.x86.world.msr_row import ALL, KVM_PAGES, Guest, MsrRow, amd, at, cpuid, feature, has, unknown
 from vmm.state.x86.world.msrs import registers_table
+from vmm.state.x86.world.msrs_cet import XFD_ROWS
+from vmm.state.x86.world.msrs_paravirtual import HYPERV_ROWS, enlightened, hyperv
 from vmm.state.x86.world.msrs_system import far
 from vmm.x86.msr import get_msr
-from vmm.x86.msr_names import Msr
+from vmm.x86.msr_names import STATELESS, Msr
 
-__all__ = ["BANKS", "MCG_CTL_P", "UNLISTED"]
+__all__ = ["BANKS", "HYPERV", "MCG_CTL_P", "UNLISTED"]
 
 _SET = "arch/x86/kvm/x86.c, kvm_set_msr_common, kvm_get_msr_common"
 _MTRR = "arch/x86/kvm/mtrr.c, kvm_mtrr_set_msr, kvm_mtrr_valid; Intel SDM volume 3, 13.11"
@@ -29,8 +32,12 @@ _TOP = 1 << 63
 _VARIABLE, _FIXED = 8, (0x250, 0x258, 0x259, *range(0x268, 0x270))
 # A VMM gives its guests some ten banks of machine checks; bit 8 of MCG_CAP brings MCG_CTL.
 BANKS, MCG_CTL_P, _CMCI_P = 10, 1 << 8, 1 << 10
+# The first and the last of what there are many of, and one between: time is dear in an emulated machine.
+_BANKS, _SINTS, _STIMERS = (0, 4, BANKS - 1), (0, 2, 15), (0, 3)
 _CTL2 = 1 << 30 | 0x7FFF
 _MCG_CAP = 0x179
+_COUNTS = "it counts"
+_COUNTERS = "the guest has it if it has the counters that it goes with"
 _MASKED = 0x1_0000
 _DE_CFG = 0xC001_1029
 
@@ -80,6 +87,11 @@ def _de_cfg(vcpu: Vcpu) -> Mapping[str, Any]:
     return {"fresh": wanted, "values": Of(value, 0), "refused": [Refusal(~value & -~value), Refusal(_TOP)]}
 
 
+def _leaves(vcpu: Vcpu) -> Mapping[str, Any]:
+    """What the guest writes there its VMM is told."""
+    return {"wrmsr": Untold("it ends KVM_RUN")} if hyperv(vcpu) else enlightened(vcpu)
+
+
 def _hash(vcpu: Vcpu) -> Mapping[str, Any]:
     return {} if has(vcpu, "SGX_LC") else {"rdmsr": Guest.FAULT, "wrmsr": Guest.FAULT}
 
@@ -92,6 +104,23 @@ def _constants() -> list[MsrRow]:
         for index, value in _CONSTANT.items()
     ]  # fmt: skip
 
+
+_SYNTHETIC = (
+    MsrRow(at(0x4000_0080), f"{_SYNIC}: SCONTROL", fresh=1, values=Free(ALL), init=After.KEPT, varies=_leaves),
+    MsrRow(at(0x4000_0081), f"{_SYNIC}: SVERSION", fresh=1, values=Free(ALL), init=After.KEPT, wrmsr=Guest.FAULT,
+           varies=lambda vcpu: {} if hyperv(vcpu) else {"rdmsr": Guest.FAULT}),
+    MsrRow(at(0x4000_0082, 0x4000_0083), f"{_SYNIC}: SIEFP, SIMP", fresh=0,
+           values=Of(KVM_PAGES + 0xA001, ALL, KVM_PAGES + 0xB000, 0), init=After.KEPT, varies=_leaves),
+    MsrRow(at(0x4000_0084), f"{_SYNIC}: EOM", fresh=0, values=None, masked=[(5, 0)], init=None,
+           varies=lambda vcpu: {"wrmsr": Guest.NOTHING} if hyperv(vcpu) else enlightened(vcpu)),
+    MsrRow(at(*(0x4000_0090 + number for number in _SINTS)), f"{_SYNIC}: SINTn, masked at first", fresh=_MASKED,
+           values=Free(0xFFFF_FFFF_FFFE_FF00, _MASKED | 0x31), masked=[(0, 0), (0x2_0044, 0x2_0044)],
+           init=After.KEPT, varies=enlightened),
+    MsrRow(at(*(0x4000_00B0 + 2 * number for number in _STIMERS)), f"{_TIMER}: STIMERn_CONFIG, not enabled",
+           fresh=0, values=Free(ALL & ~9), init=After.KEPT, varies=enlightened),
+    MsrRow(at(*(0x4000_00B1 + 2 * number for number in _STIMERS)), f"{_TIMER}: STIMERn_COUNT", fresh=0,
+           values=Free(ALL), init=After.KEPT, varies=enlightened),
+)  # fmt: skip
 
 ROWS: tuple[Row, ...] = (
     MsrRow(at(Msr.FS_BASE, Msr.GS_BASE), "arch/x86/kvm/x86.c, __kvm_set_msr; Intel SDM volume 3, table 11-1",
@@ -119,13 +148,13 @@ ROWS: tuple[Row, ...] = (
            init=After.KEPT, wrmsr=Guest.UNKNOWN, varies=lambda vcpu: {"refused": unknown(1)}),
     MsrRow(at(Msr.MCG_CTL), f"{_MCE}", fresh=ALL, values=Of(0, ALL), init=After.KEPT,
            refused=[Refusal(1), Refusal(ALL - 1), Refusal(_TOP)]),
-    MsrRow(at(*(0x400 + 4 * bank for bank in range(BANKS))), f"{_MCE}: MCi_CTL", fresh=ALL, init=After.KEPT,
+    MsrRow(at(*(0x400 + 4 * bank for bank in _BANKS)), f"{_MCE}: MCi_CTL", fresh=ALL, init=After.KEPT,
            values=Of(0, ALL & ~(1 << 10), ALL & ~1, ALL), refused=[Refusal(1), Refusal(ALL & ~2), Refusal(_TOP)]),
-    MsrRow(at(*(0x401 + 4 * bank for bank in range(BANKS))), f"{_MCE}: MCi_STATUS, which the guest may clear",
+    MsrRow(at(*(0x401 + 4 * bank for bank in _BANKS)), f"{_MCE}: MCi_STATUS, which the guest may clear",
            fresh=0, values=Free(ALL), wrmsr_values=Of(0), init=After.KEPT),
-    MsrRow(at(*(0x402 + 4 * bank for bank in range(BANKS)), *(0x403 + 4 * bank for bank in range(BANKS))),
+    MsrRow(at(*(0x402 + 4 * bank for bank in _BANKS), *(0x403 + 4 * bank for bank in _BANKS)),
            f"{_MCE}: MCi_ADDR, MCi_MISC", fresh=0, values=Free(ALL), init=After.KEPT),
-    MsrRow(at(*range(0x280, 0x280 + BANKS)), f"{_MCE}: MCi_CTL2", fresh=0, values=None, init=After.KEPT,
+    MsrRow(at(*(0x280 + bank for bank in _BANKS)), f"{_MCE}: MCi_CTL2", fresh=0, values=None, init=After.KEPT,
            varies=_second),
     MsrRow(at(0xC001_0140, 0xC001_0141), f"{_SET}; svm/svm.c, svm_init_osvw: OSVW_ID_LENGTH, OSVW_STATUS",
            fresh=Untold("it tells which errata the host's CPU has"), values=Free(ALL), init=After.KEPT,
@@ -136,35 +165,29 @@ ROWS: tuple[Row, ...] = (
            init=After.KEPT, varies=_de_cfg, frozen=True),
     MsrRow(at(*range(0x8C, 0x90)), "arch/x86/kvm/vmx/vmx.c, vmx_set_msr: SGXLEPUBKEYHASHn", init=After.KEPT,
            fresh=Untold("it is Intel's key, or what the host's CPU has"), values=Free(ALL), varies=_hash),
-    MsrRow(at(0x4000_0080), f"{_SYNIC}: SCONTROL", fresh=1, values=Free(ALL), init=After.KEPT,
-           rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
-    MsrRow(at(0x4000_0081), f"{_SYNIC}: SVERSION", fresh=1, values=Free(ALL), init=After.KEPT, rdmsr=Guest.FAULT,
-           wrmsr=Guest.FAULT),
-    MsrRow(at(0x4000_0082, 0x4000_0083), f"{_SYNIC}: SIEFP, SIMP", fresh=0,
-           values=Of(KVM_PAGES + 0xA001, ALL, KVM_PAGES + 0xB000, 0), init=After.KEPT, rdmsr=Guest.FAULT,
-           wrmsr=Guest.FAULT),
-    MsrRow(at(0x4000_0084), f"{_SYNIC}: EOM", fresh=0, values=None, masked=[(5, 0)], init=None, rdmsr=Guest.FAULT,
-           wrmsr=Guest.FAULT),
-    MsrRow(at(*range(0x4000_0090, 0x4000_00A0)), f"{_SYNIC}: SINTn, masked at first", fresh=_MASKED,
-           values=Free(0xFFFF_FFFF_FFFE_FF00, _MASKED | 0x31), masked=[(0, 0), (0x2_0044, 0x2_0044)],
-           init=After.KEPT, rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
-    MsrRow(at(*range(0x4000_00B0, 0x4000_00B8, 2)), f"{_TIMER}: STIMERn_CONFIG, not enabled", fresh=0,
-           values=Free(ALL & ~1), init=After.KEPT, rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
-    MsrRow(at(*range(0x4000_00B1, 0x4000_00B8, 2)), f"{_TIMER}: STIMERn_COUNT", fresh=0, values=Free(ALL),
-           init=After.KEPT, rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
+    MsrRow(at(Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT), "arch/x86/kvm/hyperv.c, kvm_hv_get_msr",
+           fresh=Untold(_COUNTS), values=None, init=None, kept=Untold(_COUNTS), rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
+    MsrRow(at(*STATELESS), "arch/x86/kvm/pmu.c, kvm_pmu_get_msr: they act on others", fresh=0, values=Of(0),
+           init=None, rdmsr=Untold(_COUNTERS), wrmsr=Untold(_COUNTERS)),
+    *XFD_ROWS,
+    *_SYNTHETIC,
     *_constants(),
 )  # fmt: skip
 
 
-def _indices() -> tuple[int, ...]:
-    """Return the MSRs that the rows name: all by their numbers but those that saved states have names for."""
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    """Return a table that is no piece of a state: what a restore has to write of it, other pieces have.
+
+    Rows name MSRs by their numbers, but for those that saved states have names for.
+    """
     names = {member.name: int(member) for member in Msr}
-    found = [names[name] if name in names else int(name, 16) for row in ROWS for name in row.fields.split()]
-    return tuple(sorted(found))
+    fields = {name for row in rows for name in row.fields.split()}
+    indices = tuple(sorted(names[name] if name in names else int(name, 16) for name in fields))
+    return registers_table(
+        title, Msrs("MSR", lambda vcpu: indices, lambda: frozenset(indices), required=False), *rows
+    )
 
 
-_INDICES = _indices()
-# No piece of a state: what a restore has to write of it other pieces have.
-UNLISTED = registers_table(
-    "unlisted-msrs", Msrs("MSR", lambda vcpu: _INDICES, lambda: frozenset(_INDICES), required=False), *ROWS
-)
+UNLISTED = _table("unlisted-msrs", ROWS)
+# For a guest that is told that it runs below Hyper-V; of the others only those without synthetic interrupts.
+HYPERV = _table("hyperv-msrs", (*_SYNTHETIC, *HYPERV_ROWS))
