@@ -95,7 +95,7 @@ def _disabled(lists: ListGuest, *, counted: bool) -> None:
 
 @clause("world.kvm-features", arch="x86", needs=(STRICT_MSRS,))
 def features(context: Context) -> None:
-    """With KVM_CAP_ENFORCE_PV_FEATURE_CPUID a vCPU has those of KVM's MSRs whose features its CPUID has, and no other.
+    """With KVM_CAP_ENFORCE_PV_FEATURE_CPUID a vCPU has those of KVM's MSRs for which its CPUID has a feature.
 
     Source: Documentation/virt/kvm/api.rst, KVM_CAP_ENFORCE_PV_FEATURE_CPUID; arch/x86/kvm/x86.c, guest_pv_has.
     """
