@@ -84,7 +84,10 @@ def _de_cfg(vcpu: Vcpu) -> Mapping[str, Any]:
     wanted: Number | OneOf = OneOf(
         (0, value), "a vCPU's is 0 until its VMM writes it, but on KVM that is not to stay"
     )
-    return {"fresh": wanted, "values": Of(value, 0), "refused": [Refusal(~value & -~value), Refusal(_TOP)]}
+    return {
+        "fresh": wanted, "values": Of(value, 0), "wrmsr_values": Of(value),
+        "refused": [Refusal(~value & -~value), Refusal(_TOP)],
+    }  # fmt: skip
 
 
 def _leaves(vcpu: Vcpu) -> Mapping[str, Any]:
