@@ -48,7 +48,7 @@ _CONSTANT = {
     0xC001_001F: 0, 0xC001_0055: 0, 0xC001_0058: 0, 0xC001_0112: 0, 0xC001_0113: 0, 0xC001_1022: 0, 0xC001_1023: 0,
 }  # fmt: skip
 # Written for nothing: the others of them are the CPU's to change.
-_DROPPED = {0x11E, 0xC001_001B, 0xC001_001F, 0xC001_1022, 0xC001_1023}
+_DROPPED = {0xC001_001B, 0xC001_001F, 0xC001_1022, 0xC001_1023}
 
 
 def _physical(vcpu: Vcpu) -> int:
