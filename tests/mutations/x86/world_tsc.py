@@ -77,7 +77,7 @@ def _of_the_second(lie: Interposer) -> Interposer:
 
 lies(
     "world.tsc-synchronized",
-    the_second_is_behind=lambda: _of_the_second(after(GET, change_msr(Msr.TSC, lambda value: value - 10**6))),
+    the_second_is_behind=lambda: _of_the_second(after(GET, change_msr(Msr.TSC, lambda value: value - _FAR))),
     the_second_is_ahead=lambda: _of_the_second(after(GET, change_msr(Msr.TSC, lambda value: value + _FAR))),
     the_second_keeps_its_own=lambda: _of_the_second(answer(SET, 1, of_msr(Msr.TSC))),
 )
