@@ -19,7 +19,7 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Number, OneOf, Untold, number
+from vmm.state.world.row import Number, OneOf, Refusal, Untold, number
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
@@ -314,6 +314,10 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
         _refused_in_guest(lists, indices, rows, wanted, tally)
 
 
+def _refused_to_guest(row: MsrRow) -> Sequence[Refusal]:
+    return row.refused if row.wrmsr_refused is None else row.wrmsr_refused
+
+
 def _refused_in_guest(
     lists: ListGuest,
     indices: Mapping[str, int],
@@ -327,7 +331,7 @@ def _refused_in_guest(
         (field, number(refusal.value, vcpu))
         for field, access in wanted.items()
         if access is Guest.SAME
-        for refusal in rows[field].refused
+        for refusal in _refused_to_guest(rows[field])
     ]
     if not pairs:
         return
