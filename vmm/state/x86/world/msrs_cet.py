@@ -30,11 +30,10 @@ def _controls(vcpu: Vcpu) -> Mapping[str, Any]:
     if not (shadow or tracking):
         return only_0()
     most = (_SHSTK_BITS if shadow else 0) | (_LEGACY | _IBT_BITS if tracking else 0)
-    refused = [1 << bit for bit in range(6, 10)]
-    refused += [_SUPPRESS | _WAIT] if tracking else [4, _TOP]
-    refused += [] if shadow else [1]
-    # Of a bitmap KVM wants more than the CPU, which the guest's own write goes to.
-    here = [1 << 12, 1 << 13] if tracking else []
+    refused = [*(1 << bit for bit in range(6, 10)), *([_SUPPRESS | _WAIT] if tracking else [])]
+    # The guest's own write goes to the CPU, which knows nothing of its CPUID and takes every bitmap.
+    here = [1 << 12, 1 << 13] if tracking else [4, _TOP]
+    here += [] if shadow else [1]
     least = (1 if shadow else 0) | (_SUPPRESS if tracking else 0)
     return {
         "values": Of(most, least, most & 0xFF, 0), "refused": [Refusal(value) for value in (*refused, *here)],
