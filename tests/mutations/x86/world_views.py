@@ -114,6 +114,11 @@ lies(
     the_bitmap_has_another_interrupt=lambda: world_shows(SREGS_1, "interrupt_bitmap[0]"),
 )
 lies(
+    "world.smm-shown",
+    kvm_run_does_not_tell_smm=lambda: _leaves("flags"),
+    events_in_kvm_run_are_not_taken=lambda: _takes_none(),
+)
+lies(
     "world.fpu-shown",
     xsave_has_another_fop=lambda: world_shows(XSAVE, "FP.FOP"),
     xsave_has_another_xmm3=lambda: world_shows(XSAVE, "SSE.XMM3"),

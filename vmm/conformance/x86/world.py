@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.x86.apic import with_local_apics
+from vmm.conformance.x86.still import still_guest
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 from vmm.state.x86.unsettled import before
@@ -18,7 +20,6 @@ from vmm.state.x86.world.msr_row import KVM_PAGES, KVM_PAGES_SIZE
 from vmm.state.x86.world.msrs_unlisted import BANKS, MCG_CTL_P
 from vmm.state.x86.world.vectors import XSAVE
 from vmm.x86.cpuid import enlightened, get_cpuid, set_cpuid, supported
-from vmm.x86.guest import Guest
 from vmm.x86.registers import get_sregs, set_sregs
 from vmm.x86.xsave import INITIAL_FCW, INITIAL_MXCSR
 
@@ -26,7 +27,9 @@ __all__ = [
     "DEVICE_GROUND",
     "GROUND",
     "HYPERV_GROUND",
+    "MACHINE",
     "MSR_GROUND",
+    "WITH_CHIPS",
     "WITH_EVENTS",
     "WITH_VECTORS",
     "X2APIC",
@@ -38,7 +41,7 @@ _MCE_FEATURES = MCG_CTL_P | 1 << 10  # of MCG_CAP: MCG_CTL, and interrupts by co
 _X2APIC_MODE = 1 << 10  # of IA32_APIC_BASE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Equipped(Ground):
     """A ground whose vCPUs have more than all: ``equip`` gives it to one."""
 
@@ -57,13 +60,6 @@ def _vcpu(context: Context, vm: VirtualMachine, identifier: int = 0) -> Vcpu:
     vcpu = vm.create_vcpu(identifier)
     set_cpuid(vcpu, supported(context.kvm))
     return vcpu
-
-
-def _guest(context: Context) -> Guest:
-    before(context.kvm)
-    guest = context.own(Guest(context.kvm, "hello"))
-    guest.prepare(guest.payload.entry)
-    return guest
 
 
 def _with_events(context: Context) -> Vcpu:
@@ -126,10 +122,27 @@ def _x2apic(context: Context) -> Vcpu:
     return vcpu
 
 
-GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), _guest)
+def _chips(context: Context) -> Vcpu:
+    """A VM with KVM's own PICs, IOAPIC and PIT. Their calls are its, as others are a vCPU's."""
+    vm = context.vm()
+    if not vm.check_extension(lib.KVM_CAP_PIT2):
+        context.skip("needs KVM_CAP_PIT2: it is 0")
+    vm.ioctl_value(lib.KVM_CREATE_IRQCHIP)
+    vm.ioctl(lib.KVM_CREATE_PIT2, ffi.new("struct kvm_pit_config *"))
+    return cast(Vcpu, vm)
+
+
+def _machine(context: Context) -> Vcpu:
+    """A VM without any. Its calls are its, as others are a vCPU's."""
+    return cast(Vcpu, context.vm())
+
+
+GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), still_guest)
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
-DEVICE_GROUND = Equipped("x86", _with_devices, _guest, _equip)
-HYPERV_GROUND = Equipped("x86", _with_devices, _guest, _enlighten)
+DEVICE_GROUND = Equipped("x86", _with_devices, still_guest, equip=_equip)
+HYPERV_GROUND = Equipped("x86", _with_devices, still_guest, equip=_enlighten)
 WITH_EVENTS = replace(GROUND, vcpu=_with_events)
 WITH_VECTORS = replace(GROUND, vcpu=_with_vectors)
+WITH_CHIPS = replace(GROUND, vcpu=_chips)
+MACHINE = replace(GROUND, vcpu=_machine)
 X2APIC = replace(GROUND, vcpu=_x2apic)

@@ -19,7 +19,7 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Number, OneOf, Refusal, Untold, number
+from vmm.state.world.row import Allowed, Number, Refusal, Untold, number, wanted
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
@@ -113,18 +113,18 @@ def _exchange(
     indices: Mapping[str, int],
     given: Mapping[str, int],
     tally: Tally,
-    expected: Mapping[str, Number | OneOf] | None = None,
+    expected: Mapping[str, Number | Allowed] | None = None,
 ) -> None:
     """Write values and read them back, which are as given if nothing else is expected."""
     taken = _taken(vcpu, indices, given)
     now = _now(vcpu, indices, taken)
     for field, value in given.items():
-        wanted: Number | OneOf = value if expected is None else expected[field]
+        told: Number | Allowed = value if expected is None else expected[field]
         if field not in taken:
             tally.wrong(field, f"= {value:#x}", "KVM does not take it", "success")
         else:
             where = f"after {value:#x} was written"
-            tally.look(field, where, now[field], wanted if isinstance(wanted, OneOf) else number(wanted, vcpu))
+            tally.look(field, where, now[field], wanted(told, vcpu))
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
@@ -136,7 +136,9 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         settled = table.read(vcpu)
         for field, row in rows.items():
             for refusal in row.refused:
-                value = number(refusal.value, vcpu)
+                value = refusal.of(vcpu)
+                if value is None:
+                    continue
                 if _set(vcpu, [(indices[field], value)]):
                     tally.wrong(field, f"= {value:#x}", "success", "KVM does not set it")
                     msr.set_msr(vcpu, indices[field], settled[field])
@@ -314,8 +316,9 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
         _refused_in_guest(lists, indices, rows, wanted, tally)
 
 
-def _refused_to_guest(row: MsrRow) -> Sequence[Refusal]:
-    return row.refused if row.wrmsr_refused is None else row.wrmsr_refused
+def _refused_to_guest(row: MsrRow, vcpu: Vcpu) -> Iterator[int]:
+    refusals: Sequence[Refusal] = row.refused if row.wrmsr_refused is None else row.wrmsr_refused
+    return (value for refusal in refusals if (value := refusal.of(vcpu)) is not None)
 
 
 def _refused_in_guest(
@@ -328,10 +331,10 @@ def _refused_in_guest(
     """What the host may not write the guest may not either, where it may write at all."""
     vcpu = lists.guest.vcpu
     pairs = [
-        (field, number(refusal.value, vcpu))
+        (field, value)
         for field, access in wanted.items()
         if access is Guest.SAME
-        for refusal in _refused_to_guest(rows[field])
+        for value in _refused_to_guest(rows[field], vcpu)
     ]
     if not pairs:
         return

@@ -25,7 +25,7 @@ _GENERAL = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{number}" for number in range(8, 16))
 )  # fmt: skip
 _BREAKPOINTS = ("db[0]", "db[1]", "db[2]", "db[3]", "dr6", "dr7")
-_APIC = 0xFEE00000
+_APIC, _CLASS = 0xFEE00000, 0xF0
 _SOURCE = "Documentation/virt/kvm/api.rst, "
 
 
@@ -62,7 +62,15 @@ def _debug(guest: BaseGuest, context: Context) -> Mapping[str, int]:
 
 def _apic(guest: BaseGuest, context: Context) -> Mapping[str, int]:
     assert isinstance(guest, Guest)
-    return dict(zip(LOADED, state.peek(context, guest, [_APIC + at for at in LOADED.values()]), strict=True))
+    found = dict(zip(LOADED, state.peek(context, guest, [_APIC + at for at in LOADED.values()]), strict=True))
+    return {**found, "TPR": found["TPR"] & _CLASS}
+
+
+def _loaded(meant: Mapping[str, int]) -> Expected:
+    """Of TPR a VMCB has the priority class only, as CR8: svm.c, sync_lapic_to_cr8, sync_cr8_to_lapic."""
+    return {
+        name: (name, value & _CLASS if name == "TPR" else value) for name, value in meant.items() if name in LOADED
+    }
 
 
 def _judge(table: Table, source: str, judge: Property, needs: Iterable[Need] = ()) -> None:
@@ -81,8 +89,6 @@ _judge(
 _judge(
     LAPIC,
     "4.57, 4.58; arch/x86/kvm/lapic.c, kvm_lapic_reg_read",
-    in_guest(
-        _guest(SPLIT), _enter("peek"), _apic, renamed(lambda field: field if field in LOADED else None), running=False
-    ),
+    in_guest(_guest(SPLIT), _enter("peek"), _apic, _loaded, running=False),
     (LOCAL_APICS,),
 )

@@ -11,10 +11,11 @@ from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.properties_views import STATEMENT, View, shown
 from vmm.conformance.x86.apic import LOCAL_APICS
 from vmm.conformance.x86.common import AREA
+from vmm.conformance.x86.smm import SMM as HAS_SMM
 from vmm.conformance.x86.views import call, injected, interrupt_command, kvm_run, msrs, sync
 from vmm.conformance.x86.world import GROUND, WITH_VECTORS, X2APIC
 from vmm.state.world.table import Table
-from vmm.state.x86.world.events import EVENTS
+from vmm.state.x86.world.events import EVENTS, SMM
 from vmm.state.x86.world.lapic import LAPIC, LAPIC_X2, X2_ICR, X2_READ, X2_WRITTEN
 from vmm.state.x86.world.modes import SREGS, SREGS_1
 from vmm.state.x86.world.registers import REGS
@@ -45,6 +46,7 @@ _shown(
     (capability("KVM_CAP_SREGS2"), _SYNC, LOCAL_APICS),
 )
 _shown(EVENTS, [sync(Sync.EVENTS), injected(SREGS_1)], _RUN, (_SYNC,))
+_shown(SMM, [sync(Sync.EVENTS), kvm_run(flags="smi.smm")], _RUN, (_SYNC, HAS_SMM, LOCAL_APICS))
 _shown(
     FPU,
     [call(XSAVE, LEGACY.get)],
