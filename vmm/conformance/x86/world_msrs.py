@@ -19,7 +19,7 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Allowed, Number, Untold, number, wanted
+from vmm.state.world.row import Allowed, Number, Refusal, Untold, number, wanted
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
@@ -316,6 +316,11 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
         _refused_in_guest(lists, indices, rows, wanted, tally)
 
 
+def _refused_to_guest(row: MsrRow, vcpu: Vcpu) -> Iterator[int]:
+    refusals: Sequence[Refusal] = row.refused if row.wrmsr_refused is None else row.wrmsr_refused
+    return (value for refusal in refusals if (value := refusal.of(vcpu)) is not None)
+
+
 def _refused_in_guest(
     lists: ListGuest,
     indices: Mapping[str, int],
@@ -326,10 +331,10 @@ def _refused_in_guest(
     """What the host may not write the guest may not either, where it may write at all."""
     vcpu = lists.guest.vcpu
     pairs = [
-        (field, number(refusal.value, vcpu))
+        (field, value)
         for field, access in wanted.items()
         if access is Guest.SAME
-        for refusal in rows[field].refused
+        for value in _refused_to_guest(rows[field], vcpu)
     ]
     if not pairs:
         return
