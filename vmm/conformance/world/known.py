@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which fields a host is known to lose when they are written: a finding of a clause, and no news of another tool's."""
+"""Which fields a KVM is known to lose when they are written: what a clause finds is no news to another command."""
 
 from __future__ import annotations
 
