@@ -38,6 +38,12 @@ _LEFT: Mapping[str, Becomes] = dict.fromkeys(
     ("EVENTS.exception.nr", "EVENTS.exception.has_error_code", "EVENTS.exception.error_code"),
     Untold("which exception it was that there was no way on from may still be there, and means nothing"),
 )
+# What only the VMCB has, which is undefined then.
+_IN_VMCB: Mapping[str, Becomes] = dict.fromkeys(
+    (f"MSRS.{name}" for name in ("SYSENTER_CS", "SYSENTER_ESP", "SYSENTER_EIP", "STAR", "LSTAR", "CSTAR",
+                                 "SYSCALL_MASK", "KERNEL_GS_BASE")),
+    Made(lambda value: OneOf((value, 0), "svm/svm.c, shutdown_interception clears the VMCB, which is undefined")),
+)  # fmt: skip
 _PAGE = 0x9F  # the vector of a SIPI, which is the page where the vCPU begins
 _NOWHERE = 0xD000_0000  # no memory
 _EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
@@ -180,7 +186,7 @@ def shutdown(context: Context) -> None:
         way.settle(0)
         equal("the exit of a guest without an IDT at UD2", guest.vcpu.run(context.timeout), Shutdown())
         if get_regs(guest.vcpu).rip == _RESET_RIP:
-            way.judge("after a triple fault that was made INIT", _LEFT, initialised_in_run)
+            way.judge("after a triple fault that was made INIT", {**_LEFT, **_IN_VMCB}, initialised_in_run)
         else:
             way.judge("after a triple fault", {**_FAULTED, **_LEFT})
 
