@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vmm.conformance.expect import judged
 from vmm.conformance.world.tally import NO_ROW, Tally
@@ -66,8 +66,21 @@ class Traveller:
             values = table.values(table.codec.split(part), self.vcpu, round, running=True)
             taken = values if _taken(table, self.vcpu, part, values) else _singly(table, self.vcpu, part, values)
             self._meant |= {f"{table.piece.name}.{field}": (table, field, value) for field, value in taken.items()}
-        self.before = self.read()
-        self._fields = list(self._rows())
+        self._look()
+
+    def _look(self) -> None:
+        """Remember every field as it is, with its row; those that this vCPU lacks are told as such."""
+        tables = {table.piece.name: table for table in self._tables}
+        self.before, self._fields = {}, []
+        for piece, fields in self._read().items():
+            for field, value in fields.items():
+                name = f"{piece}.{field}"
+                self.before[name] = value
+                found = tables[piece].of(self.vcpu, field)
+                if found is None or found[0]:
+                    self.tally.untold(name, NO_ROW if found is None else found[0])
+                else:
+                    self._fields.append((name, piece, field, found[1]))
 
     def judge_settled(self, shared: Mapping[str, Callable[[Mapping[str, int]], int]]) -> None:
         """Look whether every field was read as it was written, beside all others.
@@ -113,24 +126,6 @@ class Traveller:
                 self.tally.untold(name, told.reason)
             elif told is not None:
                 self.tally.look(name, where, now.get(piece, {}).get(field), told)
-
-    def _rows(self) -> Iterator[tuple[str, str, str, Row]]:
-        """Yield each field that there is; those that this vCPU lacks are told as such."""
-        tables = {table.piece.name: table for table in self._tables}
-        known: dict[int, tuple[str, Row]] = {}
-        for name in self.before:
-            piece, field = name.split(".", 1)
-            row = tables[piece].row(field)
-            if row is None:
-                self.tally.untold(name, NO_ROW)
-                continue
-            if id(row) not in known:
-                known[id(row)] = row.when(self.vcpu), row.of(self.vcpu)
-            absent, row = known[id(row)]
-            if absent:
-                self.tally.untold(name, absent)
-            else:
-                yield name, piece, field, row
 
     def _wanted(self, name: str, row: Row, becomes: Becomes | None) -> Fresh:
         if becomes is After.KEPT:
