@@ -317,7 +317,7 @@ class BaseGuest(ABC):
         ours.write(0, theirs.read(0, hole))
         for at in range(hole, start, _CHUNK):
             data = theirs.read(at, min(_CHUNK, start - at))
-            if data.strip(b"\0"):
+            if data != bytes(len(data)):
                 ours.write(at, data)
         ours.write(start, theirs.read(start, end - start))
 
