@@ -134,7 +134,7 @@ def _fork_quickly() -> int:
     """Return a fork's id, 0 in the fork; OSError if there is none.
 
     os.fork() has every module look after its locks, random numbers and threads, which in a process of one thread are
-    in order: that touches 200 pages, each of which is copied, and costs more than the fork itself under emulation.
+    in order: that touches 200 pages, each of which is copied, and under emulation takes as long as the fork itself.
     """
     pid = int(lib.vmm_fork())
     if pid < 0:
