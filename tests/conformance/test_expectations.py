@@ -200,7 +200,8 @@ def test_a_fault_of_tile_state_is_known_only_where_kvm_can_give_tiles(make_host:
     other = {"cet.rsm-control-registers", "world.fpu-fresh"}  # of a later release, of tiles
     found = set(load(host, [FOLDER / "linux_x86.toml"]))
     msrs = {f"world.msrs-{name}" for name in ("kept", "moved", "guest-reads", "guest-writes")}
-    assert found == {"quirk.one-way", "world.sregs-refused", *msrs, *UNMENDED} - other
+    limits = {"world.way-smm", "world.way-smm-32"}
+    assert found == {"quirk.one-way", "world.sregs-refused", *msrs, *limits, *UNMENDED} - other
 
 
 # Hosts

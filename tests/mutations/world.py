@@ -42,7 +42,15 @@ class _Buffer:
         if isinstance(self._table.piece, RegisterSet):
             rows = bytes(ffi.buffer(argument.entries, argument.nmsrs * _ROW.size))
             return {index: value.to_bytes(8, "little") for index, _, value in _ROW.iter_unpack(rows)}
-        return bytes(ffi.buffer(argument))
+        return bytes(self._bytes)
+
+    @property
+    def _bytes(self) -> Any:
+        """The bytes of a part that is no set of registers."""
+        argument = self._call.argument
+        if self._table.piece.name == "CPUID":
+            return ffi.buffer(argument.entries, argument.nent * ffi.sizeof("struct kvm_cpuid_entry2"))
+        return ffi.buffer(argument)
 
     def change(self, field: str, change: Callable[[int], int]) -> bool:
         """Change a field where it stands; False if this call is not about it."""
@@ -55,7 +63,7 @@ class _Buffer:
     def put(self, part: Part) -> None:
         argument = self._call.argument
         if isinstance(part, bytes):
-            ffi.memmove(argument, part, len(part))
+            self._bytes[:] = part
         elif isinstance(self._table.piece, OneRegs):
             _register(argument)[:] = part[int(argument.id)]
         else:

@@ -8,6 +8,7 @@ msrs_to_save_pmu, emulated_msrs_all, kvm_probe_msr_to_save; Hyper-V TLFS; Docume
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 
 __all__ = ["KNOWN", "NAMED", "NOBODY", "STATELESS", "Msr", "gate", "name", "saved_name"]
 
@@ -180,6 +181,7 @@ def name(index: int) -> str:
     return _KNOWN[index][0] if index in _KNOWN else _UNLISTED.get(index, f"MSR {index:#x}")
 
 
+@cache
 def saved_name(index: int) -> str:
     """Return an MSR's name in a saved state and for ``--tolerate``, such as XFD; its number if format 1 has none."""
     return Msr(index).name if index in _MEMBERS else f"{index:#x}"

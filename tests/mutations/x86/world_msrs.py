@@ -108,6 +108,7 @@ def _guest_lies(table: Table, readable: int, kept: int) -> None:
         f"world.{title}-guest-writes",
         the_guests_write_faults=lambda: _WRITES(readable, fault=1),
         the_guest_writes_what_it_may_not=lambda: _WRITES(kept, fault=0),
+        the_guest_writes_a_value_that_may_not_be=lambda: _WRITES(readable, fault=0),
         the_host_reads_something_else=lambda: world_shows(table, field),
         a_write_that_faults_changes_it=lambda: once(RUN, after(GET, change_msr(kept, lambda value: value ^ 1))),
     )
@@ -115,7 +116,7 @@ def _guest_lies(table: Table, readable: int, kept: int) -> None:
 
 _guest_lies(MSRS, Msr.KERNEL_GS_BASE, Msr.SMBASE)
 _guest_lies(UNLISTED, Msr.MTRR_DEF_TYPE, Msr.MTRRCAP)
-_guest_lies(HYPERV, 0x4000_0000, 0x4000_0023)
+_guest_lies(HYPERV, 0x4000_0118, 0x4000_0023)
 lies(
     "world.msrs-frozen",
     a_vcpu_that_has_run_takes_another_value=lambda: once(RUN, _all_set()),

@@ -6,11 +6,11 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from tests.mutations.lies import Condition, accept, after, answer, drift, refuse, succeed_with
+from tests.mutations.lies import Condition, Proceed, accept, after, answer, drift, refuse, succeed_with
 from tests.mutations.registry import lies
 from tests.mutations.x86.buffers import change_msr, of_msr
-from tests.mutations.x86.lies import in_lists
-from vmm.kvm.ioctl import Call
+from tests.mutations.x86.lies import in_lists, one_reg_number
+from vmm.kvm.ioctl import Call, Interposer
 from vmm.x86.msr_names import Msr
 
 GET, SET, GET_KHZ, SET_KHZ = "KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_TSC_KHZ", "KVM_SET_TSC_KHZ"
@@ -33,6 +33,10 @@ def _guest_reads_more(operand: int, found: Any) -> None:
     found[1] += _FAR >> 32
 
 
+def _flip(call: Call) -> None:
+    one_reg_number(call)[0] ^= 1
+
+
 lies(
     "world.tsc-kept",
     a_write_is_lost=lambda: answer(SET, 1, of_msr(Msr.TSC)),
@@ -53,4 +57,34 @@ lies(
     none_is_taken=lambda: refuse(SET_KHZ, errno.EINVAL),
     every_one_is_taken=lambda: accept(SET_KHZ),
     a_wrong_one_is_another_error=lambda: drift(SET_KHZ, errno.ENOTTY),
+)
+
+
+def _of_the_second(lie: Interposer) -> Interposer:
+    """Lie about the second vCPU that is made alone."""
+    made: list[int] = []
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        if len(made) > 1 and call.fd == made[1]:
+            return lie(call, proceed)
+        result = proceed()
+        if call.name == "KVM_CREATE_VCPU":
+            made.append(result)
+        return result
+
+    return interposer
+
+
+lies(
+    "world.tsc-synchronized",
+    the_second_is_behind=lambda: _of_the_second(after(GET, change_msr(Msr.TSC, lambda value: value - _FAR))),
+    the_second_is_ahead=lambda: _of_the_second(after(GET, change_msr(Msr.TSC, lambda value: value + _FAR))),
+    the_second_keeps_its_own=lambda: _of_the_second(answer(SET, 1, of_msr(Msr.TSC))),
+)
+lies(
+    "world.tsc-offset",
+    an_offset_is_lost=lambda: answer("KVM_SET_DEVICE_ATTR", 0),
+    an_offset_is_refused=lambda: refuse("KVM_SET_DEVICE_ATTR", errno.EINVAL),
+    another_offset_is_shown=lambda: after("KVM_GET_DEVICE_ATTR", _flip, _later()),
+    the_counter_does_not_move=lambda: after(GET, change_msr(Msr.TSC, lambda value: 1 << 40)),
 )

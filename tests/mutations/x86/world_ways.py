@@ -7,13 +7,25 @@ import errno
 from functools import partial
 from typing import Any
 
-from tests.mutations.lies import COMPLETE, RUN, Proceed, after, before, called, once, refuse, succeed_with, toggle
+from tests.mutations.lies import (
+    COMPLETE,
+    RUN,
+    Proceed,
+    after,
+    assign,
+    before,
+    called,
+    nth,
+    once,
+    refuse,
+    succeed_with,
+    toggle,
+)
 from tests.mutations.registry import lies
-from tests.mutations.world import way_lies, world_loses
+from tests.mutations.world import way_lies
 from tests.mutations.x86.lies import A_FIELD
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.state.x86.world.registers import REGS
 
 _TICKING = ("exits", "turns", "other-cpu", "other-thread", "sync-regs")
 _STOPPED = ("kicked", "neighbour")
@@ -22,7 +34,8 @@ for _way in _TICKING + _STOPPED:
     way_lies(__name__, f"world.way-{_way}", partial(once, RUN), A_FIELD)
 way_lies(__name__, "world.way-none", partial(once, COMPLETE, refused=True), A_FIELD)
 
-lies("world.way-none", rdi_is_lost_when_it_is_written=lambda: world_loses(REGS, "rdi"))
+# The second is the first with values of the rows.
+lies("world.way-none", rdi_is_lost_beside_others=lambda: before("KVM_SET_REGS", assign("rdi", 1), nth(2)))
 
 lies(
     *(f"world.way-{way}" for way in _TICKING),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vmm.conformance.expect import judged
 from vmm.conformance.world.tally import NO_ROW, Tally
@@ -48,7 +48,8 @@ class Traveller:
         self.vcpu, self.tally = vcpu, tally
         self.before: dict[str, int] = {}
         self._meant: dict[str, tuple[Table, str, int]] = {}
-        self._fields: list[tuple[str, str, Row]] = []
+        # Each with its name and the row that its piece has of it.
+        self._fields: list[tuple[str, str, str, Row]] = []
         self._written, self._tables = tables, sorted([*tables, *views], key=_in_capture)
 
     def settle(self, round: int) -> None:
@@ -65,8 +66,21 @@ class Traveller:
             values = table.values(table.codec.split(part), self.vcpu, round, running=True)
             taken = values if _taken(table, self.vcpu, part, values) else _singly(table, self.vcpu, part, values)
             self._meant |= {f"{table.piece.name}.{field}": (table, field, value) for field, value in taken.items()}
-        self.before = self.read()
-        self._fields = list(self._rows())
+        self._look()
+
+    def _look(self) -> None:
+        """Remember every field as it is, with its row; those that this vCPU lacks are told as such."""
+        tables = {table.piece.name: table for table in self._tables}
+        self.before, self._fields = {}, []
+        for piece, fields in self._read().items():
+            for field, value in fields.items():
+                name = f"{piece}.{field}"
+                self.before[name] = value
+                found = tables[piece].of(self.vcpu, field)
+                if found is None or found[0]:
+                    self.tally.untold(name, NO_ROW if found is None else found[0])
+                else:
+                    self._fields.append((name, piece, field, found[1]))
 
     def judge_settled(self, shared: Mapping[str, Callable[[Mapping[str, int]], int]]) -> None:
         """Look whether every field was read as it was written, beside all others.
@@ -81,16 +95,15 @@ class Traveller:
             else:
                 self.tally.untold(name, f"it is lost when it is written by itself: world.{table.title}-kept")
 
-    def read(self, *, without: Iterable[str] = ()) -> dict[str, int]:
-        """Return every field as it is now, in the order in which state is saved; ``without`` names pieces."""
-        tables = [table for table in self._tables if table.piece.name not in without]
-        parts = read_pieces(self.vcpu, [table.piece for table in tables])
-        return {
-            f"{table.piece.name}.{field}": value
-            for table in tables
-            if table.piece.name in parts
-            for field, value in table.codec.split(parts[table.piece.name]).items()
-        }
+    def read(self) -> dict[str, int]:
+        """Return every field as it is now."""
+        return {f"{name}.{field}": value for name, fields in self._read().items() for field, value in fields.items()}
+
+    def _read(self, without: Iterable[str] = ()) -> dict[str, dict[str, int]]:
+        """Return the fields of every piece, in the order in which state is saved; ``without`` names pieces."""
+        codecs = {table.piece: table.codec for table in self._tables if table.piece.name not in without}
+        parts = read_pieces(self.vcpu, codecs)
+        return {piece.name: codec.split(parts[piece.name]) for piece, codec in codecs.items() if piece.name in parts}
 
     def judge(
         self,
@@ -104,33 +117,15 @@ class Traveller:
         ``without`` names pieces that are not read.
         """
         with judged(f"reading the state {where}"):
-            now = self.read(without=without)
-        for name, piece, row in self._fields:
+            now = self._read(without)
+        for name, piece, field, row in self._fields:
             if piece in without:
                 continue
             told = self._wanted(name, row, (becomes or {}).get(name, event(row)))
             if isinstance(told, Untold):
                 self.tally.untold(name, told.reason)
             elif told is not None:
-                self.tally.look(name, where, now.get(name), told)
-
-    def _rows(self) -> Iterator[tuple[str, str, Row]]:
-        """Yield each field that there is with its piece and row; those that this vCPU lacks are told as such."""
-        tables = {table.piece.name: table for table in self._tables}
-        known: dict[int, tuple[str, Row]] = {}
-        for name in self.before:
-            piece, field = name.split(".", 1)
-            row = tables[piece].row(field)
-            if row is None:
-                self.tally.untold(name, NO_ROW)
-                continue
-            if id(row) not in known:
-                known[id(row)] = row.when(self.vcpu), row.of(self.vcpu)
-            absent, row = known[id(row)]
-            if absent:
-                self.tally.untold(name, absent)
-            else:
-                yield name, piece, row
+                self.tally.look(name, where, now.get(piece, {}).get(field), told)
 
     def _wanted(self, name: str, row: Row, becomes: Becomes | None) -> Fresh:
         if becomes is After.KEPT:

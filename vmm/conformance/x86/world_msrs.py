@@ -19,7 +19,7 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Allowed, Number, Untold, number, wanted
+from vmm.state.world.row import Allowed, Number, Refusal, Untold, number, wanted
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
@@ -44,7 +44,7 @@ __all__ = [
 
 FROZEN = "A feature MSR of {} is chosen before the vCPU runs: then another value is refused, its own is taken"
 READS = "The guest reads by RDMSR what the host wrote to every MSR of {}, and gets #GP for those that it may not read"
-WRITES = "The host reads what the guest wrote by WRMSR to every MSR of {}; what it may not write gives #GP and stays"
+WRITES = "The host reads what the guest wrote by WRMSR to every MSR of {}; what may not be written is #GP, and stays"
 SHOWN = "Every MSR of {} is the same by KVM_GET_ONE_REG as by KVM_GET_MSRS, whichever call has written it"
 REFUSED = "What an MSR of {} may not be is not taken, and then no MSR has changed"
 KEPT = "Every legal value of every MSR of {} is taken and read back, and what is masked reads as it has to"
@@ -313,6 +313,39 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
                 if _stays(rows[field]):
                     tally.look(field, f"after WRMSR of {value:#x}", now.get(field), expected)
             found = now
+        _refused_in_guest(lists, indices, rows, wanted, tally)
+
+
+def _refused_to_guest(row: MsrRow, vcpu: Vcpu) -> Iterator[int]:
+    refusals: Sequence[Refusal] = row.refused if row.wrmsr_refused is None else row.wrmsr_refused
+    return (value for refusal in refusals if (value := refusal.of(vcpu)) is not None)
+
+
+def _refused_in_guest(
+    lists: ListGuest,
+    indices: Mapping[str, int],
+    rows: Mapping[str, MsrRow],
+    wanted: Mapping[str, Guest],
+    tally: Tally,
+) -> None:
+    """What the host may not write the guest may not either, where it may write at all."""
+    vcpu = lists.guest.vcpu
+    pairs = [
+        (field, value)
+        for field, access in wanted.items()
+        if access is Guest.SAME
+        for value in _refused_to_guest(rows[field], vcpu)
+    ]
+    if not pairs:
+        return
+    operands = b"".join(struct.pack("<QQ", indices[field], value) for field, value in pairs)
+    lists.prepare("wrmsr_list", operands, len(pairs))
+    settled = {field: now for field, now in _now(vcpu, indices, rows).items() if now is not None}
+    for (field, value), answer in zip(pairs, answers(lists.finish("WRMSR")), strict=True):
+        _judge(tally, field, f"= {value:#x} by WRMSR", answer, _FAULTS)
+    for field, now in _now(vcpu, indices, settled).items():
+        if _stays(rows[field]) and now != settled[field]:
+            tally.look(field, "after WRMSR of values that are refused", now, settled[field])
 
 
 def _given(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from weakref import WeakKeyDictionary
 
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import Piece
@@ -32,6 +33,8 @@ class Table:
         self._exact = {pattern: row for pattern, row in reversed(named) if not _WILD.intersection(pattern)}
         self._patterns = [(pattern, row) for pattern, row in named if _WILD.intersection(pattern)]
         self._found: dict[str, Row | None] = {}
+        # Each vCPU's rows, as long as its CPUID is the same.
+        self._of: WeakKeyDictionary[Vcpu, dict[tuple[int, bytes | None], tuple[str, Row]]] = WeakKeyDictionary()
 
     def row(self, field: str) -> Row | None:
         """Return the row of a field; None if there is none, which is a fault of the table."""
@@ -78,6 +81,17 @@ class Table:
         assert part is not None
         write_piece(vcpu, self.piece, self.codec.join(part, values))
 
+    def of(self, vcpu: Vcpu, field: str) -> tuple[str, Row] | None:
+        """Return why a vCPU lacks a field, or nothing, and the field's row as it is for it; None if it has no row."""
+        row = self.row(field)
+        if row is None:
+            return None
+        key = id(row), vcpu.chosen.get("CPUID")
+        known = self._of.setdefault(vcpu, {})
+        if key not in known:
+            known[key] = row.when(vcpu), row.of(vcpu)
+        return known[key]
+
     # --- what is written ---
 
     def values(self, fields: Iterable[str], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
@@ -96,15 +110,12 @@ class Table:
                 yield field, value
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
-        known: dict[int, Row | None] = {}
         for field in fields:
-            found = self.row(field)
+            found = self.of(vcpu, field)
             if found is None:
                 continue
-            if id(found) not in known:
-                known[id(found)] = None if found.when(vcpu) else found.of(vcpu)
-            row = known[id(found)]
-            if row and row.values and not isinstance(row.values, Untold):
+            absent, row = found
+            if not absent and row.values and not isinstance(row.values, Untold):
                 yield field, row
 
 

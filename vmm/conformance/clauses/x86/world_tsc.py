@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import time
 
-from vmm._kvm import lib
+from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, refused, succeeds, true
 from vmm.conformance.registry import clause
@@ -16,6 +16,7 @@ from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.x86 import msr
 from vmm.x86.cpuid_names import PLACES
+from vmm.x86.guest import Guest
 from vmm.x86.msr_names import Msr
 
 _ALL = (1 << 64) - 1
@@ -24,6 +25,11 @@ _VALUES = (1 << 44, 0x7123_4567_89AB_CDEF, 1 << 50)
 # Of how long it may seem to the host that something took: clocks are steered, and frequencies known to parts of 1000.
 _SLACK = 1.25
 _TSC_CONTROL = 60  # KVM_CAP_TSC_CONTROL
+_TSC_OFFSET = (0, 0)  # KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET
+# By which a vCPU that is not synchronized is behind.
+_PAUSE = 0.02
+# Milliseconds between two vCPUs that are synchronized: where the host's TSC is no clock KVM goes by another one.
+_NEAR = 2
 
 
 def _khz(context: Context, vcpu: Vcpu) -> int:
@@ -116,3 +122,51 @@ def frequency(context: Context) -> None:
     refused(f"KVM_SET_TSC_KHZ of {wrong}", errno.EINVAL, vcpu.ioctl_value, lib.KVM_SET_TSC_KHZ, wrong)
     succeeds("KVM_SET_TSC_KHZ of 0", vcpu.ioctl_value, lib.KVM_SET_TSC_KHZ, 0)
     equal("KVM_GET_TSC_KHZ after 0", vcpu.ioctl_value(lib.KVM_GET_TSC_KHZ), own)
+
+
+@clause("world.tsc-synchronized", arch="x86")
+def synchronized(context: Context) -> None:
+    """A vCPU whose TSC is written within a second of what another one's is, or with 0, is as far as that one.
+
+    So a restore that writes one after the other leaves no differences between them.
+
+    Source: arch/x86/kvm/x86.c, kvm_synchronize_tsc.
+    """
+    guest = context.own(Guest(context.kvm, "chain", vcpus=2))
+    first, second = (processor.vcpu for processor in guest.processors)
+    khz = _khz(context, first)
+    for value in (1 << 44, 1 << 50):
+        clock = _Clock(khz)
+        equal("IA32_TSC of the first vCPU accepted", msr.set_msr(first, Msr.TSC, value), True)
+        time.sleep(_PAUSE)
+        for written in (value, 0):
+            equal(f"IA32_TSC = {written:#x} accepted", msr.set_msr(second, Msr.TSC, written), True)
+            before, now, after = (msr.get_msr(vcpu, Msr.TSC) for vcpu in (first, second, first))
+            near = before - _NEAR * khz <= now <= after + _NEAR * khz
+            true(f"IA32_TSC of the second after {written:#x}", near, f"{now:#x}", f"{before:#x} to {after:#x}")
+        clock.judge("IA32_TSC of the first", before, value)
+
+
+@clause("world.tsc-offset", arch="x86")
+def offset(context: Context) -> None:
+    """KVM_VCPU_TSC_OFFSET is what a vCPU's TSC is ahead of the host's: it is kept, and moves the TSC by its change.
+
+    Source: Documentation/virt/kvm/devices/vcpu.rst, 4.1; arch/x86/kvm/x86.c, kvm_arch_tsc_get_attr,
+    kvm_arch_tsc_set_attr.
+    """
+    vcpu = MSR_GROUND.vcpu(context)
+    khz = _khz(context, vcpu)
+    number = ffi.new("uint64_t *")
+    try:
+        vcpu.has_attribute(*_TSC_OFFSET)
+    except KvmError as error:
+        context.skip(f"needs KVM_VCPU_TSC_OFFSET: KVM_HAS_DEVICE_ATTR is {error.errno_name}")
+    succeeds("KVM_GET_DEVICE_ATTR", vcpu.get_attribute, *_TSC_OFFSET, number)
+    clock, start, least = _Clock(khz), number[0], msr.get_msr(vcpu, Msr.TSC)
+    for change in (1 << 44, -(1 << 40), 0x1234_5678_9ABC):
+        number[0] = wanted = (start + change) & _ALL
+        succeeds(f"KVM_SET_DEVICE_ATTR of {wanted:#x}", vcpu.set_attribute, *_TSC_OFFSET, number)
+        clock.judge(f"IA32_TSC after {wanted:#x}", msr.get_msr(vcpu, Msr.TSC), (least + change) & _ALL)
+        number[0] = 0
+        succeeds("KVM_GET_DEVICE_ATTR", vcpu.get_attribute, *_TSC_OFFSET, number)
+        equal("KVM_VCPU_TSC_OFFSET", number[0], wanted)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -56,7 +56,8 @@ class Guest(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MsrRow(Row):
-    """MSRs. ``rdmsr`` and ``wrmsr`` are the guest's, the latter of ``wrmsr_values`` where it may write less.
+    """MSRs. ``rdmsr`` and ``wrmsr`` are the guest's, the latter of ``wrmsr_values`` where it may write less,
+    and not of ``wrmsr_refused`` where that is not what the host may not write.
 
     ``frozen``: a VMM chooses it before the vCPU has run.
     """
@@ -64,6 +65,7 @@ class MsrRow(Row):
     rdmsr: Guest | Untold = Guest.SAME
     wrmsr: Guest | Untold = Guest.SAME
     wrmsr_values: Values | None = None
+    wrmsr_refused: Sequence[Refusal] | None = None
     frozen: bool = False
 
 

@@ -30,13 +30,15 @@ def _controls(vcpu: Vcpu) -> Mapping[str, Any]:
     if not (shadow or tracking):
         return only_0()
     most = (_SHSTK_BITS if shadow else 0) | (_LEGACY | _IBT_BITS if tracking else 0)
-    refused = [1 << bit for bit in range(6, 10)]
-    if tracking:
-        refused += [_SUPPRESS | _WAIT, 1 << 12, 1 << 13]
-    refused += [] if shadow else [1]
-    refused += [] if tracking else [4, _TOP]
+    refused = [*(1 << bit for bit in range(6, 10)), *([_SUPPRESS | _WAIT] if tracking else [])]
+    # The guest's own write goes to the CPU, which knows nothing of its CPUID and takes every bitmap.
+    here = [1 << 12, 1 << 13] if tracking else [4, _TOP]
+    here += [] if shadow else [1]
     least = (1 if shadow else 0) | (_SUPPRESS if tracking else 0)
-    return {"values": Of(most, least, most & 0xFF, 0), "refused": [Refusal(value) for value in refused]}
+    return {
+        "values": Of(most, least, most & 0xFF, 0), "refused": [Refusal(value) for value in (*refused, *here)],
+        "wrmsr_refused": [Refusal(value) for value in refused],
+    }  # fmt: skip
 
 
 def _supervisor(vcpu: Vcpu) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from vmm._kvm import lib
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.world.row import After, Free, Of, Refusal, Row, Untold
+from vmm.state.x86.structures import Lapic
 from vmm.state.x86.world.msr_row import ALL, KVM_PAGES, Guest, MsrRow, at, cpuid, has
 from vmm.x86.msr_names import Msr
 
@@ -50,6 +51,18 @@ def _debugs(vcpu: Vcpu) -> bool:
     return hyperv(vcpu) and bool(cpuid(vcpu).get(_DEBUGGER_LEAF).eax & _KERNEL_DEBUGGING)
 
 
+def _faults(vcpu: Vcpu) -> Mapping[str, Any]:
+    """Bit 3, with which they are enabled, goes with interrupts; nothing does without a local APIC in the kernel."""
+    if not Lapic.present(vcpu):
+        return {"values": Of(0), "refused": [Refusal(1)]}
+    enabled = 9 if has(vcpu, "KVM_ASYNC_PF_INT") else 1
+    wrong = (1 << 4, 1 << 5, _FAULTS | 0x31)
+    return {
+        "values": Of(_FAULTS | enabled, _FAULTS | 2, 0x1_2345_6040, 0),
+        "refused": [Refusal(value) for value in wrong],
+    }  # fmt: skip
+
+
 def _steal(vcpu: Vcpu) -> str:
     return "" if has(vcpu, "KVM_STEAL_TIME") else "this kernel counts no scheduling (CONFIG_SCHED_INFO)"
 
@@ -73,8 +86,7 @@ _KVM = (
     MsrRow(at(Msr.KVM_SYSTEM_TIME_NEW), f"{_SET}, kvmclock_reset", fresh=0,
            values=Of(_CLOCK | 1, _CLOCK + 0x100, 0x1_2345_6000, 0), runs=False),
     MsrRow(at(Msr.KVM_ASYNC_PF_EN), f"{_SET}, kvm_pv_enable_async_pf", fresh=0,
-           values=Of(_FAULTS | 1, _FAULTS | 2, 0x1_2345_6040, 0), runs=False,
-           refused=[Refusal(1 << 4), Refusal(1 << 5), Refusal(_FAULTS | 0x31)]),
+           values=None, runs=False, varies=_faults),
     MsrRow(at(Msr.KVM_ASYNC_PF_INT), f"{_SET}, kvm_pv_enable_async_pf_int", fresh=0, values=Free(0xFF),
            refused=[Refusal(1 << 8), Refusal(_TOP)]),
     MsrRow(at(0x4B56_4D07), f"{_SET}: KVM_ASYNC_PF_ACK", fresh=0, values=None, init=None,

@@ -155,8 +155,9 @@ def _amd_select(index: int, number: int, *, core: bool) -> Callable[[Vcpu], Mapp
 
 
 def _amd_global(vcpu: Vcpu) -> Mapping[str, Any]:
+    """The guest may only read it, and what it writes is dropped."""
     count = _amd_counters(vcpu) if has(vcpu, "PERFMON_V2") else 0
-    return {"values": Free((1 << count) - 1)} if count else only_0()
+    return {"values": Free((1 << count) - 1), "wrmsr": Guest.NOTHING} if count else only_0()
 
 
 def _amd_control(vcpu: Vcpu) -> Mapping[str, Any]:

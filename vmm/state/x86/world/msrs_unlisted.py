@@ -48,7 +48,7 @@ _CONSTANT = {
     0xC001_001F: 0, 0xC001_0055: 0, 0xC001_0058: 0, 0xC001_0112: 0, 0xC001_0113: 0, 0xC001_1022: 0, 0xC001_1023: 0,
 }  # fmt: skip
 # Written for nothing: the others of them are the CPU's to change.
-_DROPPED = {0x11E, 0xC001_001B, 0xC001_001F, 0xC001_1022, 0xC001_1023}
+_DROPPED = {0xC001_001B, 0xC001_001F, 0xC001_1022, 0xC001_1023}
 
 
 def _physical(vcpu: Vcpu) -> int:
@@ -84,7 +84,10 @@ def _de_cfg(vcpu: Vcpu) -> Mapping[str, Any]:
     wanted: Number | OneOf = OneOf(
         (0, value), "a vCPU's is 0 until its VMM writes it, but on KVM that is not to stay"
     )
-    return {"fresh": wanted, "values": Of(value, 0), "refused": [Refusal(~value & -~value), Refusal(_TOP)]}
+    return {
+        "fresh": wanted, "values": Of(value, 0), "wrmsr_values": Of(value),
+        "refused": [Refusal(~value & -~value), Refusal(_TOP)],
+    }  # fmt: skip
 
 
 def _leaves(vcpu: Vcpu) -> Mapping[str, Any]:
@@ -151,7 +154,8 @@ ROWS: tuple[Row, ...] = (
     MsrRow(at(*(0x400 + 4 * bank for bank in _BANKS)), f"{_MCE}: MCi_CTL", fresh=ALL, init=After.KEPT,
            values=Of(0, ALL & ~(1 << 10), ALL & ~1, ALL), refused=[Refusal(1), Refusal(ALL & ~2), Refusal(_TOP)]),
     MsrRow(at(*(0x401 + 4 * bank for bank in _BANKS)), f"{_MCE}: MCi_STATUS, which the guest may clear",
-           fresh=0, values=Free(ALL), wrmsr_values=Of(0), init=After.KEPT),
+           fresh=0, values=Free(ALL), wrmsr_values=Of(0), wrmsr_refused=[Refusal(5), Refusal(_TOP)],
+           init=After.KEPT),
     MsrRow(at(*(0x402 + 4 * bank for bank in _BANKS), *(0x403 + 4 * bank for bank in _BANKS)),
            f"{_MCE}: MCi_ADDR, MCi_MISC", fresh=0, values=Free(ALL), init=After.KEPT),
     MsrRow(at(*(0x280 + bank for bank in _BANKS)), f"{_MCE}: MCi_CTL2", fresh=0, values=None, init=After.KEPT,
