@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Any
 
-from tests.mutations.lies import Proceed, Shared, accept, after_entry, answer, once, refuse
+from tests.mutations.lies import Proceed, Shared, after_entry, answer
 from tests.mutations.registry import lies
 from tests.mutations.x86.buffers import of_msr, sets
 from tests.mutations.x86.lies import GP, in_lists
@@ -14,7 +13,7 @@ from vmm.kvm.ioctl import Call, Interposer
 from vmm.state.x86.world.msr_row import KVM_PAGES
 from vmm.x86.msr_names import Msr
 
-SET, _STOP = "KVM_SET_MSRS", "KVM_KVMCLOCK_CTRL"
+SET = "KVM_SET_MSRS"
 _WALL, _CLOCK, _STEAL = (KVM_PAGES + 0x1000 * page for page in range(3))
 
 
@@ -54,13 +53,6 @@ lies(
     the_stolen_times_version_is_odd=lambda: _spoiled(_STEAL, 8),
     a_clock_is_not_disabled=lambda: answer(SET, 1, sets(Msr.KVM_SYSTEM_TIME_NEW, _CLOCK)),
     stolen_time_is_not_disabled=lambda: answer(SET, 1, sets(Msr.KVM_STEAL_TIME, _STEAL)),
-)
-lies(
-    "world.kvm-stopped",
-    it_is_taken_without_a_clock=lambda: accept(_STOP),
-    it_is_refused_with_one=lambda: refuse(_STOP, errno.EINVAL),
-    the_flag_is_not_set=lambda: once("KVM_SET_MSRS", answer(_STOP, 0)),
-    the_flag_is_always_set=lambda: _spoiled(_CLOCK, 28, 0x0200),
 )
 lies(
     "world.kvm-features",

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import errno
 import struct
 import time
 from collections.abc import Mapping
 
 from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
-from vmm.conformance.expect import equal, refused, succeeds, true
+from vmm.conformance.expect import equal, true
 from vmm.conformance.registry import clause
 from vmm.conformance.x86.common import STRICT_MSRS
 from vmm.conformance.x86.lists import GP, Answer, ListGuest
@@ -33,7 +32,6 @@ _FEATURES: Mapping[int, tuple[tuple[int, int], ...]] = {
 }  # fmt: skip
 _LEAF = 0x4000_0001
 _RET = 0xC3
-_STOPPED = 1 << 1  # PVCLOCK_GUEST_STOPPED
 _VMCALL, _VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
 
 
@@ -92,27 +90,6 @@ def _disabled(lists: ListGuest, *, counted: bool) -> None:
     _run(lists)
     equal("where the clock was", memory.read(_CLOCK, 64), _POISON)
     equal("where the stolen time was", memory.read(_STEAL, 64), _POISON)
-
-
-@clause("world.kvm-stopped", arch="x86")
-def stopped(context: Context) -> None:
-    """KVM_KVMCLOCK_CTRL sets the flag in a vCPU's clock that its guest was stopped; without a clock it is EINVAL.
-
-    Source: Documentation/virt/kvm/api.rst, 4.70 KVM_KVMCLOCK_CTRL; arch/x86/kvm/x86.c, kvm_set_guest_paused,
-    kvm_guest_time_update.
-    """
-    lists = ListGuest(context, context.host.facts.cpuid)
-    vcpu, memory = lists.guest.vcpu, lists.guest.memory
-    memory.write(_CLOCK, bytes(64))
-    refused("KVM_KVMCLOCK_CTRL without a clock", errno.EINVAL, vcpu.ioctl_value, lib.KVM_KVMCLOCK_CTRL)
-    _set(vcpu, Msr.KVM_SYSTEM_TIME_NEW, _CLOCK | 1)
-    for called in (False, True):
-        if called:
-            succeeds("KVM_KVMCLOCK_CTRL", vcpu.ioctl_value, lib.KVM_KVMCLOCK_CTRL)
-        _run(lists)
-        *_, flags = _TIME.unpack(memory.read(_CLOCK, _TIME.size))
-        equal(f"the clock's flag for a guest that was stopped, {'after' if called else 'before'} the call",
-              bool(flags & _STOPPED), called)  # fmt: skip
 
 
 @clause("world.kvm-features", arch="x86", needs=(STRICT_MSRS,))
