@@ -24,6 +24,7 @@ __all__ = [
     "REGISTERS",
     "Cpuid",
     "Entry",
+    "enlightened",
     "get_cpuid",
     "given",
     "has_leaf",
@@ -40,6 +41,8 @@ REGISTERS = ("eax", "ebx", "ecx", "edx")
 # struct kvm_cpuid_entry2: function, index, flags, the four registers, padding.
 _ENTRY = struct.Struct("=7I12x")
 _POISON = b"\xff" * _ENTRY.size
+# Where a hypervisor has its leaves, and the next one on the same CPU.
+_HYPERVISOR, _NEXT_HYPERVISOR = 0x4000_0000, 0x100
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,23 @@ def supported(kvm: Kvm) -> Cpuid:
     buffer = _buffer(MAX_ENTRIES)
     kvm.ioctl(lib.KVM_GET_SUPPORTED_CPUID, buffer)
     return _table(buffer)
+
+
+def enlightened(kvm: Kvm) -> Cpuid:
+    """What a guest may be given, with Hyper-V's leaves where KVM's are, and KVM's behind them.
+
+    Source: Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_HV_CPUID; arch/x86/kvm/cpuid.c,
+    kvm_get_hypervisor_cpuid.
+    """
+    buffer = _buffer(MAX_ENTRIES)
+    kvm.ioctl(lib.KVM_GET_SUPPORTED_HV_CPUID, buffer)
+    moved = (
+        replace(entry, function=entry.function + _NEXT_HYPERVISOR)
+        if entry.function >> 8 == _HYPERVISOR >> 8
+        else entry
+        for entry in supported(kvm)
+    )
+    return Cpuid((*moved, *_table(buffer)))
 
 
 def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:

@@ -12,7 +12,7 @@ from vmm.conformance.world import properties
 from vmm.conformance.world.ground import Ground
 from vmm.state.world.table import Table
 
-__all__ = ["EVERY", "Property", "generate", "generate_one"]
+__all__ = ["EVERY", "Property", "generate", "generate_one", "tables"]
 
 Property = Callable[[Ground, Table, Context], None]
 # What every table is judged by, with its statement.
@@ -21,7 +21,15 @@ EVERY: Mapping[str, tuple[Property, str]] = {
     "kept": (properties.kept, "Every legal value of every field of {} is taken and read back"),
     "refused": (properties.refused, "What a field of {} may not be is refused, and then no field has changed"),
     "moved": (properties.moved, "Every field of {} comes over to a new vCPU with a value that is not that of reset"),
+    "reset": (properties.reset, "Another reset gives every field of {} its first value, or leaves what may stay"),
 }
+
+_tables: dict[str, Table] = {}
+
+
+def tables() -> Iterable[Table]:
+    """Return the tables that clauses were made of."""
+    return _tables.values()
 
 
 def generate(
@@ -46,6 +54,7 @@ def generate_one(
 ) -> None:
     """Register one clause of a table: ``what`` is its property's name, function and statement."""
     name, function, statement = what
+    _tables[table.title] = table
     clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
         _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
     )

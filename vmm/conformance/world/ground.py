@@ -18,9 +18,12 @@ class Ground:
     """How a clause gets a vCPU that has all it may have.
 
     ``vcpu`` makes one in a VM of its own that has never run. ``guest`` makes one that is ready to run instructions
-    which change nothing of its state but where they are, and leaves by a tick.
+    which change nothing of its state but where they are, and leaves by a tick. ``blank`` makes one to restore a state
+    into, where that is another than ``vcpu``. ``reset`` makes a vCPU begin anew by an ioctl, where there is one.
     """
 
     arch: str
     vcpu: Callable[[Context], Vcpu]
     guest: Callable[[Context], BaseGuest]
+    blank: Callable[[Context], Vcpu] | None = None
+    reset: Callable[[Vcpu], None] | None = None

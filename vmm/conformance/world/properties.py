@@ -16,11 +16,12 @@ from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
+from vmm.state.value import Part
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
-from vmm.state.world.row import OneOf, Refusal, Row, Untold, number
+from vmm.state.world.row import After, Fresh, Made, OneOf, Refusal, Row, Untold, wanted
 from vmm.state.world.table import Table
 
-__all__ = ["fresh", "kept", "moved", "refused", "started"]
+__all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started"]
 
 
 @contextmanager
@@ -44,30 +45,34 @@ def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> 
         elif absent := row.when(vcpu):
             tally.untold(field, absent)
         else:
-            yield field, row
+            yield field, row.of(vcpu)
 
 
 def fresh(ground: Ground, table: Table, context: Context) -> None:
     """Every field of a fresh vCPU has the value that its reset gives it."""
     with started(ground, table, context) as (vcpu, found, tally):
         for field, row in _rows(table, vcpu, found, tally):
-            if isinstance(row.fresh, Untold):
-                tally.untold(field, row.fresh.reason)
-            elif row.fresh is not None:
-                wanted = row.fresh if isinstance(row.fresh, OneOf) else number(row.fresh, vcpu)
-                tally.look(field, "in a fresh vCPU", found[field], wanted)
+            told = row.freshly(vcpu)
+            if isinstance(told, Untold):
+                tally.untold(field, told.reason)
+            elif told is not None:
+                tally.look(field, "in a fresh vCPU", found[field], told)
 
 
-def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> bool:
-    """Write fields together. If KVM refuses that, find out which it is by writing them one by one."""
+def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> Mapping[str, int]:
+    """Write fields together and return those that KVM took; if it refuses, one by one, to find out which."""
     try:
         table.write(vcpu, values)
     except (KvmError, Refused):
-        for field, value in values.items():
-            try:
-                table.write(vcpu, {field: value})
-            except (KvmError, Refused) as error:
-                tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
+        return {field: value for field, value in values.items() if _taken(table, vcpu, field, value, tally, where)}
+    return values
+
+
+def _taken(table: Table, vcpu: Vcpu, field: str, value: int, tally: Tally, where: str) -> bool:
+    try:
+        table.write(vcpu, {field: value})
+    except (KvmError, Refused) as error:
+        tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
         return False
     return True
 
@@ -85,21 +90,19 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
         for round in range(table.rounds):
             meant = table.values(found, vcpu, round)
             _exchange(table, vcpu, meant, tally, "as written")
-            for field, row in table.alone(found, vcpu):
-                assert row.values and not isinstance(row.values, Untold)
-                _exchange(table, vcpu, {field: row.values.value(field, round)}, tally, "as written")
+            for field, value in table.alone(found, vcpu, round):
+                _exchange(table, vcpu, {field: value}, tally, "as written")
         for field, row in _rows(table, vcpu, found, tally):
-            for given, then in row.masked:
+            for given, then in [(given, wanted(then, vcpu)) for given, then in row.masked]:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
-                    read = table.read(vcpu).get(field)
-                    tally.look(field, f"after {given:#x} was written", read, number(then, vcpu))
+                    tally.look(field, f"after {given:#x} was written", table.read(vcpu).get(field), then)
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
-    if meant and _written(table, vcpu, meant, tally, where):
-        _compare(table, table.read(vcpu), meant, tally, where)
+    if meant and (taken := _written(table, vcpu, meant, tally, where)):
+        _compare(table, table.read(vcpu), taken, tally, where)
 
 
 def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
@@ -108,17 +111,20 @@ def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], ta
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
-    """What a field may not be is refused, and then nothing has changed."""
+    """What a field may not be is refused, and then nothing has changed.
+
+    All of it is tried before anything is read again; if something has changed then, a second vCPU shows after which.
+    """
     with started(ground, table, context) as (vcpu, found, tally):
-        table.write(vcpu, table.values(found, vcpu, 0))
-        before = _steady(table, table.read(vcpu))
-        for field, row in _rows(table, vcpu, found, tally):
-            for refusal in row.refused:
-                if _refuse(table, vcpu, field, refusal, tally, context):
-                    where = f"after {field} = {number(refusal.value, vcpu):#x} was refused"
-                    _compare(table, table.read(vcpu), before, tally, where)
-                else:
-                    before = _steady(table, table.read(vcpu))
+        _give(table, vcpu, found)
+        before = table.part(vcpu)
+        values = list(_refusals(table, vcpu, found, tally))
+        taken = [not _refuse(table, vcpu, field, refusal, before, tally, context) for field, refusal in values]
+        if any(taken) or table.part(vcpu) != before:
+            vcpu = ground.vcpu(context)
+            _give(table, vcpu, found)
+            for field, refusal in _refusals(table, vcpu, found, tally):
+                _one_by_one(table, vcpu, field, refusal, tally, context)
 
 
 def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
@@ -127,13 +133,41 @@ def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
     return {field: value for field, value, row in rows if row is None or not isinstance(row.fresh, Untold)}
 
 
-def _refuse(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: Tally, context: Context) -> bool:
-    """Write what has to be refused; return whether it was."""
-    value = number(refusal.value, vcpu)
+def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:
+    """Write values of the first round, in a piece of which anything can be written."""
+    if values := table.values(fields, vcpu, 0):
+        table.write(vcpu, values)
+
+
+def _refusals(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, Refusal]]:
+    """Yield what has to be refused on this vCPU."""
+    for field, row in _rows(table, vcpu, fields, tally):
+        for refusal in row.refused:
+            value = refusal.of(vcpu)
+            if value is not None:
+                yield field, Refusal(value, refusal.errno)
+
+
+def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: Tally, context: Context) -> None:
+    """Try one value and look whether it changes anything."""
+    part = table.part(vcpu)
+    assert part is not None
+    if _refuse(table, vcpu, field, refusal, part, tally, context):
+        where = f"after {field} = {refusal.value:#x} was refused"
+        after, before = table.read(vcpu), _steady(table, table.codec.split(part))
+        _compare(table, after, {field: had for field, had in before.items() if after.get(field) != had}, tally, where)
+
+
+def _refuse(
+    table: Table, vcpu: Vcpu, field: str, refusal: Refusal, part: Part | None, tally: Tally, context: Context
+) -> bool:
+    """Write what has to be refused to a vCPU whose piece is ``part``; return whether it was."""
+    value = refusal.value
+    assert isinstance(value, int)
     where = f"= {value:#x}"
     wanted = errno_name(refusal.errno) if refusal.errno else "KVM does not set it"
     try:
-        table.write(vcpu, {field: value})
+        table.write(vcpu, {field: value}, part)
     except Refused:
         tally.judged(field)
     except KvmError as error:
@@ -157,9 +191,42 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
                 tally.untold(field, row.values.reason)
         for round in range(min(2, table.rounds)):
             meant = table.values(found, vcpu, round)
-            if not meant or not _written(table, vcpu, meant, tally, "before the move"):
+            taken = _written(table, vcpu, meant, tally, "before the move") if meant else {}
+            if not taken:
                 continue
-            copy = ground.vcpu(context)
+            copy = (ground.blank or ground.vcpu)(context)
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
-            _compare(table, table.read(copy), meant, tally, "in the copy")
+            _compare(table, table.read(copy), taken, tally, "in the copy")
+
+
+def reset(ground: Ground, table: Table, context: Context) -> None:
+    """Another reset gives every field what its row says: the value of a fresh vCPU, or the one that it had."""
+    assert ground.reset is not None
+    with started(ground, table, context) as (vcpu, found, tally):
+        meant = table.values(found, vcpu, 0)
+        if meant and not _written(table, vcpu, meant, tally, "before the reset"):
+            return
+        with judged("another reset"):
+            ground.reset(vcpu)
+        read = table.read(vcpu)
+        for field, row in _rows(table, vcpu, found, tally):
+            told = after_reset(row, vcpu, found[field], meant.get(field, found[field]))
+            if isinstance(told, Untold):
+                tally.untold(field, told.reason)
+            elif told is not None:
+                tally.look(field, "after another reset", read.get(field), told)
+
+
+def after_reset(row: Row, vcpu: Vcpu, fresh: int, had: int) -> Fresh:
+    """Return what a reset makes of a field that was ``fresh`` at first and has another value now."""
+    if row.init is After.FRESH:
+        return fresh
+    if row.init is After.KEPT:
+        return row.read(had)
+    if row.init is After.EITHER:
+        return OneOf((fresh, had), "it stays or begins anew")
+    assert not isinstance(row.init, After)
+    if isinstance(row.init, Made):
+        return row.init.function(had)
+    return row.init if row.init is None or isinstance(row.init, Untold) else wanted(row.init, vcpu)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -28,6 +28,9 @@ class Codec(Protocol):
 
     def bits(self, field: str) -> int:
         """Return how wide a field is."""
+
+    def names(self) -> Iterable[str]:
+        """Return the fields that a part may have, as far as that is known without one."""
 
 
 def leaves(kind: Any, name: str = "", offset: int = 0) -> Iterator[Leaf]:
@@ -55,6 +58,10 @@ class StructCodec:
         """The numbers in the structure."""
         return tuple(leaves(ffi.typeof(f"struct {self._struct}")))
 
+    def names(self) -> Iterable[str]:
+        """Return all fields."""
+        return [name for name, _, _ in self.leaves]
+
     def bits(self, field: str) -> int:
         """Return how wide a field is."""
         return next(8 * size for name, _, size in self.leaves if name == field)
@@ -78,6 +85,17 @@ class RegisterCodec:
 
     def __init__(self, piece: RegisterSet) -> None:
         self._piece = piece
+        self._names: dict[int, str] = {}
+
+    def _name(self, number: int) -> str:
+        name = self._names.get(number)
+        if name is None:
+            name = self._names[number] = self._piece.register_name(number)
+        return name
+
+    def names(self) -> Iterable[str]:
+        """Return the registers that a state may have."""
+        return map(self._piece.register_name, self._piece.known())
 
     def bits(self, field: str) -> int:
         """Return how wide a register is at most."""
@@ -85,15 +103,14 @@ class RegisterCodec:
 
     def split(self, part: Part) -> dict[str, int]:
         """Return the registers by their names."""
-        return {
-            self._piece.register_name(at): int.from_bytes(value, "little")
-            for at, value in registers(self._piece.name, part).items()
-        }
+        name = self._name
+        return {name(at): int.from_bytes(value, "little") for at, value in registers(self._piece.name, part).items()}
 
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return only the registers that get a value."""
+        name = self._name
         return {
-            at: values[name].to_bytes(len(value), "little")
+            at: values[name(at)].to_bytes(len(value), "little")
             for at, value in registers(self._piece.name, part).items()
-            if (name := self._piece.register_name(at)) in values
+            if name(at) in values
         }

@@ -11,11 +11,13 @@ from vmm.state.piece import Piece
 from vmm.state.value import Part
 from vmm.state.vcpu import read_piece, write_piece
 from vmm.state.world.fields import Codec
-from vmm.state.world.row import OneOf, Row, Untold
+from vmm.state.world.row import Allowed, Row, Untold, Values
 
 __all__ = ["Table"]
 
 _WILD = frozenset("*?[")
+# Rounds for values that depend on the vCPU: those of Free.
+_VARIED = 4
 
 
 class Table:
@@ -37,6 +39,11 @@ class Table:
             self._found[field] = self._exact.get(field) or self._matching(field)
         return self._found[field]
 
+    def prepare(self) -> None:
+        """Find the rows of the fields that are known, which takes longer than all else: once for many processes."""
+        for field in self.codec.names():
+            self.row(field)
+
     def _matching(self, field: str) -> Row | None:
         return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
 
@@ -44,12 +51,12 @@ class Table:
     def rounds(self) -> int:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
-        return max(found, default=0)
+        return max(found + [_VARIED for row in self.rows if row.varies], default=0)
 
-    def expected(self, field: str, value: int) -> int | OneOf:
+    def expected(self, field: str, value: int) -> int | Allowed:
         """Return what a field may be read as after a value was written."""
         row = self.row(field)
-        return row.reads(value) if row and row.reads else value
+        return row.read(value) if row else value
 
     # --- a vCPU's ---
 
@@ -62,9 +69,12 @@ class Table:
         part = self.part(vcpu)
         return {} if part is None else self.codec.split(part)
 
-    def write(self, vcpu: Vcpu, values: Mapping[str, int]) -> None:
-        """Give fields other values, the rest of a structure stays. Raises KvmError, or Refused for an MSR."""
-        part = self.part(vcpu)
+    def write(self, vcpu: Vcpu, values: Mapping[str, int], part: Part | None = None) -> None:
+        """Give fields other values, the rest of a structure stays. Raises KvmError, or Refused for an MSR.
+
+        ``part`` is the piece as it is now, for who knows it.
+        """
+        part = self.part(vcpu) if part is None else part
         assert part is not None
         write_piece(vcpu, self.piece, self.codec.join(part, values))
 
@@ -72,18 +82,34 @@ class Table:
 
     def values(self, fields: Iterable[str], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
         """Return a round's values of those fields that may be written together; for a guest that runs, its own."""
-        return {
-            field: row.values.value(field, round)
-            for field, row in self._writable(fields, vcpu)
-            if not row.alone and (row.runs or not running) and not isinstance(row.values, Untold) and row.values
-        }
+        found = {}
+        for field, row in self._writable(fields, vcpu):
+            runs = row.runs if running else True
+            if runs and not row.alone and (value := _fitting(row, runs, vcpu, field, round)) is not None:
+                found[field] = value
+        return found
 
-    def alone(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
-        """Yield the fields that have to be written by themselves."""
-        return ((field, row) for field, row in self._writable(fields, vcpu) if row.alone)
+    def alone(self, fields: Iterable[str], vcpu: Vcpu, round: int) -> Iterator[tuple[str, int]]:
+        """Yield the fields that have to be written by themselves, each with its value of a round."""
+        for field, row in self._writable(fields, vcpu):
+            if row.alone and (value := _fitting(row, True, vcpu, field, round)) is not None:
+                yield field, value
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
+        known: dict[int, Row | None] = {}
         for field in fields:
-            row = self.row(field)
-            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
+            found = self.row(field)
+            if found is None:
+                continue
+            if id(found) not in known:
+                known[id(found)] = None if found.when(vcpu) else found.of(vcpu)
+            row = known[id(found)]
+            if row and row.values and not isinstance(row.values, Untold):
                 yield field, row
+
+
+def _fitting(row: Row, runs: bool | Values, vcpu: Vcpu, field: str, round: int) -> int | None:
+    """Return a field's value of a round, or of those with which a guest runs, as this vCPU may have it."""
+    assert row.values and not isinstance(row.values, Untold)
+    values = row.values if isinstance(runs, bool) else runs
+    return row.fit(vcpu, values.value(field, round))

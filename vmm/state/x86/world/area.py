@@ -7,7 +7,7 @@ Source: Intel SDM volume 1, tables 10-2 (legacy region), 13.4.1 to 13.4.3, 13.5 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 from vmm.state.piece import raw
@@ -69,6 +69,10 @@ def area_fields(size: int) -> tuple[Leaf, ...]:
 
 class AreaCodec:
     """The part XSAVE. A component of which a field is written is in use: its bit in XSTATE_BV is set."""
+
+    def names(self) -> Iterable[str]:
+        """Return all fields of the largest area that this host has."""
+        return [name for name, _, _ in area_fields(largest_size())]
 
     def bits(self, field: str) -> int:
         """Return how wide a field is."""

@@ -6,7 +6,7 @@ Source: arch/x86/kvm/cpuid.c, kvm_vcpu_ioctl_set_cpuid2, kvm_update_cpuid_runtim
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -40,6 +40,10 @@ def cpuid_fields(table: Cpuid) -> Iterator[tuple[str, int]]:
 
 class CpuidCodec:
     """The part CPUID: which entries it has, and in which order, stays."""
+
+    def names(self) -> Iterable[str]:
+        """None is known: which leaves there are is the CPU's and KVM's."""
+        return ()
 
     def bits(self, field: str) -> int:
         """Return how wide a register is."""

@@ -57,7 +57,7 @@ _REST = (
         init=Untold("the instruction that a shadow is of is over once KVM_RUN has taken INIT")),
     Row("nmi.injected", _EVENTS, fresh=0, values=Of(1, 0, 1), runs=False),
     Row("nmi.pending", _EVENTS, fresh=0, values=Of(1, 1, 0), runs=False),
-    Row("nmi.masked", _EVENTS, fresh=0, values=Of(0, 1, 1), runs=False),
+    Row("nmi.masked", _EVENTS, fresh=0, values=Of(1, 0, 1)),
     Row("nmi.pad reserved", f"{_EVENTS}; arch/x86/include/uapi/asm/kvm.h", fresh=0, values=None, init=None,
         masked=[(0x81, 0)]),
     Row("sipi_vector", f"{_EVENTS}: without KVM_VCPUEVENT_VALID_SIPI_VECTOR it is ignored", fresh=0, values=None,

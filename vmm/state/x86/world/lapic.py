@@ -15,7 +15,7 @@ from functools import cached_property
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
 from vmm.state.world.fields import Leaf, StructCodec
-from vmm.state.world.row import After, Free, Of, Refusal, Row, Untold, Values
+from vmm.state.world.row import After, Free, Made, Of, OneOf, Refusal, Row, Untold, Values
 from vmm.state.world.table import Table
 from vmm.x86.cpuid import given
 
@@ -68,20 +68,32 @@ def _version(vcpu: Vcpu) -> int:
     return 0x14 | 5 << 16 | directed << 24
 
 
+def _upper(priority: int) -> OneOf:
+    """What a run leaves of a priority."""
+    return OneOf((priority, priority & 0xF0), "a VMCB has four bits of it: svm/svm.c, sync_cr8_to_lapic")
+
+
+def _line(vcpu: Vcpu) -> int:
+    """LINT0 after INIT: the first processor takes the PIC's interrupts."""
+    return _MASKED if vcpu.identifier else _EXTINT
+
+
 def _rows(fresh_line: int) -> list[Row]:
     """What either mode has; ``fresh_line`` is LINT0 after RESET."""
     return [
         Row("VERSION", "arch/x86/kvm/lapic.c, kvm_apic_set_version; the IOAPIC is not KVM's here", fresh=_version,
             values=None, masked=[(0xFF, _version)]),
-        Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR, kept=Untold("the guest's own TPR")),
+        Row("TPR", f"{_STATE}; {_RESET}", fresh=0, values=_TPR, kept=Made(_upper)),
         Row("PPR", "arch/x86/kvm/lapic.c, __apic_update_ppr; Intel SDM volume 3, 11.8.3.1: made of TPR and ISR",
-            fresh=0, values=None, masked=[(0x33, 0x10)], kept=Untold("the guest's own TPR")),
-        Row("SVR", f"{_STATE}, apic_set_spiv; {_RESET}", fresh=0xFF, values=Of(0x1AA, 0x3FF, 0x1A5), runs=False),
+            fresh=0, values=None, masked=[(0x33, 0x10)], kept=Made(_upper)),
+        Row("SVR", f"{_STATE}, apic_set_spiv; {_RESET}", fresh=0xFF, values=Of(0x1AA, 0x3FF, 0x1A5)),
         Row("ISR0", f"{_STATE}; {_RESET}", fresh=0, values=_set(_NO_INTERRUPT), runs=False),
         Row("ISR7", f"{_STATE}; {_RESET}", fresh=0, values=_TOP_ISR, runs=False),
-        Row("ISR*", f"{_STATE}; {_RESET}", fresh=0, values=_set(0xFFFF_FFFF), runs=False),
-        Row("TMR0 IRR0", f"{_STATE}; {_RESET}", fresh=0, values=Free(_NO_INTERRUPT, rounds=3), runs=False),
-        Row("TMR? IRR?", f"{_STATE}; {_RESET}", fresh=0, values=Free(0xFFFF_FFFF, rounds=3), runs=False),
+        Row("ISR?", f"{_STATE}; {_RESET}", fresh=0, values=_set(0xFFFF_FFFF), runs=False),
+        Row("IRR0", f"{_STATE}; {_RESET}", fresh=0, values=Free(_NO_INTERRUPT, rounds=3), runs=False),
+        Row("IRR?", f"{_STATE}; {_RESET}", fresh=0, values=Free(0xFFFF_FFFF, rounds=3), runs=False),
+        Row("TMR0", f"{_STATE}; {_RESET}", fresh=0, values=Free(_NO_INTERRUPT, rounds=3)),
+        Row("TMR?", f"{_STATE}; {_RESET}", fresh=0, values=Free(0xFFFF_FFFF, rounds=3)),
         Row("ESR", f"{_STATE}; {_RESET}", fresh=0, values=Of(0x80, 0x60, 0)),
         Row("LVT_CMCI", f"{_STATE}; without KVM_X86_SETUP_MCE a vCPU has no such entry", fresh=0,
             values=Of(0x1_0033, 0x1_0444), init=Untold("it is an entry with KVM_X86_SETUP_MCE only")),
@@ -90,7 +102,7 @@ def _rows(fresh_line: int) -> list[Row]:
         Row("LVT_TIMER", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0030, 0x3_00E1, 0x1_0055)),
         Row("LVT_THERMAL LVT_PMC", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0431, 0x1_00FE, 0x1_0231)),
         Row("LVT_ERROR", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0032, 0x1_00FD, 0x1_00CD)),
-        Row("LVT_LINT0", f"{_STATE}; {_LINES}; KVM_X86_QUIRK_LINT0_REENABLED", fresh=fresh_line,
+        Row("LVT_LINT0", f"{_STATE}; {_LINES}; KVM_X86_QUIRK_LINT0_REENABLED", fresh=fresh_line, init=_line,
             values=Of(0x1_0700, 0x1_8044, 0x1_2431)),
         Row("LVT_LINT1", f"{_STATE}; {_LINES}", fresh=_MASKED, values=Of(0x1_0400, 0x1_A077, 0x1_0031)),
         Row("TMICT", f"{_STATE}; {_RESET}", fresh=0, values=Of(0xFFFF_FFFF, 0x8765_4321, 0)),

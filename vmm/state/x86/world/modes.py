@@ -12,7 +12,7 @@ import errno
 from vmm.state.architecture import pieces
 from vmm.state.piece import Structure
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import ELSEWHERE, After, Canonical, Free, Made, Of, OneOf, Refusal, Row, Untold, Values
+from vmm.state.world.row import ELSEWHERE, After, Canonical, Free, Made, Of, OneOf, Refusal, Row, Values
 from vmm.state.world.table import Table
 
 __all__ = ["SREGS", "SREGS_1", "SREGS_LONG", "SREGS_PAE"]
@@ -79,8 +79,7 @@ _REAL = (
     Row("cr3", _RESET, fresh=0, values=Of(0x1234_5000, 0x7FFF_F018, 0), runs=False),
     Row("cr4", f"{_RESET}; {_SET_SREGS}", fresh=0, values=Of(0x8, 0x90, 0x4, 0x600), runs=False,
         refused=[Refusal(1 << 15, errno.EINVAL), Refusal(1 << 31, errno.EINVAL), Refusal(1 << 63, errno.EINVAL)]),
-    Row("cr8", f"{_RESET}; {_SET_SREGS} (without an effect above 15)", fresh=0, values=Free(0xF), kept=Untold(
-        "the guest's own TPR")),
+    Row("cr8", f"{_RESET}; {_SET_SREGS} (without an effect above 15)", fresh=0, values=Free(0xF)),
     Row("efer", f"{_RESET}; arch/x86/kvm/x86.c, kvm_valid_efer", fresh=0, values=Of(1, 0), runs=False,
         refused=[Refusal(0x400, errno.EINVAL), Refusal(1 << 1, errno.EINVAL), Refusal(1 << 63, errno.EINVAL)]),
     Row("apic_base", f"{_RESET}; arch/x86/kvm/lapic.c, kvm_apic_set_base; Intel SDM volume 3, 12.4.4",
