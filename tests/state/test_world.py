@@ -27,7 +27,7 @@ from vmm.x86.xsave import largest_size
 STRUCTURES = (
     (
         REGS, SREGS, SREGS_1, SREGS_LONG, SREGS_PAE, DEBUGREGS, MP_STATE, FPU, XCRS, EVENTS, EVENTS_ALL, SMM, LAPIC,
-        LAPIC_X2, *CHIPS, CLOCK,
+        LAPIC_X2, CHIPS, CLOCK,
     )
     if ARCHITECTURE == "x86"
     else ()
@@ -41,7 +41,7 @@ def _names(table: Table) -> list[str]:
 
 
 # What counts by itself from a moment that only the kernel knows.
-TIMES = {"channels[[]?[]].count_load_time", "clock", "realtime host_tsc"}
+TIMES = {"pit.channels[[]?[]].count_load_time", "clock", "realtime host_tsc"}
 
 
 def _judges(row: Row) -> bool:

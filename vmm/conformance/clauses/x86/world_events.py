@@ -14,5 +14,5 @@ _SOURCE = "Documentation/virt/kvm/api.rst, 4.31, 4.32"
 _ALL = (capability("KVM_CAP_EXCEPTION_PAYLOAD"), capability("KVM_CAP_X86_TRIPLE_FAULT_EVENT"))
 
 generate(__name__, GROUND, EVENTS, _SOURCE, ("fresh", "kept", "refused", "moved"))
-generate(__name__, WITH_EVENTS, EVENTS_ALL, f"{_SOURCE}, 7.6", ("fresh", "kept", "refused", "moved"), _ALL)
+generate(__name__, WITH_EVENTS, EVENTS_ALL, f"{_SOURCE}, 7.6", ("kept", "moved"), _ALL)
 generate(__name__, GROUND, SMM, _SOURCE, ("kept",), (HAS_SMM, LOCAL_APICS))

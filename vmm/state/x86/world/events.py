@@ -84,7 +84,7 @@ EVENTS_ALL = Table(
     pieces("x86")["EVENTS"],
     StructCodec("EVENTS", "kvm_vcpu_events"),
     [
-        _flags(_VALID_ALL),
+        Row("flags", _EVENTS, fresh=_VALID_ALL, values=Of(_VALID_ALL, _VALID_ALL), init=None),
         *_exception(Of(0, 1, 0), Of(1, 0, 1), Of(14, 13, 1)),
         Row("exception_has_payload", f"{_EVENTS}; api.rst, 7.6 KVM_CAP_EXCEPTION_PAYLOAD", fresh=0,
             values=Of(1, 0, 1), runs=False),
