@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from tests.mutations.lies import Change, after, before
+import errno
+
+from tests.mutations.lies import Change, accept, after, before, drift, refuse
 from tests.mutations.registry import lies
+from vmm._kvm import ffi
 from vmm.kvm.ioctl import Call
 
 GET, SET = "KVM_GET_CPUID2", "KVM_SET_CPUID2"
@@ -35,4 +38,19 @@ lies(
     "world.cpuid-kept",
     apic_is_as_it_was_written=lambda: after(GET, _entry(1, "edx", 1 << 9)),
     the_size_is_as_it_was_written=lambda: after(GET, _entry(0xD, "ebx", 0x10)),
+)
+
+
+def _behind(call: Call) -> None:
+    """One entry more is written."""
+    memoryview(ffi.buffer(call.argument.entries, 40 * call.argument.nent)).cast("B")[-1] = 1
+
+
+lies(
+    "world.cpuid-counted",
+    room_for_none_is_enough=lambda: accept(GET, lambda call: call.argument.nent == 0),
+    a_table_is_too_large_by_one=lambda: refuse(GET, errno.E2BIG, lambda call: call.argument.nent < 200),
+    too_little_room_is_enospc=lambda: drift(GET, errno.ENOSPC),
+    an_entry_is_another=lambda: after(GET, _entry(1, "ecx", 1 << 5), lambda call: call.argument.nent < 200),
+    more_is_written=lambda: after(GET, _behind, lambda call: call.argument.nent < 200),
 )

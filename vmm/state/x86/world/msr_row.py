@@ -20,6 +20,7 @@ from vmm.x86.msr_names import saved_name
 
 __all__ = [
     "ALL",
+    "AMD",
     "FEATURES",
     "INTEL",
     "KVM_PAGES",
@@ -106,6 +107,11 @@ def amd(vcpu: Vcpu) -> bool:
 def INTEL(vcpu: Vcpu) -> str:
     """Intel's, and of those that are like it."""
     return "this vCPU is AMD's" if amd(vcpu) else ""
+
+
+def AMD(vcpu: Vcpu) -> str:
+    """AMD's, and of those that are like it."""
+    return "" if amd(vcpu) else "this vCPU is not AMD's"
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.world.row import After, Canonical, Free, Of, OneOf, Refusal, Untold
-from vmm.state.x86.world.msr_row import ALL, Guest, MsrRow, amd, at, cpuid, feature, has, needs, only_0, unknown
+from vmm.state.x86.world.msr_row import ALL, AMD, Guest, MsrRow, amd, at, cpuid, feature, has, needs, only_0, unknown
 from vmm.x86.msr_names import Msr
 
 __all__ = ["ROWS", "far", "not_canonical"]
@@ -97,7 +97,8 @@ def _branches(vcpu: Vcpu) -> Mapping[str, Any]:
     if not amd(vcpu):
         return only_0() | {"rdmsr": Guest.SAME}
     if has(vcpu, "LBRV"):
-        return {"values": Free(ALL), "wrmsr": Guest.FAULT}
+        recorded = Untold("the CPU may have its own branches there, where it virtualizes them")
+        return {"values": Free(ALL), "kept": recorded, "rdmsr": recorded, "wrmsr": Guest.FAULT}
     return {"wrmsr": Untold("whether KVM virtualizes last branches shows in a nested guest's CPUID only")}
 
 
@@ -138,8 +139,7 @@ ROWS = (
     MsrRow(at(Msr.TSC_ADJUST), f"{_SET}: the host's write moves no TSC", fresh=0, values=Free(ALL), init=After.KEPT,
            varies=_adjust),
     MsrRow(at(0xC000_0104), "arch/x86/kvm/svm/svm.c, svm_set_msr, __svm_vcpu_reset: AMD64_TSC_RATIO",
-           fresh=_TSC_RATIO, values=None, init=After.KEPT, varies=_ratio, when=lambda vcpu: "" if amd(vcpu) else
-           "this vCPU is not AMD's"),
+           fresh=_TSC_RATIO, values=None, init=After.KEPT, varies=_ratio, when=AMD),
     MsrRow(at(Msr.FEATURE_CONTROL), "arch/x86/kvm/vmx/vmx.c, is_vmx_feature_control_msr_valid", fresh=0,
            values=Of(4, 2, 6, 0), masked=[(5, 5), (0, 0)], refused=[Refusal(1 << 3), Refusal(_TOP)], init=After.KEPT,
            varies=_feature_control),

@@ -13,7 +13,20 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.world.row import After, Canonical, Free, Number, Of, OneOf, Refusal, Row, Untold
 from vmm.state.world.table import Table
 from vmm.state.x86.msrs import Msrs
-from vmm.state.x86.world.msr_row import ALL, KVM_PAGES, Guest, MsrRow, amd, at, cpuid, feature, has, unknown
+from vmm.state.x86.world.msr_row import (
+    ALL,
+    AMD,
+    INTEL,
+    KVM_PAGES,
+    Guest,
+    MsrRow,
+    amd,
+    at,
+    cpuid,
+    feature,
+    has,
+    unknown,
+)
 from vmm.state.x86.world.msrs import registers_table
 from vmm.state.x86.world.msrs_cet import XFD_ROWS
 from vmm.state.x86.world.msrs_paravirtual import HYPERV_ROWS, enlightened, hyperv
@@ -164,11 +177,12 @@ ROWS: tuple[Row, ...] = (
            fresh=Untold("it tells which errata the host's CPU has"), values=Free(ALL), init=After.KEPT,
            varies=lambda vcpu: {} if amd(vcpu) else {"fresh": 0}),
     MsrRow(at(0xC001_0114), "arch/x86/kvm/svm/svm.c, svm_set_vm_cr: VM_CR", fresh=0, values=Of(7, 2, 4, 0),
-           init=After.KEPT, refused=[Refusal(1 << 5), Refusal(_TOP)]),
+           init=After.KEPT, refused=[Refusal(1 << 5), Refusal(_TOP)], when=AMD),
     MsrRow(at(_DE_CFG), "arch/x86/kvm/svm/svm.c, svm_set_msr, svm_get_feature_msr: DE_CFG", fresh=None, values=None,
-           init=After.KEPT, varies=_de_cfg, frozen=True),
+           init=After.KEPT, varies=_de_cfg, frozen=True, when=AMD),
     MsrRow(at(*range(0x8C, 0x90)), "arch/x86/kvm/vmx/vmx.c, vmx_set_msr: SGXLEPUBKEYHASHn", init=After.KEPT,
-           fresh=Untold("it is Intel's key, or what the host's CPU has"), values=Free(ALL), varies=_hash),
+           fresh=Untold("it is Intel's key, or what the host's CPU has"), values=Free(ALL), varies=_hash,
+           when=INTEL),
     MsrRow(at(Msr.HV_VP_RUNTIME, Msr.HV_TIME_REF_COUNT), "arch/x86/kvm/hyperv.c, kvm_hv_get_msr",
            fresh=Untold(_COUNTS), values=None, init=None, kept=Untold(_COUNTS), rdmsr=Guest.FAULT, wrmsr=Guest.FAULT),
     MsrRow(at(*STATELESS), "arch/x86/kvm/pmu.c, kvm_pmu_get_msr: they act on others", fresh=0, values=Of(0),
