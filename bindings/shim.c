@@ -240,6 +240,12 @@ long vmm_die_with_parent(int parent)
     return !parent || getppid() == parent ? 0 : -ESRCH;
 }
 
+long vmm_fork(void)
+{
+    pid_t pid = fork();
+    return pid < 0 ? -errno : pid;
+}
+
 long vmm_trace_me(void)
 {
     return ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0 ? -errno : 0;

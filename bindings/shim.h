@@ -56,6 +56,9 @@ int vmm_kick_signal(void);
 /* Have the kernel kill this process when its parent dies, -ESRCH if it is dead already; with 0, no more. */
 long vmm_die_with_parent(int parent);
 
+/* fork(2), and nothing of what Python does before and after it; the caller has one thread. -errno if it fails. */
+long vmm_fork(void);
+
 /* Have the parent trace this process; -errno where that is not allowed. */
 long vmm_trace_me(void);
 

@@ -42,6 +42,7 @@ long vmm_flush(uint64_t base, const uint64_t *ranges, size_t count);
 size_t vmm_flush_line(void);
 const char *vmm_flush_name(void);
 long vmm_die_with_parent(int parent);
+long vmm_fork(void);
 long vmm_trace_me(void);
 
 #define VMM_PAGE ...

@@ -34,6 +34,9 @@
 #define KVM_SET_PIT2 ...
 #define KVM_SET_CLOCK ...
 #define KVM_SMI ...
+#define KVM_KVMCLOCK_CTRL ...
+#define KVM_TPR_ACCESS_REPORTING ...
+#define KVM_SET_VAPIC_ADDR ...
 #define KVM_X86_GET_MCE_CAP_SUPPORTED ...
 #define KVM_X86_SETUP_MCE ...
 #define KVM_X86_SET_MCE ...
@@ -405,3 +408,38 @@ struct vmm_own_shadow {
 };
 
 long vmm_own_shadow_stack(void);
+
+struct kvm_translation {
+    __u64 linear_address;
+    __u64 physical_address;
+    __u8 valid;
+    __u8 writeable;
+    __u8 usermode;
+    __u8 pad[5];
+};
+
+struct kvm_guest_debug_arch {
+    __u64 debugreg[8];
+};
+
+struct kvm_guest_debug {
+    __u32 control;
+    __u32 pad;
+    struct kvm_guest_debug_arch arch;
+};
+
+struct kvm_tpr_access_ctl {
+    __u32 enabled;
+    __u32 flags;
+    __u32 reserved[8];
+};
+
+struct kvm_vapic_addr {
+    __u64 vapic_addr;
+};
+
+#define KVM_GUESTDBG_ENABLE ...
+#define KVM_GUESTDBG_SINGLESTEP ...
+#define KVM_GUESTDBG_USE_HW_BP ...
+#define KVM_GUESTDBG_INJECT_DB ...
+#define KVM_GUESTDBG_INJECT_BP ...

@@ -6,6 +6,7 @@
  *	tick		ticks without end
  *	wait		goes to `waiting`, where it runs until somebody stops it
  *	halt		HLT (CPL0), then the same
+ *	step		NOP, NOP and back, for who looks at each instruction
  *	undefined	UD2: without an IDT there is no way on
  *
  * `halted` and `ticked` are where RIP is behind these instructions. What may be CPL0 only runs where that is
@@ -37,3 +38,8 @@ halted:	jmp	tick
 
 ENTRY undefined
 	ud2
+
+ENTRY step
+	nop
+	nop
+	jmp	step

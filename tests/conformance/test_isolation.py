@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.patience import LIMIT, TIME_SCALE, eventually
 from tests.processes import gone, state
+from vmm.conformance import server
 from vmm.conformance.context import Options
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.runner import Job, Runner
@@ -131,3 +134,10 @@ def test_ctrl_c_ends_the_command_with_130_and_leaves_nothing() -> None:
     assert process.returncode == 130
     assert stderr.decode().strip() == "vmm: interrupted"
     assert eventually(lambda: all(map(gone, [*servers, *clauses])))
+
+
+def test_a_process_that_cannot_be_started_is_an_error_with_its_errno(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "lib", SimpleNamespace(vmm_fork=lambda: -errno.EAGAIN))
+    with pytest.raises(OSError) as caught:
+        server._fork_quickly()
+    assert (caught.value.errno, caught.value.strerror) == (errno.EAGAIN, os.strerror(errno.EAGAIN))

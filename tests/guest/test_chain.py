@@ -199,12 +199,13 @@ def test_every_changed_tile_is_noticed(kvm: Kvm) -> None:
     _results([sys.executable], [levels[0], levels[-1]])
 
 
-# The machines, what they are asked for beyond the defaults, and the levels that they check.
+# The machines, what they are asked for beyond the defaults, and the levels that they check. Of levels that run the
+# same code of the payload these have the most state, or vectors of lengths that are no powers of two.
 _MACHINES = {
     "svm": ((), ("sse", "avx+pku")),
-    "amx": ((), ("amx", "amx+pku+cet+xfd")),
-    "sve": ((), ("fpsimd", "sve128", "sve384", "sve512")),
-    "sve2048": (("--cpu", "vq=1,2,4,8,16", "--mode", "nvhe"), ("sve256", "sve2048")),
+    "amx": ((), ("amx+pku+cet+xfd",)),
+    "sve": ((), ("fpsimd", "sve384")),
+    "sve2048": (("--cpu", "vq=1,2,4,8,16", "--mode", "nvhe"), ("sve2048",)),
 }
 
 

@@ -203,6 +203,16 @@ def test_dirty_pages_are_those_the_guest_wrote(kvm: Kvm) -> None:
         assert guest.memory.dirty_pages() == [], "asking clears the log"
 
 
+def test_a_new_guest_takes_all_that_another_has_in_memory(kvm: Kvm) -> None:
+    with Guest(kvm, "xstate") as guest, Guest(kvm, "xstate") as copy:
+        start, end = guest.payload.segments[0][0], guest.payload.end
+        for at in (0, 0x2FFF, 0xD000, 0x4FFFF, start - 1, start, end - 1):
+            guest.memory.write(at, bytes([guest.memory.read(at, 1)[0] ^ 0xFF]))
+        guest.memory.write(start + 0x10, bytes(16))
+        copy.take_memory(guest)
+        assert copy.memory.read(0, end) == guest.memory.read(0, end)
+
+
 @pytest.mark.parametrize("backing", ["anonymous", "hugetlb", "guest_memfd"])
 def test_memory_of_each_backing_can_be_written_and_read(kvm: Kvm, backing: str) -> None:
     with kvm.create_vm() as vm:

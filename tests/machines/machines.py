@@ -130,7 +130,7 @@ def _differences(then: Offer, now: Offer) -> list[str]:
 
 def conformance(machine: str, *options: str) -> list[dict[str, Any]]:
     """Run all clauses in a machine and return the report's records."""
-    return records(lab(machine, *options, "--shards", str(min(2, os.cpu_count() or 1))))
+    return records(lab(machine, *options))
 
 
 def judge(

@@ -94,14 +94,14 @@ def test_every_lie_and_every_broken_payload_is_noticed(running: Running) -> None
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "clause"),
+    ("options", "clause"),
     [
-        ("--cpu", "vq=1,2,4", "sve.vls.unsupported-vq-einval"),
-        (*_NO_SVE, "init.sve-unsupported-einval"),
+        (("--cpu", "vq=1,2,4", "--mode", "nvhe"), "sve.vls.unsupported-vq-einval"),
+        (_NO_SVE, "init.sve-unsupported-einval"),
     ],
 )
-def test_a_lie_is_noticed_where_its_clause_runs(option: str, value: str, clause: str) -> None:
-    outcomes = _lies(option, value, patterns=(clause,))
+def test_a_lie_is_noticed_where_its_clause_runs(options: tuple[str, ...], clause: str) -> None:
+    outcomes = _lies(*options, patterns=(clause,))
     assert outcomes["noticed"] and not outcomes["unnoticed"] and not outcomes["unusable"] and not outcomes["error"], (
         outcomes
     )

@@ -286,17 +286,20 @@ def _writer(kvm: Kvm) -> BaseGuest:
 
 
 @pytest.mark.parametrize(
-    ("stall", "rounds", "outcome"), [("abort", 3, "kept"), ("stop", 3, "moved"), ("throttle", 30, "moved")]
+    ("stall", "rounds", "seconds", "outcome"),
+    [("abort", 3, 1.5, "kept"), ("stop", 3, 1.5, "moved"), ("throttle", 30, 3.0, "moved")],
 )
-def test_a_guest_that_writes_too_fast_ends_as_asked(stall: str, rounds: int, outcome: str, tmp_path: Path) -> None:
+def test_a_guest_that_writes_too_fast_ends_as_asked(
+    stall: str, rounds: int, seconds: float, outcome: str, tmp_path: Path
+) -> None:
     def attempt(scale: float) -> None:
         # 32 MiB a second: the 2 MiB take 64 ms, and 20 are allowed.
         limits = Limits(downtime=0.02, rounds=rounds, rate=32 << 20, stall=stall)
         folder = tmp_path / f"{scale:g}"
         folder.mkdir()
-        pair = Pair(source=Options(limits=limits), make=_writer, limit=3 * scale).run(folder)
+        pair = Pair(source=Options(limits=limits), make=_writer, limit=seconds * scale).run(folder)
         assert pair.report["outcome"] == outcome, pair.report
-        ran = f"the guest ran for {3 * scale:g} s, which is the limit"
+        ran = f"the guest ran for {seconds * scale:g} s, which is the limit"
         if stall == "abort":
             assert "the guest writes faster than can be sent: after 3 rounds" in pair.report["reason"]
             assert pair.here == ran

@@ -91,5 +91,7 @@ def repeated(topic: str, *clauses: str) -> list[Mutation]:
 
 def make(clause: str, name: str) -> Interposer:
     """Return a fresh interposer of one mutation (called inside the clause's child)."""
-    all_mutations()
-    return _mutations[ARCHITECTURE, clause, name].factory()
+    key = ARCHITECTURE, clause, name
+    if key not in _mutations:  # what the server has imported, no child looks for
+        all_mutations()
+    return _mutations[key].factory()

@@ -38,6 +38,7 @@ __all__ = [
 
 DONE, EXCEPTION, DIFFERENT = 1, 2, 3
 MEMORY_SIZE = 4 << 20
+_CHUNK = 64 << 10
 
 Capabilities = Mapping[int, tuple[int, ...]]
 NO_CAPABILITIES: Capabilities = MappingProxyType({})
@@ -303,6 +304,22 @@ class BaseGuest(ABC):
         each = (" ".join(f"{value:#x}" for value in one.mailbox.values if value) for one in self.processors)
         values = "; ".join(filter(None, each))
         return f"done{': ' + values if values else ''}"
+
+    def take_memory(self, other: BaseGuest) -> None:
+        """Write what another guest of the payload has in memory up to its end into this one's, which is new.
+
+        Between its tables and the payload a new guest has zeros: what is zero in both is not written, for every page
+        that is costs the host a fault.
+        """
+        ours, theirs = self.memory, other.memory
+        hole = end_of_tables(self._TABLES_END, self.memory_end)
+        start, end = min(address for address, _ in self.payload.segments), self.payload.end
+        ours.write(0, theirs.read(0, hole))
+        for at in range(hole, start, _CHUNK):
+            data = theirs.read(at, min(_CHUNK, start - at))
+            if data != bytes(len(data)):
+                ours.write(at, data)
+        ours.write(start, theirs.read(start, end - start))
 
     def close(self) -> None:
         """Close the VM with all it owns."""

@@ -9,10 +9,13 @@ fpu_xstate_prctl.
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError, arch_prctl, arch_prctl_value
-from vmm.kvm.system import Kvm
+
+if TYPE_CHECKING:
+    from vmm.kvm.system import Kvm  # what is executed for one answer has no use for it
 
 __all__ = [
     "guest_permitted",

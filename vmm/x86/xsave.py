@@ -46,13 +46,15 @@ POISON, _OTHER_POISON = 0xAA, 0x55
 _XSTATE_BV, _XCOMP_BV = slice(512, 520), slice(520, 528)
 _FCW, _MXCSR, _MXCSR_MASK = slice(0, 2), slice(24, 28), slice(28, 32)
 _SOFTWARE = slice(464, 512)
+# Bytes that are compared at once: most are equal.
+_LINE = 64
 INITIAL_FCW = 0x37F
 INITIAL_MXCSR = 0x1F80
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Where a state component lies: ``ranges`` are (offset, length) in the standard format."""
+    """Where a state component lies: ``ranges`` are (offset, length) in the standard format, in order."""
 
     number: int
     ranges: tuple[tuple[int, int], ...]
@@ -72,7 +74,7 @@ class Component:
     @property
     def end(self) -> int:
         """The first offset beyond it."""
-        return max(start + length for start, length in self.ranges)
+        return sum(self.ranges[-1])
 
 
 # The legacy region's two components: x87 without MXCSR, and MXCSR with the XMM registers.
@@ -313,13 +315,16 @@ class XsaveArea:
         found: list[Difference] = []
         if self.data == other:
             return found
-        for offset in range(max(len(self.data), len(other))):
-            ours = self.data[offset] if offset < len(self.data) else -1
-            theirs = other[offset] if offset < len(other) else -1
-            if ours != theirs and not _SOFTWARE.start <= offset < _SOFTWARE.stop:
-                found.append(Difference(offset, ours, theirs, self.where(offset)))
-                if len(found) >= limit:
-                    break
+        for line in range(0, max(len(self.data), len(other)), _LINE):
+            if self.data[line : line + _LINE] == other[line : line + _LINE]:
+                continue
+            for offset in range(line, min(line + _LINE, max(len(self.data), len(other)))):
+                ours = self.data[offset] if offset < len(self.data) else -1
+                theirs = other[offset] if offset < len(other) else -1
+                if ours != theirs and not _SOFTWARE.start <= offset < _SOFTWARE.stop:
+                    found.append(Difference(offset, ours, theirs, self.where(offset)))
+                    if len(found) >= limit:
+                        return found
         return found
 
     def where(self, offset: int) -> str:

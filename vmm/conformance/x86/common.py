@@ -9,6 +9,7 @@ import random
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
 from vmm.conformance.needs import Need, capability
+from vmm.conformance.x86.noise import noise
 from vmm.kvm.bits import bits
 from vmm.kvm.vcpu import Vcpu
 from vmm.probe.host import Host
@@ -197,8 +198,7 @@ def pattern(features: int, seed: int, size: int = 4096) -> XsaveArea:
         elif number == XFeature.SSE:
             area.set_component(1, (0x1FA0).to_bytes(4, "little") + bytes(4) + source.randbytes(256))
         else:
-            data = bytes(byte | 1 for byte in source.randbytes(area.layout[number].size))
-            area.set_component(number, data)
+            area.set_component(number, noise(source, area.layout[number].size))
     return area
 
 

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 
 from vmm.conformance.expect import equal, true
+from vmm.conformance.x86.noise import noise
 from vmm.x86.guest import Guest
 from vmm.x86.xfeature import XFeature
 from vmm.x86.xsave import XsaveArea
@@ -36,8 +37,7 @@ class Image:
         """Return an image whose register bytes differ from the initial state and from each other's neighbours."""
         x87 = b"".join(source.randbytes(10) + bytes(6) for _ in range(8))
         control = _MXCSR.to_bytes(4, "little") + _FCW.to_bytes(2, "little") + bytes(58)
-        rest = bytes(byte | 1 for byte in source.randbytes(_SIZE - _MASKS_AT))
-        return cls(x87 + control + rest)
+        return cls(x87 + control + noise(source, _SIZE - _MASKS_AT))
 
     @property
     def mxcsr(self) -> int:

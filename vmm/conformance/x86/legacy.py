@@ -12,6 +12,7 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
 from vmm.conformance.needs import Need
 from vmm.conformance.x86.common import judged_call
+from vmm.conformance.x86.noise import noise
 from vmm.probe.host import Host
 from vmm.x86.guest import Guest
 from vmm.x86.own import yield_with_registers
@@ -61,7 +62,7 @@ class Legacy:
             if name.startswith("ST"):
                 value = source.randbytes(10) + bytes(6)
             elif name.startswith("XMM"):
-                value = bytes(byte | 1 for byte in source.randbytes(size))
+                value = noise(source, size)
             else:
                 value = numbers.get(name, 0).to_bytes(size, "little")
             image[at : at + size] = value

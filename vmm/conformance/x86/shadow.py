@@ -117,7 +117,7 @@ def capture(context: Context, guest: Guest) -> SavedState:
 def twin(context: Context, guest: Guest) -> Guest:
     """A new VM with all of the guest's memory, and none of its state."""
     copy = context.own(Guest(context.kvm, "cet", cpuid=guest.cpuid, cr4=guest.cr4))
-    copy.memory.write(0, guest.memory.read(0, guest.payload.end))
+    copy.take_memory(guest)
     stacks = 2 << 20
     copy.memory.write(stacks, guest.memory.read(stacks, _STACKS_SIZE))
     return copy

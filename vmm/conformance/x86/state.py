@@ -127,7 +127,7 @@ def twin(context: Context, guest: Guest, saved: State, what: str) -> Guest:
     copy = context.own(
         Guest(context.kvm, guest.payload, cpuid=guest.cpuid, cr4=guest.cr4, capabilities=guest.capabilities)
     )
-    copy.memory.write(0, guest.memory.read(0, guest.payload.end))
+    copy.take_memory(guest)
     with judged(f"restoring {what}"):
         restore(copy.vcpu, saved)
     return copy

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vmm.conformance.context import Context
 from vmm.conformance.expect import equal, true
 from vmm.conformance.x86.common import judged_call, permit_tiles
+from vmm.conformance.x86.noise import noise
 from vmm.x86 import cpuid
 from vmm.x86.boot import CR4_OSXSAVE
 from vmm.x86.cpuid import Cpuid
@@ -79,7 +80,7 @@ class TileImage:
         for number, (rows, columns) in enumerate(config.shapes):
             for row in range(rows):
                 at = number * TILE + row * ROW
-                tiles[at : at + columns] = bytes(byte | 1 for byte in source.randbytes(columns))
+                tiles[at : at + columns] = noise(source, columns)
         return cls(config, bytes(tiles))
 
     @property

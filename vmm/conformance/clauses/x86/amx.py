@@ -33,7 +33,7 @@ _ODD = TileShapes(((16, 64), (1, 64), (16, 4), (7, 60), (3, 8), (0, 0), (16, 36)
 def _twin(context: Context, guest: Guest) -> Guest:
     """A new VM with the guest's memory, without its state."""
     twin = tile_guest(context, guest.cpuid, permit=False)
-    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
+    twin.take_memory(guest)
     return twin
 
 

@@ -53,7 +53,7 @@ def _moved(context: Context, guest: Guest, at: int) -> Guest:
     msrs = state.saved_xfd_msrs(context.kvm)
     saved = state.capture(guest.vcpu, msrs)
     twin = tile_guest(context, guest.cpuid, permit=False, payload="amx_os")
-    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
+    twin.take_memory(guest)
     with judged(f"restoring the guest at tick {at}"):
         state.restore(twin.vcpu, saved)
     guest.close()

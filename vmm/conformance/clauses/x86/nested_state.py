@@ -193,7 +193,7 @@ def moves(context: Context) -> None:
     equal("the size while L2 runs", nested.size, HEADER + _VMCS)
     equal("the saved MSRs", saved["MSRS"], {Msr.XFD: _ARMED, Msr.XFD_ERR: _ARMED})
     twin = nested_guest(context, table=guest.cpuid)
-    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
+    twin.take_memory(guest)
     guest.close()
     with judged("restoring the guest and its nested state"):
         state.restore(twin.vcpu, saved)

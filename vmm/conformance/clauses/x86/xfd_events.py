@@ -124,7 +124,7 @@ def pending_nm_moves(context: Context) -> None:
     context.note("no payload" if not has else f"payload {payload:#x}")
     equal("the payload of the #NM", payload if has else _ARMED, _ARMED)
     twin = _armed_guest(context, permit=False)
-    twin.memory.write(0, guest.memory.read(0, guest.payload.end))
+    twin.take_memory(guest)
     with judged("restoring the state with the #NM pending"):
         state.restore(twin.vcpu, saved)
     equal("the payload in the copy", _payload(twin), (has, payload))

@@ -95,12 +95,13 @@ def offsets_follow_host(context: Context) -> None:
     vcpu = configured(context)
     initial = XsaveArea.initial().normalised()
     layout = host_layout()
+    # Everywhere beyond the header, so that a wrong offset brings the wrong bytes along.
+    filled = bytes((index * 7 + index // 256 | 1) & 0xFF for index in range(576, len(initial.data)))
     for number in bits(plain_features(context) & ~3):
         component = layout[number]
         start, length = component.ranges[0]
         area = XsaveArea.initial()
-        # Everywhere beyond the header, so that a wrong offset brings the wrong bytes along.
-        area.data[576:] = bytes((index * 7 + index // 256 | 1) & 0xFF for index in range(576, len(area.data)))
+        area.data[576:] = filled
         area.xstate_bv = 1 << number
         succeeds(f"KVM_SET_XSAVE of {component.name} alone", set_xsave, vcpu, area)
         seen = get_xsave(vcpu)
