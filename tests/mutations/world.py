@@ -203,15 +203,14 @@ def _shows_behind(behind: Callable[[Interposer], Interposer], table: Table, fiel
 
 
 def _leaks(table: Table, field: str) -> Interposer:
-    """Once a call was refused, the getter shows another value of a field."""
-    refused = False
+    """Once a call was refused, the getter shows another value of a field, of that vCPU."""
+    refused: set[int] = set()
 
     def interposer(call: Call, proceed: Proceed) -> int:
-        nonlocal refused
         result = proceed()
-        if call.name == table.piece.set:
-            refused |= result < 0
-        elif refused and call.name == table.piece.get and result >= 0:
+        if call.name == table.piece.set and result < 0:
+            refused.add(call.fd)
+        elif call.fd in refused and call.name == table.piece.get and result >= 0:
             _Buffer(table, call).change(field, lambda value: value ^ 4)
         return result
 

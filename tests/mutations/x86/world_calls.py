@@ -3,22 +3,12 @@
 
 from __future__ import annotations
 
-import errno
-
-from tests.mutations.lies import Condition, Proceed, accept, after, answer, assign, before, drift, toggle
+from tests.mutations.lies import Proceed, after, answer, assign, before, once, toggle
 from tests.mutations.registry import lies
 from tests.mutations.world import world_shows
-from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.state.x86.world.lapic import LAPIC
 from vmm.state.x86.world.modes import SREGS_1
-from vmm.state.x86.world.registers import DEBUGREGS, REGS
-
-INTERRUPT, DEBUG, TRANSLATE = "KVM_INTERRUPT", "KVM_SET_GUEST_DEBUG", "KVM_TRANSLATE"
-
-
-def _asks(bits: int) -> Condition:
-    return lambda call: bool(call.argument.control & bits)
 
 
 def _is_taken(index: int, value: int) -> Interposer:
@@ -56,28 +46,10 @@ def _changes_the_page() -> Interposer:
 
 lies(
     "world.events-called",
-    a_vector_of_256_is_taken=lambda: accept(INTERRUPT, lambda call: call.argument.irq == 256),
-    a_vector_of_256_is_e2big=lambda: drift(INTERRUPT, errno.E2BIG, lambda call: call.argument.irq == 256),
-    no_interrupt_is_queued=lambda: answer(INTERRUPT, 0),
-    another_interrupt_is_queued=lambda: before(INTERRUPT, toggle("irq", 4), lambda call: call.argument.irq < 256),
+    another_interrupt_is_queued=lambda: before("KVM_INTERRUPT", toggle("irq", 4)),
     the_bitmap_has_another=lambda: world_shows(SREGS_1, "interrupt_bitmap[1]"),
     no_nmi_is_sent=lambda: answer("KVM_NMI", 0),
-    a_second_interrupt_is_busy=lambda: drift(INTERRUPT, errno.EBUSY, lambda call: call.argument.irq < 256),
-)
-lies(
-    "world.debugregs-debugged",
-    db2_is_the_debuggers=lambda: world_shows(DEBUGREGS, "db[2]"),
-    rflags_are_others=lambda: world_shows(REGS, "rflags"),
-    no_exception_is_injected=lambda: answer(DEBUG, 0, _asks(lib.KVM_GUESTDBG_INJECT_DB)),
-    a_second_exception_is_taken=lambda: accept(DEBUG, _asks(lib.KVM_GUESTDBG_INJECT_BP)),
-    a_second_exception_is_eagain=lambda: drift(DEBUG, errno.EAGAIN, _asks(lib.KVM_GUESTDBG_INJECT_DB)),
-)
-lies(
-    "world.sregs-translated",
-    nothing_is_valid=lambda: after(TRANSLATE, assign("valid", 0)),
-    everything_is_valid=lambda: after(TRANSLATE, assign("valid", 1)),
-    nothing_is_writeable=lambda: after(TRANSLATE, assign("writeable", 0)),
-    the_offset_is_lost=lambda: after(TRANSLATE, toggle("physical_address", 1)),
+    an_nmi_is_injected_at_once=lambda: once("KVM_NMI", after("KVM_GET_VCPU_EVENTS", assign("nmi.injected", 1))),
 )
 lies(
     "world.lapic-x2-msrs",

@@ -120,11 +120,22 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         before = table.part(vcpu)
         values = list(_refusals(table, vcpu, found, tally))
         taken = [not _refuse(table, vcpu, field, refusal, before, tally, context) for field, refusal in values]
-        if any(taken) or table.part(vcpu) != before:
+        after = table.part(vcpu)
+        if any(taken) or after != before:
             vcpu = ground.vcpu(context)
             _give(table, vcpu, found)
             for field, refusal in _refusals(table, vcpu, found, tally):
                 _one_by_one(table, vcpu, field, refusal, tally, context)
+        if not any(taken):
+            _unchanged(table, before, after, tally, "after all refusals")
+
+
+def _unchanged(table: Table, before: Part | None, after: Part | None, tally: Tally, where: str) -> None:
+    """No field that stays by itself may have changed."""
+    if before is None or after is None or before == after:
+        return
+    had, read = _steady(table, table.codec.split(before)), table.codec.split(after)
+    _compare(table, read, {field: value for field, value in had.items() if read.get(field) != value}, tally, where)
 
 
 def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
@@ -153,9 +164,7 @@ def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: T
     part = table.part(vcpu)
     assert part is not None
     if _refuse(table, vcpu, field, refusal, part, tally, context):
-        where = f"after {field} = {refusal.value:#x} was refused"
-        after, before = table.read(vcpu), _steady(table, table.codec.split(part))
-        _compare(table, after, {field: had for field, had in before.items() if after.get(field) != had}, tally, where)
+        _unchanged(table, part, table.part(vcpu), tally, f"after {field} = {refusal.value:#x} was refused")
 
 
 def _refuse(
