@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from hashlib import shake_128
 from typing import Protocol
 
 from vmm.kvm.vcpu import Vcpu
@@ -124,6 +125,11 @@ class Values(Protocol):
         """Return the value of a round; beyond the last one they begin anew."""
 
 
+def _pattern(field: str, size: int) -> int:
+    """Return a number of so many bytes that no other field has."""
+    return int.from_bytes(shake_128(field.encode()).digest(size), "little")
+
+
 @dataclass(frozen=True, slots=True)
 class Free:
     """Any value within ``mask``; the other bits are ``base``.
@@ -137,8 +143,7 @@ class Free:
 
     def value(self, field: str, round: int) -> int:
         """Return the value of a round."""
-        bits = self.mask.bit_length()
-        pattern = sum(zlib.crc32(f"{field} {at}".encode()) << 32 * at for at in range(bits // 32 + 1))
+        pattern = _pattern(field, self.mask.bit_length() // 8 + 1)
         chosen = (pattern, ~pattern, -1, 0)[round % self.rounds]
         return self.base | chosen & self.mask
 

@@ -134,6 +134,9 @@ _NEVER = {
     "ID_AA64DFR0_EL1": ("TraceVer", "PMSVer", "TraceFilt", "TraceBuffer", "MTPMU", "BRBE", "ExtTrcBuff", "SEBEP"),
 }
 _ALWAYS_0 = "arch/arm64/kvm/sys_regs.c, kvm_read_sanitised_id_reg, sanitise_id_aa64pfr0_el1, sanitise_id_aa64dfr0_el1"
+# What the first run changes. arch/arm64/kvm/sys_regs.c, kvm_finalize_sys_regs; S1PIE and S1POE since Linux 7.3.
+_CHANGES = {"ID_AA64PFR0_EL1": ("GIC",), "ID_PFR1_EL1": ("GIC",), "ID_AA64MMFR3_EL1": ("S1PIE", "S1POE")}
+_CHANGED = Untold("the first run clears what there is nothing for: id.gic-changes-at-first-run")
 _OWN = "the field is the CPU's own, as far as KVM shows it"
 
 
@@ -179,7 +182,8 @@ def _field_row(name: str, field: Field) -> Row:
     source = f"{_ALWAYS_0}; {_RULES}" if never else _RULES
     if (name, field.name) in _DECIDED:
         fresh, source = _DECIDED[name, field.name]
-    return Row(f"{name}.{field.name}", source, fresh=fresh, values=Of(0, 0), init=After.KEPT, runs=False,
+    kept = _CHANGED if field.name in _CHANGES.get(name, ()) else After.KEPT
+    return Row(f"{name}.{field.name}", source, kept=kept, fresh=fresh, values=Of(0, 0), init=After.KEPT, runs=False,
                fit=_fit(name, field), refused=[Refusal(_unsafe(name, field), errno.EINVAL)])  # fmt: skip
 
 

@@ -61,10 +61,10 @@ EVENTS = Table(
     StructCodec("EVENTS", "kvm_vcpu_events"),
     [
         # An SError that is pending cannot be taken back: what is set to 0 stays.
-        Row("exception.serror_pending", f"{_EVENTS}, KVM_SET_VCPU_EVENTS", fresh=0, values=Of(1, 1), runs=False),
+        Row("exception.serror_pending", f"{_EVENTS}, KVM_SET_VCPU_EVENTS", fresh=0, values=Of(1, 1)),
         Row("exception.serror_has_esr", f"{_EVENTS}: what the CPU is", values=None, init=After.KEPT,
             fresh=OneOf((0, 1), "whether the CPU has the RAS extension and the kernel uses it")),
-        Row("exception.serror_esr", f"{_EVENTS}: ISS only", fresh=0, values=Free(_ISS), fit=_syndrome, runs=False,
+        Row("exception.serror_esr", f"{_EVENTS}: ISS only", fresh=0, values=Free(_ISS), fit=_syndrome,
             refused=[Refusal(lambda vcpu, bit=bit: 1 << bit if has_ras(vcpu) else None, errno.EINVAL)  # type: ignore[misc]
                      for bit in (25, 32, 63)]),
         # It is delivered when it is set, and never told.

@@ -69,7 +69,7 @@ _MEMORY = [
         runs=Of(_SCTLR | 1 << 14, _SCTLR | 1 << 26, _SCTLR)),  # DZE, UCI
     Row("S3_0_C1_C0_1", "arch/arm64/kvm/sys_regs.c, reset_actlr (ACTLR_EL1)", fresh=Untold("ACTLR_EL1 is the CPU's"),
         values=Free(ALL)),
-    _zero("CPACR_EL1", Free(ALL), runs=Of(1 << 20, 3 << 20)),
+    _zero("CPACR_EL1", Free(ALL), runs=Of(1 << 20 | 1 << 16, 3 << 20 | 3 << 16)),
     _zero("ZCR_EL1", Free(0xF), runs=False),
     _zero("SCTLR2_EL1 TCR2_EL1", Free(ALL), runs=False),
     _zero("TCR_EL1", Free(ALL), runs=False),
@@ -77,11 +77,11 @@ _MEMORY = [
     _unknown("TTBR1_EL1", Free(ALL), runs=Of(0xAB_0000_1234_5000, 0x54_0000_7EDC_A000)),
     _unknown("MAIR_EL1", Free(ALL), runs=Of(0x4404_0C00_BB44_FF00, 0x00FF_4444_FF04_FF00)),
     Row("S3_0_C10_C3_0", "arch/arm64/kvm/sys_regs.c, reset_amair_el1", fresh=Untold("AMAIR_EL1 is the CPU's"),
-        values=Free(ALL), runs=False),
+        values=Free(ALL), runs=False, kept=Untold("a CPU may have no bits in AMAIR_EL1")),
     _unknown("PIRE0_EL1 PIR_EL1 POR_EL1", Free(ALL), runs=False),
     _unknown("S3_3_C10_C2_4", Free(ALL), runs=False),  # POR_EL0
-    _unknown("AFSR0_EL1", Free(ALL), runs=False),
-    _unknown("S3_0_C5_C1_1", Free(ALL), runs=False),  # AFSR1_EL1
+    Row("AFSR0_EL1 S3_0_C5_C1_1", f"{_DESCS} (AFSR0_EL1, AFSR1_EL1: reset_unknown); {UNKNOWN}", fresh=_RESET,
+        values=Free(ALL), runs=False, kept=Untold("a CPU may have no bits in AFSR0_EL1 and AFSR1_EL1")),
     _unknown("ESR_EL1", Free(ALL), runs=Free(_WORD)),
     _unknown("FAR_EL1", Free(ALL)),
     _unknown("S3_0_C7_C4_0", Free(ALL), runs=Of(0xFF00_0012_3456_7B80, 0x4400_0000_8765_4B00)),  # PAR_EL1
@@ -170,9 +170,9 @@ COUNTERS = Table(
     RegisterCodec(_COUNTERS),
     [
         Row("CNTVCT_EL0", f"{_START}: it begins with the VM", fresh=Within(0, _HOUR), init=After.KEPT, counts=_HOUR,
-            values=Of(1 << 40, 0x7654_3210_1234_5678, 1 << 62, 0)),
+            values=Of(1 << 40, 0x2345_6789_1234_5678, 1 << 61, 0)),
         Row("CNTPCT_EL0", f"{_START}: it is the host's until it is written", fresh=Untold("the host's own counter"),
             init=After.KEPT, counts=_HOUR,
-            values=Of(1 << 44, 0x4321_7654_1234_5678, 1 << 61, 0)),
+            values=Of(1 << 44, 0x3456_789A_1234_5678, 1 << 60, 0)),
     ],
 )  # fmt: skip
