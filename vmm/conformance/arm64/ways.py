@@ -50,7 +50,7 @@ def give(
         values = table.values(now, vcpu, round, running=running)
         if table is CORE:
             values |= own
-        with judged(f"writing values to {table.piece.name}"):
+        with judged(f"writing values to {table.name}"):
             table.write(vcpu, values)
         held[table] = {**now, **values}
     return held
@@ -59,10 +59,10 @@ def give(
 def look(vcpu: Vcpu, held: Held, tally: Tally, where: str, spared: Callable[[str], str] = lambda field: "") -> None:
     """Every field has to have what it was given; ``spared`` says why one may not, or nothing."""
     for table, fields in held.items():
-        with judged(f"reading {table.piece.name} {where}"):
+        with judged(f"reading {table.name} {where}"):
             read = table.read(vcpu)
         for field, value in fields.items():
-            row, name = table.row(field), f"{table.piece.name}.{field}"
+            row, name = table.row(field), f"{table.name}.{field}"
             if row is None:
                 tally.untold(name, NO_ROW)
             elif row.alone:

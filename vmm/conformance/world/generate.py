@@ -26,7 +26,13 @@ EVERY: Mapping[str, tuple[Property, str]] = {
 
 
 def generate(
-    module: str, ground: Ground, table: Table, source: str, chosen: Iterable[str], needs: Iterable[Need] = ()
+    module: str,
+    ground: Ground,
+    table: Table,
+    source: str,
+    chosen: Iterable[str],
+    needs: Iterable[Need] = (),
+    timeout: float = 10,
 ) -> None:
     """Register the clauses of a table for the module that calls this (``__name__``).
 
@@ -34,8 +40,8 @@ def generate(
     """
     for name in chosen:
         function, statement = EVERY[name]
-        clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
-            _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
+        clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs, timeout=timeout)(
+            _clause(module, function, ground, table, f"{statement.format(table.label)}.\n\nSource: {source}")
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
@@ -15,7 +16,6 @@ from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.value import Part
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
 from vmm.state.world.row import After, Fresh, OneOf, Refusal, Row, Untold, number
 from vmm.state.world.table import Table
@@ -27,11 +27,11 @@ __all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started
 def started(ground: Ground, table: Table, context: Context) -> Iterator[tuple[Vcpu, dict[str, int], Tally]]:
     """Give a new vCPU, the fields of the piece as they are in it, and who counts what is judged of them."""
     vcpu = ground.vcpu(context)
-    with judged(f"reading {table.piece.name} of a fresh vCPU"):
+    with judged(f"reading {table.label} of a fresh vCPU"):
         found = table.read(vcpu)
     if not found:
-        context.skip(f"this KVM has no {table.piece.name} ({table.piece.get})")
-    with Tally(context, table.piece.name) as tally:
+        context.skip(f"this KVM tells of no {table.label}")
+    with Tally(context, table.name) as tally:
         yield vcpu, found, tally
 
 
@@ -88,9 +88,10 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             for field, value in table.alone(found, vcpu, round):
                 _exchange(table, vcpu, {field: value}, tally, "as written")
         for field, row in _rows(table, vcpu, found, tally):
+            own, name = table.owner(field)
             for given, then in [(given, number(then, vcpu)) for given, then in row.masked]:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
-                    tally.look(field, f"after {given:#x} was written", table.read(vcpu).get(field), then)
+                    tally.look(field, f"after {given:#x} was written", own.read(vcpu).get(name), then)
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
@@ -134,7 +135,7 @@ def _refusals(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally)
     """Yield what has to be refused on this vCPU."""
     for field, row in _rows(table, vcpu, fields, tally):
         for refusal in row.refused:
-            value = refusal.value if isinstance(refusal.value, int) else refusal.value(vcpu)
+            value = refusal.value if isinstance(refusal.value, int) else refusal.value(vcpu, fields[field])
             if value is not None:
                 yield field, Refusal(value, refusal.errno)
 
@@ -145,11 +146,11 @@ def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: T
     assert part is not None
     if _refuse(table, vcpu, field, refusal, part, tally, context):
         where = f"after {field} = {refusal.value:#x} was refused"
-        _compare(table, table.read(vcpu), table.codec.split(part), tally, where)
+        _compare(table, table.read(vcpu), table.split(part), tally, where)
 
 
 def _refuse(
-    table: Table, vcpu: Vcpu, field: str, refusal: Refusal, part: Part | None, tally: Tally, context: Context
+    table: Table, vcpu: Vcpu, field: str, refusal: Refusal, part: Any, tally: Tally, context: Context
 ) -> bool:
     """Write what has to be refused to a vCPU whose piece is ``part``; return whether it was."""
     value = refusal.value
@@ -163,7 +164,7 @@ def _refuse(
     except KvmError as error:
         tally.judged(field)
         if error.errno != refusal.errno:
-            context.drift(f"{table.piece.name}.{field} {where}: {error.errno_name} and not {wanted}")
+            context.drift(f"{table.name}.{field} {where}: {error.errno_name} and not {wanted}")
     else:
         tally.wrong(field, where, "success", wanted)
         return False

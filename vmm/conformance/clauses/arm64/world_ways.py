@@ -33,17 +33,16 @@ def _entry(guest: Guest) -> str:
     return "still_sve" if Feature.SVE in guest.features else "still_vectors"
 
 
-def _through(context: Context, entry: str, where: str, way: Callable[[Guest], None]) -> None:
-    """Two rounds of values, each of which has to be there after the way."""
+def _through(context: Context, entry: str, round: int, where: str, way: Callable[[Guest], None]) -> None:
+    """The values of a round have to be there after the way."""
     with Tally(context, "") as tally:
         guest = still(context)
-        for round in range(2):
-            guest.prepare(entry or _entry(guest))
-            held = give(guest.vcpu, round, tables(guest.vcpu), _needs(guest))
-            with judged(f"KVM_RUN {where}"):
-                way(guest)
-                guest.complete()
-            look(guest.vcpu, held, tally, where)
+        guest.prepare(entry or _entry(guest))
+        held = give(guest.vcpu, round, tables(guest.vcpu), _needs(guest))
+        with judged(f"KVM_RUN {where}"):
+            way(guest)
+            guest.complete()
+        look(guest.vcpu, held, tally, where)
 
 
 def _ticks(context: Context, guest: Guest) -> None:
@@ -55,31 +54,31 @@ def _moment(context: Context, guest: Guest) -> None:
     true("the end of a run that a signal ends", isinstance(exit, Deadline), str(exit), "the signal")
 
 
-@clause("world.way-exits", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
+@clause("world.way-exits", arch="arm64", needs=(GUEST_RUNS,), timeout=60)
 def exits(context: Context) -> None:
     """What all registers were given they have after exits of a guest that changes none, with vector registers in use.
 
     Source: Documentation/virt/kvm/api.rst, 4.10 KVM_RUN; arch/arm64/kvm/hyp/include/hyp/sysreg-sr.h.
     """
-    _through(context, "", "after exits", lambda guest: _ticks(context, guest))
+    _through(context, "", 0, "after exits", lambda guest: _ticks(context, guest))
 
 
-@clause("world.way-kicked", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
+@clause("world.way-kicked", arch="arm64", needs=(GUEST_RUNS,), timeout=60)
 def kicked(context: Context) -> None:
     """What all registers were given they have after a signal has ended the run of a guest that changes none.
 
     Source: Documentation/virt/kvm/api.rst, 4.10 KVM_RUN; arch/arm64/kvm/arm.c, kvm_arch_vcpu_ioctl_run.
     """
-    _through(context, "spin", "after a signal", lambda guest: _moment(context, guest))
+    _through(context, "spin", 1, "after a signal", lambda guest: _moment(context, guest))
 
 
-@clause("world.way-asleep", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
+@clause("world.way-asleep", arch="arm64", needs=(GUEST_RUNS,), timeout=60)
 def asleep(context: Context) -> None:
     """What all registers were given they have after a signal has ended the WFI of a guest.
 
     Source: arch/arm64/kvm/arm.c, kvm_vcpu_wfi.
     """
-    _through(context, "asleep", "after WFI", lambda guest: _moment(context, guest))
+    _through(context, "asleep", 0, "after WFI", lambda guest: _moment(context, guest))
 
 
 def _busy() -> Callable[[], object]:
@@ -87,7 +86,7 @@ def _busy() -> Callable[[], object]:
     return lambda: data[:] != data
 
 
-@clause("world.way-preempted", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
+@clause("world.way-preempted", arch="arm64", needs=(GUEST_RUNS,), timeout=60)
 def preempted(context: Context) -> None:
     """What all registers were given they have after another process has had the CPU in the middle of the run.
 
@@ -103,10 +102,10 @@ def preempted(context: Context) -> None:
         while not neighbour.has_worked_since(done):
             _ticks(context, guest)
 
-    _through(context, "", "after another process has run", beside)
+    _through(context, "", 1, "after another process has run", beside)
 
 
-@clause("world.way-cpus", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
+@clause("world.way-cpus", arch="arm64", needs=(GUEST_RUNS,), timeout=60)
 def cpus(context: Context) -> None:
     """What all registers were given they have after the vCPU has gone from one CPU of the host to another.
 
@@ -121,10 +120,10 @@ def cpus(context: Context) -> None:
             os.sched_setaffinity(0, {cpu})
             _ticks(context, guest)
 
-    _through(context, "", "on another CPU", both)
+    _through(context, "", 0, "on another CPU", both)
 
 
-@clause("world.way-turns", arch="arm64", needs=(GUEST_RUNS,), timeout=30)
+@clause("world.way-turns", arch="arm64", needs=(GUEST_RUNS,), timeout=60)
 def turns(context: Context) -> None:
     """Two vCPUs that take turns on a CPU each have what all their registers were given.
 
@@ -155,7 +154,6 @@ def refused_run(context: Context) -> None:
     """
     vcpu = GROUND.vcpu(context)
     with Tally(context, "") as tally:
-        for round in range(2):
-            held = give(vcpu, round, tables(vcpu), {}, running=False)
-            refused("KVM_RUN", errno.EINVAL, enter, vcpu)
-            look(vcpu, held, tally, "after a refused KVM_RUN")
+        held = give(vcpu, 1, tables(vcpu), {}, running=False)
+        refused("KVM_RUN", errno.EINVAL, enter, vcpu)
+        look(vcpu, held, tally, "after a refused KVM_RUN")

@@ -56,11 +56,11 @@ CORE = Table(
 )  # fmt: skip
 
 
-def _z(vcpu: Vcpu, value: int) -> int:
+def _z(vcpu: Vcpu, value: int, _: int) -> int:
     return value & (1 << 8 * lengths(vcpu).size) - 1
 
 
-def _p(vcpu: Vcpu, value: int) -> int:
+def _p(vcpu: Vcpu, value: int, _: int) -> int:
     return value & (1 << lengths(vcpu).size) - 1
 
 

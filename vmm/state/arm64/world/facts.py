@@ -5,17 +5,34 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from functools import cache
 
+from vmm.arm64 import registers as caches
 from vmm.arm64.registers import SYSTEM, Register
 from vmm.arm64.vcpu import Feature, features, get_vls, read
 from vmm.arm64.vls import VectorLengths
+from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 
-__all__ = ["ALL", "PATTERN", "UNKNOWN", "has", "lengths", "masks", "own", "remember_masks"]
+__all__ = [
+    "ALL",
+    "EVERY_CACHE",
+    "PATTERN",
+    "UNKNOWN",
+    "every_cache",
+    "has",
+    "has_ras",
+    "lengths",
+    "masks",
+    "own",
+    "remember_masks",
+]
 
 ALL = (1 << 64) - 1
 # What KVM gives registers whose value after a reset is UNKNOWN: arch/arm64/kvm/sys_regs.h, reset_unknown.
 PATTERN = 0x1DE7EC7EDBADC0DE
+# How many caches CSSELR_EL1 can select: arch/arm64/kvm/sys_regs.c, CSSELR_MAX.
+EVERY_CACHE = 14
 UNKNOWN = "arch/arm64/kvm/sys_regs.h, reset_unknown"
 _MASKS = "ID_MASKS"
 
@@ -43,8 +60,24 @@ def remember_masks(vcpu: Vcpu, masks: Iterable[int]) -> None:
 
 def masks(vcpu: Vcpu) -> tuple[int, ...]:
     """Return what was kept with a vCPU; nothing if its KVM does not tell (before Linux 6.7)."""
-    kept = vcpu.chosen.get(_MASKS, b"")
+    return _unpacked(vcpu.chosen.get(_MASKS, b""))
+
+
+@cache
+def _unpacked(kept: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(kept) // 8}Q", kept)
+
+
+def every_cache(vcpu: Vcpu) -> bool:
+    """Tell whether KVM has CCSIDR_EL1 of every cache that CSSELR_EL1 can select: only then they and CLIDR_EL1 change.
+
+    Source: arch/arm64/kvm/sys_regs.c, write_demux_regids, set_ccsidr, set_clidr; Linux 6.3.
+    """
+    try:
+        vcpu.get_one_reg(caches.cache(EVERY_CACHE - 1))
+    except KvmError:
+        return False
+    return True
 
 
 def has_ras(vcpu: Vcpu) -> bool:

@@ -54,7 +54,9 @@ def _encodings(op0: int, op1: int, crn: int, crms: Iterable[int], op2s: Iterable
 _DEBUG = [
     # DBGBVRn, DBGBCRn, DBGWVRn, DBGWCRn.
     *(_zero(_encodings(2, 0, 0, range(16), [op2]), Free(ALL)) for op2 in (4, 5, 6, 7)),
-    _zero("S2_0_C0_C2_0", Free(ALL), runs=False),  # MDCCINT_EL1
+    Row("S2_0_C0_C2_0", f"{_DESCS} (MDCCINT_EL1: reset_val); arch/arm64/kvm/hyp/include/hyp/debug-sr.h", fresh=0,
+        values=Free(ALL), runs=False,
+        kept=Untold("MRS of MDCCINT_EL1 leaves anything on an emulated CPU without a debug communications channel")),
     _zero("S2_0_C0_C2_2", Free(ALL), runs=Of(1 << 12, 0)),  # MDSCR_EL1: TDCC
     _zero("S2_4_C0_C7_0", Free(ALL)),  # DBGVCR32_EL2
     Row("S2_0_C1_C1_4", "arch/arm64/kvm/sys_regs.c, set_oslsr_el1 (OSLSR_EL1: only OSLK may change)", fresh=8,
@@ -128,12 +130,12 @@ def _counters(vcpu: Vcpu) -> int:
 
 def _set(name: str, *, alone: bool) -> Row:
     return Row(name, f"{_PMU}; {UNKNOWN}", fresh=lambda vcpu: PATTERN & _counters(vcpu), values=Free(_WORD),
-               fit=lambda vcpu, value: value & _counters(vcpu), alone=alone)  # fmt: skip
+               fit=lambda vcpu, value, _: value & _counters(vcpu), alone=alone)  # fmt: skip
 
 
-def _control(vcpu: Vcpu, value: int) -> int:
+def _control(vcpu: Vcpu, value: int, fresh: int) -> int:
     """Return a PMCR_EL0 with its own N, which cannot be more, and with what else is the CPU's."""
-    return read(vcpu, _PMCR) & ~0x3F | value & 0x3F
+    return fresh & ~0x3F | value & 0x3F
 
 
 _PERFORMANCE = [
