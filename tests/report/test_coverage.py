@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.patience import LIMIT
+from vmm.arch import ARCHITECTURE
 from vmm.conformance.model import ClauseResult, Totals, Verdict
+from vmm.kvm.system import Kvm
 from vmm.report.coverage import lines
 
 
@@ -31,3 +40,18 @@ def test_a_run_that_counted_nothing_says_how_to_get_a_share() -> None:
     assert list(lines(Totals([ClauseResult("a", Verdict.PASS, "S.")]))) == [
         "no clause that ran counts fields: try 'world.*'"
     ]
+
+
+def _check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vmm", "check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"a clause of x86; this is {ARCHITECTURE}")
+def test_vmm_check_prints_the_share_at_its_end_and_in_the_totals_of_json(kvm: Kvm) -> None:
+    shown = _check("world.debugregs-fresh", "--coverage")
+    assert shown.stdout.splitlines()[-1] == "16 of 16 pairs of field and property judged: 100.0 %", shown.stderr
+    records = [json.loads(line) for line in _check("world.debugregs-fresh", "--format", "json").stdout.splitlines()]
+    assert (records[-1]["judged"], records[-1]["not_judged"]) == (16, 0)
+    assert records[1]["coverage"] == {"judged": 16, "untold": {}}

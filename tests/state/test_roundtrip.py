@@ -144,7 +144,7 @@ def test_a_pipe_of_vmms_works(kvm: Kvm) -> None:
         (("save", "hello", "-o", "/nowhere/file", "--ticks", "1"), b"", ""),
         (("roundtrip", "--level", "no-such-level"), b"", "this host's levels"),
         (("roundtrip", "--rounds", "10", "--steps", "5"), b"", "a tick of its own"),
-        (("order", "--svg", "/nowhere/file"), b"", ""),
+        (("order", "--dot", "/nowhere/file"), b"", ""),
     ],
 )
 def test_wrong_use_is_a_sentence_with_status_2(words: tuple[str, ...], data: bytes, sentence: str) -> None:

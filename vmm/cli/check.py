@@ -85,8 +85,17 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
     return totals
 
 
+def _complete(context: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids of clauses that begin like what was typed; of areas, as patterns, as long as it has no dot."""
+    from vmm.conformance.registry import all_clauses
+
+    clauses = all_clauses()
+    words = [clause.id for clause in clauses] if "." in incomplete else [f"{clause.area}.*" for clause in clauses]
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
+
+
 @click.command("check")
-@click.argument("globs", nargs=-1, metavar="[GLOB]...")
+@click.argument("globs", nargs=-1, metavar="[GLOB]...", shell_complete=_complete)
 @click.option("--list", "only_list", is_flag=True, help="Show the clauses and run none.")
 @click.option("--jobs", "-j", type=Count(1 << 16), help="Clauses at once (default: one per CPU).")
 @click.option("--format", "style", type=click.Choice(FORMATS), default="text", show_default=True, help="Report.")

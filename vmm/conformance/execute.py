@@ -56,6 +56,7 @@ def execute(
     result.notes, result.drifts = context.notes, context.drifts
     result.looks, result.coverage = looks.count, context.coverage
     if result.verdict not in (Verdict.PASS, Verdict.SKIP, Verdict.INFO):
+        result.source = clause.source
         result.trace += trace.lines()
     return result
 

@@ -32,6 +32,8 @@ FAILING = frozenset({Verdict.FAIL, Verdict.TIMEOUT, Verdict.ERROR})
 class ClauseResult:
     """One clause's verdict with its evidence; empty fields do not apply.
 
+    What did not pass has the clause's ``source``.
+
     ``finding`` refines a failure: ``mismatch``, ``accepted`` (what must be refused), ``rejected`` (what must
     be accepted) or ``errno-drift`` (refused, with another errno). ``looks`` is how many things the clause's
     assertions looked at, ``seconds`` its own time. ``drifts`` are refusals with another errno than the documented
@@ -55,6 +57,7 @@ class ClauseResult:
     drifts: list[str] = field(default_factory=list)
     fields: list[dict[str, str]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def remarks(self) -> list[str]:

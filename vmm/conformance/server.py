@@ -84,7 +84,7 @@ class _Child:
         """Return the result, made up from the wait status if the child wrote none."""
         if self.received.endswith(b"\n") and not self.timed_out:
             return ClauseResult.from_json(json.loads(self.received))
-        result = ClauseResult(self.clause.id, Verdict.ERROR, self.clause.statement)
+        result = ClauseResult(self.clause.id, Verdict.ERROR, self.clause.statement, source=self.clause.source)
         if self.timed_out:
             result.verdict = Verdict.TIMEOUT
             result.reason = f"the clause did not end in time and was killed after {self.clause.timeout:g} s or more"

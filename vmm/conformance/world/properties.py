@@ -12,6 +12,7 @@ from typing import Any
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
+from vmm.conformance.world.excused import excused
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
@@ -92,6 +93,8 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             for given, then in [(given, number(then, vcpu)) for given, then in row.masked]:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
                     tally.look(field, f"after {given:#x} was written", own.read(vcpu).get(name), then)
+        if context.options.exhaustive:
+            context.coverage["excused"] = excused(table, ground.vcpu(context), found)
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:

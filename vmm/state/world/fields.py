@@ -26,6 +26,9 @@ class Codec(Protocol):
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return a part to write, in which these fields have other values."""
 
+    def bits(self, field: str) -> int:
+        """Return how wide a field is."""
+
 
 def leaves(kind: Any, name: str = "", offset: int = 0) -> Iterator[Leaf]:
     """Yield every number in a C type; an array of bytes is one number, the first byte its lowest."""
@@ -51,6 +54,10 @@ class StructCodec:
     def leaves(self) -> tuple[Leaf, ...]:
         """The numbers in the structure."""
         return tuple(leaves(ffi.typeof(f"struct {self._struct}")))
+
+    def bits(self, field: str) -> int:
+        """Return how wide a field is."""
+        return next(8 * size for name, _, size in self.leaves if name == field)
 
     def split(self, part: Part) -> dict[str, int]:
         """Return the numbers by their names."""
@@ -78,6 +85,10 @@ class RegisterCodec:
         if name is None:
             name = self._names[number] = self._piece.register_name(number)
         return name
+
+    def bits(self, field: str) -> int:
+        """Return how wide a register is at most."""
+        return 64
 
     def split(self, part: Part) -> dict[str, int]:
         """Return the registers by their names."""

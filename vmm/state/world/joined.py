@@ -36,6 +36,11 @@ class Joined(Table):
         table, rest = self.owner(field)
         return table.row(rest)
 
+    def bits(self, field: str) -> int:
+        """Return how many bits a field has."""
+        table, rest = self.owner(field)
+        return table.bits(rest)
+
     def owner(self, field: str) -> tuple[Table, str]:
         """Return the table of the piece that a field is of, and how it is called there."""
         piece, _, rest = field.partition(".")

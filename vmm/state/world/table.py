@@ -54,6 +54,10 @@ class Table:
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
         return max(found, default=0)
 
+    def bits(self, field: str) -> int:
+        """Return how many bits a field has."""
+        return self.codec.bits(field)
+
     def owner(self, field: str) -> tuple[Table, str]:
         """Return the table of the one piece that a field is of, and how it is called there."""
         return self, field

@@ -81,6 +81,10 @@ class FieldCodec:
                 found[f"{name}.unknown"] = rest
         return found
 
+    def bits(self, field: str) -> int:
+        """Return how many bits a field has."""
+        return _PLACES[field].width if field in _PLACES else 64
+
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return the registers of which a field gets another value."""
         own = registers(self._piece.name, part)
@@ -109,7 +113,8 @@ _ONES = {"CTR_EL0": 1 << 31}
 @cache
 def _name(at: int) -> str:
     register = Register(at)
-    assert register.group == Group.SYSREG
+    if register.group != Group.SYSREG:
+        return register.name
     return BY_ENCODING.get(register.encoding, register.name)
 
 

@@ -30,6 +30,10 @@ class _Lengths:
         """Return the number."""
         return {"VLS": int.from_bytes(raw("VLS", part, REGISTER.size), "little")}
 
+    def bits(self, field: str) -> int:
+        """Return how many bits the number has."""
+        return 8 * REGISTER.size
+
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return the register."""
         return values["VLS"].to_bytes(REGISTER.size, "little") if "VLS" in values else part
