@@ -29,9 +29,9 @@ OWN = (CORE, SYSREGS, CACHES, EVENTS, MP_STATE)
 _VM_WIDE = (IDREGS, FIRMWARE, COUNTERS)
 
 
-def still(context: Context, vcpus: int = 1) -> Guest:
-    """A guest with all that a vCPU may have, and a payload that changes no register."""
-    return context.own(Guest(context.kvm, "still", features=widest(context), vcpus=vcpus))
+def still(context: Context, vcpus: int = 1, payload: str = "still") -> Guest:
+    """A guest with all that a vCPU may have, and a payload, by default the one that changes no register."""
+    return context.own(Guest(context.kvm, payload, features=widest(context), vcpus=vcpus))
 
 
 def tables(vcpu: Vcpu, *, alone: bool = True) -> tuple[Table, ...]:
