@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from tests.mutations.arm64.lies import View
-from tests.mutations.lies import RUN, Shared, after_entry
+from tests.mutations.arm64.lies import guest_left
+from tests.mutations.lies import RUN, Shared
 from tests.mutations.registry import lies
 from tests.mutations.world import world_spoils
 from vmm.state.arm64.world.core import CORE, VECTORS
@@ -19,7 +19,7 @@ def _spoil(shared: Shared) -> None:
 
 lies(
     "world.guest-reads",
-    the_guest_reads_another_far_el1=lambda: after_entry("get", _spoil, payload="sysregs", kind=View),
+    the_guest_reads_another_far_el1=lambda: guest_left("get", _spoil, payload="sysregs"),
 )
 
 lies(

@@ -88,13 +88,21 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             _exchange(table, vcpu, meant, tally, "as written")
             for field, value in table.alone(found, vcpu, round):
                 _exchange(table, vcpu, {field: value}, tally, "as written")
-        for field, row in _rows(table, vcpu, found, tally):
-            own, name = table.owner(field)
-            for given, then in [(given, number(then, vcpu)) for given, then in row.masked]:
-                if _written(table, vcpu, {field: given}, tally, "as written"):
-                    tally.look(field, f"after {given:#x} was written", own.read(vcpu).get(name), then)
+        _masked(table, vcpu, found, tally)
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)
+
+
+def _masked(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> None:
+    """What a field does not keep reads as its row says; the first such values of all fields go together."""
+    pairs = {field: row.masked for field, row in _rows(table, vcpu, fields, tally) if row.masked}
+    for at in range(max(map(len, pairs.values()), default=0)):
+        chosen = {field: masked[at] for field, masked in pairs.items() if at < len(masked)}
+        wanted = {field: number(then, vcpu) for field, (_, then) in chosen.items()}
+        if _written(table, vcpu, {field: given for field, (given, _) in chosen.items()}, tally, "as written"):
+            read = table.read(vcpu)
+            for field, (given, _) in chosen.items():
+                tally.look(field, f"after {given:#x} was written", read.get(field), wanted[field])
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
@@ -118,7 +126,7 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         before = table.part(vcpu)
         values = list(_refusals(table, vcpu, found, tally))
         taken = [not _refuse(table, vcpu, field, refusal, before, tally, context) for field, refusal in values]
-        if any(taken) or table.part(vcpu) != before:
+        if any(taken) or not _same(table, before, table.part(vcpu)):
             vcpu = ground.vcpu(context)
             _give(table, vcpu, found)
             for field, refusal in _refusals(table, vcpu, found, tally):
@@ -126,6 +134,20 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         elif values:
             for field in found:
                 tally.judged(field)
+
+
+def _same(table: Table, before: Any, now: Any) -> bool:
+    """Tell whether a piece is as it was, beside what counts on."""
+    if before == now:
+        return True
+    had, has = (table.split(part) for part in (before, now))
+    return had.keys() == has.keys() and all(_reads(table, field, value, has[field]) for field, value in had.items())
+
+
+def _reads(table: Table, field: str, value: int, read: int) -> bool:
+    row = table.row(field)
+    wanted = row.read(value) if row else value
+    return read == wanted if isinstance(wanted, int) else wanted.allows(read)
 
 
 def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:

@@ -146,7 +146,7 @@ def turns(context: Context) -> None:
             look(one.vcpu, own, tally, f"of vCPU {one.vcpu.identifier} after turns")
 
 
-@clause("world.way-refused", arch="arm64", needs=(capability("KVM_CAP_ARM_PMU_V3"),))
+@clause("world.way-refused", arch="arm64", needs=(capability("KVM_CAP_ARM_PMU_V3"),), timeout=60)
 def refused_run(context: Context) -> None:
     """What all registers were given they have after a KVM_RUN that was refused, as of a PMU that was not set up.
 
