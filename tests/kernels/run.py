@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.kernels.table import Fault
 
-__all__ = ["SILENCE", "Boot", "Outcome", "Verdicts", "boots", "judge", "reports", "run", "script"]
+__all__ = ["SILENCE", "Boot", "Outcome", "Verdicts", "boots", "judge", "reports", "run", "script", "start"]
 
 #: the verdicts of a run: clause -> verdict
 Verdicts = dict[str, str]
@@ -177,14 +177,21 @@ def run(
 
 def _start(machine: str, kernel: str, modules: Path, boot: Boot) -> Iterator[str]:
     """Boot a machine with the modules, run a boot's script and yield the lines that it prints."""
+    words = ("--append", f"kvm.fault={boot.parameter}", "--fresh") if boot.parameter else ()
+    return start(machine, kernel, modules, {"faults": script(boot).encode()}, SILENCE * (2 + len(boot.order)), words)
+
+
+def start(
+    machine: str, kernel: str, modules: Path, files: Mapping[str, bytes], longest: float, words: Sequence[str] = ()
+) -> Iterator[str]:
+    """Boot a machine with the modules and files, run that which is `faults`, and yield the lines that it prints."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        folder = Path(name)
-        (folder / "faults").write_text(script(boot))
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
         command = [
             *(sys.executable, str(_SCRIPTS / "lab"), machine, "--kernel", kernel, "--modules", str(modules)),
-            *("--in", name, "--pool", "faults", "--timeout", f"{SILENCE * (2 + len(boot.order)):g}"),
-            *(("--append", f"kvm.fault={boot.parameter}", "--fresh") if boot.parameter else ()),
-            *("--", "sh", "/in/faults"),
+            *("--in", name, "--pool", "faults", "--timeout", f"{longest:g}"),
+            *(*words, "--", "sh", "/in/faults"),
         ]
         lab = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert lab.stdout is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,16 @@ from vmm.state.world.fields import StructCodec
 from vmm.state.world.row import After, Row, Untold
 from vmm.state.world.table import Table
 
-__all__ = ["representatives", "struct_fields", "world_lies", "world_loses", "world_shows", "world_spoils"]
+__all__ = [
+    "representatives",
+    "struct_fields",
+    "way_lies",
+    "way_shows",
+    "world_lies",
+    "world_loses",
+    "world_shows",
+    "world_spoils",
+]
 
 _ROW = Packed.ROW
 
@@ -49,10 +58,10 @@ class _Buffer:
         fields = self._table.codec.split(self.part)
         if field not in fields:
             return False
-        self._put(self._table.codec.join(self.part, {field: change(fields[field])}))
+        self.put(self._table.codec.join(self.part, {field: change(fields[field])}))
         return True
 
-    def _put(self, part: Part) -> None:
+    def put(self, part: Part) -> None:
         argument = self._call.argument
         if isinstance(part, bytes):
             ffi.memmove(argument, part, len(part))
@@ -75,6 +84,23 @@ def world_shows(table: Table, field: str) -> Interposer:
         result = proceed()
         if call.name == table.piece.get and result >= 0:
             _Buffer(table, call).change(field, lambda value: value ^ 4)
+        return result
+
+    return interposer
+
+
+def way_shows(tables: Iterable[Table], but: Iterable[str] = ()) -> Interposer:
+    """Their getters show another value of every field, except those that ``but`` names: ``REGS.rip``."""
+    spared, getters = set(but), {table.piece.get: table for table in tables}
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        table = getters.get(call.name)
+        if table is not None and result >= 0:
+            buffer = _Buffer(table, call)
+            fields = table.codec.split(buffer.part)
+            changed = [field for field in fields if f"{table.piece.name}.{field}" not in spared]
+            buffer.put(table.codec.join(buffer.part, {field: fields[field] ^ 4 for field in changed}))
         return result
 
     return interposer
@@ -130,10 +156,12 @@ def representatives(table: Table, fields: Iterable[str], wanted: Callable[[Row],
 
 
 def _told(row: Row) -> bool:
-    return row.fresh is not None and not isinstance(row.fresh, Untold)
+    return row.varies is not None or (row.fresh is not None and not isinstance(row.fresh, Untold))
 
 
 def _changeable(row: Row) -> bool:
+    if row.varies and not row.alone:
+        return True
     if row.values is None or isinstance(row.values, Untold) or row.alone:
         return False
     return len({row.values.value("", round) for round in range(row.values.rounds)}) > 1
@@ -182,6 +210,22 @@ def world_spoils(table: Table, field: str, name: str, times: int = 1) -> Interpo
         return result
 
     return interposer
+
+
+def way_lies(
+    module: str, clause: str, behind: Callable[[Interposer], Interposer], fields: Mapping[Table, str]
+) -> None:
+    """Register that a getter shows another value of its field once the way is gone that a clause is about.
+
+    ``behind`` has a lie begin there; ``fields`` has one of each piece.
+    """
+    for table, field in fields.items():
+        name = f"{_identifier(f'{table.piece.name.lower()} {field}')}_is_lost"
+        _add(module, clause, name, partial(_shows_behind, behind, table, field))
+
+
+def _shows_behind(behind: Callable[[Interposer], Interposer], table: Table, field: str) -> Interposer:
+    return behind(world_shows(table, field))
 
 
 def _leaks(table: Table, field: str) -> Interposer:

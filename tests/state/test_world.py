@@ -3,18 +3,35 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.arch import ARCHITECTURE
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import Canonical, Free, Of, Row, Untold
+from vmm.state.world.row import ELSEWHERE, Canonical, Free, Of, Row, Untold
 from vmm.state.world.table import Table
-from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS, SREGS
+from vmm.state.x86.world.area import area_fields
+from vmm.state.x86.world.chips import CHIPS
+from vmm.state.x86.world.clock import CLOCK
+from vmm.state.x86.world.events import EVENTS, EVENTS_ALL, SMM
+from vmm.state.x86.world.lapic import LAPIC, LAPIC_X2
+from vmm.state.x86.world.modes import SREGS, SREGS_1, SREGS_LONG, SREGS_PAE
+from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS
+from vmm.state.x86.world.vectors import FPU, LEGACY, XCRS, XSAVE
+from vmm.x86.xsave import largest_size
 
 # Structures of the kernel's headers are known where their architecture runs.
-STRUCTURES = (REGS, SREGS, DEBUGREGS, MP_STATE) if ARCHITECTURE == "x86" else ()
+STRUCTURES = (
+    (
+        REGS, SREGS, SREGS_1, SREGS_LONG, SREGS_PAE, DEBUGREGS, MP_STATE, FPU, XCRS, EVENTS, EVENTS_ALL, SMM, LAPIC,
+        LAPIC_X2, *CHIPS, CLOCK,
+    )
+    if ARCHITECTURE == "x86"
+    else ()
+)  # fmt: skip
 _FIELDS = st.from_regex(r"[a-z]{1,4}(\.[a-z]{1,5})?(\[[0-9]\])?", fullmatch=True)
 
 
@@ -23,10 +40,13 @@ def _names(table: Table) -> list[str]:
     return [name for name, _, _ in table.codec.leaves]
 
 
+# What counts by itself from a moment that only the kernel knows.
+TIMES = {"channels[[]?[]].count_load_time", "clock", "realtime host_tsc"}
+
+
 def _judges(row: Row) -> bool:
-    return any(part is not None and not isinstance(part, Untold) for part in (row.fresh, row.values)) or bool(
-        row.refused
-    )
+    told = any(part is not None and not isinstance(part, Untold) for part in (row.fresh, row.values))
+    return told or bool(row.refused or row.masked) or row is ELSEWHERE or row.fields in TIMES
 
 
 @pytest.mark.parametrize("table", STRUCTURES, ids=lambda table: table.title)
@@ -87,3 +107,19 @@ def test_a_structure_that_was_taken_apart_and_put_together_is_the_same(table: Ta
     name, _, length = data.draw(st.sampled_from(table.codec.leaves))
     value = data.draw(st.integers(0, (1 << 8 * length) - 1))
     assert table.codec.split(table.codec.join(part, {name: value})) == {**fields, name: value}
+
+
+@pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"the XSAVE area is x86's; this is {ARCHITECTURE}")
+def test_every_field_of_the_xsave_area_has_a_row_and_none_overlaps_another() -> None:
+    fields = area_fields(largest_size())
+    assert [name for name, _, _ in fields if XSAVE.row(name) is None] == []
+    places = sorted((offset, offset + size) for _, offset, size in fields)
+    assert [(end, start) for (_, end), (start, _) in itertools.pairwise(places) if start < end] == []
+
+
+@pytest.mark.skipif(ARCHITECTURE != "x86", reason=f"x87 is x86's; this is {ARCHITECTURE}")
+def test_what_fpu_and_xsave_both_have_may_have_the_same_values() -> None:
+    for fpu, xsave in LEGACY.items():
+        first, second = FPU.row(fpu), XSAVE.row(xsave)
+        assert first and second
+        assert (first.fresh, first.values) == (second.fresh, second.values), fpu

@@ -35,6 +35,7 @@ from vmm.conformance.context import Options
 from vmm.conformance.execute import execute, skip
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import Clause, all_clauses
+from vmm.conformance.world.generate import tables
 from vmm.guest.payload import load, names
 from vmm.kvm import signals
 from vmm.kvm.ioctl import errno_name, request_name
@@ -258,6 +259,8 @@ def serve(channel: socket.socket, preload: Iterable[str]) -> None:
     clauses = {clause.id: clause for clause in all_clauses()}
     for name in names():
         load(name)
+    for table in tables():
+        table.prepare()
     request_name(0)  # the names of the requests are looked for once
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the client has had enough
         try:

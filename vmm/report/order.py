@@ -57,6 +57,7 @@ def lines(matrix: Matrix, steps: tuple[Piece, ...]) -> list[str]:
     found += [f"unexpected: {text}" for text in matrix.surprises]
     found += [f"unexpected: no step has {edge.first} before {edge.then}" for edge in matrix.unknown]
     found += [f"unexpected: {first} before {then} is not enforced here" for first, then in matrix.missing]
+    found += [f"known to be lost when it is written: {text}" for text in matrix.known]
     return found + [f"lost when it was written, whatever the order: {text}" for text in matrix.lost]
 
 
@@ -73,4 +74,5 @@ def to_json(matrix: Matrix, steps: tuple[Piece, ...]) -> dict[str, object]:
         "unknown": [{"first": edge.first, "then": edge.then} for edge in matrix.unknown],
         "missing": [{"first": first, "then": then} for first, then in matrix.missing],
         "lost": matrix.lost,
+        "known": matrix.known,
     }

@@ -18,7 +18,7 @@ from vmm.state.piece import Piece, Reading, Row, Stale, raw
 from vmm.state.policy import Policy
 from vmm.state.value import Part, VcpuState
 
-__all__ = ["capture_vcpu", "read_piece", "restore_vcpu", "steps", "write_piece"]
+__all__ = ["capture_vcpu", "read_piece", "read_pieces", "restore_vcpu", "steps", "write_piece"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,8 @@ class _Capture:
 
 
 _CAPTURES: WeakKeyDictionary[Vcpu, _Capture] = WeakKeyDictionary()
+# Pieces that were read by themselves.
+_ONE_BY_ONE: WeakKeyDictionary[Vcpu, dict[Piece, _Capture]] = WeakKeyDictionary()
 
 
 def capture_vcpu(vcpu: Vcpu) -> VcpuState:
@@ -85,20 +87,25 @@ def _read(vcpu: Vcpu) -> dict[str, Part]:
     return capture.read(vcpu)
 
 
-_PIECES: WeakKeyDictionary[Vcpu, dict[str, _Capture]] = WeakKeyDictionary()
-
-
 def read_piece(vcpu: Vcpu, piece: Piece) -> Part | None:
     """Return one piece of a vCPU's state as it is now; None if this vCPU has no such state. Raises KvmError."""
-    kept = _PIECES.setdefault(vcpu, {})
-    capture = kept.get(piece.name)
+    known = _ONE_BY_ONE.setdefault(vcpu, {})
+    capture = known.get(piece)
     if capture is None or capture.chosen != vcpu.chosen:
-        capture = kept[piece.name] = _Capture(vcpu, (piece,))
+        capture = known[piece] = _Capture(vcpu, (piece,))
     try:
         return capture.read(vcpu).get(piece.name)
     except Stale:
-        capture = kept[piece.name] = _Capture(vcpu, (piece,))
-    return capture.read(vcpu).get(piece.name)
+        del known[piece]
+        try:
+            return _Capture(vcpu, (piece,)).read(vcpu).get(piece.name)
+        except Stale as again:
+            raise again.error from again
+
+
+def read_pieces(vcpu: Vcpu, wanted: Iterable[Piece]) -> dict[str, Part]:
+    """Return pieces of a vCPU's state in this order, as read_piece does, in one batch; none that it has not."""
+    return _Capture(vcpu, wanted).read(vcpu)
 
 
 @cache
@@ -138,6 +145,8 @@ def write_piece(vcpu: Vcpu, piece: Piece, part: Part) -> None:
         if result < 0:
             raise KvmError(piece.set, -result)
         raise Refused(f"{piece.set} took {result} of {rows[at][2]}")
+    if piece.chosen:
+        vcpu.chosen[piece.name] = raw(piece.name, part)
 
 
 class _Restore:

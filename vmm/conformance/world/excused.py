@@ -25,8 +25,11 @@ def excused(table: Table, vcpu: Vcpu, fields: Iterable[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     before = table.read(vcpu)
     for field in fields:
-        row = table.row(field)
-        if row is None or row.alone or row.when(vcpu) or row.values is None:
+        named = table.row(field)
+        if named is None or named.alone or named.when(vcpu):
+            continue
+        row = named.of(vcpu)
+        if row.values is None:
             continue
         kept = sum(1 << bit for bit in _unjudged(row, table, field) if _keeps(table, vcpu, field, bit, before))
         if kept:

@@ -12,7 +12,7 @@ from vmm.conformance.world import properties
 from vmm.conformance.world.ground import Ground
 from vmm.state.world.table import Table
 
-__all__ = ["EVERY", "Property", "generate"]
+__all__ = ["EVERY", "Property", "generate", "generate_one", "tables"]
 
 Property = Callable[[Ground, Table, Context], None]
 # What every table is judged by, with its statement.
@@ -23,6 +23,13 @@ EVERY: Mapping[str, tuple[Property, str]] = {
     "moved": (properties.moved, "Every field of {} comes over to a new vCPU with a value that is not that of reset"),
     "reset": (properties.reset, "Another reset gives every field of {} its first value, or leaves what may stay"),
 }
+
+_tables: dict[str, Table] = {}
+
+
+def tables() -> Iterable[Table]:
+    """Return the tables that clauses were made of."""
+    return _tables.values()
 
 
 def generate(
@@ -40,9 +47,24 @@ def generate(
     """
     for name in chosen:
         function, statement = EVERY[name]
-        clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs, timeout=timeout)(
-            _clause(module, function, ground, table, f"{statement.format(table.label)}.\n\nSource: {source}")
-        )
+        generate_one(module, ground, table, source, (name, function, statement), needs, timeout)
+
+
+def generate_one(
+    module: str,
+    ground: Ground,
+    table: Table,
+    source: str,
+    what: tuple[str, Property, str],
+    needs: Iterable[Need] = (),
+    timeout: float = 10,
+) -> None:
+    """Register one clause of a table: ``what`` is its property's name, function and statement."""
+    name, function, statement = what
+    _tables[table.title] = table
+    clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs, timeout=timeout)(
+        _clause(module, function, ground, table, f"{statement.format(table.label)}.\n\nSource: {source}")
+    )
 
 
 def _clause(module: str, function: Property, ground: Ground, table: Table, text: str) -> Callable[[Context], None]:

@@ -18,7 +18,7 @@ from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
-from vmm.state.world.row import After, Fresh, OneOf, Refusal, Row, Untold, number
+from vmm.state.world.row import After, Fresh, Made, OneOf, Refusal, Row, Untold, wanted
 from vmm.state.world.table import Table
 
 __all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started"]
@@ -45,30 +45,34 @@ def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> 
         elif absent := row.when(vcpu):
             tally.untold(field, absent)
         else:
-            yield field, row
+            yield field, row.of(vcpu)
 
 
 def fresh(ground: Ground, table: Table, context: Context) -> None:
     """Every field of a fresh vCPU has the value that its reset gives it."""
     with started(ground, table, context) as (vcpu, found, tally):
         for field, row in _rows(table, vcpu, found, tally):
-            wanted = row.freshly(vcpu)
-            if isinstance(wanted, Untold):
-                tally.untold(field, wanted.reason)
-            elif wanted is not None:
-                tally.look(field, "in a fresh vCPU", found[field], wanted)
+            told = row.freshly(vcpu)
+            if isinstance(told, Untold):
+                tally.untold(field, told.reason)
+            elif told is not None:
+                tally.look(field, "in a fresh vCPU", found[field], told)
 
 
-def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> bool:
-    """Write fields together. If KVM refuses that, find out which it is by writing them one by one."""
+def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> Mapping[str, int]:
+    """Write fields together and return those that KVM took; if it refuses, one by one, to find out which."""
     try:
         table.write(vcpu, values)
     except (KvmError, Refused):
-        for field, value in values.items():
-            try:
-                table.write(vcpu, {field: value})
-            except (KvmError, Refused) as error:
-                tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
+        return {field: value for field, value in values.items() if _taken(table, vcpu, field, value, tally, where)}
+    return values
+
+
+def _taken(table: Table, vcpu: Vcpu, field: str, value: int, tally: Tally, where: str) -> bool:
+    try:
+        table.write(vcpu, {field: value})
+    except (KvmError, Refused) as error:
+        tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
         return False
     return True
 
@@ -98,22 +102,21 @@ def _masked(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -
     pairs = {field: row.masked for field, row in _rows(table, vcpu, fields, tally) if row.masked}
     for at in range(max(map(len, pairs.values()), default=0)):
         chosen = {field: masked[at] for field, masked in pairs.items() if at < len(masked)}
-        wanted = {field: number(then, vcpu) for field, (_, then) in chosen.items()}
-        if _written(table, vcpu, {field: given for field, (given, _) in chosen.items()}, tally, "as written"):
-            read = table.read(vcpu)
-            for field, (given, _) in chosen.items():
-                tally.look(field, f"after {given:#x} was written", read.get(field), wanted[field])
+        then = {field: wanted(reads, vcpu) for field, (_, reads) in chosen.items()}
+        taken = _written(table, vcpu, {field: given for field, (given, _) in chosen.items()}, tally, "as written")
+        read = table.read(vcpu)
+        for field, given in taken.items():
+            tally.look(field, f"after {given:#x} was written", read.get(field), then[field])
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:
-    if meant and _written(table, vcpu, meant, tally, where):
-        _compare(table, table.read(vcpu), meant, tally, where)
+    if meant and (taken := _written(table, vcpu, meant, tally, where)):
+        _compare(table, table.read(vcpu), taken, tally, where)
 
 
 def _compare(table: Table, read: Mapping[str, int], meant: Mapping[str, int], tally: Tally, where: str) -> None:
     for field, value in meant.items():
-        row = table.row(field)
-        tally.look(field, where, read.get(field), row.read(value) if row else value)
+        tally.look(field, where, read.get(field), table.expected(field, value))
 
 
 def refused(ground: Ground, table: Table, context: Context) -> None:
@@ -131,9 +134,12 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
             _give(table, vcpu, found)
             for field, refusal in _refusals(table, vcpu, found, tally):
                 _one_by_one(table, vcpu, field, refusal, tally, context)
-        elif values:
-            for field in found:
-                tally.judged(field)
+
+
+def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
+    """Leave out what counts by itself, as a clock does: not even its first value is told."""
+    rows = ((field, value, table.row(field)) for field, value in read.items())
+    return {field: value for field, value, row in rows if row is None or not isinstance(row.fresh, Untold)}
 
 
 def _same(table: Table, before: Any, now: Any) -> bool:
@@ -145,9 +151,8 @@ def _same(table: Table, before: Any, now: Any) -> bool:
 
 
 def _reads(table: Table, field: str, value: int, read: int) -> bool:
-    row = table.row(field)
-    wanted = row.read(value) if row else value
-    return read == wanted if isinstance(wanted, int) else wanted.allows(read)
+    expected = table.expected(field, value)
+    return read == expected if isinstance(expected, int) else expected.allows(read)
 
 
 def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:
@@ -160,7 +165,7 @@ def _refusals(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally)
     """Yield what has to be refused on this vCPU."""
     for field, row in _rows(table, vcpu, fields, tally):
         for refusal in row.refused:
-            value = refusal.value if isinstance(refusal.value, int) else refusal.value(vcpu, fields[field])
+            value = refusal.of(vcpu, fields[field])
             if value is not None:
                 yield field, Refusal(value, refusal.errno)
 
@@ -171,7 +176,8 @@ def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: T
     assert part is not None
     if _refuse(table, vcpu, field, refusal, part, tally, context):
         where = f"after {field} = {refusal.value:#x} was refused"
-        _compare(table, table.read(vcpu), table.split(part), tally, where)
+        after, before = table.read(vcpu), _steady(table, table.split(part))
+        _compare(table, after, {field: had for field, had in before.items() if after.get(field) != had}, tally, where)
 
 
 def _refuse(
@@ -207,12 +213,13 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
                 tally.untold(field, row.values.reason)
         for round in range(min(2, table.rounds)):
             meant = table.values(found, vcpu, round)
-            if not meant or not _written(table, vcpu, meant, tally, "before the move"):
+            taken = _written(table, vcpu, meant, tally, "before the move") if meant else {}
+            if not taken:
                 continue
             copy = (ground.blank or ground.vcpu)(context)
             with judged("moving a whole vCPU's state to a new vCPU"):
                 restore_vcpu(copy, capture_vcpu(vcpu))
-            _compare(table, table.read(copy), meant, tally, "in the copy")
+            _compare(table, table.read(copy), taken, tally, "in the copy")
 
 
 def reset(ground: Ground, table: Table, context: Context) -> None:
@@ -226,11 +233,11 @@ def reset(ground: Ground, table: Table, context: Context) -> None:
             ground.reset(vcpu)
         read = table.read(vcpu)
         for field, row in _rows(table, vcpu, found, tally):
-            wanted = after_reset(row, vcpu, found[field], meant.get(field, found[field]))
-            if isinstance(wanted, Untold):
-                tally.untold(field, wanted.reason)
-            elif wanted is not None:
-                tally.look(field, "after another reset", read.get(field), wanted)
+            told = after_reset(row, vcpu, found[field], meant.get(field, found[field]))
+            if isinstance(told, Untold):
+                tally.untold(field, told.reason)
+            elif told is not None:
+                tally.look(field, "after another reset", read.get(field), told)
 
 
 def after_reset(row: Row, vcpu: Vcpu, fresh: int, had: int) -> Fresh:
@@ -242,4 +249,6 @@ def after_reset(row: Row, vcpu: Vcpu, fresh: int, had: int) -> Fresh:
     if row.init is After.EITHER:
         return OneOf((fresh, had), "it stays or begins anew")
     assert not isinstance(row.init, After)
-    return row.init(vcpu) if callable(row.init) else row.init
+    if isinstance(row.init, Made):
+        return row.init.function(had)
+    return row.init if row.init is None or isinstance(row.init, Untold) else wanted(row.init, vcpu)

@@ -19,12 +19,12 @@ NO_ROW = "this version has no row for it"
 class Tally:
     """Looks at all fields before it says what is wrong, so that one fault does not hide the next.
 
-    ``piece`` names what the fields are of, as a failure shows it; nothing if the fields' own names do. Used as a
-    context manager, it raises the Violation at its end.
-    A field that was looked at several times is one pair of field and property.
+    ``piece`` names what the fields are of, as a failure shows it; without it their names have that in front. Used as
+    a context manager, it raises the Violation at its end. A field that was looked at several times is one pair of
+    field and property.
     """
 
-    def __init__(self, context: Context, piece: str) -> None:
+    def __init__(self, context: Context, piece: str = "") -> None:
         self._context, self._prefix = context, f"{piece}." if piece else ""
         self._judged: set[str] = set()
         self._untold: dict[str, str] = {}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -28,6 +28,9 @@ class Codec(Protocol):
 
     def bits(self, field: str) -> int:
         """Return how wide a field is."""
+
+    def names(self) -> Iterable[str]:
+        """Return the fields that a part may have, as far as that is known without one."""
 
 
 def leaves(kind: Any, name: str = "", offset: int = 0) -> Iterator[Leaf]:
@@ -54,6 +57,10 @@ class StructCodec:
     def leaves(self) -> tuple[Leaf, ...]:
         """The numbers in the structure."""
         return tuple(leaves(ffi.typeof(f"struct {self._struct}")))
+
+    def names(self) -> Iterable[str]:
+        """Return all fields."""
+        return [name for name, _, _ in self.leaves]
 
     def bits(self, field: str) -> int:
         """Return how wide a field is."""
@@ -85,6 +92,10 @@ class RegisterCodec:
         if name is None:
             name = self._names[number] = self._piece.register_name(number)
         return name
+
+    def names(self) -> Iterable[str]:
+        """Return the registers that a state may have."""
+        return map(self._piece.register_name, self._piece.known())
 
     def bits(self, field: str) -> int:
         """Return how wide a register is at most."""

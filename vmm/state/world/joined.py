@@ -36,6 +36,11 @@ class Joined(Table):
         table, rest = self.owner(field)
         return table.row(rest)
 
+    def prepare(self) -> None:
+        """Find the rows of the fields that are known."""
+        for table in self.tables.values():
+            table.prepare()
+
     def bits(self, field: str) -> int:
         """Return how many bits a field has."""
         table, rest = self.owner(field)

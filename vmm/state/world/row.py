@@ -7,17 +7,18 @@ values before a migration takes them from here too.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from hashlib import shake_128
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from vmm.kvm.vcpu import Vcpu
 
 __all__ = [
     "AS_IT_IS",
+    "ELSEWHERE",
     "EVERYWHERE",
     "After",
     "Allowed",
@@ -25,6 +26,7 @@ __all__ = [
     "Canonical",
     "Free",
     "Fresh",
+    "Made",
     "Number",
     "Of",
     "OneOf",
@@ -34,6 +36,7 @@ __all__ = [
     "Values",
     "Within",
     "number",
+    "wanted",
 ]
 
 # A number, or how the vCPU's CPUID, features or VM decide it.
@@ -99,6 +102,11 @@ class Bits:
         return f"at least the bits {self.bits:#x}"
 
 
+def wanted(value: int | Allowed | Callable[[Vcpu], int | Allowed], vcpu: Vcpu) -> int | Allowed:
+    """Return what a row means for a vCPU."""
+    return value(vcpu) if callable(value) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Untold:
     """The ABI leaves it open, or no host can show it, for this reason: a pair of field and property not judged."""
@@ -114,6 +122,13 @@ class After(Enum):
     EITHER = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What becomes of a field in an event is made of what it was."""
+
+    function: Callable[[int], int | Allowed]
+
+
 class Values(Protocol):
     """Legal values of a field, in rounds: all fields of a piece get those of one round together."""
 
@@ -123,11 +138,6 @@ class Values(Protocol):
 
     def value(self, field: str, round: int) -> int:
         """Return the value of a round; beyond the last one they begin anew."""
-
-
-def _pattern(field: str, size: int) -> int:
-    """Return a number of so many bytes that no other field has."""
-    return int.from_bytes(shake_128(field.encode()).digest(size), "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +153,7 @@ class Free:
 
     def value(self, field: str, round: int) -> int:
         """Return the value of a round."""
-        pattern = _pattern(field, self.mask.bit_length() // 8 + 1)
+        pattern = int.from_bytes(hashlib.shake_128(field.encode()).digest(self.mask.bit_length() // 8 + 1))
         chosen = (pattern, ~pattern, -1, 0)[round % self.rounds]
         return self.base | chosen & self.mask
 
@@ -188,6 +198,10 @@ class Refusal:
     value: int | Callable[[Vcpu, int], int | None]
     errno: int = 0
 
+    def of(self, vcpu: Vcpu, fresh: int) -> int | None:
+        """Return the value for a vCPU in which the field is ``fresh`` at first."""
+        return self.value if isinstance(self.value, int) else self.value(vcpu, fresh)
+
 
 # A row without a condition.
 def EVERYWHERE(vcpu: Vcpu) -> str:
@@ -211,26 +225,33 @@ class Row:
     ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
     back by the same call, and come over; ``fit`` makes of such a value, and of the fresh one, one that this vCPU may
-    have, or None if it may have only its own; ``masked`` are pairs of what is written and what it then reads as;
-    ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
-    that a guest runs with ``values`` as with its own, or with which others. ``counts`` is how far it may have counted
-    on when it is read. ``alone``: it is the same state as another field, so it is written by itself. ``when`` says
-    why a vCPU has no such field, or nothing. None is a property that there is not.
+    have, or None if it may have only its own; ``reads`` gives what else one of them may be read as, and ``counts`` how
+    far it may have counted on by then. ``masked`` are pairs of what is written and what it then reads as; ``refused``
+    are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells that a guest
+    runs with ``values`` as with its own, or with which others. ``alone``: it is the same state as another field, so it
+    is written by itself. ``when`` says why a vCPU has no such field, or nothing. ``varies`` gives what a vCPU's CPUID
+    or features decide, as other values for this row's own names. None is a property that there is not.
     """
 
     fields: str
     source: str
     fresh: Fresh | Callable[[Vcpu], Fresh]
     values: Values | Untold | None
-    init: After | Number | Allowed | Untold | None = After.FRESH
-    kept: After | Untold = After.KEPT
+    init: After | Made | Number | Allowed | Untold | None = After.FRESH
+    kept: After | Made | Untold = After.KEPT
     runs: bool | Values = True
     fit: Callable[[Vcpu, int, int], int | None] = AS_IT_IS
+    reads: Callable[[int], Allowed] | None = None
     counts: int = 0
-    masked: Sequence[tuple[int, Number]] = ()
+    masked: Sequence[tuple[int, Number | Allowed]] = ()
     refused: Sequence[Refusal] = ()
     alone: bool = False
     when: Callable[[Vcpu], str] = EVERYWHERE
+    varies: Callable[[Vcpu], Mapping[str, Any]] | None = None
+
+    def of(self, vcpu: Vcpu) -> Self:
+        """Return the row as it is for a vCPU."""
+        return replace(self, **self.varies(vcpu)) if self.varies else self
 
     def freshly(self, vcpu: Vcpu) -> Fresh:
         """Return what the field is in a fresh vCPU like this one."""
@@ -238,4 +259,10 @@ class Row:
 
     def read(self, value: int) -> int | Allowed:
         """Return what a field reads as that has got a value."""
+        if self.reads:
+            return self.reads(value)
         return Within(value, value + self.counts) if self.counts else value
+
+
+# For a table of some fields, in a mode or a VM of their own: another table has the others.
+ELSEWHERE = Row("*", "the other table of this piece", fresh=None, values=None)

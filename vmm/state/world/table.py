@@ -11,9 +11,13 @@ from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import Piece
 from vmm.state.vcpu import read_piece, write_piece
 from vmm.state.world.fields import Codec
-from vmm.state.world.row import Row, Untold, Values
+from vmm.state.world.row import Allowed, Row, Untold, Values
 
 __all__ = ["Table"]
+
+_WILD = frozenset("*?[")
+# Rounds for values that depend on the vCPU: those of Free.
+_VARIED = 4
 
 
 class Table:
@@ -25,8 +29,8 @@ class Table:
     def __init__(self, title: str, piece: Piece, codec: Codec, rows: Sequence[Row]) -> None:
         self.title, self.piece, self.codec, self.rows = title, piece, codec, tuple(rows)
         named = [(pattern, row) for row in rows for pattern in row.fields.split()]
-        self._patterns = [(pattern, row) for pattern, row in named if set(pattern) & set("*?[")]
-        self._exact = {pattern: row for pattern, row in reversed(named) if "*" not in pattern}
+        self._exact = {pattern: row for pattern, row in reversed(named) if not _WILD.intersection(pattern)}
+        self._patterns = [(pattern, row) for pattern, row in named if _WILD.intersection(pattern)]
         self._found: dict[str, Row | None] = {}
 
     def row(self, field: str) -> Row | None:
@@ -34,6 +38,11 @@ class Table:
         if field not in self._found:
             self._found[field] = self._exact.get(field) or self._matching(field)
         return self._found[field]
+
+    def prepare(self) -> None:
+        """Find the rows of the fields that are known, which takes longer than all else: once for many processes."""
+        for field in self.codec.names():
+            self.row(field)
 
     def _matching(self, field: str) -> Row | None:
         return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
@@ -52,7 +61,12 @@ class Table:
     def rounds(self) -> int:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
-        return max(found, default=0)
+        return max(found + [_VARIED for row in self.rows if row.varies], default=0)
+
+    def expected(self, field: str, value: int) -> int | Allowed:
+        """Return what a field may be read as after a value was written."""
+        row = self.row(field)
+        return row.read(value) if row else value
 
     def bits(self, field: str) -> int:
         """Return how many bits a field has."""
@@ -112,9 +126,15 @@ class Table:
                     yield field, value
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
+        known: dict[int, Row | None] = {}
         for field in fields:
-            row = self.row(field)
-            if row and row.values and not isinstance(row.values, Untold) and not row.when(vcpu):
+            found = self.row(field)
+            if found is None:
+                continue
+            if id(found) not in known:
+                known[id(found)] = None if found.when(vcpu) else found.of(vcpu)
+            row = known[id(found)]
+            if row and row.values and not isinstance(row.values, Untold):
                 yield field, row
 
 

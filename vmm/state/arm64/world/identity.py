@@ -8,7 +8,7 @@ A field of an ID register is called ``REGISTER.FIELD``. It may have its own valu
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from vmm.arm64.id_registers import BY_ENCODING, REGISTERS, Field, Rule, mask_index
@@ -66,6 +66,14 @@ class FieldCodec:
     def __init__(self, piece: RegisterSet) -> None:
         self._piece = piece
 
+    def names(self) -> Iterable[str]:
+        """Return the fields and the registers without fields that this version knows."""
+        return [field for name in REGISTERS for field in ([one[0] for one in _FIELDS.get(name, ())] or [name])]
+
+    def bits(self, field: str) -> int:
+        """Return how wide a field is."""
+        return _PLACES[field].width if field in _PLACES else 64
+
     def split(self, part: Part) -> dict[str, int]:
         """Return the fields by their names."""
         found: dict[str, int] = {}
@@ -80,10 +88,6 @@ class FieldCodec:
             if rest := number & ~REGISTERS[name].named & ~_ONES.get(name, 0):
                 found[f"{name}.unknown"] = rest
         return found
-
-    def bits(self, field: str) -> int:
-        """Return how many bits a field has."""
-        return _PLACES[field].width if field in _PLACES else 64
 
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return the registers of which a field gets another value."""

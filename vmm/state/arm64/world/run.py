@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from vmm.arm64.registers import VLS as REGISTER
 from vmm.kvm.vcpu import Vcpu
@@ -26,13 +26,17 @@ _ISS = 0x1FF_FFFF
 class _Lengths:
     """The set of vector lengths as one number."""
 
+    def names(self) -> Iterable[str]:
+        """Return its name."""
+        return ("VLS",)
+
+    def bits(self, field: str) -> int:
+        """Return how wide the set is."""
+        return 8 * REGISTER.size
+
     def split(self, part: Part) -> dict[str, int]:
         """Return the number."""
         return {"VLS": int.from_bytes(raw("VLS", part, REGISTER.size), "little")}
-
-    def bits(self, field: str) -> int:
-        """Return how many bits the number has."""
-        return 8 * REGISTER.size
 
     def join(self, part: Part, values: Mapping[str, int]) -> Part:
         """Return the register."""
