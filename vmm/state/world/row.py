@@ -225,12 +225,13 @@ class Row:
     ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
     back by the same call, and come over; ``fit`` makes of such a value, and of the fresh one, one that this vCPU may
-    have, or None if it may have only its own; ``reads`` gives what else one of them may be read as, and ``counts`` how
-    far it may have counted on by then. ``masked`` are pairs of what is written and what it then reads as; ``refused``
-    are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells that a guest
-    runs with ``values`` as with its own, or with which others. ``alone``: it is the same state as another field, so it
-    is written by itself. ``when`` says why a vCPU has no such field, or nothing. ``varies`` gives what a vCPU's CPUID
-    or features decide, as other values for this row's own names. None is a property that there is not.
+    have, or None if it may have only its own; ``reads`` gives what else one of them may be read as, and ``counts``
+    how far it may have counted on by then. ``masked`` are pairs of what is written and what it then reads as;
+    ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
+    that a guest runs with ``values`` as with its own, or with which others. ``alone``: it is the same state as
+    another field, so it is written by itself. ``when`` says why a vCPU has no such field, or nothing. ``varies``
+    gives what a vCPU's CPUID or features decide, as other values for this row's own names. None is a property that
+    there is not.
     """
 
     fields: str

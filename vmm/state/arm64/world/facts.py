@@ -6,11 +6,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from functools import cache
+from weakref import WeakKeyDictionary
 
 from vmm.arm64 import registers as caches
 from vmm.arm64.registers import SYSTEM, Register
 from vmm.arm64.vcpu import Feature, features, get_vls, read
-from vmm.arm64.vls import VectorLengths
+from vmm.arm64.vls import QUADWORD
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 
@@ -22,10 +23,10 @@ __all__ = [
     "every_cache",
     "has",
     "has_ras",
-    "lengths",
     "masks",
     "own",
     "remember_masks",
+    "vector_size",
 ]
 
 ALL = (1 << 64) - 1
@@ -47,9 +48,17 @@ def has(feature: Feature) -> Callable[[Vcpu], bool]:
     return lambda vcpu: feature in features(vcpu)
 
 
-def lengths(vcpu: Vcpu) -> VectorLengths:
-    """Return a vCPU's vector lengths; that of FPSIMD without SVE."""
-    return get_vls(vcpu) if Feature.SVE in features(vcpu) else VectorLengths({1})
+_SIZES: WeakKeyDictionary[Vcpu, int] = WeakKeyDictionary()
+
+
+def vector_size(vcpu: Vcpu) -> int:
+    """Return how many bytes a vCPU's longest vector has, which FINALIZE has fixed; that of FPSIMD without SVE."""
+    if Feature.SVE not in features(vcpu):
+        return QUADWORD
+    size = _SIZES.get(vcpu)
+    if size is None:
+        size = _SIZES[vcpu] = get_vls(vcpu).size
+    return size
 
 
 def remember_masks(vcpu: Vcpu, masks: Iterable[int]) -> None:
