@@ -98,7 +98,7 @@ CACHES = Table(
     _CACHES,
     RegisterCodec(_CACHES),
     [
-        Row(f"CCSIDR[{number}]", _SOURCE, fresh=_fresh(number), values=Free(_GEOMETRY, _LINE), fit=_geometry,
+        Row(f"CCSIDR[[]{number}]", _SOURCE, fresh=_fresh(number), values=Free(_GEOMETRY, _LINE), fit=_geometry,
             init=After.KEPT, refused=[Refusal(1 << 31, errno.EINVAL), Refusal(_too_short(number), errno.EINVAL)])
         for number in range(EVERY_CACHE)
     ],
