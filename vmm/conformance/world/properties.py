@@ -92,21 +92,13 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             _exchange(table, vcpu, meant, tally, "as written")
             for field, value in table.alone(found, vcpu, round):
                 _exchange(table, vcpu, {field: value}, tally, "as written")
-        _masked(table, vcpu, found, tally)
+        for field, row in _rows(table, vcpu, found, tally):
+            own, name = table.owner(field)
+            for given, then in [(given, wanted(then, vcpu)) for given, then in row.masked]:
+                if _written(table, vcpu, {field: given}, tally, "as written"):
+                    tally.look(field, f"after {given:#x} was written", own.read(vcpu).get(name), then)
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)
-
-
-def _masked(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> None:
-    """What a field does not keep reads as its row says; the first such values of all fields go together."""
-    pairs = {field: row.masked for field, row in _rows(table, vcpu, fields, tally) if row.masked}
-    for at in range(max(map(len, pairs.values()), default=0)):
-        chosen = {field: masked[at] for field, masked in pairs.items() if at < len(masked)}
-        then = {field: wanted(reads, vcpu) for field, (_, reads) in chosen.items()}
-        taken = _written(table, vcpu, {field: given for field, (given, _) in chosen.items()}, tally, "as written")
-        read = table.read(vcpu)
-        for field, given in taken.items():
-            tally.look(field, f"after {given:#x} was written", read.get(field), then[field])
 
 
 def _exchange(table: Table, vcpu: Vcpu, meant: Mapping[str, int], tally: Tally, where: str) -> None:

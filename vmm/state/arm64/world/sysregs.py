@@ -129,8 +129,14 @@ def _counters(vcpu: Vcpu) -> int:
 
 
 def _set(name: str, *, alone: bool) -> Row:
-    return Row(name, f"{_PMU}; {UNKNOWN}", fresh=lambda vcpu: PATTERN & _counters(vcpu), values=Free(_WORD),
-               fit=lambda vcpu, value, _: value & _counters(vcpu), alone=alone)  # fmt: skip
+    """A register that sets bits gets that of the cycle counter, and one that clears them does not."""
+
+    def fit(vcpu: Vcpu, value: int, _: int) -> int:
+        bits = value & _counters(vcpu)
+        return bits & ~_CYCLES if alone else bits | _CYCLES
+
+    return Row(name, f"{_PMU}; {UNKNOWN}", fresh=lambda vcpu: PATTERN & _counters(vcpu), values=Free(_WORD), fit=fit,
+               alone=alone)  # fmt: skip
 
 
 def _control(vcpu: Vcpu, value: int, fresh: int) -> int:
