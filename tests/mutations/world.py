@@ -13,17 +13,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tests.mutations.lies import Proceed, accept
+from tests.mutations.lies import Proceed, accept, called
 from tests.mutations.registry import Factory, register
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 from vmm.state.piece import OneRegs, RegisterSet
 from vmm.state.value import Packed, Part
 from vmm.state.world.fields import StructCodec
-from vmm.state.world.row import Row, Untold
+from vmm.state.world.row import After, Row, Untold
 from vmm.state.world.table import Table
 
-__all__ = ["representatives", "struct_fields", "way_lies", "way_shows", "world_lies", "world_loses", "world_shows"]
+__all__ = [
+    "representatives",
+    "struct_fields",
+    "way_lies",
+    "way_shows",
+    "world_lies",
+    "world_loses",
+    "world_shows",
+    "world_spoils",
+]
 
 _ROW = Packed.ROW
 
@@ -166,14 +175,17 @@ def _changeable(row: Row) -> bool:
     return len({row.values.value("", round) for round in range(row.values.rounds)}) > 1
 
 
-def world_lies(module: str, table: Table, fields: Iterable[str], properties: Iterable[str]) -> None:
+def world_lies(
+    module: str, table: Table, fields: Iterable[str], properties: Iterable[str], title: str = "", reset: str = ""
+) -> None:
     """Register the lies about a table's clauses, for the module that calls this (``__name__``).
 
-    ``fields`` are the fields that a vCPU may have: those that it does not have make a lie unusable.
+    ``fields`` are the fields that a vCPU may have: those that it does not have make a lie unusable. ``title`` is that
+    of the table with which this one is joined, ``reset`` the call by which a vCPU begins anew.
     """
     names = list(fields)
     for name in properties:
-        clause = f"world.{table.title}-{name}"
+        clause = f"world.{title or table.title}-{name}"
         if name == "fresh":
             for field in representatives(table, names, _told):
                 _add(module, clause, f"{_identifier(field)}_is_shown_otherwise", partial(world_shows, table, field))
@@ -181,9 +193,31 @@ def world_lies(module: str, table: Table, fields: Iterable[str], properties: Ite
             for field in representatives(table, names, _changeable):
                 _add(module, clause, f"{_identifier(field)}_is_lost", partial(world_loses, table, field))
         elif name == "refused":
-            _add(module, clause, "nothing_is_refused", lambda: accept(table.piece.set))
+            refused = [field for field in names if (row := table.row(field)) and row.refused]
+            if refused and not title:
+                _add(module, clause, "nothing_is_refused", lambda: accept(table.piece.set))
             for field in representatives(table, names, lambda row: bool(row.refused)):
                 _add(module, clause, f"a_refusal_changes_{_identifier(field)}", partial(_leaks, table, field))
+
+        elif name == "reset":
+            for field in representatives(table, names, lambda row: row.init is After.FRESH):
+                stays = partial(world_spoils, table, field, reset, 2)
+                _add(module, clause, f"{_identifier(field)}_does_not_begin_anew", stays)
+
+
+def world_spoils(table: Table, field: str, name: str, times: int = 1) -> Interposer:
+    """After so many calls of a name on one file the getter shows another value of a field there."""
+    made: dict[int, int] = {}
+
+    def interposer(call: Call, proceed: Proceed) -> int:
+        result = proceed()
+        if called(call) == name:
+            made[call.fd] = made.get(call.fd, 0) + 1
+        elif made.get(call.fd, 0) >= times and call.name == table.piece.get and result >= 0:
+            _Buffer(table, call).change(field, lambda value: value ^ 4)
+        return result
+
+    return interposer
 
 
 def way_lies(

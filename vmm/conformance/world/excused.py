@@ -39,7 +39,7 @@ def excused(table: Table, vcpu: Vcpu, fields: Iterable[str]) -> dict[str, int]:
 
 def _unjudged(row: Row, table: Table, field: str) -> Iterable[int]:
     """Return the bits that no value of the row changes; of a list of values nothing is known."""
-    bits = range(min(64, table.codec.bits(field)))
+    bits = range(min(64, table.bits(field)))
     if isinstance(row.values, Untold):
         return bits
     if isinstance(row.values, Free):

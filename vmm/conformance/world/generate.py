@@ -33,7 +33,13 @@ def tables() -> Iterable[Table]:
 
 
 def generate(
-    module: str, ground: Ground, table: Table, source: str, chosen: Iterable[str], needs: Iterable[Need] = ()
+    module: str,
+    ground: Ground,
+    table: Table,
+    source: str,
+    chosen: Iterable[str],
+    needs: Iterable[Need] = (),
+    timeout: float = 10,
 ) -> None:
     """Register the clauses of a table for the module that calls this (``__name__``).
 
@@ -41,7 +47,7 @@ def generate(
     """
     for name in chosen:
         function, statement = EVERY[name]
-        generate_one(module, ground, table, source, (name, function, statement), needs)
+        generate_one(module, ground, table, source, (name, function, statement), needs, timeout)
 
 
 def generate_one(
@@ -51,12 +57,13 @@ def generate_one(
     source: str,
     what: tuple[str, Property, str],
     needs: Iterable[Need] = (),
+    timeout: float = 10,
 ) -> None:
     """Register one clause of a table: ``what`` is its property's name, function and statement."""
     name, function, statement = what
     _tables[table.title] = table
-    clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs)(
-        _clause(module, function, ground, table, f"{statement.format(table.piece.name)}.\n\nSource: {source}")
+    clause(f"world.{table.title}-{name}", arch=ground.arch, needs=needs, timeout=timeout)(
+        _clause(module, function, ground, table, f"{statement.format(table.label)}.\n\nSource: {source}")
     )
 
 

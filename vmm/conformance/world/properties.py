@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
@@ -16,7 +17,6 @@ from vmm.conformance.world.ground import Ground
 from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.value import Part
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
 from vmm.state.world.row import After, Fresh, Made, OneOf, Refusal, Row, Untold, wanted
 from vmm.state.world.table import Table
@@ -28,11 +28,11 @@ __all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started
 def started(ground: Ground, table: Table, context: Context) -> Iterator[tuple[Vcpu, dict[str, int], Tally]]:
     """Give a new vCPU, the fields of the piece as they are in it, and who counts what is judged of them."""
     vcpu = ground.vcpu(context)
-    with judged(f"reading {table.piece.name} of a fresh vCPU"):
+    with judged(f"reading {table.label} of a fresh vCPU"):
         found = table.read(vcpu)
     if not found:
-        context.skip(f"this KVM has no {table.piece.name} ({table.piece.get})")
-    with Tally(context, table.piece.name) as tally:
+        context.skip(f"this KVM tells of no {table.label}")
+    with Tally(context, table.name) as tally:
         yield vcpu, found, tally
 
 
@@ -93,9 +93,10 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             for field, value in table.alone(found, vcpu, round):
                 _exchange(table, vcpu, {field: value}, tally, "as written")
         for field, row in _rows(table, vcpu, found, tally):
+            own, name = table.owner(field)
             for given, then in [(given, wanted(then, vcpu)) for given, then in row.masked]:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
-                    tally.look(field, f"after {given:#x} was written", table.read(vcpu).get(field), then)
+                    tally.look(field, f"after {given:#x} was written", own.read(vcpu).get(name), then)
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)
 
@@ -121,7 +122,7 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         values = list(_refusals(table, vcpu, found, tally))
         taken = [not _refuse(table, vcpu, field, refusal, before, tally, context) for field, refusal in values]
         after = table.part(vcpu)
-        if any(taken) or after != before:
+        if any(taken) or not _same(table, before, after):
             vcpu = ground.vcpu(context)
             _give(table, vcpu, found)
             for field, refusal in _refusals(table, vcpu, found, tally):
@@ -130,11 +131,11 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
             _unchanged(table, before, after, tally, "after all refusals")
 
 
-def _unchanged(table: Table, before: Part | None, after: Part | None, tally: Tally, where: str) -> None:
+def _unchanged(table: Table, before: Any, after: Any, tally: Tally, where: str) -> None:
     """No field that stays by itself may have changed."""
     if before is None or after is None or before == after:
         return
-    had, read = _steady(table, table.codec.split(before)), table.codec.split(after)
+    had, read = _steady(table, table.split(before)), table.split(after)
     _compare(table, read, {field: value for field, value in had.items() if read.get(field) != value}, tally, where)
 
 
@@ -142,6 +143,19 @@ def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
     """Leave out what counts by itself, as a clock does: not even its first value is told."""
     rows = ((field, value, table.row(field)) for field, value in read.items())
     return {field: value for field, value, row in rows if row is None or not isinstance(row.fresh, Untold)}
+
+
+def _same(table: Table, before: Any, now: Any) -> bool:
+    """Tell whether a piece is as it was, beside what counts on."""
+    if before == now:
+        return True
+    had, has = (table.split(part) for part in (before, now))
+    return had.keys() == has.keys() and all(_reads(table, field, value, has[field]) for field, value in had.items())
+
+
+def _reads(table: Table, field: str, value: int, read: int) -> bool:
+    expected = table.expected(field, value)
+    return read == expected if isinstance(expected, int) else expected.allows(read)
 
 
 def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:
@@ -154,7 +168,7 @@ def _refusals(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally)
     """Yield what has to be refused on this vCPU."""
     for field, row in _rows(table, vcpu, fields, tally):
         for refusal in row.refused:
-            value = refusal.of(vcpu)
+            value = refusal.of(vcpu, fields[field])
             if value is not None:
                 yield field, Refusal(value, refusal.errno)
 
@@ -168,7 +182,7 @@ def _one_by_one(table: Table, vcpu: Vcpu, field: str, refusal: Refusal, tally: T
 
 
 def _refuse(
-    table: Table, vcpu: Vcpu, field: str, refusal: Refusal, part: Part | None, tally: Tally, context: Context
+    table: Table, vcpu: Vcpu, field: str, refusal: Refusal, part: Any, tally: Tally, context: Context
 ) -> bool:
     """Write what has to be refused to a vCPU whose piece is ``part``; return whether it was."""
     value = refusal.value
@@ -182,7 +196,7 @@ def _refuse(
     except KvmError as error:
         tally.judged(field)
         if error.errno != refusal.errno:
-            context.drift(f"{table.piece.name}.{field} {where}: {error.errno_name} and not {wanted}")
+            context.drift(f"{table.name}.{field} {where}: {error.errno_name} and not {wanted}")
     else:
         tally.wrong(field, where, "success", wanted)
         return False

@@ -136,7 +136,7 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
         settled = table.read(vcpu)
         for field, row in rows.items():
             for refusal in row.refused:
-                value = refusal.of(vcpu)
+                value = refusal.of(vcpu, found[field])
                 if value is None:
                     continue
                 if _set(vcpu, [(indices[field], value)]):
@@ -316,9 +316,9 @@ def writes(ground: Ground, table: Table, context: Context) -> None:
         _refused_in_guest(lists, indices, rows, wanted, tally)
 
 
-def _refused_to_guest(row: MsrRow, vcpu: Vcpu) -> Iterator[int]:
+def _refused_to_guest(row: MsrRow, vcpu: Vcpu, fresh: int) -> Iterator[int]:
     refusals: Sequence[Refusal] = row.refused if row.wrmsr_refused is None else row.wrmsr_refused
-    return (value for refusal in refusals if (value := refusal.of(vcpu)) is not None)
+    return (value for refusal in refusals if (value := refusal.of(vcpu, fresh)) is not None)
 
 
 def _refused_in_guest(
@@ -330,17 +330,17 @@ def _refused_in_guest(
 ) -> None:
     """What the host may not write the guest may not either, where it may write at all."""
     vcpu = lists.guest.vcpu
+    settled = {field: now for field, now in _now(vcpu, indices, rows).items() if now is not None}
     pairs = [
         (field, value)
         for field, access in wanted.items()
-        if access is Guest.SAME
-        for value in _refused_to_guest(rows[field], vcpu)
+        if access is Guest.SAME and field in settled
+        for value in _refused_to_guest(rows[field], vcpu, settled[field])
     ]
     if not pairs:
         return
     operands = b"".join(struct.pack("<QQ", indices[field], value) for field, value in pairs)
     lists.prepare("wrmsr_list", operands, len(pairs))
-    settled = {field: now for field, now in _now(vcpu, indices, rows).items() if now is not None}
     for (field, value), answer in zip(pairs, answers(lists.finish("WRMSR")), strict=True):
         _judge(tally, field, f"= {value:#x} by WRMSR", answer, _FAULTS)
     for field, now in _now(vcpu, indices, settled).items():

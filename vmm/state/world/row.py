@@ -192,15 +192,15 @@ class Of:
 class Refusal:
     """A value that KVM refuses, and with which errno; 0 is an MSR that is not set.
 
-    A callable returns None for a vCPU that has no such value.
+    A callable gets the vCPU and what the field is in a fresh one; it returns None where there is no such value.
     """
 
-    value: int | Callable[[Vcpu], int | None]
+    value: int | Callable[[Vcpu, int], int | None]
     errno: int = 0
 
-    def of(self, vcpu: Vcpu) -> int | None:
-        """Return the value for a vCPU."""
-        return self.value if isinstance(self.value, int) else self.value(vcpu)
+    def of(self, vcpu: Vcpu, fresh: int) -> int | None:
+        """Return the value for a vCPU in which the field is ``fresh`` at first."""
+        return self.value if isinstance(self.value, int) else self.value(vcpu, fresh)
 
 
 # A row without a condition.
@@ -210,7 +210,7 @@ def EVERYWHERE(vcpu: Vcpu) -> str:
 
 
 # A row whose values any vCPU may have.
-def AS_IT_IS(vcpu: Vcpu, value: int) -> int:
+def AS_IT_IS(vcpu: Vcpu, value: int, fresh: int) -> int:
     """Every vCPU takes the value."""
     return value
 
@@ -224,13 +224,14 @@ class Row:
 
     ``fields`` are names separated by blanks, or shell patterns. ``fresh`` is the value in a vCPU that has just been
     made, and ``init`` what INIT (x86) or another KVM_ARM_VCPU_INIT makes of it. ``values`` can be written, are read
-    back by the same call, and come over; ``fit`` makes of such a value one that this vCPU may have, or None if it may
-    have only its own; ``reads`` gives what else one of them may be read as, and ``counts`` how far it may have
-    counted on by then. ``masked`` are pairs of what is written and what it then reads as; ``refused`` are not taken.
-    ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells that a guest runs with
-    ``values`` as with its own, or with which others. ``alone``: it is the same state as another field, so it is
-    written by itself. ``when`` says why a vCPU has no such field, or nothing. ``varies`` gives what a vCPU's CPUID or
-    features decide, as other values for this row's own names. None is a property that there is not.
+    back by the same call, and come over; ``fit`` makes of such a value, and of the fresh one, one that this vCPU may
+    have, or None if it may have only its own; ``reads`` gives what else one of them may be read as, and ``counts``
+    how far it may have counted on by then. ``masked`` are pairs of what is written and what it then reads as;
+    ``refused`` are not taken. ``kept`` is what KVM_RUN of a guest makes of it that does not touch it; ``runs`` tells
+    that a guest runs with ``values`` as with its own, or with which others. ``alone``: it is the same state as
+    another field, so it is written by itself. ``when`` says why a vCPU has no such field, or nothing. ``varies``
+    gives what a vCPU's CPUID or features decide, as other values for this row's own names. None is a property that
+    there is not.
     """
 
     fields: str
@@ -240,7 +241,7 @@ class Row:
     init: After | Made | Number | Allowed | Untold | None = After.FRESH
     kept: After | Made | Untold = After.KEPT
     runs: bool | Values = True
-    fit: Callable[[Vcpu, int], int | None] = AS_IT_IS
+    fit: Callable[[Vcpu, int, int], int | None] = AS_IT_IS
     reads: Callable[[int], Allowed] | None = None
     counts: int = 0
     masked: Sequence[tuple[int, Number | Allowed]] = ()

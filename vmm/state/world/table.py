@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import Piece
-from vmm.state.value import Part
 from vmm.state.vcpu import read_piece, write_piece
 from vmm.state.world.fields import Codec
 from vmm.state.world.row import Allowed, Row, Untold, Values
@@ -51,6 +51,16 @@ class Table:
         return next((row for pattern, row in self._patterns if fnmatchcase(field, pattern)), None)
 
     @property
+    def name(self) -> str:
+        """What its fields are of, as a finding shows it."""
+        return self.piece.name
+
+    @property
+    def label(self) -> str:
+        """What its fields are of, in a sentence."""
+        return self.piece.name
+
+    @property
     def rounds(self) -> int:
         """How many rounds of values there are."""
         found = [row.values.rounds for row in self.rows if row.values and not isinstance(row.values, Untold)]
@@ -61,18 +71,30 @@ class Table:
         row = self.row(field)
         return row.read(value) if row else value
 
+    def bits(self, field: str) -> int:
+        """Return how many bits a field has."""
+        return self.codec.bits(field)
+
+    def owner(self, field: str) -> tuple[Table, str]:
+        """Return the table of the one piece that a field is of, and how it is called there."""
+        return self, field
+
     # --- a vCPU's ---
 
-    def part(self, vcpu: Vcpu) -> Part | None:
+    def part(self, vcpu: Vcpu) -> Any:
         """Return the piece of a vCPU; None if it has no such state. Raises KvmError."""
         return read_piece(vcpu, self.piece)
 
     def read(self, vcpu: Vcpu) -> dict[str, int]:
         """Return the fields of a vCPU's piece; none if it has no such state. Raises KvmError."""
         part = self.part(vcpu)
-        return {} if part is None else self.codec.split(part)
+        return {} if part is None else self.split(part)
 
-    def write(self, vcpu: Vcpu, values: Mapping[str, int], part: Part | None = None) -> None:
+    def split(self, part: Any) -> dict[str, int]:
+        """Return the fields of what ``part`` has returned."""
+        return self.codec.split(part)
+
+    def write(self, vcpu: Vcpu, values: Mapping[str, int], part: Any = None) -> None:
         """Give fields other values, the rest of a structure stays. Raises KvmError, or Refused for an MSR.
 
         ``part`` is the piece as it is now, for who knows it.
@@ -94,20 +116,28 @@ class Table:
 
     # --- what is written ---
 
-    def values(self, fields: Iterable[str], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
-        """Return a round's values of those fields that may be written together; for a guest that runs, its own."""
+    def values(self, fields: Mapping[str, int], vcpu: Vcpu, round: int, *, running: bool = False) -> dict[str, int]:
+        """Return a round's values of those fields that may be written together; for a guest that runs, its own.
+
+        ``fields`` are the fields of a vCPU with what they are in a fresh one.
+        """
         found = {}
         for field, row in self._writable(fields, vcpu):
-            runs = row.runs if running else True
-            if runs and not row.alone and (value := _fitting(row, runs, vcpu, field, round)) is not None:
-                found[field] = value
+            values = _values(row, row.runs if running else True)
+            if values is not None and not row.alone:
+                value = row.fit(vcpu, values.value(field, round), fields[field])
+                if value is not None:
+                    found[field] = value
         return found
 
-    def alone(self, fields: Iterable[str], vcpu: Vcpu, round: int) -> Iterator[tuple[str, int]]:
+    def alone(self, fields: Mapping[str, int], vcpu: Vcpu, round: int) -> Iterator[tuple[str, int]]:
         """Yield the fields that have to be written by themselves, each with its value of a round."""
         for field, row in self._writable(fields, vcpu):
-            if row.alone and (value := _fitting(row, True, vcpu, field, round)) is not None:
-                yield field, value
+            values = _values(row, True)
+            if row.alone and values is not None:
+                value = row.fit(vcpu, values.value(field, round), fields[field])
+                if value is not None:
+                    yield field, value
 
     def _writable(self, fields: Iterable[str], vcpu: Vcpu) -> Iterator[tuple[str, Row]]:
         for field in fields:
@@ -119,8 +149,8 @@ class Table:
                 yield field, row
 
 
-def _fitting(row: Row, runs: bool | Values, vcpu: Vcpu, field: str, round: int) -> int | None:
-    """Return a field's value of a round, or of those with which a guest runs, as this vCPU may have it."""
-    assert row.values and not isinstance(row.values, Untold)
-    values = row.values if isinstance(runs, bool) else runs
-    return row.fit(vcpu, values.value(field, round))
+def _values(row: Row, runs: bool | Values) -> Values | None:
+    """Return the values of a row, or those with which a guest runs; None if it has none."""
+    if not isinstance(runs, bool):
+        return runs
+    return row.values if runs and row.values and not isinstance(row.values, Untold) else None

@@ -23,7 +23,7 @@ def unsettle(
     """
     meant: dict[str, Callable[[Part], Part]] = {}
     for table in tables:
-        fields = [field for field in table.read(vcpu) if field not in leave]
+        fields = {field: value for field, value in table.read(vcpu).items() if field not in leave}
         values = _written(table, vcpu, table.values(fields, vcpu, round))
         if values:
             meant[table.piece.name] = _meant(table, values)

@@ -8,7 +8,7 @@ import errno
 from vmm.arm64.vector import FPCR_BITS, FPSR_BITS
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
-from vmm.state.arm64.world.facts import ALL, lengths
+from vmm.state.arm64.world.facts import ALL, vector_size
 from vmm.state.piece import RegisterSet
 from vmm.state.world.fields import RegisterCodec
 from vmm.state.world.row import After, Free, Of, Refusal, Row, Untold
@@ -56,12 +56,12 @@ CORE = Table(
 )  # fmt: skip
 
 
-def _z(vcpu: Vcpu, value: int) -> int:
-    return value & (1 << 8 * lengths(vcpu).size) - 1
+def _z(vcpu: Vcpu, value: int, _: int) -> int:
+    return value & (1 << 8 * vector_size(vcpu)) - 1
 
 
-def _p(vcpu: Vcpu, value: int) -> int:
-    return value & (1 << lengths(vcpu).size) - 1
+def _p(vcpu: Vcpu, value: int, _: int) -> int:
+    return value & (1 << vector_size(vcpu)) - 1
 
 
 class _Runs:

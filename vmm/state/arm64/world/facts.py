@@ -5,17 +5,35 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from functools import cache
+from weakref import WeakKeyDictionary
 
+from vmm.arm64 import registers as caches
 from vmm.arm64.registers import SYSTEM, Register
 from vmm.arm64.vcpu import Feature, features, get_vls, read
-from vmm.arm64.vls import VectorLengths
+from vmm.arm64.vls import QUADWORD
+from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 
-__all__ = ["ALL", "PATTERN", "UNKNOWN", "has", "lengths", "masks", "own", "remember_masks"]
+__all__ = [
+    "ALL",
+    "EVERY_CACHE",
+    "PATTERN",
+    "UNKNOWN",
+    "every_cache",
+    "has",
+    "has_ras",
+    "masks",
+    "own",
+    "remember_masks",
+    "vector_size",
+]
 
 ALL = (1 << 64) - 1
 # What KVM gives registers whose value after a reset is UNKNOWN: arch/arm64/kvm/sys_regs.h, reset_unknown.
 PATTERN = 0x1DE7EC7EDBADC0DE
+# How many caches CSSELR_EL1 can select: arch/arm64/kvm/sys_regs.c, CSSELR_MAX.
+EVERY_CACHE = 14
 UNKNOWN = "arch/arm64/kvm/sys_regs.h, reset_unknown"
 _MASKS = "ID_MASKS"
 
@@ -30,9 +48,17 @@ def has(feature: Feature) -> Callable[[Vcpu], bool]:
     return lambda vcpu: feature in features(vcpu)
 
 
-def lengths(vcpu: Vcpu) -> VectorLengths:
-    """Return a vCPU's vector lengths; that of FPSIMD without SVE."""
-    return get_vls(vcpu) if Feature.SVE in features(vcpu) else VectorLengths({1})
+_SIZES: WeakKeyDictionary[Vcpu, int] = WeakKeyDictionary()
+
+
+def vector_size(vcpu: Vcpu) -> int:
+    """Return how many bytes a vCPU's longest vector has, which FINALIZE has fixed; that of FPSIMD without SVE."""
+    if Feature.SVE not in features(vcpu):
+        return QUADWORD
+    size = _SIZES.get(vcpu)
+    if size is None:
+        size = _SIZES[vcpu] = get_vls(vcpu).size
+    return size
 
 
 def remember_masks(vcpu: Vcpu, masks: Iterable[int]) -> None:
@@ -43,8 +69,24 @@ def remember_masks(vcpu: Vcpu, masks: Iterable[int]) -> None:
 
 def masks(vcpu: Vcpu) -> tuple[int, ...]:
     """Return what was kept with a vCPU; nothing if its KVM does not tell (before Linux 6.7)."""
-    kept = vcpu.chosen.get(_MASKS, b"")
+    return _unpacked(vcpu.chosen.get(_MASKS, b""))
+
+
+@cache
+def _unpacked(kept: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(kept) // 8}Q", kept)
+
+
+def every_cache(vcpu: Vcpu) -> bool:
+    """Tell whether KVM has CCSIDR_EL1 of every cache that CSSELR_EL1 can select: only then they and CLIDR_EL1 change.
+
+    Source: arch/arm64/kvm/sys_regs.c, write_demux_regids, set_ccsidr, set_clidr; Linux 6.3.
+    """
+    try:
+        vcpu.get_one_reg(caches.cache(EVERY_CACHE - 1))
+    except KvmError:
+        return False
+    return True
 
 
 def has_ras(vcpu: Vcpu) -> bool:

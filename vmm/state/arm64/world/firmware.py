@@ -6,12 +6,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from vmm.arm64.registers import SYSTEM, Register, cache, firmware
+from vmm.arm64.registers import SYSTEM, Register, firmware
 from vmm.arm64.vcpu import read
-from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
-from vmm.state.arm64.world.facts import ALL, own
+from vmm.state.arm64.world.facts import ALL, EVERY_CACHE, every_cache, own
 from vmm.state.piece import RegisterSet
 from vmm.state.world.fields import RegisterCodec
 from vmm.state.world.row import After, Bits, Free, Fresh, Of, OneOf, Refusal, Row, Untold
@@ -30,15 +29,15 @@ def _part(name: str) -> RegisterSet:
     return piece
 
 
-def _older(vcpu: Vcpu, version: int) -> int:
-    """Return a version, or its own where that is older."""
-    return min(version, read(vcpu, _VERSION))
+def _older(vcpu: Vcpu, version: int, latest: int) -> int:
+    """Return a version, or the latest where that is older."""
+    return min(version, latest)
 
 
 def _level(register: Register, beyond: tuple[int, ...]) -> Row:
     """A mitigation: it may be said to be less than it is, which KVM then does not show."""
     return Row(register.name, f"{_SET}, get_kernel_wa_level", values=Of(0, 0),
-               fit=lambda vcpu, _: own(register)(vcpu),
+               fit=lambda vcpu, _, fresh: fresh,
                fresh=OneOf((0, 1, 2, 3), "how the CPU is affected, and what the firmware does"), init=After.KEPT,
                masked=[(0, own(register))], refused=[Refusal(value, errno.EINVAL) for value in beyond])  # fmt: skip
 
@@ -71,17 +70,8 @@ FIRMWARE = Table(
 # --- caches ---
 
 _CACHES = _part("CACHES")
-_EVERY = 14  # since Linux 6.3 every cache that CSSELR_EL1 can select is listed, and can be written
 _GEOMETRY, _LINE = 0x0FFF_FFF8, 7
 _SOURCE = "arch/arm64/kvm/sys_regs.c, get_ccsidr, set_ccsidr (before 6.3 invariant)"
-
-
-def _writable(vcpu: Vcpu) -> bool:
-    try:
-        vcpu.get_one_reg(cache(_EVERY - 1))
-    except KvmError:
-        return False
-    return True
 
 
 def _shortest(vcpu: Vcpu, number: int) -> int:
@@ -90,15 +80,17 @@ def _shortest(vcpu: Vcpu, number: int) -> int:
 
 
 def _fresh(number: int) -> Callable[[Vcpu], Fresh]:
-    return lambda vcpu: _shortest(vcpu, number) if _writable(vcpu) else Untold("before Linux 6.3 it is the CPU's own")
+    return lambda vcpu: (
+        _shortest(vcpu, number) if every_cache(vcpu) else Untold("before Linux 6.3 it is the CPU's own")
+    )
 
 
-def _too_short(number: int) -> Callable[[Vcpu], int | None]:
-    return lambda vcpu: _shortest(vcpu, number) - 1 if _shortest(vcpu, number) else None
+def _too_short(number: int) -> Callable[[Vcpu, int], int | None]:
+    return lambda vcpu, _: _shortest(vcpu, number) - 1 if _shortest(vcpu, number) else None
 
 
-def _geometry(number: int) -> Callable[[Vcpu, int], int]:
-    return lambda vcpu, value: value if _writable(vcpu) else read(vcpu, cache(number))
+def _geometry(vcpu: Vcpu, value: int, fresh: int) -> int:
+    return value if every_cache(vcpu) else fresh
 
 
 CACHES = Table(
@@ -106,8 +98,8 @@ CACHES = Table(
     _CACHES,
     RegisterCodec(_CACHES),
     [
-        Row(f"CCSIDR[{number}]", _SOURCE, fresh=_fresh(number), values=Free(_GEOMETRY, _LINE), fit=_geometry(number),
+        Row(f"CCSIDR[[]{number}]", _SOURCE, fresh=_fresh(number), values=Free(_GEOMETRY, _LINE), fit=_geometry,
             init=After.KEPT, refused=[Refusal(1 << 31, errno.EINVAL), Refusal(_too_short(number), errno.EINVAL)])
-        for number in range(_EVERY)
+        for number in range(EVERY_CACHE)
     ],
 )  # fmt: skip

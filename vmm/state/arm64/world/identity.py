@@ -13,10 +13,10 @@ from functools import cache
 
 from vmm.arm64.id_registers import BY_ENCODING, REGISTERS, Field, Rule, mask_index
 from vmm.arm64.registers import SYSTEM, Group, Register, sysreg
-from vmm.arm64.vcpu import Feature, read
+from vmm.arm64.vcpu import Feature
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
-from vmm.state.arm64.world.facts import ALL, has, masks
+from vmm.state.arm64.world.facts import ALL, every_cache, has, masks
 from vmm.state.piece import RegisterSet, registers
 from vmm.state.value import Part
 from vmm.state.world.row import After, Free, Fresh, Of, Refusal, Row, Untold
@@ -117,7 +117,8 @@ _ONES = {"CTR_EL0": 1 << 31}
 @cache
 def _name(at: int) -> str:
     register = Register(at)
-    assert register.group == Group.SYSREG
+    if register.group != Group.SYSREG:
+        return register.name
     return BY_ENCODING.get(register.encoding, register.name)
 
 
@@ -142,6 +143,9 @@ _NEVER = {
     "ID_AA64DFR0_EL1": ("TraceVer", "PMSVer", "TraceFilt", "TraceBuffer", "MTPMU", "BRBE", "ExtTrcBuff", "SEBEP"),
 }
 _ALWAYS_0 = "arch/arm64/kvm/sys_regs.c, kvm_read_sanitised_id_reg, sanitise_id_aa64pfr0_el1, sanitise_id_aa64dfr0_el1"
+# What the first run changes. arch/arm64/kvm/sys_regs.c, kvm_finalize_sys_regs; S1PIE and S1POE since Linux 7.3.
+_CHANGES = {"ID_AA64PFR0_EL1": ("GIC",), "ID_PFR1_EL1": ("GIC",), "ID_AA64MMFR3_EL1": ("S1PIE", "S1POE")}
+_CHANGED = Untold("the first run clears what there is nothing for: id.gic-changes-at-first-run")
 _OWN = "the field is the CPU's own, as far as KVM shows it"
 
 
@@ -150,33 +154,28 @@ def _writable(name: str, field: Field, vcpu: Vcpu) -> bool:
     return bool(known) and known[mask_index(REGISTERS[name].encoding)] & field.mask == field.mask
 
 
-def _now(name: str, field: Field, vcpu: Vcpu) -> int:
-    return field.of(read(vcpu, sysreg(*REGISTERS[name].encoding)))
+def _fit(name: str, field: Field) -> Callable[[Vcpu, int, int], int | None]:
+    """Return what gives a value so many steps safer than the fresh one, if KVM says that the field is writable."""
 
-
-def _fit(name: str, field: Field) -> Callable[[Vcpu, int], int | None]:
-    """Return what gives the value that the field gets: a step safer than now, if KVM says that it is writable."""
-
-    def fit(vcpu: Vcpu, _: int) -> int | None:
-        return beside(name, field, _now(name, field, vcpu))[0] if _writable(name, field, vcpu) else None
+    def fit(vcpu: Vcpu, steps: int, fresh: int) -> int | None:
+        if not _writable(name, field, vcpu):
+            return None
+        for _ in range(steps):
+            lower = beside(name, field, fresh)[0]
+            fresh = fresh if lower is None else lower
+        return fresh
 
     return fit
 
 
-def _unsafe(name: str, field: Field) -> Callable[[Vcpu], int | None]:
-    """Return what gives a value that KVM refuses: two steps less safe than one safer, or any other if it is fixed.
+def _unsafe(name: str, field: Field) -> Callable[[Vcpu, int], int | None]:
+    """Return what gives a value that KVM refuses: one that is less safe than the fresh one, or any if it is fixed."""
 
-    A field is lowered by a step before anything is refused, so that the step above that is the field's own value.
-    """
-
-    def unsafe(vcpu: Vcpu) -> int | None:
-        now = _now(name, field, vcpu)
-        if not _writable(name, field, vcpu):
-            return None if name == "ID_AA64PFR0_EL1" and field.name in ("CSV2", "CSV3") else now ^ 1
-        higher = beside(name, field, now)[1]
-        if field.rule not in _STEPS or higher is None:
-            return higher
-        return beside(name, field, higher)[1]
+    def unsafe(vcpu: Vcpu, fresh: int) -> int | None:
+        if _writable(name, field, vcpu):
+            return beside(name, field, fresh)[1]
+        # Before 6.7 these could be chosen, though nothing says so: set_id_aa64pfr0_el1.
+        return None if name == "ID_AA64PFR0_EL1" and field.name in ("CSV2", "CSV3") else fresh ^ 1
 
     return unsafe
 
@@ -187,7 +186,8 @@ def _field_row(name: str, field: Field) -> Row:
     source = f"{_ALWAYS_0}; {_RULES}" if never else _RULES
     if (name, field.name) in _DECIDED:
         fresh, source = _DECIDED[name, field.name]
-    return Row(f"{name}.{field.name}", source, fresh=fresh, values=Of(0, 0), init=After.KEPT, runs=False,
+    kept = _CHANGED if field.name in _CHANGES.get(name, ()) else After.KEPT
+    return Row(f"{name}.{field.name}", source, kept=kept, fresh=fresh, values=Of(1, 2), init=After.KEPT, runs=False,
                fit=_fit(name, field), refused=[Refusal(_unsafe(name, field), errno.EINVAL)])  # fmt: skip
 
 
@@ -224,23 +224,17 @@ def _affinity(vcpu: Vcpu) -> int:
 def _identity(name: str) -> Row:
     """A register of the CPU's own, which takes only what it is."""
     return Row(name, "arch/arm64/kvm/sys_regs.c, set_imp_id_reg (before 6.15 set_invariant_sys_reg)",
-               fresh=Untold("it is the CPU's own"), values=Of(0, 0), fit=lambda vcpu, _: read(vcpu, SYSTEM[name]),
+               fresh=Untold("it is the CPU's own"), values=Of(0, 0), fit=lambda vcpu, _, fresh: fresh,
                init=After.KEPT,
-               refused=[Refusal(lambda vcpu: read(vcpu, SYSTEM[name]) ^ 1, errno.EINVAL)])  # fmt: skip
+               refused=[Refusal(lambda _, fresh: fresh ^ 1, errno.EINVAL)])  # fmt: skip
 
 
 _BOUNDARY = 3 << 30  # CLIDR_EL1.ICB, which nothing depends on
 
 
-def _clidr(vcpu: Vcpu, boundary: int) -> int:
-    """Return CLIDR_EL1 with another inner cache boundary, where it can be written (Linux 6.3)."""
-    own = read(vcpu, SYSTEM["CLIDR_EL1"])
-    try:
-        vcpu.set_one_reg(SYSTEM["CLIDR_EL1"], (own ^ 1 << 30).to_bytes(8, "little"))
-        vcpu.set_one_reg(SYSTEM["CLIDR_EL1"], own.to_bytes(8, "little"))
-    except OSError:
-        return own
-    return own & ~_BOUNDARY | boundary
+def _clidr(vcpu: Vcpu, boundary: int, fresh: int) -> int | None:
+    """Return CLIDR_EL1 with another inner cache boundary, where it can be written."""
+    return fresh & ~_BOUNDARY | boundary if every_cache(vcpu) else None
 
 
 _PIECE = pieces("arm64")["IDREGS"]
@@ -257,7 +251,7 @@ IDREGS = Table(
         Row("CLIDR_EL1", "arch/arm64/kvm/sys_regs.c, reset_clidr, set_clidr",
             fresh=Untold("it tells of the CPU's caches"), values=Of(1 << 30, 2 << 30, 3 << 30, 0), fit=_clidr,
             init=After.KEPT, runs=False,
-            refused=[Refusal(lambda vcpu: read(vcpu, SYSTEM["CLIDR_EL1"]) | 1 << 63, errno.EINVAL)]),
+            refused=[Refusal(lambda _, fresh: fresh | 1 << 63, errno.EINVAL)]),
         # Not allocated, or of a kind that no guest has: read as 0, written with 0.
         Row("S3_0_C0_C*", "arch/arm64/kvm/sys_regs.c, ID_UNALLOCATED, ID_HIDDEN", fresh=0, values=Of(0, 0),
             init=After.KEPT, refused=[Refusal(1, errno.EINVAL), Refusal(ALL, errno.EINVAL)]),

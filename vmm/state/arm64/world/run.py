@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from vmm.arm64.registers import VLS as REGISTER
 from vmm.kvm.vcpu import Vcpu
@@ -43,10 +43,6 @@ class _Lengths:
         return values["VLS"].to_bytes(REGISTER.size, "little") if "VLS" in values else part
 
 
-def _lengths(vcpu: Vcpu) -> int:
-    return int.from_bytes(vcpu.get_one_reg(REGISTER), "little")
-
-
 VLS = Table(
     "vls",
     pieces("arm64")["VLS"],
@@ -54,13 +50,17 @@ VLS = Table(
     [
         Row("VLS", "arch/arm64/kvm/guest.c, get_sve_vls, set_sve_vls; kvm_arm_vcpu_finalize", fresh=Bits(1),
             values=None, init=After.KEPT,
-            refused=[Refusal(_lengths, errno.EPERM), Refusal(1, errno.EPERM), Refusal(0, errno.EPERM)]),
+            refused=[Refusal(lambda _, fresh: fresh, errno.EPERM), Refusal(1, errno.EPERM), Refusal(0, errno.EPERM)]),
     ],
 )  # fmt: skip
 
 
-def _syndrome(vcpu: Vcpu, value: int) -> int:
+def _syndrome(vcpu: Vcpu, value: int, _: int) -> int:
     return value if has_ras(vcpu) else 0
+
+
+def _reserved(bit: int) -> Callable[[Vcpu, int], int | None]:
+    return lambda vcpu, _: 1 << bit if has_ras(vcpu) else None
 
 
 EVENTS = Table(
@@ -69,12 +69,11 @@ EVENTS = Table(
     StructCodec("EVENTS", "kvm_vcpu_events"),
     [
         # An SError that is pending cannot be taken back: what is set to 0 stays.
-        Row("exception.serror_pending", f"{_EVENTS}, KVM_SET_VCPU_EVENTS", fresh=0, values=Of(1, 1), runs=False),
+        Row("exception.serror_pending", f"{_EVENTS}, KVM_SET_VCPU_EVENTS", fresh=0, values=Of(1, 1)),
         Row("exception.serror_has_esr", f"{_EVENTS}: what the CPU is", values=None, init=After.KEPT,
             fresh=OneOf((0, 1), "whether the CPU has the RAS extension and the kernel uses it")),
-        Row("exception.serror_esr", f"{_EVENTS}: ISS only", fresh=0, values=Free(_ISS), fit=_syndrome, runs=False,
-            refused=[Refusal(lambda vcpu, bit=bit: 1 << bit if has_ras(vcpu) else None, errno.EINVAL)  # type: ignore[misc]
-                     for bit in (25, 32, 63)]),
+        Row("exception.serror_esr", f"{_EVENTS}: ISS only", fresh=0, values=Free(_ISS), fit=_syndrome,
+            refused=[Refusal(_reserved(bit), errno.EINVAL) for bit in (25, 32, 63)]),
         # It is delivered when it is set, and never told.
         Row("exception.ext_dabt_pending", _EVENTS, fresh=0, values=None, masked=[(1, 0)]),
         Row("exception.pad reserved[[]*]", _CHECKED, fresh=0, values=None,

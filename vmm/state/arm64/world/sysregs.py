@@ -54,7 +54,9 @@ def _encodings(op0: int, op1: int, crn: int, crms: Iterable[int], op2s: Iterable
 _DEBUG = [
     # DBGBVRn, DBGBCRn, DBGWVRn, DBGWCRn.
     *(_zero(_encodings(2, 0, 0, range(16), [op2]), Free(ALL)) for op2 in (4, 5, 6, 7)),
-    _zero("S2_0_C0_C2_0", Free(ALL), runs=False),  # MDCCINT_EL1
+    Row("S2_0_C0_C2_0", f"{_DESCS} (MDCCINT_EL1: reset_val); arch/arm64/kvm/hyp/include/hyp/debug-sr.h", fresh=0,
+        values=Free(ALL), runs=False,
+        kept=Untold("MRS of MDCCINT_EL1 leaves anything on an emulated CPU without a debug communications channel")),
     _zero("S2_0_C0_C2_2", Free(ALL), runs=Of(1 << 12, 0)),  # MDSCR_EL1: TDCC
     _zero("S2_4_C0_C7_0", Free(ALL)),  # DBGVCR32_EL2
     Row("S2_0_C1_C1_4", "arch/arm64/kvm/sys_regs.c, set_oslsr_el1 (OSLSR_EL1: only OSLK may change)", fresh=8,
@@ -69,19 +71,19 @@ _MEMORY = [
         runs=Of(_SCTLR | 1 << 14, _SCTLR | 1 << 26, _SCTLR)),  # DZE, UCI
     Row("S3_0_C1_C0_1", "arch/arm64/kvm/sys_regs.c, reset_actlr (ACTLR_EL1)", fresh=Untold("ACTLR_EL1 is the CPU's"),
         values=Free(ALL)),
-    _zero("CPACR_EL1", Free(ALL), runs=Of(1 << 20, 3 << 20)),
-    _zero("ZCR_EL1", Free(0xF), runs=False),
+    _zero("CPACR_EL1", Free(ALL), runs=Of(1 << 20 | 1 << 16, 3 << 20 | 3 << 16)),
+    _zero("ZCR_EL1", Of(0xF, 5, 0xA, 0), runs=False),
     _zero("SCTLR2_EL1 TCR2_EL1", Free(ALL), runs=False),
     _zero("TCR_EL1", Free(ALL), runs=False),
     _unknown("TTBR0_EL1", Free(ALL), runs=False),
     _unknown("TTBR1_EL1", Free(ALL), runs=Of(0xAB_0000_1234_5000, 0x54_0000_7EDC_A000)),
     _unknown("MAIR_EL1", Free(ALL), runs=Of(0x4404_0C00_BB44_FF00, 0x00FF_4444_FF04_FF00)),
     Row("S3_0_C10_C3_0", "arch/arm64/kvm/sys_regs.c, reset_amair_el1", fresh=Untold("AMAIR_EL1 is the CPU's"),
-        values=Free(ALL), runs=False),
+        values=Free(ALL), runs=False, kept=Untold("a CPU may have no bits in AMAIR_EL1")),
     _unknown("PIRE0_EL1 PIR_EL1 POR_EL1", Free(ALL), runs=False),
     _unknown("S3_3_C10_C2_4", Free(ALL), runs=False),  # POR_EL0
-    _unknown("AFSR0_EL1", Free(ALL), runs=False),
-    _unknown("S3_0_C5_C1_1", Free(ALL), runs=False),  # AFSR1_EL1
+    Row("AFSR0_EL1 S3_0_C5_C1_1", f"{_DESCS} (AFSR0_EL1, AFSR1_EL1: reset_unknown); {UNKNOWN}", fresh=_RESET,
+        values=Free(ALL), runs=False, kept=Untold("a CPU may have no bits in AFSR0_EL1 and AFSR1_EL1")),
     _unknown("ESR_EL1", Free(ALL), runs=Free(_WORD)),
     _unknown("FAR_EL1", Free(ALL)),
     _unknown("S3_0_C7_C4_0", Free(ALL), runs=Of(0xFF00_0012_3456_7B80, 0x4400_0000_8765_4B00)),  # PAR_EL1
@@ -127,13 +129,19 @@ def _counters(vcpu: Vcpu) -> int:
 
 
 def _set(name: str, *, alone: bool) -> Row:
-    return Row(name, f"{_PMU}; {UNKNOWN}", fresh=lambda vcpu: PATTERN & _counters(vcpu), values=Free(_WORD),
-               fit=lambda vcpu, value: value & _counters(vcpu), alone=alone)  # fmt: skip
+    """A register that sets bits gets that of the cycle counter, and one that clears them does not."""
+
+    def fit(vcpu: Vcpu, value: int, _: int) -> int:
+        bits = value & _counters(vcpu)
+        return bits & ~_CYCLES if alone else bits | _CYCLES
+
+    return Row(name, f"{_PMU}; {UNKNOWN}", fresh=lambda vcpu: PATTERN & _counters(vcpu), values=Free(_WORD), fit=fit,
+               alone=alone)  # fmt: skip
 
 
-def _control(vcpu: Vcpu, value: int) -> int:
+def _control(vcpu: Vcpu, value: int, fresh: int) -> int:
     """Return a PMCR_EL0 with its own N, which cannot be more, and with what else is the CPU's."""
-    return read(vcpu, _PMCR) & ~0x3F | value & 0x3F
+    return fresh & ~0x3F | value & 0x3F
 
 
 _PERFORMANCE = [
@@ -170,9 +178,9 @@ COUNTERS = Table(
     RegisterCodec(_COUNTERS),
     [
         Row("CNTVCT_EL0", f"{_START}: it begins with the VM", fresh=Within(0, _HOUR), init=After.KEPT, counts=_HOUR,
-            values=Of(1 << 40, 0x7654_3210_1234_5678, 1 << 62, 0)),
+            values=Of(1 << 40, 0x2345_6789_1234_5678, 1 << 61, 0)),
         Row("CNTPCT_EL0", f"{_START}: it is the host's until it is written", fresh=Untold("the host's own counter"),
             init=After.KEPT, counts=_HOUR,
-            values=Of(1 << 44, 0x4321_7654_1234_5678, 1 << 61, 0)),
+            values=Of(1 << 44, 0x3456_789A_1234_5678, 1 << 60, 0)),
     ],
 )  # fmt: skip
