@@ -38,7 +38,8 @@ class Matrix:
 
     ``kept`` and ``broken`` count orders that respect all constraints and orders that break one; what they
     should not have done is in ``surprises`` and ``harmless``. ``lost`` is what was otherwise than it was meant before
-    any restore; ``missing`` are constraints that were expected and not found, ``unknown`` is the other way round.
+    any restore, ``known`` that of it which this KVM is known to lose; ``missing`` are constraints that were expected
+    and not found, ``unknown`` is the other way round.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Matrix:
     surprises: list[str] = field(default_factory=list)
     harmless: int = 0
     lost: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
     missing: list[Pair] = field(default_factory=list)
     unknown: list[Edge] = field(default_factory=list)
 

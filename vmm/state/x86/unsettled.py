@@ -6,8 +6,7 @@ What a restore leaves out shows only where the value is not that of a fresh vCPU
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -19,35 +18,29 @@ from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.meant import Meant, registers
 from vmm.state.value import Part
-from vmm.state.x86.msrs import saved_msrs
+from vmm.state.world.unsettle import unsettle as unsettle_fields
+from vmm.state.x86.world.modes import SREGS_LONG
+from vmm.state.x86.world.msrs import MSRS
+from vmm.state.x86.world.registers import DEBUGREGS, REGS
+from vmm.state.x86.world.vectors import XSAVE
 from vmm.x86 import boot, msr, permission, xfeature
 from vmm.x86.cpuid import get_cpuid
-from vmm.x86.msr_names import Msr
-from vmm.x86.msr_values import KEPT, UNUSED
-from vmm.x86.registers import (
-    get_debugregs,
-    get_regs,
-    get_sregs,
-    set_debugregs,
-    set_regs,
-    set_sregs,
-    set_xcr0,
-)
-from vmm.x86.xfeature import XFeature
-from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave
+from vmm.x86.msr_names import Msr, saved_name
+from vmm.x86.msr_values import UNUSED
+from vmm.x86.registers import get_debugregs, get_sregs, set_debugregs, set_sregs, set_xcr0
 
 __all__ = ["ARGUMENTS", "before", "mark", "unsettle"]
 
 # For Guest: without OSXSAVE a guest cannot have XCR0.
 ARGUMENTS: Mapping[str, Any] = {"cr4": boot.CR4_OSXSAVE}
 
-_ADDRESS = 0x7654_3210_8000
-# Legal for most: an address, a page's address, few low bits, memory types of IA32_PAT, a fixed MTRR's.
-_CANDIDATES = (_ADDRESS, 0x12345000, 0x1, 0x2, 0x4, 0x10, 0x0006_0406_0007_0406, 0x0606_0606_0606_0606)
-_PALETTE_1 = bytes([1, 0]) + bytes(14) + (64).to_bytes(2, "little") * 8 + bytes(16) + bytes([16]) * 8 + bytes(8)
-_PKRU_LOCAL = 0x5555_5550
+# In the order of a restore. The guest is in long mode.
+_TABLES = (SREGS_LONG, XSAVE, MSRS, REGS, DEBUGREGS)
+# What only a guest that virtualizes has a use for (VM_HSAVE_PA): the state of such a guest is not saved.
+_LEFT = frozenset({saved_name(0xC001_0117)})
+# Those of the fields' values that are unlike a fresh vCPU's everywhere.
+_ROUNDS = 2
 _CR2 = 0x7654_3210_0000
-_FOP, _FDP_END = 6, 24  # in the area
 _TSC = 1 << 44
 _STI = 1  # KVM_X86_SHADOW_INT_STI
 
@@ -65,22 +58,14 @@ def before(kvm: Kvm) -> None:
 
 
 def unsettle(guest: BaseGuest, seed: int) -> Meant:
-    """Change every register that can be changed; the vCPU must not run afterwards. Returns what was meant."""
+    """Change every field that can be changed; the vCPU must not run afterwards. Returns what was meant."""
     vcpu = guest.vcpu
-    source = random.Random(seed)
-    meant: dict[str, Callable[[Part], Part]] = {}
-    meant |= _general(vcpu, source)
-    meant |= _vectors(vcpu, source)
-    meant["MSRS"] = _msrs(vcpu, saved_msrs(vcpu))
+    offered = get_cpuid(vcpu).xcr0
+    set_xcr0(vcpu, offered)
+    meant = unsettle_fields(vcpu, _TABLES, seed % _ROUNDS, _LEFT)
     # Far from that of a VM which has just begun: before Linux 6.7 a write that is close to it sets nothing.
     msr.set_msr(vcpu, Msr.TSC, _TSC)
-    debug = get_debugregs(vcpu)
-    for number in range(4):
-        debug.db[number] = source.randrange(1, 1 << 40) << 3
-    debug.dr7 = 0x400 | 0x55
-    meant["DEBUGREGS"] = _just(debug)
-    set_debugregs(vcpu, debug)
-    return {**meant, **_events(guest)}
+    return {**meant, "XCRS": _xcr0(offered), **_events(guest)}
 
 
 def mark(vcpu: Vcpu) -> Meant:
@@ -146,85 +131,6 @@ def _events(guest: BaseGuest) -> Meant:
     return {"EVENTS": meant}
 
 
-def _general(vcpu: Vcpu, source: random.Random) -> Meant:
-    sregs = get_sregs(vcpu)
-    sregs.cr2, sregs.cr8 = 0x7777_1000, 5
-    sregs.fs.base, sregs.gs.base = _ADDRESS, _ADDRESS + 0x1000
-    set_sregs(vcpu, sregs)
-    regs = get_regs(vcpu)
-    for name, _ in ffi.typeof("struct kvm_regs").fields:
-        if name not in ("rip", "rflags"):
-            setattr(regs, name, source.getrandbits(64))
-    regs.rip, regs.rflags = 0x123458, 0xAD7
-    general = _just(regs)
-    set_regs(vcpu, regs)
-    control = _control(cr2=0x7777_1000, cr8=5, fs__base=_ADDRESS, gs__base=_ADDRESS + 0x1000)
-    return {"SREGS": control, "REGS": general}
-
-
-def _vectors(vcpu: Vcpu, source: random.Random) -> Meant:
-    """Fill all components that the guest's CPUID offers, with data that the CPU accepts."""
-    offered = get_cpuid(vcpu).xcr0
-    set_xcr0(vcpu, offered)
-    area = XsaveArea(get_xsave(vcpu).data)
-    for number in bits(offered):
-        if number in area.layout and area.layout[number].end <= len(area.data):
-            area.set_component(number, _component(number, area.layout[number].size, source))
-    area.mxcsr = 0x1FA0
-    data = bytes(area.data)
-    set_xsave(vcpu, area)
-
-    def xcr0(part: Part) -> Part:
-        rows = [(0, 0, offered)]
-        return bytes(ffi.buffer(ffi.new("struct kvm_xcrs *", {"nr_xcrs": 1, "flags": 0, "xcrs": rows})))
-
-    def xsave(part: Part) -> Part:
-        # FOP, FIP and FDP are the CPU's: it may cut or clear them where no x87 exception is pending.
-        own = bytes(part)[_FOP:_FDP_END]
-        return (data[:_FOP] + own + data[_FDP_END:]).ljust(len(part), b"\0")[: len(part)]
-
-    return {"XCRS": xcr0, "XSAVE": xsave}
-
-
-def _component(number: int, size: int, source: random.Random) -> bytes:
-    if number == XFeature.FP:
-        head = bytes([0x7F, 0x02, 0, 0x38, 0xFF, 0]) + source.randbytes(10) + bytes(8)
-        registers = b"".join(source.randbytes(10) + bytes(6) for _ in range(8))
-        return head[:24] + registers
-    if number == XFeature.SSE:
-        return (0x1FA0).to_bytes(4, "little") + bytes(4) + source.randbytes(size - 8)
-    if number == XFeature.XTILECFG:
-        return _PALETTE_1.ljust(size, b"\0")[:size]
-    if number == XFeature.PKRU:
-        return _PKRU_LOCAL.to_bytes(4, "little").ljust(size, b"\0")
-    if number in (XFeature.BNDREGS, XFeature.BNDCSR):
-        return bytes(size)
-    return source.randbytes(size)
-
-
-def _msrs(vcpu: Vcpu, indices: Iterable[int]) -> Callable[[Part], Part]:
-    """Change MSRs: those that every guest has keep what they are given."""
-    meant: dict[int, bytes] = {}
-    for index in indices:
-        if index in KEPT:
-            value = KEPT[Msr(index)]
-            msr.set_msr(vcpu, index, value)
-            meant[index] = value.to_bytes(8, "little")
-        else:
-            _change_msr(vcpu, index)
-    return registers(meant)
-
-
-def _change_msr(vcpu: Vcpu, index: int) -> None:
-    """Give an MSR the first of some values that KVM takes and keeps; leave it as it is if there is none."""
-    old = msr.try_get(vcpu, index)
-    if old is None:
-        return
-    for value in _CANDIDATES:
-        try:
-            if value != old and msr.set_msr(vcpu, index, value):
-                if msr.try_get(vcpu, index) == value:
-                    return
-                msr.set_msr(vcpu, index, old)
-        except KvmError:
-            continue
+def _xcr0(value: int) -> Callable[[Part], Part]:
+    whole = bytes(ffi.buffer(ffi.new("struct kvm_xcrs *", {"nr_xcrs": 1, "xcrs": [(0, 0, value)]})))
+    return lambda part: whole
