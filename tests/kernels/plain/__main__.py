@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 
 from tests.kernels.plain import nested, runs, state
 
-#: For how many seconds one section may go on; emulated on a busy host, some need minutes.
-LONGEST = 600.0
+#: For how many seconds one section may go on: not as long as a machine may say nothing.
+LONGEST = 200.0
 _SHOWN = 12
 _WIDTH = 300
 Section = Callable[[Callable[[str, object], None]], None]

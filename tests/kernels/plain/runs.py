@@ -188,7 +188,10 @@ def cpuid_leaves(see: See) -> None:
     see("late.too-many", guest.vcpu.call("SET_CPUID2", bytearray(struct.pack("<II", 257, 0) + bytes(257 * 40))))
 
 
-_RULED = (0x34, 0x3A, 0x48, 0x49, 0xDA0, 0x1D9, 0x277, 0xC0000080, 0xC0000081, 0xC0000103, 0x1A0, 0x6A2, 0x6E0, 0x1C4)
+_RULED = (
+    *(0x34, 0x3A, 0x48, 0x49, 0xDA0, 0x1D9, 0x277, 0xC0000080, 0xC0000081, 0xC0000103, 0x1A0, 0x6A2, 0x6E0, 0x1C4),
+    *range(0x4B564D00, 0x4B564D08),
+)
 
 
 def _rules(see: See, where: str, cpuid: bytearray) -> None:
@@ -275,7 +278,7 @@ def events(see: See) -> None:
                 before = guest.vcpu.get("VCPU_EVENTS")[1].hex()
                 see(f"event.{mode}.{flags}.{kind}.{argument}", (done, before, guest.go()))
                 guest.vcpu.run_area[0] = 0
-        for control in (0, 1, 3, 0x10001, 0x20001, 0x20002):
+        for control in (0, 1, 3, 0x10001, 0x20001, 0x20002, 0x40001, 0x80001):
             guest.enter(mode)
             guest.start(b"\x90\xb0\x55", flags=2)
             data = struct.pack("<II8Q", control, 0, 0x7000, 0, 0, 0, 0, 0, 0, 0x401)
