@@ -151,9 +151,12 @@ def judge(fault: Fault, machine: str, without: Verdicts, verdicts: Verdicts, *, 
 
 
 def run(
-    machine: str, kernel: str, modules: Path, faults: Sequence[Fault], clauses: Mapping[int, Sequence[str]]
+    machine: str, options: Sequence[str], faults: Sequence[Fault], clauses: Mapping[int, Sequence[str]]
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each fault in a machine; ``clauses`` are the ids for each fault's number."""
+    """Yield the outcome of each fault in a machine, whose ``options`` of scripts/lab give it the faulty kernel.
+
+    ``clauses`` are the ids for each fault's number.
+    """
     without: Verdicts = {}
     for fault in faults:
         if not clauses[fault.number]:
@@ -162,7 +165,7 @@ def run(
     while left:
         boot = next(boots(left, clauses, without))
         before = len(left) + len(without)
-        for number, verdicts, whole in reports(_start(machine, kernel, modules, boot)):
+        for number, verdicts, whole in reports(_start(machine, options, boot)):
             if number == 0:
                 without |= verdicts if whole else {}
                 continue
@@ -175,13 +178,13 @@ def run(
             return
 
 
-def _start(machine: str, kernel: str, modules: Path, boot: Boot) -> Iterator[str]:
-    """Boot a machine with the modules, run a boot's script and yield the lines that it prints."""
+def _start(machine: str, options: Sequence[str], boot: Boot) -> Iterator[str]:
+    """Boot a machine with the faulty kernel, run a boot's script and yield the lines that it prints."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         (folder / "faults").write_text(script(boot))
         command = [
-            *(sys.executable, str(_SCRIPTS / "lab"), machine, "--kernel", kernel, "--modules", str(modules)),
+            *(sys.executable, str(_SCRIPTS / "lab"), machine, *options),
             *("--in", name, "--pool", "faults", "--timeout", f"{SILENCE * (2 + len(boot.order)):g}"),
             *(("--append", f"kvm.fault={boot.parameter}", "--fresh") if boot.parameter else ()),
             *("--", "sh", "/in/faults"),
