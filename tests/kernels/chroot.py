@@ -20,17 +20,20 @@ _SCRIPT = """\
 set -e
 mount --rbind /dev "$ROOT/dev"
 mount --rbind /proc "$ROOT/proc"
-printf '%s\\n' "$MOUNTS" | while IFS='|' read -r what where; do mount --bind "$what" "$ROOT/$where"; done
 mount -t tmpfs tmpfs "$ROOT/tmp"
 mkdir "$ROOT/tmp/bin"
 ln -s /usr/bin/mawk "$ROOT/tmp/bin/awk"
+printf '%s\\n' "$MOUNTS" | while IFS='|' read -r what where; do
+    mkdir -p "$ROOT/$where"
+    mount --bind "$what" "$ROOT/$where"
+done
 exec chroot "$ROOT" /usr/bin/env -i PATH=/tmp/bin:/usr/bin:/usr/sbin:/bin HOME=/tmp LC_ALL=C \\
     KBUILD_BUILD_USER=root KBUILD_BUILD_HOST=lab "$@"
 """
 
 
 def run_in(root: Path, mounts: Sequence[tuple[Path, str]], command: Sequence[str], what: str, log: Path) -> None:
-    """Run a command in a root, with folders or files of the host mounted there in this order, nicely.
+    """Run a command in a root, with folders of the host mounted there in this order, nicely.
 
     Raises LabError for a command that fails, with the end of what it said; ``log`` has all of it.
     """

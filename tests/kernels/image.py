@@ -36,7 +36,7 @@ _CONFIG = _HERE / "sve.config"
 _KEPT, _BUILDS_KEPT = 4, 1
 _TOOLS = (
     *("base-files", "bash", "bc", "binutils", "bison", "coreutils", "dash", "diffutils", "findutils", "flex"),
-    *("gcc", "grep", "gzip", "libc6-dev", "make", "mawk", "sed"),
+    *("gcc", "grep", "gzip", "libc6-dev", "make", "mawk", "perl-base", "sed"),
 )
 #: What no build of an arm64 kernel with this configuration reads, as patterns; and what it reads nevertheless.
 _UNREAD = (
@@ -46,7 +46,7 @@ _UNREAD = (
 )
 _READ = (
     *("*/Kconfig*", "*/Kbuild*", "*/Makefile*", "arch/arm64/*", "arch/arm/include/*", "tools/include/*"),
-    "tools/scripts/*",
+    *("tools/scripts/*", "arch/x86/entry/syscalls/*"),
 )
 #: What is added to the Makefile of KVM: nothing is recompiled elsewhere, and all below has the header.
 _MAKEFILE = "\nsubdir-ccflags-y += -include $(srctree)/arch/arm64/kvm/faults.h\nkvm-y += faults.o\n"
@@ -136,7 +136,7 @@ def _build_without(source: ImageSource, root: Path) -> Path:
         with source.cache.scratch("build-") as scratch:
             (scratch / "build").mkdir()
             shutil.copy(_CONFIG, scratch / "build/ours")
-            _make(source, root, {}, scratch, "allnoconfig", "KCONFIG_ALLCONFIG=/usr/src/build/ours")
+            _make(source, root, {}, scratch, "allnoconfig", "KCONFIG_ALLCONFIG=/tmp/out/ours")
             missing = missing_options(_CONFIG.read_text(), (scratch / "build/.config").read_text())
             if missing:
                 raise LabError(f"Linux {source.release} cannot be built with {', '.join(missing)}; see {_CONFIG}.")
@@ -158,20 +158,17 @@ def missing_options(wanted: str, got: str) -> list[str]:
 
 def _make(source: ImageSource, root: Path, texts: Mapping[str, str], scratch: Path, *goals: str) -> None:
     """Run make in the folder `build` of a scratch folder, with texts in the place of the source's."""
-    places = scratch / "places"
-    for name in ("linux", "build"):
-        (places / name).mkdir(parents=True, exist_ok=True)
-    mounts = [(places, "usr/src"), (source.folder, "usr/src/linux"), (scratch / "build", "usr/src/build")]
+    mounts = [(source.folder, "tmp/src"), (scratch / "build", "tmp/out")]
     for tree in TREES:
         ours = scratch / tree
         shutil.rmtree(ours, ignore_errors=True)
         shutil.copytree(source.folder / tree, ours, symlinks=True)
-        mounts.append((ours, f"usr/src/linux/{tree}"))
+        mounts.append((ours, f"tmp/src/{tree}"))
     _add_ours(scratch / TREES[0])
     for file, text in texts.items():
         (scratch / file).write_text(text)
     cross = [] if host_arch() == "arm64" else ["CROSS_COMPILE=aarch64-linux-gnu-"]
-    command = ["make", "-s", "-C", "/usr/src/linux", "O=/usr/src/build", "ARCH=arm64", *cross, f"-j{JOBS}", *goals]
+    command = ["make", "-s", "-C", "/tmp/src", "O=/tmp/out", "ARCH=arm64", *cross, f"-j{JOBS}", *goals]
     run_in(root, mounts, command, f"Building Linux {source.release}", scratch / "log")
 
 

@@ -71,7 +71,7 @@ class Build:
         self, root: Path, mounts: Sequence[tuple[Path, str]], command: Sequence[str], what: str, log: Path
     ) -> None:
         where = {path: folder for folder, path in mounts}
-        build, kvm = where["usr/src/build"], where["usr/src/linux/arch/arm64/kvm"]
+        build, kvm = where["tmp/out"], where["tmp/src/arch/arm64/kvm"]
         goal = "allnoconfig" if "allnoconfig" in command else command[-1]
         self.goals.append(goal)
         self.newer = {path.name for path in kvm.iterdir() if path.stat().st_mtime > 1000}
