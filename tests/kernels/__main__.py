@@ -15,6 +15,7 @@ from pathlib import Path
 from labs.config import DEFAULT_KERNEL
 from labs.errors import LabError
 
+from tests.kernels import draw_cli
 from tests.kernels.built import Built, build, place, those_of
 from tests.kernels.run import Outcome, run
 from tests.kernels.table import FOLDER, MACHINES, Fault, choose, load
@@ -31,6 +32,8 @@ and see whether the clauses that should notice do.
           `scripts/lab NAME --modules DIR --append kvm.fault=N`, or for sve, where KVM is no module, the image for
           `scripts/lab sve --kernel PATH --append kvm.fault=N`
   run     all of it; exit status 1 if a fault is not noticed
+  draw    faults at random, into a table: `draw --help`
+  weigh   which of those have an effect, and which are noticed: `weigh --help`
 """
 
 
@@ -120,12 +123,21 @@ def _sum(counts: Counter[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return draw_cli.main(words) if words and words[0] in draw_cli.COMMANDS else _main(words)
+    except LabError as error:
+        print(f"tests.kernels: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.kernels",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("list", "place", "build", "run"))
+    parser.add_argument("what", choices=("list", "place", "build", "run"), help="or draw, weigh")
     parser.add_argument("faults", nargs="*", metavar="GLOB", help="names of faults (default all)")
     parser.add_argument("--machine", choices=MACHINES, help="only in this machine (default: where each can be seen)")
     parser.add_argument(
@@ -147,17 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults = choose(table, options.faults)
     if not faults:
         parser.error(f"no fault has the name {' '.join(options.faults)}")
-    try:
-        if options.what == "list":
-            return _list(faults)
-        if options.what == "place":
-            return _place(options.kernel, faults)
-        if options.what == "build":
-            return _build(options.machine or "amx", options.kernel, table)
-        return _run(options, table, faults)
-    except LabError as error:
-        print(f"tests.kernels: {error}", file=sys.stderr)
-        return 2
+    if options.what == "list":
+        return _list(faults)
+    if options.what == "place":
+        return _place(options.kernel, faults)
+    if options.what == "build":
+        return _build(options.machine or "amx", options.kernel, table)
+    return _run(options, table, faults)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.kernels.chroot import JOBS, run_in
 from tests.kernels.patch import Misplaced, apply
 from tests.kernels.table import Fault
 
-__all__ = ["TREES", "Source", "build_modules", "find_source", "patched", "read_sources"]
+__all__ = ["TREES", "Source", "build_modules", "find_source", "lay_out", "make", "patched", "read_sources"]
 
 #: What is built, and what it includes from its own folders.
 TREES = ("arch/x86/kvm", "virt/kvm", "virt/lib")
@@ -134,38 +134,50 @@ def build_modules(source: Source, faults: Sequence[Fault]) -> tuple[Path, dict[s
     texts, unplaced = patched(read_sources(source.folder, faults), faults)
     root = source.root()
 
-    def make(folder: Path) -> None:
+    def build(folder: Path) -> None:
         with source.cache.scratch("kvm-") as scratch:
             _compile(source, root, texts, scratch, folder)
 
     inputs = [root.name, source.package.deb, sorted(texts.items()), hash_files(_OURS, _HERE)]
-    built = source.cache.build("kvm-modules", inputs, make, f"building KVM of {source.kernel.release}")
+    built = source.cache.build("kvm-modules", inputs, build, f"building KVM of {source.kernel.release}")
     source.cache.prune("kvm-modules", keep=_KEPT)
     return built, unplaced
 
 
 def _compile(source: Source, root: Path, texts: Mapping[str, str], scratch: Path, folder: Path) -> None:
-    """Build the modules in a copy of the headers that has KVM's folders too, as the kernel's own tree has them."""
+    """Build the modules and take them out of where they are built."""
+    tree = lay_out(source, root, scratch)
+    for file, text in texts.items():
+        (tree / file).write_text(text)
+    make(source, root, scratch)
+    for name in _MODULES:
+        run_tool(["strip", "-g", "-o", folder / f"{name}.ko", tree / TREES[0] / f"{name}.ko"], f"Stripping {name}.ko")
+
+
+def lay_out(source: Source, root: Path, scratch: Path) -> Path:
+    """Make a copy of the headers that has KVM's folders too, as the kernel's own tree has them; return that tree."""
     sources = scratch / "src"
     shutil.copytree(root / "usr/src", sources, symlinks=True)
-    (common,) = sources.glob("linux-headers-*-common")
-    shutil.copytree(source.folder, common, dirs_exist_ok=True)
-    for file, text in texts.items():
-        (common / file).write_text(text)
-    kvm = common / "arch/x86/kvm"
+    tree = _tree(scratch)
+    shutil.copytree(source.folder, tree, dirs_exist_ok=True)
+    kvm = tree / TREES[0]
     for ours in _OURS:
         shutil.copy(ours, kvm)
     with open(kvm / "Makefile", "a") as makefile:
         makefile.write("\nkvm-y += faults.o\n")
-    inside = f"/usr/src/{common.name}/arch/x86/kvm"
-    _make(root, sources, scratch, source.headers, inside)
-    for name in _MODULES:
-        run_tool(["strip", "-g", "-o", folder / f"{name}.ko", kvm / f"{name}.ko"], f"Stripping {name}.ko")
+    return tree
 
 
-def _make(root: Path, sources: Path, scratch: Path, headers: str, inside: str) -> None:
+def _tree(scratch: Path) -> Path:
+    (tree,) = (scratch / "src").glob("linux-headers-*-common")
+    return tree
+
+
+def make(source: Source, root: Path, scratch: Path, *words: str, flags: str = "") -> None:
+    """Run make, with more words and flags for the compiler; its output is in `log` of the scratch folder."""
+    inside = f"/usr/src/{_tree(scratch).name}/{TREES[0]}"
     command = [
-        *("make", "-C", f"/usr/src/{headers}", f"M={inside}", f"-j{JOBS}"),
-        *("KCFLAGS=-include " + f"{inside}/faults.h", "modules"),
+        *("make", "-C", f"/usr/src/{source.headers}", f"M={inside}", f"-j{JOBS}"),
+        *(*words, f"KCFLAGS=-include {inside}/faults.h {flags}".rstrip(), "modules"),
     ]
-    run_in(root, [(sources, "usr/src")], command, "Building KVM's modules", scratch / "log")
+    run_in(root, [(scratch / "src", "usr/src")], command, "Building KVM's modules", scratch / "log")

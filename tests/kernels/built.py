@@ -13,7 +13,7 @@ from tests.kernels.build import Source, build_modules, find_source, patched, rea
 from tests.kernels.image import ImageSource, build_image, find_image_source
 from tests.kernels.table import Fault
 
-__all__ = ["Built", "build", "place", "those_of"]
+__all__ = ["Built", "build", "find", "place", "those_of"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,13 @@ def build(architecture: str, kernel: str, faults: Sequence[Fault]) -> Built:
     return Built(modules, ("--kernel", kernel, "--modules", str(modules)), unplaced)
 
 
+def find(architecture: str, kernel: str) -> Source | ImageSource:
+    """Return the source of a kernel of Debian's for an architecture."""
+    return find_image_source(Cache(), kernel) if architecture == "arm64" else find_source(Cache(), kernel)
+
+
 def place(architecture: str, kernel: str, faults: Sequence[Fault]) -> tuple[str, dict[str, str]]:
     """Return the release of a kernel, and which faults of its architecture have no place in it."""
-    find = find_image_source if architecture == "arm64" else find_source
-    source: Source | ImageSource = find(Cache(), kernel)
+    source = find(architecture, kernel)
     found = those_of(architecture, faults)
     return source.release, patched(read_sources(source.folder, found), found)[1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -26,10 +26,21 @@ from tests.kernels.build import patched, read_sources
 from tests.kernels.chroot import JOBS, run_in
 from tests.kernels.table import Fault
 
-__all__ = ["ImageSource", "build_image", "find_image_source", "is_needed", "missing_options"]
+__all__ = [
+    "OBJECTS",
+    "ImageSource",
+    "build_image",
+    "find_image_source",
+    "is_needed",
+    "lay_out",
+    "make",
+    "missing_options",
+]
 
 #: the folders that faults may be in
 TREES = ("arch/arm64/kvm", "virt/kvm")
+#: the goal of make that compiles KVM alone
+OBJECTS = "arch/arm64/kvm/"
 _HERE = Path(__file__).parent
 _OURS = (_HERE / "faults.c", _HERE / "faults.h")
 _CONFIG = _HERE / "sve.config"
@@ -117,14 +128,16 @@ def build_image(source: ImageSource, faults: Sequence[Fault]) -> tuple[Path, dic
     root = source.root()
     built = _build_without(source, root)
 
-    def make(folder: Path) -> None:
+    def copy(folder: Path) -> None:
         with source.cache.scratch("image-") as scratch:
-            shutil.copytree(built, scratch / "build", symlinks=True)
-            _make(source, root, changed, scratch, "Image")
+            tree = lay_out(source, root, scratch)
+            for file, text in changed.items():
+                (tree / file).write_text(text)
+            make(source, root, scratch, "Image")
             shutil.copy(scratch / "build/arch/arm64/boot/Image", folder / "Image")
 
     what = f"building Linux {source.release} with faults"
-    image = source.cache.build("kvm-image", [built.name, sorted(changed.items())], make, what)
+    image = source.cache.build("kvm-image", [built.name, sorted(changed.items())], copy, what)
     source.cache.prune("kvm-image", keep=_KEPT)
     return image / "Image", unplaced
 
@@ -132,20 +145,21 @@ def build_image(source: ImageSource, faults: Sequence[Fault]) -> tuple[Path, dic
 def _build_without(source: ImageSource, root: Path) -> Path:
     """Return the folder in which a kernel without faults has been built."""
 
-    def make(folder: Path) -> None:
+    def build(folder: Path) -> None:
         with source.cache.scratch("build-") as scratch:
             (scratch / "build").mkdir()
+            _copy_trees(source, scratch)
             shutil.copy(_CONFIG, scratch / "build/ours")
-            _make(source, root, {}, scratch, "allnoconfig", "KCONFIG_ALLCONFIG=/tmp/out/ours")
+            make(source, root, scratch, "allnoconfig", "KCONFIG_ALLCONFIG=/tmp/out/ours")
             missing = missing_options(_CONFIG.read_text(), (scratch / "build/.config").read_text())
             if missing:
                 raise LabError(f"Linux {source.release} cannot be built with {', '.join(missing)}; see {_CONFIG}.")
-            _make(source, root, {}, scratch, "Image")
+            make(source, root, scratch, "Image")
             # The empty folder of the entry is replaced by what was built.
             os.rename(scratch / "build", folder)
 
     inputs = [source.folder.name, root.name, _CONFIG.read_text(), _MAKEFILE, hash_files(_OURS, _HERE)]
-    built = source.cache.build("kernel-build", inputs, make, f"building Linux {source.release}")
+    built = source.cache.build("kernel-build", inputs, build, f"building Linux {source.release}")
     source.cache.prune("kernel-build", keep=_BUILDS_KEPT)
     return built
 
@@ -156,19 +170,26 @@ def missing_options(wanted: str, got: str) -> list[str]:
     return [line for line in wanted.splitlines() if line and not line.startswith("#") and line not in has]
 
 
-def _make(source: ImageSource, root: Path, texts: Mapping[str, str], scratch: Path, *goals: str) -> None:
-    """Run make in the folder `build` of a scratch folder, with texts in the place of the source's."""
-    mounts = [(source.folder, "tmp/src"), (scratch / "build", "tmp/out")]
+def lay_out(source: ImageSource, root: Path, scratch: Path) -> Path:
+    """Make a copy of a build without faults and of KVM's sources in a folder; return where the sources are."""
+    shutil.copytree(_build_without(source, root), scratch / "build", symlinks=True)
+    _copy_trees(source, scratch)
+    return scratch
+
+
+def _copy_trees(source: ImageSource, scratch: Path) -> None:
     for tree in TREES:
-        ours = scratch / tree
-        shutil.rmtree(ours, ignore_errors=True)
-        shutil.copytree(source.folder / tree, ours, symlinks=True)
-        mounts.append((ours, f"tmp/src/{tree}"))
+        shutil.copytree(source.folder / tree, scratch / tree, symlinks=True)
     _add_ours(scratch / TREES[0])
-    for file, text in texts.items():
-        (scratch / file).write_text(text)
+
+
+def make(source: ImageSource, root: Path, scratch: Path, *words: str, flags: str = "") -> None:
+    """Run make with goals and other words, and flags for the compiler, where a folder's sources are KVM's."""
+    mounts = [(source.folder, "tmp/src"), (scratch / "build", "tmp/out")]
+    mounts += [(scratch / tree, f"tmp/src/{tree}") for tree in TREES]
     cross = [] if host_arch() == "arm64" else ["CROSS_COMPILE=aarch64-linux-gnu-"]
-    command = ["make", "-s", "-C", "/tmp/src", "O=/tmp/out", "ARCH=arm64", *cross, f"-j{JOBS}", *goals]
+    extra = [f"KCFLAGS={flags}"] if flags else []
+    command = ["make", "-s", "-C", "/tmp/src", "O=/tmp/out", "ARCH=arm64", *cross, *extra, f"-j{JOBS}", *words]
     run_in(root, mounts, command, f"Building Linux {source.release}", scratch / "log")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.kernels.table import Fault
 
-__all__ = ["SILENCE", "Boot", "Outcome", "Verdicts", "boots", "judge", "reports", "run", "script"]
+__all__ = ["SILENCE", "Boot", "Outcome", "Verdicts", "boots", "judge", "reports", "run", "script", "start"]
 
 #: the verdicts of a run: clause -> verdict
 Verdicts = dict[str, str]
@@ -180,13 +180,19 @@ def run(
 
 def _start(machine: str, options: Sequence[str], boot: Boot) -> Iterator[str]:
     """Boot a machine with the faulty kernel, run a boot's script and yield the lines that it prints."""
+    words = ("--append", f"kvm.fault={boot.parameter}", "--fresh") if boot.parameter else ()
+    files = {"faults": script(boot).encode()}
+    return start(machine, [*options, *words], files, SILENCE * (2 + len(boot.order)))
+
+
+def start(machine: str, options: Sequence[str], files: Mapping[str, bytes], longest: float) -> Iterator[str]:
+    """Boot a machine with the faulty kernel and files, run that which is `faults`, and yield the lines it prints."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        folder = Path(name)
-        (folder / "faults").write_text(script(boot))
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
         command = [
             *(sys.executable, str(_SCRIPTS / "lab"), machine, *options),
-            *("--in", name, "--pool", "faults", "--timeout", f"{SILENCE * (2 + len(boot.order)):g}"),
-            *(("--append", f"kvm.fault={boot.parameter}", "--fresh") if boot.parameter else ()),
+            *("--in", name, "--pool", "faults", "--timeout", f"{longest:g}"),
             *("--", "sh", "/in/faults"),
         ]
         lab = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
