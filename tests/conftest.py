@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unit tests share: an open KVM, a host that nobody measured, and how pytest runs them (tests/plugins)."""
+"""What the unit tests share: an open KVM, the command, an invented host, and how pytest runs them (tests/plugins)."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.cli.command_line import Command
 from tests.machines.machines import Running
-from tests.plugins import apart, ending, guard, shuffle, summary
+from tests.plugins import apart, ending, guard, shuffle, summary, workers
+from vmm import cli
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.system import Kvm, KvmUnavailable
 from vmm.probe.host import Host
@@ -26,7 +29,7 @@ settings.load_profile("patient")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the plugins of these tests."""
-    for plugin in (apart, ending, guard, shuffle, summary):
+    for plugin in (apart, ending, guard, shuffle, summary, workers):
         config.pluginmanager.register(plugin)
 
 
@@ -52,6 +55,18 @@ def _kvm_where_marked(request: pytest.FixtureRequest) -> None:
 def running(record_property: Callable[[str, object], None]) -> Running:
     """The emulated machines as they run today."""
     return Running(record_property)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process; returns status, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vmm", *arguments])
+        status = cli._run()
+        return status, *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture

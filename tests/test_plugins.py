@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How pytest runs these tests: apart if they touch their process, guarded if not, ended by a signal, summed up."""
+"""How pytest runs these tests: by workers, apart if they touch their process, guarded if not, ended by a signal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tests.patience import LIMIT, eventually
 from tests.processes import gone
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PLUGINS = ("apart", "ending", "guard", "summary")
+_PLUGINS = ("apart", "ending", "guard", "summary", "workers")
+# What is installed beside pytest takes four fifths of its start.
+_ENVIRONMENT = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "VMM_TEST_SUMMARY": "", "VMM_TEST_WORKERS": ""}
 _APART = """
 import os, signal, sys, threading, time
 import pytest
@@ -114,7 +116,7 @@ def _pytest(folder: Path, program: str, *options: str) -> list[str]:
 
 def _run(folder: Path, program: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _pytest(folder, program, *options), env={**os.environ, "VMM_TEST_SUMMARY": "", **variables},
+        _pytest(folder, program, *options), env={**_ENVIRONMENT, **variables},
         cwd=_ROOT, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
 
@@ -122,14 +124,18 @@ def _run(folder: Path, program: str, *options: str, **variables: str) -> subproc
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What became of each test above: "passed", or the text of its failure."""
-    folder = tmp_path_factory.mktemp("plugins")
-    done = _run(folder, _APART, f"--junitxml={folder / 'report.xml'}")
+    return _outcomes(tmp_path_factory.mktemp("plugins"), _APART)[0]
+
+
+def _outcomes(folder: Path, program: str, **variables: str) -> tuple[dict[str, str], str]:
+    """What became of each test of a program that fails, and what pytest printed."""
+    done = _run(folder, program, f"--junitxml={folder / 'report.xml'}", **variables)
     assert done.returncode == 1, done.stdout + done.stderr
     found = {}
     for case in ElementTree.parse(folder / "report.xml").iter("testcase"):
         texts = [f"{part.tag}: {part.get('message')} {part.text}" for part in case]
         found[str(case.get("name")).partition("[")[0]] = "\n".join(texts) or "passed"
-    return found
+    return found, done.stdout
 
 
 @pytest.mark.parametrize("name", ["test_apart_1", "test_here", "test_vcpu_apart", "test_tidies_up"])
@@ -166,6 +172,59 @@ def test_a_test_that_changes_pytests_process_fails(outcomes: dict[str, str], nam
     assert words in outcomes[name]
 
 
+_WORKERS = """
+import os, warnings
+import pytest
+from tests.patience import eventually
+from vmm._kvm import lib
+from vmm.kvm.handle import Handle
+
+MAIN = os.getpid()
+
+@pytest.fixture(scope="module")
+def made():
+    return []
+
+def test_first(made):
+    made.append(1)
+    warnings.warn("a warning of a worker")
+
+def test_failing(made):
+    print("said before")
+    assert made == [2]
+
+def test_dying():
+    os._exit(3)
+
+def test_after_it(tmp_path):
+    assert os.getpid() != MAIN
+
+def test_vcpu_here():
+    Handle(-1).ioctl_value(lib.KVM_CREATE_VCPU)
+
+@pytest.mark.apart
+def test_apart():
+    with pytest.raises(OSError):
+        Handle(-1).ioctl_value(lib.KVM_CREATE_VCPU)
+
+@pytest.mark.machine
+@pytest.mark.parametrize(("me", "other"), [("a", "b"), ("b", "a")])
+def test_meeting(pytestconfig, me, other):
+    (pytestconfig.rootpath / me).touch()
+    assert eventually((pytestconfig.rootpath / other).exists)
+"""
+
+
+def test_workers_run_tests_at_once_and_pytest_reports_them(tmp_path: Path) -> None:
+    found, output = _outcomes(tmp_path, _WORKERS, VMM_TEST_WORKERS="2")
+    passed = {name for name, outcome in found.items() if outcome == "passed"}
+    assert passed == {"test_first", "test_after_it", "test_apart", "test_meeting"}
+    assert "[1] == [2]" in found["test_failing"] and "said before" in found["test_failing"]
+    assert "pytest's worker ended with status 3" in found["test_dying"]
+    assert "would freeze its permissions" in found["test_vcpu_here"]
+    assert "3 failed, 5 passed" in output and "a warning of a worker" in output
+
+
 _SLEEPERS = """
 import os, subprocess, sys, time
 import pytest
@@ -185,14 +244,19 @@ def test_is_not_reached():
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("apart", [False, True], ids=["here", "apart"])
-def test_a_signal_ends_pytest_and_what_the_test_started(tmp_path: Path, number: signal.Signals, apart: bool) -> None:
-    program = _SLEEPERS.replace("MARKER", "@pytest.mark.apart" if apart else "")
+# SIGTERM and SIGHUP have one handler.
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [("here", signal.SIGTERM), ("here", signal.SIGINT), ("apart", signal.SIGHUP), ("apart", signal.SIGINT),
+     ("worker", signal.SIGTERM), ("worker", signal.SIGINT)],
+)  # fmt: skip
+def test_a_signal_ends_pytest_and_what_the_test_started(tmp_path: Path, where: str, number: signal.Signals) -> None:
+    program = _SLEEPERS.replace("MARKER", "@pytest.mark.apart" if where == "apart" else "")
     # Not ignored because this run's own parent ignores it, as nohup does with SIGHUP.
     process = subprocess.Popen(
         _pytest(tmp_path, program, "-s"), cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+        env={**_ENVIRONMENT, "VMM_TEST_WORKERS": "2" * (where == "worker")},
     )  # fmt: skip
     assert process.stderr is not None
     pids = [int(word) for word in process.stderr.readline().split()]

@@ -19,7 +19,6 @@ __all__ = [
 PYTHON_PACKAGES = (
     "python3",
     "python3-cffi-backend",
-    "python3-pyelftools",
     "python3-click",
     "python3-rich",
     "python3-cbor2",

@@ -18,6 +18,7 @@ from .cache import Cache, hash_files
 from .cpio import CpioWriter
 from .frames import GO, SEED, TIME, WRITE, frame
 from .toolchain import find_compiler
+from .untraced import untraced
 
 __all__ = ["Setup", "Task", "agent_archive", "build_agent", "task_frames", "write_initrd"]
 
@@ -80,7 +81,7 @@ def agent_archive(agent: Path, setup: Setup, task: Task | None) -> bytes:
         paths = []
         for module in setup.modules:
             paths.append(f"/lab/{module.name}")
-            out.file(f"lab/{module.name}", module.read_bytes())
+            out.file(f"lab/{module.name}", untraced(module.read_bytes()))
         settings = setup.settings if task else {**setup.settings, "wait": "yes"}
         out.file("lab/modules", _lines(paths))
         out.file("lab/settings", _lines(f"{key} {value}" for key, value in settings.items()))

@@ -280,6 +280,37 @@ def test_a_guest_with_its_baseline_can_run_on_every_host_it_is_for() -> None:
     }
 
 
+def _hosts(count: int, folder: Path) -> list[str]:
+    """Files of so many hosts of six kinds, which differ in their kernel's build."""
+    made = []
+    kinds = ("amx-7.2", "amx-6.12", "svm-7.2", "svm-6.1", "svm-7.2-less", "pvm-6.18")
+    for number in range(count):
+        probe = document(kinds[number % len(kinds)])
+        probe["kernel"] = f"{probe['kernel']}-{number}"
+        file = folder / f"host-{number}.json"
+        file.write_text(json.dumps(probe))
+        made.append(str(file))
+    return made
+
+
+def test_hosts_that_offer_the_same_are_one_kind(command: Command, tmp_path: Path) -> None:
+    files = _hosts(30, tmp_path)
+    _, out, _ = command(*files, "--json")
+    told = json.loads(out)
+    assert [len(kind["labels"]) for kind in told["fleet"]["hosts"]] == [5] * 6
+    assert sorted(label for kind in told["fleet"]["hosts"] for label in kind["labels"]) == sorted(files)
+    offers = [load(file) for file in files[:6]]
+    assert told["fleet"]["matrix"] == [[compare(a, b).verdict.value for b in offers] for a in offers]
+    assert len(told["reports"]) == 36  # hosts of one kind exchange guests too
+    _, text, _ = command(*files)
+    assert text.count("and 4 like it: ") == 6
+
+
+def test_the_report_of_a_kind_names_some_of_its_hosts_and_counts_the_rest(command: Command, tmp_path: Path) -> None:
+    text = " ".join(command(*_hosts(60, tmp_path))[1].split())
+    assert text.count("and 9 like it: ") == 6 and text.count(", and 3 more") == 6
+
+
 def test_a_host_that_costs_a_feature_is_named() -> None:
     fleet = compare_all([offer("svm-7.2"), offer("svm-7.2-less"), offer("svm-6.1")])
     less, old = fleet.costs()[1], fleet.costs()[2]

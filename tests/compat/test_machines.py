@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.data.probes import document, offer
-from tests.machines.machines import EVERY_KERNEL, NEWEST, Running, lab, probe_text
+from tests.machines.machines import EVERY_KERNEL, NEWEST, Running, lab, probe_text, records
 from vmm.compat.offer import Offer, Verdict
 from vmm.compat.report import Report, compare
 from vmm.compat.x86.msr_rules import FEATURE_MSRS
@@ -19,16 +20,16 @@ from vmm.x86.msr_names import name as msr_name
 
 pytestmark = pytest.mark.machine
 _KERNELS = ["6.1", "6.12", "7.2"] if EVERY_KERNEL else [NEWEST]
-# Both programs read what they are asked to write from the text that stands for {packed}.
-_UNPACK = 'import base64, json, zlib\nasked = json.loads(zlib.decompress(base64.b64decode("{packed}")))\n'
+# Both programs write what each of several guests has, each to a vCPU of its own, and name what was refused.
 _ARM64 = """
+import json
 from vmm.arm64 import vcpu as vcpus
 from vmm.arm64.registers import Register
 from vmm.arm64.vcpu import Feature
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
-refused = []
-with Kvm() as kvm, kvm.create_vm() as vm:
+
+def refused(vm, asked):
     vcpu = vm.create_vcpu()
     vcpus.init(vcpu, *(Feature[name] for name in asked["features"]))
     vcpus.finalize(vcpu)
@@ -36,29 +37,41 @@ with Kvm() as kvm, kvm.create_vm() as vm:
         try:
             vcpus.write(vcpu, Register(int(identifier, 16)), int(value, 16))
         except KvmError:
-            refused.append(name)
+            yield name
     listed = set(vcpu.reg_list())
-refused += [name for identifier, name in asked["registers"] if int(identifier, 16) not in listed]
-print(json.dumps(refused))
+    yield from (name for identifier, name in asked["registers"] if int(identifier, 16) not in listed)
 """
 _X86 = """
+import json
 from vmm.kvm.system import Kvm
 from vmm.x86 import cpuid, msr, permission
 from vmm.x86.cpuid import Cpuid, Entry
+
 permission.request_guest(18)
-with Kvm() as kvm, kvm.create_vm() as vm:
+
+def refused(vm, asked):
     vcpu = vm.create_vcpu()
     cpuid.set_cpuid(vcpu, Cpuid(Entry(*row) for row in asked["cpuid"]))
-    print(json.dumps([index for index, value in asked["msrs"] if not msr.set_msr(vcpu, index, int(value, 16))]))
+    yield from (index for index, value in asked["msrs"] if not msr.set_msr(vcpu, index, int(value, 16)))
 """
+_EACH = """
+with Kvm() as kvm:
+    for asked in json.load(open("/in/asked")):
+        with kvm.create_vm() as vm:
+            print(json.dumps({"refused": list(refused(vm, asked))}))
+"""
+_ARM64_DIMENSIONS = {"ID registers", "caches", "firmware registers", "register list"}
 _SUBLEAVES = (4, 7, 0xB, 0xD, 0x12, 0x14, 0x1D, 0x1E, 0x1F, 0x24, 0x8000001D)
 
 
-def told(machine: str, kernel: str, program: str, asked: dict[str, Any]) -> set[Any]:
-    """What a program in a machine names, given ``asked``."""
-    packed = base64.b64encode(zlib.compress(json.dumps(asked).encode(), 9)).decode()
-    text = (_UNPACK + program).replace("{packed}", packed)
-    return set(json.loads(lab(machine, "--kernel", kernel, command=["python3", "-c", text])))
+def told(machine: str, kernel: str, program: str, asked: Sequence[dict[str, Any]], folder: Path) -> list[set[Any]]:
+    """What a program in a machine names for each that it is ``asked``."""
+    (folder / "asked").write_text(json.dumps(asked))
+    command = ["python3", "-c", program + _EACH]
+    return [
+        set(found["refused"])
+        for found in records(lab(machine, "--kernel", kernel, "--in", str(folder), command=command))
+    ]
 
 
 def named(report: Report, dimensions: set[str], verdicts: set[Verdict]) -> set[str]:
@@ -90,24 +103,24 @@ def arm64_state(made: dict[str, Any], guest: Offer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kernel", _KERNELS)
-@pytest.mark.parametrize("source", ["sve-6.1", "sve-6.12", "sve-7.2", "sve-7.2-nvhe"])
-@pytest.mark.parametrize("masking", [False, True], ids=["as-it-is", "masked"])
 def test_a_kernel_refuses_exactly_the_registers_that_compat_names(
-    kernel: str, source: str, masking: bool, running: Running
+    kernel: str, running: Running, tmp_path: Path
 ) -> None:  # fmt: skip
-    guest = offer(source)
-    report = compare(guest, running.offer("sve", kernel))
-    dimensions = {"ID registers", "caches", "firmware registers", "register list"}
-    expected = named(report, dimensions, {Verdict.NO} if masking else {Verdict.NO, Verdict.MASK})
-    state = arm64_state(document(source), guest.masked(report.masks) if masking else guest)
-    assert told("sve", kernel, _ARM64, state) == expected
+    cases, expected, asked = list(product(("sve-6.1", "sve-6.12", "sve-7.2", "sve-7.2-nvhe"), (False, True))), [], []
+    for source, masked in cases:
+        guest = offer(source)
+        report = compare(guest, running.offer("sve", kernel))
+        expected.append(named(report, _ARM64_DIMENSIONS, {Verdict.NO} if masked else {Verdict.NO, Verdict.MASK}))
+        asked.append(arm64_state(document(source), guest.masked(report.masks) if masked else guest))
+    found = told("sve", kernel, _ARM64, asked, tmp_path)
+    assert dict(zip(cases, found, strict=True)) == dict(zip(cases, expected, strict=True))
 
 
-def test_the_source_takes_the_values_that_compat_tells_it_to_write(running: Running) -> None:
+def test_the_source_takes_the_values_that_compat_tells_it_to_write(running: Running, tmp_path: Path) -> None:
     guest, made = running.offer("sve", NEWEST), json.loads(probe_text("sve", NEWEST))
-    for destination in ("sve-6.1", "sve-6.12"):
-        masked = guest.masked(compare(guest, offer(destination)).masks)
-        assert told("sve", NEWEST, _ARM64, arm64_state(made, masked)) == set()
+    masked = [guest.masked(compare(guest, offer(destination)).masks) for destination in ("sve-6.1", "sve-6.12")]
+    asked = [arm64_state(made, each) for each in masked]
+    assert told("sve", NEWEST, _ARM64, asked, tmp_path) == [set(), set()]
 
 
 def x86_state(guest: Offer) -> dict[str, Any]:
@@ -123,13 +136,14 @@ def x86_state(guest: Offer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kernel", _KERNELS)
-@pytest.mark.parametrize("source", ["amx-6.1", "amx-6.12", "amx-7.2"])
-@pytest.mark.parametrize("masking", [False, True], ids=["as-it-is", "masked"])
 def test_a_kernel_refuses_exactly_the_feature_msrs_that_compat_names(
-    kernel: str, source: str, masking: bool, running: Running
+    kernel: str, running: Running, tmp_path: Path
 ) -> None:  # fmt: skip
-    guest = offer(source)
-    report = compare(guest, running.offer("amx", kernel))
-    expected = set() if masking else named(report, {"feature MSRs"}, {Verdict.NO, Verdict.MASK})
-    state = x86_state(guest.masked(report.masks) if masking else guest)
-    assert {msr_name(index) for index in told("amx", kernel, _X86, state)} == expected
+    cases, expected, asked = list(product(("amx-6.1", "amx-6.12", "amx-7.2"), (False, True))), [], []
+    for source, masked in cases:
+        guest = offer(source)
+        report = compare(guest, running.offer("amx", kernel))
+        expected.append(set() if masked else named(report, {"feature MSRs"}, {Verdict.NO, Verdict.MASK}))
+        asked.append(x86_state(guest.masked(report.masks) if masked else guest))
+    found = [set(map(msr_name, each)) for each in told("amx", kernel, _X86, asked, tmp_path)]
+    assert dict(zip(cases, found, strict=True)) == dict(zip(cases, expected, strict=True))

@@ -57,7 +57,7 @@ def test_totals_are_counted_by_verdict() -> None:
     assert (totals.total, totals.failed) == (5, 2)
     assert totals.to_json() == {
         "total": 5, "PASS": 2, "FAIL": 0, "KNOWN": 1, "XPASS": 0, "SKIP": 0, "INFO": 0, "TIMEOUT": 1, "ERROR": 1,
-        "errno_drift": [],
+        "errno_drift": [], "judged": 0, "not_judged": 0,
     }  # fmt: skip
     assert str(totals) == "5 clauses: 2 PASS, 1 KNOWN, 1 TIMEOUT, 1 ERROR"
     assert str(of()) == "0 clauses: none"
@@ -69,6 +69,14 @@ def test_totals_name_the_clauses_whose_errnos_drift() -> None:
     )
     totals.add(ClauseResult("c", Verdict.FAIL, "S.", drifts=["three"]))
     assert totals.drifting == ["a", "c"] == totals.to_json()["errno_drift"]
+
+
+def test_totals_add_up_the_pairs_of_field_and_property() -> None:
+    one = ClauseResult("a", Verdict.PASS, "S.", coverage={"judged": 5, "untold": {"it moves": ["x", "y"]}})
+    other = ClauseResult("b", Verdict.FAIL, "S.", coverage={"judged": 2, "untold": {}})
+    totals = Totals([one, other, ClauseResult("c", Verdict.PASS, "S.")])
+    assert totals.pairs == (7, 2)
+    assert list(totals.coverage) == ["a", "b"]
 
 
 def test_the_remarks_of_a_result_are_its_notes_and_its_drifts() -> None:

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
-from tests.mutations import registry
+from tests.mutations import check, registry
 from tests.mutations.check import Outcome, check_all
 from tests.mutations.lies import once, refuse
 from tests.mutations.registry import Mutation, all_mutations, lies, make, mutation
 from tests.patience import TIME_SCALE
 from vmm.arch import ARCHITECTURE
+from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import all_clauses
+from vmm.conformance.runner import Job
 from vmm.kvm.ioctl import Interposer
 from vmm.kvm.system import Kvm
 
@@ -65,6 +69,58 @@ def test_two_lies_about_a_clause_have_two_names(mutations: dict[tuple[str, str, 
 
     with pytest.raises(ValueError, match=r"area\.one has two mutations called it_does_not_run"):
         lies("area.one", it_does_not_run=lambda: refuse("KVM_RUN", 2))
+
+
+class _Runner:
+    """Stands in for a runner: its clause hangs when lied to, and without a lie on a machine so slow."""
+
+    def __init__(self, slowness: float, honest: Verdict = Verdict.PASS) -> None:
+        self._slowness, self._honest = slowness, honest
+        self.ran: list[tuple[str, float]] = []
+
+    def __enter__(self) -> _Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def results(self, jobs: Iterable[Job]) -> list[ClauseResult]:
+        return [self._result(job) for job in jobs]
+
+    def _result(self, job: Job) -> ClauseResult:
+        lie, scale = "".join(job["arguments"][1:]), job["options"]["time_scale"]
+        self.ran.append((lie, scale))
+        in_time = self._slowness <= scale and lie != "it_hangs"
+        return ClauseResult(job["id"], (Verdict.FAIL if lie else self._honest) if in_time else Verdict.TIMEOUT, "x")
+
+
+def _judged(monkeypatch: pytest.MonkeyPatch, runner: _Runner, lie: str) -> Outcome:
+    monkeypatch.setattr(check, "Runner", lambda **_: runner)
+    (outcome,) = check.check_all([Mutation("area.one", lie, lambda: refuse("KVM_RUN", 1))], time_scale=20.0)
+    return outcome
+
+
+def test_what_a_lie_makes_hang_is_noticed_in_the_usual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = _Runner(slowness=1.0)
+    assert _judged(monkeypatch, runner, "it_hangs").outcome == "noticed"
+    assert runner.ran == [("", 20.0), ("it_hangs", 1.0), ("", 1.0)]
+
+
+@pytest.mark.parametrize(("lie", "verdict"), [("it_hangs", "TIMEOUT"), ("it_is_wrong", "FAIL")])
+def test_on_a_slow_machine_a_lie_has_as_long_as_its_clause_had(
+    monkeypatch: pytest.MonkeyPatch, lie: str, verdict: str
+) -> None:
+    runner = _Runner(slowness=10.0)
+    outcome = _judged(monkeypatch, runner, lie)
+    assert (outcome.outcome, outcome.lying) == ("noticed", verdict)
+    assert runner.ran == [("", 20.0), (lie, 1.0), ("", 1.0), (lie, 20.0)]
+
+
+@pytest.mark.parametrize("honest", [Verdict.SKIP, Verdict.FAIL, Verdict.ERROR])
+def test_a_clause_that_does_not_pass_is_not_lied_to(monkeypatch: pytest.MonkeyPatch, honest: Verdict) -> None:
+    runner = _Runner(1.0, honest)
+    outcome = _judged(monkeypatch, runner, "it_is_wrong")
+    assert (outcome.outcome, outcome.honest, runner.ran) == ("unusable", honest, [("", 20.0)])
 
 
 def _line(outcome: Outcome) -> str:

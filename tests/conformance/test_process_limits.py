@@ -64,19 +64,14 @@ def test_too_few_descriptors_to_start_a_clause_at_all_are_each_clauses_error(unl
     assert any("could not be started: EMFILE" in record.get("reason", "") for record in records)
 
 
-def _ignore_children() -> None:
+def _disturb() -> None:
+    """Ignore the end of children, which takes their status away, and block every signal."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-
-
-def _block_all() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-@pytest.mark.parametrize("prepare", [_ignore_children, _block_all], ids=["SIGCHLD ignored", "all signals blocked"])
-def test_what_a_parent_did_to_signals_changes_no_verdict(
-    unlimited: dict[str, str], prepare: Callable[[], None]
-) -> None:
-    assert {record["id"]: record["verdict"] for record in _check(prepare)} == unlimited
+def test_what_a_parent_did_to_signals_changes_no_verdict(unlimited: dict[str, str]) -> None:
+    assert {record["id"]: record["verdict"] for record in _check(_disturb)} == unlimited
 
 
 def test_the_limits_of_the_process_are_among_the_hosts_facts() -> None:

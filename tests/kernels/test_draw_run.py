@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from labs.errors import LabError
 
 from tests.kernels import draw_run
 from tests.kernels.draw_build import culprits
@@ -66,7 +67,8 @@ def report(number: int, verdicts: dict[str, str], effects: int = 0, *, whole: bo
     if number:
         records.append({"record": "plain", "count": effects, "differences": {"a": "1 => 2"} if effects else {}})
     records += [{"record": "clause", "id": name, "verdict": verdict} for name, verdict in verdicts.items()]
-    return [json.dumps(record) for record in [*records, *([{"record": "totals"}] if whole else [])]]
+    records += [{"record": "totals"}] * bool(verdicts)
+    return [json.dumps(record) for record in [*records, *([{"record": "end"}] if whole else [])]]
 
 
 @pytest.mark.parametrize(
@@ -102,19 +104,40 @@ def test_a_report_that_ends_in_the_middle_is_not_whole() -> None:
     ]
 
 
-def test_both_judges_look_without_a_fault_first_and_twice_at_what_may_differ() -> None:
-    lines = script([4], ["a.one"]).splitlines()
-    assert lines[2] == "echo 0 > /sys/module/kvm/parameters/fault || exit 3"
-    assert lines[3:6] == [
-        "python3 /in/plain.pyz /tmp/first",
-        "python3 /in/plain.pyz /tmp/second",
-        "vmm check --format json --time-scale 20 --jobs 1 a.one",
-    ]
-    assert lines[7:10] == [
+def test_the_plain_program_looks_twice_without_a_fault_and_clauses_are_asked_where_it_sees_something() -> None:
+    lines = script([4], ["a.one"], ["new"]).splitlines()
+    assert lines[1:] == [
+        "echo 0 > /sys/module/kvm/parameters/fault || exit 3",
+        "python3 /in/plain.pyz /tmp/first new",
+        "python3 /in/plain.pyz /tmp/second new",
         """echo '{"record": "begin", "number": 4}'""",
         "echo 4 > /sys/module/kvm/parameters/fault || exit 3",
-        "python3 /in/plain.pyz --against /tmp/first /tmp/second",
+        "if ! python3 /in/plain.pyz --against /tmp/first /tmp/second; then",
+        "{ vmm check --format json --time-scale 20 --jobs 1 a.one; [ $? = 1 ]; }",
+        "fi",
+        "echo 0 > /sys/module/kvm/parameters/fault",
+        """echo '{"record": "end"}'""",
+        "exit 0",
     ]
+
+
+@pytest.mark.parametrize(("fails", "asked"), [(0, 1), (2, 3), (9, 3)])
+def test_no_more_clauses_are_asked_once_one_fails(tmp_path: Path, fails: int, asked: int) -> None:
+    ids = [f"a.n{number:03}" for number in range(130)]
+    text = script([4], ids).replace("/sys/module/kvm/parameters/fault", str(tmp_path / "fault"))
+    tools = {
+        "python3": '[ "$2" != --against ]\n',
+        "vmm": f"""echo ask >> {tmp_path}/asked
+[ "$(wc -l < {tmp_path}/asked)" -le {fails} ] || exit 1
+""",
+    }
+    for name, body in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}")
+        (tmp_path / name).chmod(0o755)
+    command = ["sh", "-c", f"PATH={tmp_path}:$PATH; {text}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ['{"record": "begin", "number": 4}', '{"record": "end"}']
+    assert len((tmp_path / "asked").read_text().splitlines()) == asked
 
 
 def test_after_a_fault_that_ends_the_machine_the_others_are_tried_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +145,7 @@ def test_after_a_fault_that_ends_the_machine_the_others_are_tried_in_another(mon
     boots = iter(
         [
             report(0, {"a.one": "PASS", "a.two": "SKIP"}) + report(1, {}, whole=False),
-            report(0, {"a.one": "PASS"}) + report(2, {"a.one": "PASS"}, 4),
+            report(2, {"a.one": "PASS"}, 4),
         ]
     )
 
@@ -131,15 +154,15 @@ def test_after_a_fault_that_ends_the_machine_the_others_are_tried_in_another(mon
         return iter(next(boots))
 
     monkeypatch.setattr(draw_run, "start", start)
-    found = list(weigh("svm", ["--modules", "there"], [fault(1), fault(2)], ["a.one", "a.two"]))
+    found = list(weigh("svm", ["--modules", "there"], [fault(1), fault(2)], {"a.one": "", "a.two": ""}))
     assert [(one.fault.number, one.outcome) for one in found] == [(1, "ended"), (2, "unnoticed")]
     assert "a.two" in asked[0] and "a.two" not in asked[1]
 
 
 def test_a_machine_that_comes_to_no_fault_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw_run, "start", lambda *words: iter(report(0, {"a.one": "PASS"})))
-    with pytest.raises(RuntimeError, match="does not come as far"):
-        list(weigh("svm", ["--modules", "there"], [fault(1)], ["a.one"]))
+    with pytest.raises(LabError, match="does not come as far"):
+        list(weigh("svm", ["--modules", "there"], [fault(1)], {"a.one": ""}))
 
 
 def test_the_plain_program_is_one_file_that_depends_on_nothing(tmp_path: Path) -> None:

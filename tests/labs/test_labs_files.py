@@ -138,7 +138,7 @@ def cut_frames(data: bytes) -> list[tuple[str, bytes]]:
         ("usr/bin/openssl", True),
         ("usr/share/doc/python3/README", True),
         ("usr/lib/python3/dist-packages/rich/__pycache__/box.cpython-313.pyc", True),
-        ("usr/lib/python3/dist-packages/elftools/elf/elffile.py", False),
+        ("usr/lib/python3/dist-packages/click/core.py", False),
         ("bin", True),
     ],
 )

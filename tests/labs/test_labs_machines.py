@@ -19,7 +19,7 @@ ALL = [(name, kernel) for name in ("svm", "sve", "amx") for kernel in KERNELS]
 
 
 PROBE = """
-import os, sys, fcntl, elftools, click, rich.console, _cffi_backend, vmm, vmm._kvm
+import os, sys, fcntl, cbor2, click, rich.console, _cffi_backend, vmm, vmm._kvm
 version = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE00)
 print(os.uname().release, version)
 print("to stderr", file=sys.stderr)

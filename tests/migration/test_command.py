@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.command_line import Command
 from tests.migration.test_tls import Authority, authority, stranger  # noqa: F401  (fixtures)
 from tests.patience import LIMIT
 from vmm.arch import module
@@ -106,10 +107,12 @@ def test_send_to_nobody_runs_the_guest_here(tmp_path: Path) -> None:
         (("receive", "a:1", "--memory", "0"), "is not a size"),
     ],
 )
-def test_wrong_usage_is_a_sentence_with_status_2(arguments: tuple[str, ...], sentence: str) -> None:
-    done = _vmm(*arguments)
-    assert done.returncode == 2
-    assert sentence in done.stderr and "Traceback" not in done.stderr
+def test_wrong_usage_is_a_sentence_with_status_2(
+    command: Command, arguments: tuple[str, ...], sentence: str
+) -> None:  # fmt: skip
+    status, _, errors = command(*arguments)
+    assert status == 2
+    assert sentence in errors and "Traceback" not in errors
 
 
 def test_receive_on_an_address_in_use_is_refused(tmp_path: Path) -> None:

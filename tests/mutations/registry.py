@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vmm.arch import ARCHITECTURE
 from vmm.kvm.ioctl import Interposer
 
-__all__ = ["Mutation", "all_mutations", "lies", "make", "modules", "mutation", "repeated"]
+__all__ = ["Mutation", "all_mutations", "lies", "make", "modules", "mutation", "register", "repeated"]
 
 Factory = Callable[[], Interposer]
 _ARCHITECTURES = ("x86", "arm64")
@@ -33,11 +33,11 @@ _mutations: dict[tuple[str, str, str], Mutation] = {}
 def mutation(*clauses: str) -> Callable[[Factory], Factory]:
     """Register a factory as a mutation of each clause; its function's name says what the kernel does wrong."""
 
-    def register(factory: Factory) -> Factory:
-        _register(clauses, factory.__name__, factory)
+    def add(factory: Factory) -> Factory:
+        register(clauses, factory.__name__, factory)
         return factory
 
-    return register
+    return add
 
 
 def lies(clause: str, /, *more: str, **factories: Factory) -> None:
@@ -49,10 +49,11 @@ def lies(clause: str, /, *more: str, **factories: Factory) -> None:
     for name, factory in factories.items():
         if factory.__name__ != "<lambda>":
             raise ValueError(f"{name} is made by a function: write it as lambda: {factory.__name__}()")
-        _register((clause, *more), name, factory)
+        register((clause, *more), name, factory)
 
 
-def _register(clauses: tuple[str, ...], name: str, factory: Factory) -> None:
+def register(clauses: tuple[str, ...], name: str, factory: Factory) -> None:
+    """Register a factory as a mutation of each clause; it belongs to the architecture that its module names."""
     arch = _architecture(factory.__module__)
     for clause in clauses:
         if (arch, clause, name) in _mutations:

@@ -25,6 +25,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from tests.patience import HANGS
+from tests.plugins.owner import is_own
 from tests.processes import descendants, end
 from vmm._kvm import lib
 from vmm.kvm.handle import Handle
@@ -38,10 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse vCPUs in this process."""
     if config.getoption("usepdb"):
         return
-    owner, original = os.getpid(), Handle.ioctl_value
+    original = Handle.ioctl_value
 
     def guarded(self: Handle, request: int, argument: int = 0) -> int:
-        if request == lib.KVM_CREATE_VCPU and os.getpid() == owner:
+        if request == lib.KVM_CREATE_VCPU and is_own():
             raise AssertionError(
                 "a vCPU in pytest's own process would freeze its permissions for all other tests: "
                 "mark the test `kvm` or `apart`"

@@ -9,6 +9,7 @@ from types import FrameType
 
 import pytest
 
+from tests.plugins.owner import is_own
 from tests.processes import descendants, end
 
 _NUMBERS = (signal.SIGTERM, signal.SIGHUP)
@@ -17,13 +18,12 @@ _received: list[int] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take over the signals, in this process and not in those forked from it."""
-    owner = os.getpid()
     # A shell has what it starts in the background ignore SIGINT, and so would all that the tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:
+        if not is_own():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not _received:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.patience import eventually
+from tests.plugins.owner import is_own
 
 _SIGNALS = sorted(signal.valid_signals())
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
@@ -28,7 +29,6 @@ _PR_SVE_GET_VL = 51
 _ARCH_PRCTL = 158  # the system call's number, x86-64
 _ARCH_PRCTLS = {"ARCH_GET_XCOMP_PERM": 0x1022, "ARCH_GET_XCOMP_GUEST_PERM": 0x1024}
 _LIBC = ctypes.CDLL(None)
-_OWNER = os.getpid()  # pytest's own process, which imports this
 
 
 def _prctls() -> Iterator[tuple[str, object]]:
@@ -79,7 +79,7 @@ def _differences(before: dict[str, object], after: dict[str, object]) -> list[st
 
 @pytest.fixture(autouse=True)
 def _leaves_the_process_as_it_was() -> Iterator[None]:
-    if os.getpid() != _OWNER:  # a process of the test's own
+    if not is_own():  # a process of the test's own
         yield
         return
     before, threads = process_state(), set(threading.enumerate())

@@ -23,7 +23,7 @@ from vmm.kvm import ioctl as door
 from vmm.kvm.ioctl import Call, KvmError
 from vmm.kvm.system import Kvm
 from vmm.probe.x86 import facts, modules
-from vmm.x86 import cpuid
+from vmm.x86 import cpuid, msr
 from vmm.x86.cpuid import Cpuid, Entry
 
 pytestmark = pytest.mark.skipif(
@@ -137,11 +137,11 @@ class Answering:
 
 
 def test_a_kvm_that_reads_an_unknown_msr_ignores_unknown_msrs() -> None:
-    answering: Any = Answering({modules.UNKNOWN_MSR: 0})
+    answering: Any = Answering({msr.UNKNOWN_MSR: 0})
     strict: Any = Answering({0x48B: 1})
     old: Any = Answering(errno=errno.EINVAL)
-    assert modules.ignores_msrs(answering)
-    assert not modules.ignores_msrs(strict) and not modules.ignores_msrs(old)
+    assert msr.ignores_unknown(answering)
+    assert not msr.ignores_unknown(strict) and not msr.ignores_unknown(old)
 
 
 EPT, NO_EPT = {0x48B: 0x2 << 32 | 0x10}, {0x48B: 0x10 << 32}

@@ -34,8 +34,8 @@ def report(style: str, results: list[ClauseResult]) -> str:
 
 def test_a_text_run_ends_with_one_line_for_all_clauses_whose_errnos_drift() -> None:
     lines = report("text", RUN).splitlines()
-    assert lines[-3:-1] == ["errno drift (refused, with another errno than documented): sve.one sve.three", ""]
-    assert lines[-1].startswith("3 clauses: ")
+    at = lines.index("errno drift (refused, with another errno than documented): sve.one sve.three")
+    assert lines[at + 1] == "" and lines[at + 2].startswith("3 clauses: ")
 
 
 def test_a_text_run_without_drifts_has_no_such_line() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from vmm.kvm.system import Kvm
 from vmm.report import order as report
+from vmm.report import order_dot
 from vmm.state import trials
 from vmm.state.capture import capture
 from vmm.state.order import Edge, Matrix, Pair, discover, judge, linear_extension
@@ -74,13 +77,35 @@ def test_a_usual_order_that_does_not_work_is_refused() -> None:
         discover("AB", lambda order: "never", samples=1, seed=1)
 
 
-def test_the_drawing_has_every_box_and_every_arrow_that_does_not_follow() -> None:
-    edges = [Edge("A", "B", "<refused>"), Edge("B", "C", "lost"), Edge("A", "C", "lost")]
-    root = ET.fromstring(report.svg(Matrix(("A", "B", "C", "D"), edges)))
-    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
-    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
-    assert texts == ["A", "B", "C", "D"]
-    assert titles == ["A before B, or <refused>", "B before C, or lost"]  # A before C follows
+def test_the_graph_has_every_box_and_every_arrow_that_does_not_follow() -> None:
+    edges = [Edge("A", "B", 'a "<refused>"'), Edge("B", "C", "lost"), Edge("A", "C", "lost")]
+    lines = order_dot.dot(Matrix(("A", "B", "C", "D"), edges), (), [("kernel", "6.12")]).splitlines()
+    assert [line for line in lines if line.strip() in ('"A";', '"B";', '"C";', '"D";')] == [
+        f'  "{name}";' for name in "ABCD"
+    ]
+    arrows = [line.strip() for line in lines if "->" in line]  # A before C follows
+    assert arrows == ['"A" -> "B" [label="a \\"<refused>\\""];', '"B" -> "C" [label="lost"];']
+    assert "kernel: 6.12" in lines[1]
+
+
+def test_the_graph_has_dashed_what_we_keep_and_this_kvm_does_not_enforce() -> None:
+    names = tuple(step.name for step in steps())
+    graph = order_dot.dot(Matrix(names, []), steps(), [])
+    kept = {(follows.step, step.name) for step in steps() for follows in step.after}
+    found = set(re.findall(r'^  "(\w+)" -> "(\w+)" \[label="[^"]+", style=dashed', graph, re.MULTILINE))
+    assert found == kept
+
+
+def test_graphviz_draws_the_graph(tmp_path: Path) -> None:
+    if not order_dot.drawable():
+        pytest.skip("graphviz's dot is not installed")
+    names = tuple(step.name for step in steps())
+    edges = [Edge(names[0], names[1], 'lost: \\ "\n{a|b}')]
+    order_dot.draw(order_dot.dot(Matrix(names, edges), steps(), [("kernel", "<6.12>")]), str(tmp_path / "order.svg"))
+    root = ET.parse(tmp_path / "order.svg").getroot()
+    assert {element.text for element in root.iter() if element.tag.endswith("text")} > set(names)
+    with pytest.raises(ValueError, match="could not draw it"):
+        order_dot.draw("digraph {", str(tmp_path / "none.svg"))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ STREAMS = corpus()
 
 def test_changed_streams_end_in_a_refusal_or_a_state() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.state.fuzz_stream", "4000", "--seed", "1"],
+        [sys.executable, "-m", "tests.state.fuzz_stream", "1500", "--seed", "1"],
         capture_output=True, text=True, timeout=HANGS, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +58,7 @@ def _read_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_stream, "corpus", lambda: STREAMS)
 
 
-def _failures(number: int = 1500) -> str:
+def _failures(number: int = 400) -> str:
     return "\n".join(run(number, 3).failures)
 
 
@@ -82,7 +82,7 @@ def test_the_runner_finds_a_state_that_does_not_come_back(monkeypatch: pytest.Mo
 
     real = write_state
     monkeypatch.setattr(fuzz_stream, "write_state", loses)
-    assert "does not come back" in _failures(300)
+    assert "does not come back" in _failures()
 
 
 def test_the_runner_finds_excessive_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_the_runner_finds_excessive_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
     real = stream.Reader._read
     monkeypatch.setattr(stream.Reader, "_read", greedy)
-    assert "MiB of memory" in _failures(600)
+    assert "MiB of memory" in _failures()
 
 
 def test_the_runner_finds_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ _COMMANDS = {
     "save": "Run a payload for a while and save its VM to a file.",
     "send": "Run a payload and migrate it to another process or host while it runs.",
 }
+# What a shell sets that wants to complete a command line.
+_COMPLETE = "_VMM_COMPLETE"
 
 
 class _LazyGroup(click.Group):
@@ -86,6 +88,10 @@ def _discard_output() -> None:
 
 
 def _run() -> int:
+    if instruction := os.environ.get(_COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(_vmm, {}, "vmm", _COMPLETE, instruction)
     try:
         # Not _vmm.main: it would turn a broken pipe into status 1 by itself.
         with _vmm.make_context("vmm", sys.argv[1:]) as context:

@@ -85,8 +85,17 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
     return totals
 
 
+def _complete(context: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids of clauses that begin like what was typed; of areas, as patterns, as long as it has no dot."""
+    from vmm.conformance.registry import all_clauses
+
+    clauses = all_clauses()
+    words = [clause.id for clause in clauses] if "." in incomplete else [f"{clause.area}.*" for clause in clauses]
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
+
+
 @click.command("check")
-@click.argument("globs", nargs=-1, metavar="[GLOB]...")
+@click.argument("globs", nargs=-1, metavar="[GLOB]...", shell_complete=_complete)
 @click.option("--list", "only_list", is_flag=True, help="Show the clauses and run none.")
 @click.option("--jobs", "-j", type=Count(1 << 16), help="Clauses at once (default: one per CPU).")
 @click.option("--format", "style", type=click.Choice(FORMATS), default="text", show_default=True, help="Report.")
@@ -102,11 +111,12 @@ def _run(runner: Runner, clauses: list[str], options: Options, report: Reporter)
     show_default=True,
     help="Multiply all time limits.",
 )
+@click.option("--coverage", is_flag=True, help="Show which fields of a vCPU's state were judged, and which not.")
 @click.option("--kselftest", is_flag=True, help="Exit as kselftests do: 0 pass, 1 fail, 3 xpass, 4 skip.")
 def command(
     globs: tuple[str, ...], only_list: bool, jobs: int | None, style: str, output: str | None,
     shard: tuple[int, int], exhaustive: bool, dangerous: bool, seed: int, time_scale: float,
-    kselftest: bool,
+    coverage: bool, kselftest: bool,
 ) -> int:  # fmt: skip
     """Check this KVM clause by clause; GLOB picks clauses by their ids, such as 'xsave.*'.
 
@@ -118,14 +128,14 @@ def command(
             _list(globs, style)
             return 0
         options = Options(exhaustive, dangerous, time_scale, seed)
-        return _check(globs, shard, jobs, style, output, kselftest, options)
+        return _check(globs, shard, jobs, style, output, coverage, kselftest, options)
     except LookupError as error:
         raise click.UsageError(str(error.args[0])) from error
 
 
 def _check(
     globs: tuple[str, ...], shard: tuple[int, int], jobs: int | None, style: str, output: str | None,
-    kselftest: bool, options: Options,
+    coverage: bool, kselftest: bool, options: Options,
 ) -> int:  # fmt: skip
     part, whole = shard
     with Runner(jobs=jobs or os.cpu_count() or 1, pristine=True) as runner:
@@ -133,6 +143,10 @@ def _check(
         clauses = matching(globs, runner.clauses)[part - 1 :: whole]
         with _output(output) as stream:
             totals = _run(runner, clauses, options, reporter(style, stream))
+    if coverage:
+        from vmm.report.coverage import lines
+
+        print(*lines(totals), sep="\n", file=sys.stderr if style != "text" and output is None else sys.stdout)
     if kselftest:
         from vmm.report.ktap import kselftest_exit
 

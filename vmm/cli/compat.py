@@ -31,8 +31,9 @@ def command(files: tuple[str, ...], guest: str | None, both: bool, strict: bool,
 
     The guest is one that got all that A's KVM offers. Each dimension is ok, ok after masking (what to take from the
     guest when it is started on A, by name), no (what blocks it, with both values), or unknown (a probe lacks it).
-    With more than two files: the matrix of all pairs, what each host costs the others, and what guests have to do
-    without to run everywhere. No KVM is needed, and the hosts may be of any architecture.
+    With more than two files: which hosts are of one kind, the matrix of all pairs of kinds, what each kind costs the
+    others, and what guests have to do without to run everywhere. No KVM is needed, and the hosts may be of any
+    architecture.
 
     With --guest STATE the guest is the one in a file, with what it was started with, and any number of hosts is
     asked. Nothing can be taken from it; "to do" is then for its stream or for the destination.
@@ -73,7 +74,7 @@ def _reports(offers: Sequence[Offer], both: bool, fleet: Fleet | None) -> list[R
             report
             for source, row in enumerate(fleet.reports)
             for destination, report in enumerate(row)
-            if source != destination
+            if source != destination or len(fleet.hosts[source]) > 1
         ]
     first, second = offers
     return [compare(first, second), *([compare(second, first)] if both else [])]

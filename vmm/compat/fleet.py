@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many hosts: who may send a guest to whom, what a guest must do without to go anywhere, and who costs what."""
+"""Many hosts: who may send a guest to whom, what a guest must do without to go anywhere, and who costs what.
+
+Hosts that offer the same are one kind: a fleet has many hosts and few kinds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +39,14 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Hosts in the order given; ``reports[i][j]`` is about a guest of host i on host j."""
+    """Kinds of hosts, in the order of the first host of each; ``reports[i][j]`` is about a guest of kind i on kind j.
+
+    ``offers`` are those first hosts, ``hosts`` what is known about each host of a kind. Hosts are of one kind if
+    their guests are offered the same by the same back end and vendor, whatever the kernel's release.
+    """
 
     offers: tuple[Offer, ...]
+    hosts: tuple[tuple[Mapping[str, str], ...], ...]
     reports: tuple[tuple[Report, ...], ...]
     baselines: tuple[Baseline, ...]
 
@@ -61,19 +69,31 @@ class Fleet:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return matrix, costs and baselines as JSON values; hosts by their place."""
+        """Return matrix, costs and baselines as JSON values; kinds of hosts by their place."""
+        kinds = [{**first, "labels": [about["label"] for about in (first, *more)]} for first, *more in self.hosts]
         return {
-            "hosts": [dict(offer.about) for offer in self.offers],
+            "hosts": kinds,
             "matrix": [[report.verdict.value for report in row] for row in self.reports],
             "costs": self.costs(),
             "baselines": [baseline.to_json() for baseline in self.baselines],
         }
 
 
-def compare_all(offers: Sequence[Offer]) -> Fleet:
-    """Compare every host with every other one, and find what guests of each need to go everywhere they can."""
-    reports = tuple(tuple(compare(source, destination) for destination in offers) for source in offers)
-    return Fleet(tuple(offers), reports, tuple(_baseline(place, row) for place, row in enumerate(reports)))
+def compare_all(offers: Iterable[Offer]) -> Fleet:
+    """Compare every kind of host with every other, and find what guests of each need to go wherever they can."""
+    kinds: dict[object, list[Offer]] = {}
+    for offer in offers:
+        kinds.setdefault(_kind(offer), []).append(offer)
+    first = tuple(hosts[0] for hosts in kinds.values())
+    about = tuple(tuple(host.about for host in hosts) for hosts in kinds.values())
+    reports = tuple(tuple(compare(source, destination) for destination in first) for source in first)
+    return Fleet(first, about, reports, tuple(_baseline(place, row) for place, row in enumerate(reports)))
+
+
+def _kind(offer: Offer) -> object:
+    """Return what two hosts of one kind have in common."""
+    about = tuple(offer.about[key] for key in ("architecture", "backend", "vendor"))
+    return about, frozenset(offer.values.items())
 
 
 def _baseline(place: int, row: Sequence[Report]) -> Baseline:

@@ -13,6 +13,7 @@ __all__ = ["fleet_lines", "host_line", "report_lines"]
 
 _SHORT = {Verdict.OK: "ok", Verdict.MASK: "mask", Verdict.UNKNOWN: "?", Verdict.NO: "no"}
 _WIDTH = 110
+_LABELS = 7  # of hosts of one kind; JSON has them all
 _NAMES = 12  # of what blocks a pair; only the report of the pair has them all
 
 
@@ -49,9 +50,13 @@ def _finding(finding: Finding, worst: Verdict) -> str:
 
 
 def fleet_lines(fleet: Fleet) -> Iterator[str]:
-    """Yield the matrix (rows send, columns receive), what each host costs the others, and what cannot be masked."""
-    for number, offer in enumerate(fleet.offers):
+    """Yield the kinds of hosts, the matrix (rows send, columns receive), what each costs, and what blocks."""
+    for number, (offer, hosts) in enumerate(zip(fleet.offers, fleet.hosts, strict=True)):
         yield f"{_number(number)}  {host_line(offer)}"
+        if len(hosts) > 1:
+            labels = [about["label"] for about in hosts[1:_LABELS]]
+            more = [f"and {len(hosts) - _LABELS} more"] if len(hosts) > _LABELS else []
+            yield from _wrapped(f"     and {len(hosts) - 1} like it: ", [*labels, *more], ", ")
     yield ""
     yield "from\\to" + "".join(f"{_number(number):>6}" for number in range(len(fleet.offers)))
     for number, row in enumerate(fleet.reports):

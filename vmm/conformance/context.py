@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmm.conformance.expect import Skipped
 from vmm.kvm.system import Kvm
@@ -40,6 +41,7 @@ class Context:
         self.options = options
         self.notes: list[str] = []
         self.drifts: list[str] = []
+        self.coverage: dict[str, Any] = {}
         self._stack = stack
         self._kvm: Kvm | None = None
 
@@ -74,6 +76,13 @@ class Context:
     def drift(self, text: str) -> None:
         """Add a refusal with another errno than the documented one to the result."""
         self.drifts.append(text)
+
+    def cover(self, judged: int, untold: Mapping[str, Sequence[str]]) -> None:
+        """Add how many pairs of field and property were judged, and which were not, by reason."""
+        self.coverage["judged"] = self.coverage.get("judged", 0) + judged
+        kept = self.coverage.setdefault("untold", {})
+        for reason, fields in untold.items():
+            kept.setdefault(reason, []).extend(fields)
 
     def skip(self, reason: str) -> None:
         """End the clause as not applicable; the reason has to carry the measured value."""

@@ -54,8 +54,9 @@ def execute(
         _judge(clause, context, result)
     result.seconds = round(time.perf_counter() - started, 6)
     result.notes, result.drifts = context.notes, context.drifts
-    result.looks = looks.count
+    result.looks, result.coverage = looks.count, context.coverage
     if result.verdict not in (Verdict.PASS, Verdict.SKIP, Verdict.INFO):
+        result.source = clause.source
         result.trace += trace.lines()
     return result
 
@@ -72,6 +73,7 @@ def _judge(clause: Clause, context: Context, result: ClauseResult) -> None:
         result.verdict = Verdict.INFO if clause.info else Verdict.FAIL
         result.what, result.finding = violation.what, violation.finding
         result.expected, result.observed = violation.expected, violation.observed
+        result.fields = [finding._asdict() for finding in violation.fields]
     except Skipped as skipped:
         result.verdict, result.reason = Verdict.SKIP, str(skipped)
     except TimedOut as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vmm.conformance.texts import pair, text
 from vmm.guest.base import GuestError
@@ -18,6 +18,7 @@ from vmm.kvm.exits import Deadline, InternalError
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 
 __all__ = [
+    "Finding",
     "Looks",
     "Skipped",
     "TimedOut",
@@ -49,12 +50,26 @@ class Looks:
 looks = Looks()
 
 
-class Violation(Exception):
-    """The kernel broke a clause: what was looked at, what was expected, what was observed."""
+class Finding(NamedTuple):
+    """One thing that was looked at and is wrong."""
 
-    def __init__(self, what: str, expected: str, observed: str, finding: str = "mismatch") -> None:
+    what: str
+    expected: str
+    observed: str
+
+
+class Violation(Exception):
+    """The kernel broke a clause: what was looked at, what was expected, what was observed.
+
+    ``fields`` are all findings, of a clause that looks at many fields before it ends.
+    """
+
+    def __init__(
+        self, what: str, expected: str, observed: str, finding: str = "mismatch", *, fields: Sequence[Finding] = ()
+    ) -> None:
         super().__init__(f"{what}: expected {expected}, observed {observed}")
         self.what, self.expected, self.observed, self.finding = what, expected, observed, finding
+        self.fields = list(fields)
 
 
 class TimedOut(Exception):

@@ -23,7 +23,7 @@ A file ``expectations/NAME.toml`` looks like this:
     verdict = "TIMEOUT"            # optional: the guest hangs; ``observed`` is then the reason and ``what`` empty
 
 A KNOWN is one finding, not a licence for the clause: any other finding of it stays a FAIL. Where a clause has several
-entries, each is a finding of its own.
+entries, each is a finding of its own; one that looks at many fields is KNOWN if every field that is wrong is.
 
 ``fixed`` is read as a kernel's stable releases are made: a release of a series that it names has the mend from that
 release on; one of any other series has it if the series is not older than the first entry's. A distribution that took
@@ -91,12 +91,9 @@ class Expectation:
             return False
         return has_fault(host.version, self.introduced, self.fixed)
 
-    def matches(self, result: ClauseResult) -> bool:
-        """Is the finding of ``result`` this one?"""
-        if result.verdict != self.verdict:
-            return False
-        observed = result.reason if result.verdict is Verdict.TIMEOUT else result.observed
-        return _matches(self.what, result.what) and _matches(self.observed, observed)
+    def matches(self, verdict: Verdict, what: str, observed: str) -> bool:
+        """Is a finding this one?"""
+        return verdict == self.verdict and _matches(self.what, what) and _matches(self.observed, observed)
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -168,6 +165,17 @@ def load(host: Host, paths: Iterable[Path] | None = None) -> dict[str, list[Expe
     return found
 
 
+def _findings(result: ClauseResult) -> list[tuple[str, str]]:
+    """Return what was looked at and observed: of a clause about many fields, for each that is wrong."""
+    if result.fields:
+        return [(field["what"], field["observed"]) for field in result.fields]
+    return [(result.what, result.reason if result.verdict is Verdict.TIMEOUT else result.observed)]
+
+
+def _known(verdict: Verdict, finding: tuple[str, str], expected: Iterable[Expectation]) -> Expectation | None:
+    return next((one for one in expected if one.matches(verdict, *finding)), None)
+
+
 def apply(result: ClauseResult, known: Mapping[str, Sequence[Expectation]]) -> ClauseResult:
     """Turn a failure that is known into KNOWN, and a PASS that is known to fail into XPASS, in place.
 
@@ -182,12 +190,12 @@ def apply(result: ClauseResult, known: Mapping[str, Sequence[Expectation]]) -> C
         chosen = expected[0]
         result.verdict = Verdict.XPASS
     else:
-        found = next((one for one in expected if one.matches(result)), None)
-        if found is None:
+        matching = [_known(result.verdict, finding, expected) for finding in _findings(result)]
+        if None in matching:
             listed = "; ".join(f"{one.what}: {one.observed}" for one in expected)
             result.notes.append(f"not what is known of this clause here ({listed})")
             return result
-        chosen = found
+        chosen = next(one for one in matching if one)
         result.verdict = Verdict.KNOWN
     result.reason, result.reference = chosen.reason, chosen.reference
     return result

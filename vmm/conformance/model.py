@@ -32,10 +32,13 @@ FAILING = frozenset({Verdict.FAIL, Verdict.TIMEOUT, Verdict.ERROR})
 class ClauseResult:
     """One clause's verdict with its evidence; empty fields do not apply.
 
+    What did not pass has the clause's ``source``.
+
     ``finding`` refines a failure: ``mismatch``, ``accepted`` (what must be refused), ``rejected`` (what must
     be accepted) or ``errno-drift`` (refused, with another errno). ``looks`` is how many things the clause's
     assertions looked at, ``seconds`` its own time. ``drifts`` are refusals with another errno than the documented
-    one, of calls whose errnos are indicative: no failures.
+    one, of calls whose errnos are indicative: no failures. A clause about many fields has each that is wrong in
+    ``fields`` (what, expected, observed), and in ``coverage`` how many were judged, and which not, by reason.
     """
 
     id: str
@@ -52,6 +55,9 @@ class ClauseResult:
     trace: list[str] = field(default_factory=list)
     looks: int = 0
     drifts: list[str] = field(default_factory=list)
+    fields: list[dict[str, str]] = field(default_factory=list)
+    coverage: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def remarks(self) -> list[str]:
@@ -73,11 +79,13 @@ class Totals:
     """How many clauses ended with which verdict, and the exit status that follows.
 
     ``drifting`` are the ids of those with a drift: one errno that differs everywhere is easily overlooked in each.
+    ``coverage`` is that of each clause about many fields, by its id.
     """
 
     def __init__(self, results: Iterable[ClauseResult] = ()) -> None:
         self.counts: Counter[Verdict] = Counter()
         self.drifting: list[str] = []
+        self.coverage: dict[str, dict[str, Any]] = {}
         for result in results:
             self.add(result)
 
@@ -86,6 +94,8 @@ class Totals:
         self.counts[result.verdict] += 1
         if result.drifts:
             self.drifting.append(result.id)
+        if result.coverage:
+            self.coverage[result.id] = result.coverage
 
     @property
     def total(self) -> int:
@@ -98,6 +108,12 @@ class Totals:
         return sum(self.counts[verdict] for verdict in FAILING)
 
     @property
+    def pairs(self) -> tuple[int, int]:
+        """How many pairs of field and property were judged, and how many were not."""
+        untold = [fields for one in self.coverage.values() for fields in one["untold"].values()]
+        return sum(one["judged"] for one in self.coverage.values()), sum(map(len, untold))
+
+    @property
     def exit_status(self) -> int:
         """0: nothing failed; 1: something failed; 4: nothing could run."""
         if self.failed:
@@ -105,9 +121,11 @@ class Totals:
         return 4 if self.total == self.counts[Verdict.SKIP] else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``{"total": n, "PASS": n, ..., "errno_drift": [id, ...]}`` with every verdict."""
+        """Return ``{"total": n, "PASS": n, ..., "errno_drift": [id, ...], "judged": n, ...}`` with every verdict."""
         counts = {str(verdict): self.counts[verdict] for verdict in Verdict}
-        return {"total": self.total, **counts, "errno_drift": list(self.drifting)}
+        judged, left = self.pairs
+        pairs = {"judged": judged, "not_judged": left}
+        return {"total": self.total, **counts, "errno_drift": list(self.drifting), **pairs}
 
     def __str__(self) -> str:
         parts = [f"{self.counts[verdict]} {verdict}" for verdict in Verdict if self.counts[verdict]]

@@ -35,6 +35,7 @@ from vmm.conformance.context import Options
 from vmm.conformance.execute import execute, skip
 from vmm.conformance.model import ClauseResult, Verdict
 from vmm.conformance.registry import Clause, all_clauses
+from vmm.conformance.world.generate import tables
 from vmm.guest.payload import load, names
 from vmm.kvm import signals
 from vmm.kvm.ioctl import errno_name, request_name
@@ -84,7 +85,7 @@ class _Child:
         """Return the result, made up from the wait status if the child wrote none."""
         if self.received.endswith(b"\n") and not self.timed_out:
             return ClauseResult.from_json(json.loads(self.received))
-        result = ClauseResult(self.clause.id, Verdict.ERROR, self.clause.statement)
+        result = ClauseResult(self.clause.id, Verdict.ERROR, self.clause.statement, source=self.clause.source)
         if self.timed_out:
             result.verdict = Verdict.TIMEOUT
             result.reason = f"the clause did not end in time and was killed after {self.clause.timeout:g} s or more"
@@ -258,6 +259,8 @@ def serve(channel: socket.socket, preload: Iterable[str]) -> None:
     clauses = {clause.id: clause for clause in all_clauses()}
     for name in names():
         load(name)
+    for table in tables():
+        table.prepare()
     request_name(0)  # the names of the requests are looked for once
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the client has had enough
         try:

@@ -18,6 +18,8 @@ class Handle:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        # What was chosen at its set-up and no call tells (arm64: INIT, FINALIZE), for who saves its state.
+        self.chosen: dict[str, bytes] = {}
 
     def ioctl(self, request: int, argument: Any = ffi.NULL) -> int:
         """Call ioctl with a pointer; see :func:`vmm.kvm.ioctl.ioctl`."""

@@ -36,8 +36,6 @@ class Vcpu(Handle):
     def __init__(self, fd: int, mmap_size: int, identifier: int) -> None:
         super().__init__(fd)
         self.identifier = identifier
-        # What was chosen at its set-up and no call tells (arm64: INIT, FINALIZE), for who saves its state.
-        self.chosen: dict[str, bytes] = {}
         self._timeout = 0.0  # what the shim was last told, in seconds
         try:
             self._map = mmap.mmap(fd, mmap_size)

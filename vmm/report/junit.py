@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from xml.etree import ElementTree
 
 from vmm.conformance.model import ClauseResult, Totals, Verdict
+from vmm.report.identity import identity, labelled
 
 __all__ = ["JunitReporter"]
 
@@ -37,10 +38,12 @@ class JunitReporter:
         self._stream = stream
         self._results: list[ClauseResult] = []
         self._lines: list[tuple[str, str]] = []
+        self._about: dict[str, str] = {}
 
     def begin(self, host: dict[str, Any], lines: list[tuple[str, str]], clauses: Sequence[str]) -> None:
         """Keep the host's description for the properties."""
-        self._lines = lines
+        self._about = identity()
+        self._lines = [*lines, *labelled(self._about)]
 
     def started(self, clause: str) -> None:
         """Nothing: the document is written at the end."""
@@ -65,7 +68,8 @@ class JunitReporter:
         suite = ElementTree.SubElement(
             root, "testsuite", name=area, tests=str(len(results)), failures=str(kinds.count("failure")),
             errors=str(kinds.count("error")), skipped=str(kinds.count("skipped")),
-            time=f"{sum(result.seconds for result in results):.3f}",
+            time=f"{sum(result.seconds for result in results):.3f}", timestamp=self._about["time"],
+            hostname=_text(self._about["node"]),
         )  # fmt: skip
         properties = ElementTree.SubElement(suite, "properties")
         for name, value in self._lines:
@@ -88,6 +92,7 @@ def _case(suite: ElementTree.Element, result: ClauseResult, kind: str | None) ->
             result.statement,
             f"expected: {result.expected}",
             f"observed: {result.observed}",
+            f"source: {result.source}",
             *result.trace,
         ]
         if kind != "skipped":

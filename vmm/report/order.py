@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order matrix as text, JSON and a drawing."""
+"""The order matrix as text and JSON; vmm.report.order_dot draws it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from xml.sax.saxutils import escape
 
 from vmm.state.order import Edge, Matrix
 from vmm.state.piece import Piece
 
-__all__ = ["lines", "reduced", "svg", "to_json"]
-
-_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 110, 30, 140, 80, 20
+__all__ = ["documented", "lines", "reduced", "to_json"]
 
 
 def reduced(edges: Iterable[Edge]) -> list[Edge]:
@@ -36,7 +33,7 @@ def _reaches(start: str, end: str, pairs: list[tuple[str, str]]) -> bool:
     return end in seen
 
 
-def _documented(matrix: Matrix, steps: Iterable[Piece]) -> list[tuple[str, str, str]]:
+def documented(matrix: Matrix, steps: Iterable[Piece]) -> list[tuple[str, str, str]]:
     """Return the constraints this project keeps that this KVM was not seen to enforce."""
     pairs = [(edge.first, edge.then) for edge in matrix.edges]
     return [
@@ -51,7 +48,7 @@ def lines(matrix: Matrix, steps: tuple[Piece, ...]) -> list[str]:
     """Return the result for people."""
     found = [f"order of our restore: {' '.join(matrix.names)}", "", "what this KVM enforces:"]
     found += [f"  {edge}" for edge in matrix.edges] or ["  nothing"]
-    if kept := _documented(matrix, steps):
+    if kept := documented(matrix, steps):
         found += ["", "kept all the same, and not enforced for this state:"]
         found += [f"  {first} before {then}: {reason}" for first, then, reason in kept]
     right, wrong = matrix.kept - len(matrix.surprises), matrix.broken - matrix.harmless
@@ -68,7 +65,7 @@ def to_json(matrix: Matrix, steps: tuple[Piece, ...]) -> dict[str, object]:
     return {
         "order": list(matrix.names),
         "enforced": [{"first": e.first, "then": e.then, "otherwise": e.otherwise} for e in matrix.edges],
-        "kept": [{"first": a, "then": b, "reason": why} for a, b, why in _documented(matrix, steps)],
+        "kept": [{"first": a, "then": b, "reason": why} for a, b, why in documented(matrix, steps)],
         "trials": matrix.trials,
         "within": {"orders": matrix.kept, "unexpected": matrix.surprises},
         "against": {"orders": matrix.broken, "harmless": matrix.harmless},
@@ -77,42 +74,3 @@ def to_json(matrix: Matrix, steps: tuple[Piece, ...]) -> dict[str, object]:
         "missing": [{"first": first, "then": then} for first, then in matrix.missing],
         "lost": matrix.lost,
     }
-
-
-def svg(matrix: Matrix) -> str:
-    """Return the partial order as an SVG drawing: an arrow goes from what comes first; the reason is its title."""
-    edges = reduced(matrix.edges)
-    level = {name: 0 for name in matrix.names}
-    for name in matrix.names:  # the names are in an order that respects the edges
-        level[name] = max([level[edge.first] + 1 for edge in edges if edge.then == name], default=0)
-    rows = [[name for name in matrix.names if level[name] == row] for row in range(max(level.values()) + 1)]
-    place = {
-        name: (_MARGIN + column * _ACROSS, _MARGIN + row * _DOWN)
-        for row, names in enumerate(rows)
-        for column, name in enumerate(names)
-    }
-    width = 2 * _MARGIN + max(len(names) for names in rows) * _ACROSS - (_ACROSS - _WIDTH)
-    height = 2 * _MARGIN + (len(rows) - 1) * _DOWN + _HEIGHT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="sans-serif" font-size="13">',
-        '<defs><marker id="tip" markerWidth="9" markerHeight="8" refX="9" refY="4" orient="auto">'
-        '<path d="M0,0 L9,4 L0,8 z"/></marker></defs>',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        *(_arrow(edge, place) for edge in edges),
-        *(_box(name, *place[name]) for name in matrix.names),
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _arrow(edge: Edge, place: dict[str, tuple[int, int]]) -> str:
-    (x1, y1), (x2, y2) = place[edge.first], place[edge.then]
-    half = _WIDTH // 2
-    line = f'<line x1="{x1 + half}" y1="{y1 + _HEIGHT}" x2="{x2 + half}" y2="{y2}" stroke="black"'
-    return f'{line} marker-end="url(#tip)"><title>{escape(str(edge))}</title></line>'
-
-
-def _box(name: str, x: int, y: int) -> str:
-    box = f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" fill="#eef" stroke="black"/>'
-    return f'{box}<text x="{x + _WIDTH // 2}" y="{y + 20}" text-anchor="middle">{escape(name)}</text>'

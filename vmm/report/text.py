@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vmm.conformance.model import ClauseResult, Totals, Verdict
+from vmm.conformance.model import FAILING, ClauseResult, Totals, Verdict
+from vmm.report.ending import ending
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +67,8 @@ class TextReporter:
         self._stream = stream
         self._terminal: _Terminal | None = None
         self._skipped: dict[str, list[str]] = {}
+        self._failed: list[ClauseResult] = []
+        self._lines: Sequence[tuple[str, str]] = ()
 
     def _write(self, text: str, verdict: Verdict | None = None) -> None:
         """Write a line, its first word in the verdict's colour where there are colours."""
@@ -82,6 +85,7 @@ class TextReporter:
         """Write what the host is."""
         if self._stream.isatty() or sys.stderr.isatty():
             self._terminal = _Terminal(self._stream, len(clauses))
+        self._lines = lines
         width = max(len(name) for name, _ in lines)
         for name, value in lines:
             self._write(f"{name:{width}}  {value}")
@@ -99,13 +103,15 @@ class TextReporter:
         if result.verdict is Verdict.SKIP:
             self._skipped.setdefault(result.reason, []).append(result.id)
             return
+        if result.verdict in FAILING:
+            self._failed.append(result)
         self._write(result.id, result.verdict)
         for line in _details(result):
             self._write(f"        {line}")
         self._stream.flush()
 
     def finish(self, totals: Totals, seconds: float) -> None:
-        """Write the skipped clauses by reason, and the totals."""
+        """Write the skipped clauses by reason, the totals, and what failed once more: that has scrolled away."""
         if self._terminal:
             self._terminal.stop()
         for reason, clauses in self._skipped.items():
@@ -115,6 +121,10 @@ class TextReporter:
         if totals.drifting:
             self._write(f"\nerrno drift (refused, with another errno than documented): {' '.join(totals.drifting)}")
         self._write(f"\n{totals} ({seconds:.2f} s)")
+        if self._failed:
+            self._write("")
+        for line in ending(self._failed, self._lines):
+            self._write(line)
         self._stream.flush()
 
 

@@ -237,6 +237,10 @@ class RegisterSet(Piece):
         """Return a register's name."""
         raise NotImplementedError
 
+    def known(self) -> Iterable[int]:
+        """Return the registers that a state may have, as far as there is a list of them."""
+        return ()
+
     def text(self, number: int, value: bytes) -> str:
         """Return a register's value for people."""
         return f"{int.from_bytes(value, 'little'):#x}"

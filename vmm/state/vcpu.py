@@ -10,7 +10,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from vmm.arch import ARCHITECTURE
-from vmm.kvm.ioctl import Batch, KvmError
+from vmm.kvm.ioctl import Batch, KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here, pieces
 from vmm.state.errors import StateRefused
@@ -18,7 +18,7 @@ from vmm.state.piece import Piece, Reading, Row, Stale, raw
 from vmm.state.policy import Policy
 from vmm.state.value import Part, VcpuState
 
-__all__ = ["capture_vcpu", "restore_vcpu", "steps"]
+__all__ = ["capture_vcpu", "read_piece", "read_pieces", "restore_vcpu", "steps", "write_piece"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,8 @@ class _Capture:
 
 
 _CAPTURES: WeakKeyDictionary[Vcpu, _Capture] = WeakKeyDictionary()
+# Pieces that were read by themselves.
+_ONE_BY_ONE: WeakKeyDictionary[Vcpu, dict[Piece, _Capture]] = WeakKeyDictionary()
 
 
 def capture_vcpu(vcpu: Vcpu) -> VcpuState:
@@ -85,6 +87,27 @@ def _read(vcpu: Vcpu) -> dict[str, Part]:
     return capture.read(vcpu)
 
 
+def read_piece(vcpu: Vcpu, piece: Piece) -> Part | None:
+    """Return one piece of a vCPU's state as it is now; None if this vCPU has no such state. Raises KvmError."""
+    known = _ONE_BY_ONE.setdefault(vcpu, {})
+    capture = known.get(piece)
+    if capture is None or capture.chosen != vcpu.chosen:
+        capture = known[piece] = _Capture(vcpu, (piece,))
+    try:
+        return capture.read(vcpu).get(piece.name)
+    except Stale:
+        del known[piece]
+        try:
+            return _Capture(vcpu, (piece,)).read(vcpu).get(piece.name)
+        except Stale as again:
+            raise again.error from again
+
+
+def read_pieces(vcpu: Vcpu, wanted: Iterable[Piece]) -> dict[str, Part]:
+    """Return pieces of a vCPU's state in this order, as read_piece does, in one batch; none that it has not."""
+    return _Capture(vcpu, wanted).read(vcpu)
+
+
 @cache
 def _in_capture_order() -> tuple[Piece, ...]:
     known = here()
@@ -107,6 +130,23 @@ def restore_vcpu(
     names = by_name if order is None else order
     restore = _Restore([by_name[name] for name in names if name in state.parts], state)
     restore.write(vcpu, policy or Policy())
+
+
+def write_piece(vcpu: Vcpu, piece: Piece, part: Part) -> None:
+    """Write one piece of a vCPU's state as it is.
+
+    Raises KvmError, or Refused if KVM took fewer of its items than there are; what it took stays.
+    """
+    rows = piece.write(part)
+    batch = Batch(rows)
+    at = batch.run(vcpu.fd)
+    if at < len(rows):
+        result = batch.calls[at].result
+        if result < 0:
+            raise KvmError(piece.set, -result)
+        raise Refused(f"{piece.set} took {result} of {rows[at][2]}")
+    if piece.chosen:
+        vcpu.chosen[piece.name] = raw(piece.name, part)
 
 
 class _Restore:

@@ -190,7 +190,7 @@ def configured(
     chosen = parse(level)
     if chosen.xcr0 & _XTILEDATA:
         permit(kvm)
-    table = cpuid.supported(kvm)
+    table = cpuid.supported(kvm).with_apic_id(0)
     offered = table.with_xcr0(table.xcr0 & chosen.xcr0)
     guest = Guest(kvm, payload, cpuid=offered, cr4=chosen.cr4, memory_size=memory_size, regions=regions, vcpus=vcpus)
     try:

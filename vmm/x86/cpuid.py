@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from vmm._kvm import ffi, lib
@@ -24,7 +24,9 @@ __all__ = [
     "REGISTERS",
     "Cpuid",
     "Entry",
+    "enlightened",
     "get_cpuid",
+    "given",
     "has_leaf",
     "host",
     "model",
@@ -39,6 +41,8 @@ REGISTERS = ("eax", "ebx", "ecx", "edx")
 # struct kvm_cpuid_entry2: function, index, flags, the four registers, padding.
 _ENTRY = struct.Struct("=7I12x")
 _POISON = b"\xff" * _ENTRY.size
+# Where a hypervisor has its leaves, and the next one on the same CPU.
+_HYPERVISOR, _NEXT_HYPERVISOR = 0x4000_0000, 0x100
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +229,37 @@ def supported(kvm: Kvm) -> Cpuid:
     return _table(buffer)
 
 
+def enlightened(kvm: Kvm) -> Cpuid:
+    """What a guest may be given, with Hyper-V's leaves where KVM's are, and KVM's behind them.
+
+    Source: Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_HV_CPUID; arch/x86/kvm/cpuid.c,
+    kvm_get_hypervisor_cpuid.
+    """
+    buffer = _buffer(MAX_ENTRIES)
+    kvm.ioctl(lib.KVM_GET_SUPPORTED_HV_CPUID, buffer)
+    moved = (
+        replace(entry, function=entry.function + _NEXT_HYPERVISOR)
+        if entry.function >> 8 == _HYPERVISOR >> 8
+        else entry
+        for entry in supported(kvm)
+    )
+    return Cpuid((*moved, *_table(buffer)))
+
+
 def set_cpuid(vcpu: Vcpu, table: Cpuid) -> None:
     """KVM_SET_CPUID2. EPERM: an xfeature without guest permission; EINVAL: the vCPU has run."""
     vcpu.ioctl(lib.KVM_SET_CPUID2, _buffer(table))
     vcpu.chosen["CPUID"] = table.packed
+
+
+def given(vcpu: Vcpu) -> Cpuid:
+    """Return the table that a vCPU was given; KeyError if that was not by set_cpuid or a restore."""
+    return _unpacked(vcpu.chosen["CPUID"])
+
+
+@lru_cache(maxsize=8)
+def _unpacked(packed: bytes) -> Cpuid:
+    return Cpuid.unpack(packed)
 
 
 def get_cpuid(vcpu: Vcpu, room: int = MAX_ENTRIES) -> Cpuid:

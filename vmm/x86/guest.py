@@ -91,7 +91,8 @@ class Guest(BaseGuest):
         vcpus: int = 1,
         capabilities: Capabilities = NO_CAPABILITIES,
     ) -> None:
-        self.cpuid = supported(kvm) if cpuid is None else cpuid
+        # KVM shows the ids of the host's CPU that it was asked on: two guests would differ by chance.
+        self.cpuid = supported(kvm).with_apic_id(0) if cpuid is None else cpuid
         self.cr4 = cr4
         self.capabilities = capabilities
         super().__init__(kvm, payload, memory_size, regions=regions, vcpus=vcpus, capabilities=capabilities)

@@ -14,10 +14,13 @@ from vmm.x86 import msr_names
 
 __all__ = [
     "MAX_BATCH",
+    "UNKNOWN_MSR",
     "get_feature_msr",
+    "get_feature_msrs",
     "get_msr",
     "get_msrs",
     "get_readable",
+    "ignores_unknown",
     "index_list",
     "msr_id",
     "name",
@@ -28,6 +31,8 @@ __all__ = [
 
 # MAX_IO_MSRS, arch/x86/kvm/x86.c: this many and more are refused with E2BIG.
 MAX_BATCH = 256
+# An MSR of a range that neither vendor nor KVM has any use for.
+UNKNOWN_MSR = 0x4F000000
 
 
 def name(index: int) -> str:
@@ -61,9 +66,27 @@ def get_msrs(vcpu: Vcpu, indices: Iterable[int]) -> list[int]:
 
 
 def get_feature_msr(kvm: Kvm, index: int) -> int | None:
-    """KVM_GET_MSRS of /dev/kvm: a feature MSR's value, None if KVM has no such. KvmError before Linux 4.17."""
-    batch = _batch([(index, 0)])
-    return int(batch.entries[0].data) if kvm.ioctl(lib.KVM_GET_MSRS, batch) == 1 else None
+    """Return a feature MSR's value, None if KVM has no such. KvmError before Linux 4.17."""
+    values = get_feature_msrs(kvm, [index])
+    return values[0] if values else None
+
+
+def get_feature_msrs(kvm: Kvm, indices: Iterable[int]) -> list[int]:
+    """KVM_GET_MSRS of /dev/kvm: the values up to the first MSR that is no feature MSR. KvmError before Linux 4.17."""
+    batch = _batch([(index, 0) for index in indices])
+    done = kvm.ioctl(lib.KVM_GET_MSRS, batch)
+    return [int(entry.data) for entry in batch.entries[0:done]]
+
+
+def ignores_unknown(kvm: Kvm) -> bool:
+    """Does KVM take accesses to MSRs that it does not know (kvm.ignore_msrs=1)? Asked of it, not of /sys.
+
+    Source: arch/x86/kvm/x86.c, kvm_get_feature_msr: KVM_GET_MSRS of /dev/kvm goes by the same parameter.
+    """
+    try:
+        return get_feature_msr(kvm, UNKNOWN_MSR) is not None
+    except KvmError:
+        return False  # before Linux 4.17 the call is a vCPU's only
 
 
 def get_readable(vcpu: Vcpu, indices: Iterable[int]) -> dict[int, int]:

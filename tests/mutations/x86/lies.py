@@ -28,11 +28,18 @@ from vmm.conformance.x86.caching import page
 from vmm.conformance.x86.lists import ANSWERS, LIST
 from vmm.conformance.x86.shadow import SSP_ID
 from vmm.kvm.ioctl import Call, Interposer
+from vmm.state.x86.world.events import EVENTS
+from vmm.state.x86.world.lapic import LAPIC
+from vmm.state.x86.world.modes import SREGS
+from vmm.state.x86.world.msrs import MSRS
+from vmm.state.x86.world.registers import DEBUGREGS, MP_STATE, REGS
+from vmm.state.x86.world.vectors import FPU, XCRS, XSAVE
 from vmm.x86.memory_types import MemoryType
 from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 
 __all__ = [
+    "A_FIELD",
     "CONFIGURATION",
     "GP",
     "MEMTYPE",
@@ -70,6 +77,12 @@ __all__ = [
     "tile_byte",
     "timed",
 ]
+
+# A field of each piece, for lies about ways through KVM.
+A_FIELD = {
+    SREGS: "cr2", XCRS: "xcrs[0].value", XSAVE: "SSE.XMM3", LAPIC: "LDR", REGS: "rbx", DEBUGREGS: "db[2]",
+    MP_STATE: "mp_state", EVENTS: "nmi.masked", FPU: "fcw", MSRS: "LSTAR",
+}  # fmt: skip
 
 
 GET, GET_REG = "KVM_GET_MSRS", "KVM_GET_ONE_REG"

@@ -42,7 +42,7 @@ from tests.mutations.x86.buffers import (
 from tests.mutations.x86.lies import GP, faults, host_reads, in_cet_guest, not_restored
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.probe.x86.modules import UNKNOWN_MSR
+from vmm.x86.msr import UNKNOWN_MSR
 from vmm.x86.msr_names import Msr
 from vmm.x86.xfeature import XFeature
 

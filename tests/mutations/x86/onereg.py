@@ -11,8 +11,7 @@ from tests.mutations.x86.buffers import change_msr, set_msr_now
 from tests.mutations.x86.lies import one_reg_number
 from vmm._kvm import lib
 from vmm.kvm.ioctl import Call, Interposer
-from vmm.probe.x86.modules import UNKNOWN_MSR
-from vmm.x86.msr import msr_id
+from vmm.x86.msr import UNKNOWN_MSR, msr_id
 from vmm.x86.msr_names import Msr
 
 GET, SET, CHECK = "KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_CHECK_EXTENSION"

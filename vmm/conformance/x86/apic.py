@@ -10,7 +10,16 @@ from vmm.kvm.exits import Deadline
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
 
-__all__ = ["INIT_BY_MESSAGE", "LOCAL_APICS", "SPLIT", "make_runnable", "send_init", "signal_init", "with_local_apics"]
+__all__ = [
+    "INIT_BY_MESSAGE",
+    "LOCAL_APICS",
+    "SPLIT",
+    "make_runnable",
+    "send_init",
+    "signal_init",
+    "signal_sipi",
+    "with_local_apics",
+]
 
 LOCAL_APICS = capability("KVM_CAP_SPLIT_IRQCHIP")
 # For who sends INIT.
@@ -18,7 +27,7 @@ INIT_BY_MESSAGE = (LOCAL_APICS, capability("KVM_CAP_SIGNAL_MSI"))
 _IOAPIC_PINS = 24
 # For a Guest: local APICs in the kernel, and nothing else of KVM_CREATE_IRQCHIP.
 SPLIT = {int(lib.KVM_CAP_SPLIT_IRQCHIP): (_IOAPIC_PINS,)}
-_DELIVER_INIT = 5 << 8 | 1 << 14  # delivery mode INIT, assert
+_DELIVER_INIT, _DELIVER_SIPI = 5 << 8 | 1 << 14, 6 << 8 | 1 << 14  # delivery mode, assert
 
 
 def with_local_apics(vm: VirtualMachine) -> VirtualMachine:
@@ -40,8 +49,17 @@ def make_runnable(vcpu: Vcpu) -> None:
 
 def signal_init(vm: VirtualMachine, vcpu: Vcpu) -> None:
     """Send INIT to a runnable vCPU other than the first, as a message-signalled interrupt. Nothing takes it yet."""
+    _signal(vm, vcpu, _DELIVER_INIT)
+
+
+def signal_sipi(vm: VirtualMachine, vcpu: Vcpu, page: int) -> None:
+    """Send SIPI, with the page where it begins as its vector, to a vCPU that has taken INIT; nothing takes it yet."""
+    _signal(vm, vcpu, _DELIVER_SIPI | page)
+
+
+def _signal(vm: VirtualMachine, vcpu: Vcpu, data: int) -> None:
     address = 0xFEE00000 | vcpu.identifier << 12
-    vm.ioctl(lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", {"address_lo": address, "data": _DELIVER_INIT}))
+    vm.ioctl(lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", {"address_lo": address, "data": data}))
 
 
 def send_init(vm: VirtualMachine, vcpu: Vcpu) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
+from vmm.guest.base import NO_CAPABILITIES, Capabilities
 from vmm.x86.boot import TYPED_PAGES
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.guest import Guest
@@ -40,10 +41,12 @@ def answers(data: bytes) -> list[Answer]:
 class ListGuest:
     """A guest with the payload ``lists``. What a run finds at entry can be changed between prepare() and finish()."""
 
-    def __init__(self, context: Context, table: Cpuid, cr4: int = 0) -> None:
+    def __init__(
+        self, context: Context, table: Cpuid, cr4: int = 0, capabilities: Capabilities = NO_CAPABILITIES
+    ) -> None:
         self._timeout = context.timeout
         self._count = 0
-        self.guest = context.own(Guest(context.kvm, "lists", cpuid=table, cr4=cr4))
+        self.guest = context.own(Guest(context.kvm, "lists", cpuid=table, cr4=cr4, capabilities=capabilities))
 
     def prepare(self, entry: str, operands: bytes, count: int) -> None:
         """Point the guest at an entry point with a list of ``count`` operands."""

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product as pairs
+from itertools import starmap
+from operator import add, mul
 
 from vmm.conformance.x86.tiles import FULL, TILE, TileImage
 
 __all__ = ["PRODUCTS", "operands"]
 
 _SIZE = 16
+_ZEROES: tuple[float, ...] = (0.0,) * 256
 
 
 def _tile(tiles: bytes, number: int) -> bytes:
@@ -27,22 +31,23 @@ def _integer(signed_a: bool, signed_b: bool) -> Callable[[bytes], bytes]:
     """The four INT8 products: 32-bit sums of four byte products, wrapping around."""
 
     def product(tiles: bytes) -> bytes:
-        sums = list(struct.unpack("<256I", _tile(tiles, 0)))
+        sums = struct.unpack("<256I", _tile(tiles, 0))
         a = struct.unpack(f"<1024{'b' if signed_a else 'B'}", _tile(tiles, 1))
         b = struct.unpack(f"<1024{'b' if signed_b else 'B'}", _tile(tiles, 2))
-        for row in range(_SIZE):
-            for column in range(_SIZE):
-                for group in range(_SIZE):
-                    left, right = row * 64 + group * 4, group * 64 + column * 4
-                    sums[row * _SIZE + column] += sum(a[left + n] * b[right + n] for n in range(4))
-        return struct.pack("<256I", *(value & 0xFFFFFFFF for value in sums))
+        rows = [a[row * 64 : row * 64 + 64] for row in range(_SIZE)]
+        # Of each column the bytes in the order in which those of a row meet them.
+        columns = [
+            [value for group in range(_SIZE) for value in b[group * 64 + column * 4 :][:4]] for column in range(_SIZE)
+        ]
+        products = (sum(map(mul, row, column)) for row in rows for column in columns)
+        return struct.pack("<256I", *(value & 0xFFFFFFFF for value in map(add, sums, products)))
 
     return product
 
 
-def _single(value: float) -> float:
-    """Round to single precision, to nearest even."""
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+def _singles(values: Iterable[float]) -> tuple[float, ...]:
+    """Round 256 numbers to single precision, to nearest even: one by one they take several times as long."""
+    return struct.unpack("<256f", struct.pack("<256f", *values))
 
 
 def _bf16(tile: bytes) -> list[float]:
@@ -69,31 +74,27 @@ def _pairs(decode: Callable[[bytes], list[float]], terms: _Terms) -> Callable[[b
     """
 
     def product(tiles: bytes) -> bytes:
-        sums = list(struct.unpack("<256f", _tile(tiles, 0)))
+        sums = struct.unpack("<256f", _tile(tiles, 0))
         a, b = decode(_tile(tiles, 1)), decode(_tile(tiles, 2))
-        for row in range(_SIZE):
-            for column in range(_SIZE):
-                partial = [0.0, 0.0]
-                for group in range(_SIZE):
-                    left, right = row * 32 + group * 2, group * 32 + column * 2
-                    for which, (of_a, of_b, sign) in enumerate(terms):
-                        partial[which] = _single(partial[which] + sign * a[left + of_a] * b[right + of_b])
-                sums[row * _SIZE + column] = _single(sums[row * _SIZE + column] + _single(sum(partial)))
-        return struct.pack("<256f", *sums)
+        partial = [_ZEROES, _ZEROES]
+        for left in range(0, 2 * _SIZE, 2):
+            for which, (of_a, of_b, sign) in enumerate(terms):
+                column = [sign * value for value in a[left + of_a :: 32]]
+                row = b[left * _SIZE + of_b :][:32:2]
+                partial[which] = _singles(map(add, partial[which], starmap(mul, pairs(column, row))))
+        return struct.pack("<256f", *_singles(map(add, sums, _singles(map(add, *partial)))))
 
     return product
 
 
 def _tf32_product(tiles: bytes) -> bytes:
     """A product of matrices of TF32 numbers, each step with one rounding (fused), as of `_pairs`."""
-    sums, a, b = (list(struct.unpack("<256f", _tile(tiles, number))) for number in range(3))
-    for row in range(_SIZE):
-        for column in range(_SIZE):
-            partial = 0.0
-            for step in range(_SIZE):
-                partial = _single(partial + a[row * _SIZE + step] * b[step * _SIZE + column])
-            sums[row * _SIZE + column] = _single(sums[row * _SIZE + column] + partial)
-    return struct.pack("<256f", *sums)
+    sums, a, b = (struct.unpack("<256f", _tile(tiles, number)) for number in range(3))
+    partial = _ZEROES
+    for step in range(_SIZE):
+        column, row = a[step::_SIZE], b[step * _SIZE :][:_SIZE]
+        partial = _singles(map(add, partial, starmap(mul, pairs(column, row))))
+    return struct.pack("<256f", *_singles(map(add, sums, partial)))
 
 
 PRODUCTS: dict[str, Callable[[bytes], bytes]] = {
@@ -149,5 +150,5 @@ def operands(name: str, seed: int) -> TileImage:
     operand = _OPERANDS.get(name)
     if operand is None:
         return image
-    sums = struct.pack("<256f", *(_single(source.uniform(-8, 8)) for _ in range(256)))
+    sums = struct.pack("<256f", *(source.uniform(-8, 8) for _ in range(256)))
     return TileImage(FULL, sums + operand(source) + operand(source) + image.tiles[3 * TILE :])

@@ -15,7 +15,7 @@ from vmm._kvm import lib
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
 from vmm.probe.x86 import modules
-from vmm.x86 import cpuid, memory_types, permission, xfeature
+from vmm.x86 import cpuid, memory_types, msr, permission, xfeature
 from vmm.x86.cpuid import Cpuid
 from vmm.x86.memory_types import MemoryTypes
 from vmm.x86.xfeature import XFeature
@@ -172,6 +172,6 @@ def measure(kvm: Kvm) -> Facts:
         extension=found,
         hypervisor=modules.hypervisor(),
         parameters=told,
-        ignore_msrs=modules.ignores_msrs(kvm),
+        ignore_msrs=msr.ignores_unknown(kvm),
         refusals=refusals,
     )

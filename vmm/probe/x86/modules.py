@@ -18,11 +18,9 @@ from vmm.x86.cpuid import Cpuid
 
 __all__ = [
     "PVM",
-    "UNKNOWN_MSR",
     "backend",
     "extension",
     "hypervisor",
-    "ignores_msrs",
     "loaded",
     "parameters",
     "two_levels",
@@ -39,8 +37,6 @@ _PARAMETERS = {
 }  # fmt: skip
 # The one that turns the second level of page tables off: without it KVM shadows the guest's tables.
 _TWO_LEVELS = {_INTEL: "kvm_intel.ept", _AMD: "kvm_amd.npt"}
-# An MSR of a range that neither vendor nor KVM has any use for.
-UNKNOWN_MSR = 0x4F000000
 # IA32_VMX_PROCBASED_CTLS2 as KVM offers it to a nested hypervisor; bit 1 of what may be 1 (63:32) is "enable EPT".
 _VMX_SECONDARY, _MAY_ENABLE_EPT = 0x48B, 1 << 33
 
@@ -122,14 +118,6 @@ def parameters(folder: Path = _FOLDER) -> dict[str, str]:
             except OSError:
                 continue
     return told
-
-
-def ignores_msrs(kvm: Kvm) -> bool:
-    """Does KVM take accesses to MSRs that it does not know (kvm.ignore_msrs=1)? Asked of it, not of /sys.
-
-    Source: arch/x86/kvm/x86.c, kvm_get_feature_msr: KVM_GET_MSRS of /dev/kvm goes by the same parameter.
-    """
-    return _feature_msr(kvm, UNKNOWN_MSR) is not None
 
 
 def _feature_msr(kvm: Kvm, index: int) -> int | None:

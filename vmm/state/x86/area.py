@@ -104,9 +104,11 @@ class Xsave(Piece):
         return [(lib.KVM_SET_XSAVE, value, ANY)]
 
     def why(self, state: VcpuState, name: str) -> str:
-        """Say what the area names and what the guest may have."""
+        """Say what the area names that the guest may not have, or what else KVM may mean."""
         offered, area = table(state.parts).xcr0, XsaveArea(raw(self.name, state.parts[self.name]))
-        return f": XSTATE_BV is {xfeature.describe(area.xstate_bv)}, the guest may have {xfeature.describe(offered)}"
+        if beyond := area.xstate_bv & ~offered:
+            return f": XSTATE_BV has {xfeature.describe(beyond)}, which the guest's CPUID does not offer"
+        return ": its CPUID offers all that XSTATE_BV has, so this vCPU has another one yet, or a reserved bit is set"
 
     def describe(self, part: Part, parts: Mapping[str, Part]) -> dict[str, str]:
         """Return the header, and each register of each component in use by the names of its bytes."""

@@ -105,6 +105,10 @@ class Msrs(RegisterSet):
         """Return the name that saved states have for an MSR."""
         return saved_name(number)
 
+    def known(self) -> Iterable[int]:
+        """Return those that may be in a state."""
+        return self._allowed()
+
     def text(self, number: int, value: bytes) -> str:
         """Return the value, with the names of its bits where they have some."""
         return describe_msr(number, int.from_bytes(value, "little"))

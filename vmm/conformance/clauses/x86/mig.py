@@ -30,9 +30,9 @@ from vmm.kvm.bits import bits
 from vmm.kvm.exits import Budget, Hlt, IoOut
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
-from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import cpuid, msr, xfeature
 from vmm.x86.guest import EXCEPTION, Guest
+from vmm.x86.msr import UNKNOWN_MSR
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_regs, set_xcr0
 from vmm.x86.xsave import XsaveArea, get_xsave, set_xsave

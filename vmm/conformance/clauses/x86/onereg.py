@@ -14,9 +14,8 @@ from vmm.conformance.x86.common import STRICT_MSRS, configured
 from vmm.conformance.x86.shadow import UNKNOWN_ID
 from vmm.conformance.x86.state import VOLATILE_MSRS
 from vmm.kvm.vcpu import register_size
-from vmm.probe.x86.modules import UNKNOWN_MSR
 from vmm.x86 import msr
-from vmm.x86.msr import msr_id
+from vmm.x86.msr import UNKNOWN_MSR, msr_id
 from vmm.x86.msr_names import Msr
 
 _ONE_REG = capability("KVM_CAP_ONE_REG")
