@@ -15,7 +15,7 @@ from tests.kernels import draw_run
 from tests.kernels.draw_build import culprits
 from tests.kernels.draw_run import Seen, packed, script, seen, verdict, weigh
 from tests.kernels.patch import Edit
-from tests.kernels.plain.__main__ import SECTIONS, different, observe
+from tests.kernels.plain.__main__ import _CHEAP, SECTIONS, _sections, different, observe
 from tests.kernels.table import Fault
 
 FILE = "arch/x86/kvm/x86.c"
@@ -163,6 +163,14 @@ def test_a_machine_that_comes_to_no_fault_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(draw_run, "start", lambda *words: iter(report(0, {"a.one": "PASS"})))
     with pytest.raises(LabError, match="does not come as far"):
         list(weigh("svm", ["--modules", "there"], [fault(1)], {"a.one": ""}))
+
+
+@pytest.mark.parametrize(("architecture", "section"), [("x86_64", "msr_bits"), ("aarch64", "guest_sysregs")])
+def test_each_architecture_has_sections_of_its_own_and_cheap_ones_first(architecture: str, section: str) -> None:
+    found = _sections(architecture)
+    assert section in found and len(found) >= 10
+    assert list(found)[: len(_CHEAP[architecture])] == list(_CHEAP[architecture])
+    assert all(name == one.__name__ for name, one in found.items())
 
 
 def test_the_plain_program_is_one_file_that_depends_on_nothing(tmp_path: Path) -> None:
