@@ -17,6 +17,7 @@ from .cache import Cache
 from .config import CHECK, DEFAULT_KERNEL, KERNELS, TOOL_SUITE
 from .errors import LabError
 from .kept import POOL_SIZE
+from .kernels import is_path
 from .machines import MODES, Machine, Options, Port
 from .processors import parse_processor
 from .releases import parse_kernel
@@ -57,6 +58,10 @@ full, rt, 16k), a version, which is the newest that begins so, or the name of a 
   --kernel trixie-backports:6.16.3                     of the cloud flavour
   --kernel bookworm-backports:6.12.43:full
   --kernel sid:linux-image-7.2.13+deb14-rt-amd64
+
+or, for sve, the path (with a slash in it) of an arm64 Image that has what the machine needs built in:
+
+  --kernel ./Image
 """
 
 
@@ -143,7 +148,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
         parser.error("--shell goes with neither a command nor --pair")
     try:
         for kernel in options.kernel or ():
-            parse_kernel(kernel)
+            _check_kernel(kernel)
         for cpu in options.cpu or ():
             parse_processor(cpu)
     except LabError as error:
@@ -154,6 +159,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]
     if not options.pair and (len(options.kernel or ()) > 1 or len(options.cpu or ()) > 1):
         parser.error("a second --kernel or --cpu is for --pair")
     return options, commands
+
+
+def _check_kernel(kernel: str) -> None:
+    """Raise LabError for what --kernel does not take."""
+    if not is_path(kernel):
+        parse_kernel(kernel)
+    elif not Path(kernel).is_file():
+        raise LabError(f"--kernel {kernel} is not a file.")
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:

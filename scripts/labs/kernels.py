@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's kernels: the package of each, its image in the form a machine starts, its modules in order."""
+"""Debian's kernels: the package of each, its image in the form a machine starts, its modules in order.
+
+An arm64 Image of one's own, which has all that a machine needs built in, takes the place of one of them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import re
@@ -19,7 +23,7 @@ from .packages import Archive, NotServed, Package
 from .releases import IMAGES, find_release, parse_kernel
 from .vmlinux import flatten, unpack_bzimage
 
-__all__ = ["Kernel", "fetch_kernel", "module_order", "replace_modules", "strip_signature"]
+__all__ = ["Kernel", "fetch_kernel", "is_path", "module_order", "own_kernel", "replace_modules", "strip_signature"]
 
 #: architecture -> the modules that any machine may ask for
 _MODULES = {
@@ -29,6 +33,9 @@ _MODULES = {
     "arm64": ("virtio_pci", "virtio_console", "virtio_net", "algif_skcipher", "aes_ce_blk"),
 }  # fmt: skip
 
+#: what an Image has behind the first words of its header: Documentation/arch/arm64/booting.rst
+_IMAGE_MAGIC, _IMAGE_MAGIC_AT = b"ARM\x64", 56
+_OWN_KEPT = 8
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
 
@@ -79,6 +86,33 @@ def replace_modules(modules: Sequence[Path], folder: Path, release: str) -> list
         if built != release:
             raise LabError(f"{path} was built for {built}, the machine runs {release}; build it for that one.")
     return chosen
+
+
+def is_path(name: str) -> bool:
+    """Tell whether a kernel is named by the path of its file, which has a slash."""
+    return "/" in name
+
+
+def own_kernel(cache: Cache, path: Path, arch: str) -> Kernel:
+    """Return the kernel of an arm64 Image, kept by what the file holds."""
+    if arch != "arm64":
+        raise LabError(f"--kernel {path}: only sve takes the file of a kernel; svm and amx take --modules.")
+    image = path.read_bytes()
+    if image[_IMAGE_MAGIC_AT:][: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
+        raise LabError(f"--kernel {path} is no arm64 Image (is it packed?); give arch/arm64/boot/Image of a build.")
+    release = re.search(rb"\bLinux version (\d\S+) ", image)
+    if release is None:
+        raise LabError(f"--kernel {path} does not say which Linux it is; give arch/arm64/boot/Image of a build.")
+
+    def make(folder: Path) -> None:
+        (folder / "image").write_bytes(image)
+        (folder / "modules").mkdir()
+        (folder / "modules.json").write_text(json.dumps({name: [] for name in _MODULES[arch]}))
+        cache.manifest(folder, [{"kernel": str(path), "sha256": hashlib.sha256(image).hexdigest()}])
+
+    entry = cache.build("own-kernel", [hashlib.sha256(image).hexdigest()], make, f"storing {path.name}")
+    cache.prune("own-kernel", keep=_OWN_KEPT)
+    return Kernel(entry, release[1].decode())
 
 
 def fetch_kernel(cache: Cache, name: str, arch: str) -> Kernel:

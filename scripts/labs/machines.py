@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .cache import Cache
 from .config import TOOL_SUITE
-from .kernels import Kernel, fetch_kernel
+from .kernels import Kernel, fetch_kernel, is_path, own_kernel
 from .processors import Processor, parse_processor
 
 __all__ = ["MODES", "Boot", "Machine", "Options", "Port"]
@@ -30,7 +30,7 @@ MODES = ("vhe", "nvhe", "protected", "nested")
 class Options:
     """What the user chose."""
 
-    kernel: str  # as releases.parse_kernel takes it
+    kernel: str  # as releases.parse_kernel takes it, or the path of a file
     cpu: str | None = None  # as processors.parse_processor takes it
     mode: str = "vhe"
     memory: int | None = None
@@ -101,7 +101,10 @@ class Machine(ABC):
 
     def kernel(self) -> Kernel:
         """Return the kernel, fetched if need be."""
-        return fetch_kernel(self.cache, self.options.kernel, self.arch)
+        name = self.options.kernel
+        if is_path(name):
+            return own_kernel(self.cache, Path(name), self.arch)
+        return fetch_kernel(self.cache, name, self.arch)
 
     @abstractmethod
     def prepare(self) -> None:

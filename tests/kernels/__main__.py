@@ -9,15 +9,14 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from labs.cache import Cache
 from labs.config import DEFAULT_KERNEL
 from labs.errors import LabError
 
 from tests.kernels import draw_cli
-from tests.kernels.build import build_modules, find_source, patched, read_sources
+from tests.kernels.built import Built, build, place, those_of
 from tests.kernels.run import Outcome, run
 from tests.kernels.table import FOLDER, MACHINES, Fault, choose, load
 from vmm.conformance.registry import all_clauses
@@ -29,16 +28,18 @@ and see whether the clauses that should notice do.
 
   list    the faults, and which clauses are to notice each
   place   whether each fault has its place in the kernel's source
-  build   build the modules and print their folder, for `scripts/lab NAME --modules DIR --append kvm.fault=N`
+  build   build for --machine (default amx) and print where: the folder of the modules for
+          `scripts/lab NAME --modules DIR --append kvm.fault=N`, or for sve, where KVM is no module, the image for
+          `scripts/lab sve --kernel PATH --append kvm.fault=N`
   run     all of it; exit status 1 if a fault is not noticed
   draw    faults at random, into a table: `draw --help`
   weigh   which of those have an effect, and which are noticed: `weigh --help`
 """
 
 
-def _ids(fault: Fault, override: Sequence[str]) -> list[str]:
-    """Return the clauses that are to notice a fault."""
-    ids = [clause.id for clause in all_clauses("x86") if not clause.info]
+def _ids(fault: Fault, override: Sequence[str], machine: str) -> list[str]:
+    """Return the clauses that are to notice a fault in a machine."""
+    ids = [clause.id for clause in all_clauses(MACHINES[machine]) if not clause.info]
     globs = override or fault.clauses
     return [name for name in ids if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
 
@@ -46,33 +47,36 @@ def _ids(fault: Fault, override: Sequence[str]) -> list[str]:
 def _list(faults: Sequence[Fault]) -> int:
     for fault in faults:
         print(f"{fault.number:3} {fault.name} ({', '.join(fault.machines)})\n    {fault.does}")
-        print(f"    {', '.join(fault.clauses)}: {len(_ids(fault, ()))} clauses")
+        print(f"    {', '.join(fault.clauses)}: {len(_ids(fault, (), fault.machines[0]))} clauses")
     return 0
 
 
 def _place(kernel: str, faults: Sequence[Fault]) -> int:
-    source = find_source(Cache(), kernel)
-    _, unplaced = patched(read_sources(source.folder, faults), faults)
-    for name, reason in unplaced.items():
-        print(f"{name}: {reason}")
-    print(f"{len(faults) - len(unplaced)} of {len(faults)} faults have a place in {source.kernel.release}")
-    return int(bool(unplaced))
+    missing = 0
+    for architecture in dict.fromkeys(MACHINES.values()):
+        found = those_of(architecture, faults)
+        if not found:
+            continue
+        release, unplaced = place(architecture, kernel, found)
+        missing += len(unplaced)
+        for name, reason in unplaced.items():
+            print(f"{name}: {reason}")
+        print(f"{len(found) - len(unplaced)} of {len(found)} faults have a place in {release} of {architecture}")
+    return int(missing > 0)
 
 
-def _build(kernel: str, table: Sequence[Fault]) -> int:
-    modules, unplaced = build_modules(find_source(Cache(), kernel), table)
-    for name, reason in unplaced.items():
+def _build(machine: str, kernel: str, table: Sequence[Fault]) -> int:
+    built = build(MACHINES[machine], kernel, table)
+    for name, reason in built.unplaced.items():
         print(f"{name}: left out: {reason}", file=sys.stderr)
-    print(modules)
+    print(built.path)
     return 0
 
 
 def _run(options: argparse.Namespace, table: Sequence[Fault], faults: Sequence[Fault]) -> int:
-    # All are built, whichever are to run: one build serves every run.
-    modules, unplaced = build_modules(find_source(Cache(), options.kernel), table)
     counts: Counter[str] = Counter()
     with open(options.output or os.devnull, "w") as report:
-        for outcome in _outcomes(options, faults, modules, unplaced):
+        for outcome in _outcomes(options, table, faults):
             counts[outcome.outcome] += 1
             print(json.dumps(outcome.to_json()), file=report, flush=True)
             print(json.dumps(outcome.to_json()) if options.json else _text(outcome), flush=True)
@@ -82,18 +86,24 @@ def _run(options: argparse.Namespace, table: Sequence[Fault], faults: Sequence[F
     return int(counts["unnoticed"] + counts["disturbed"] > 0)
 
 
-def _outcomes(
-    options: argparse.Namespace, faults: Sequence[Fault], modules: Path, unplaced: Mapping[str, str]
-) -> Iterator[Outcome]:
+def _outcomes(options: argparse.Namespace, table: Sequence[Fault], faults: Sequence[Fault]) -> Iterator[Outcome]:
     """Yield the outcome of each fault in each machine."""
-    clauses = {fault.number: _ids(fault, options.clauses) for fault in faults}
+    builds: dict[str, Built] = {}
     for machine in [options.machine] if options.machine else MACHINES:
         there = [fault for fault in faults if machine in fault.machines]
+        if not there:
+            continue
+        architecture = MACHINES[machine]
+        if architecture not in builds:
+            # All are built, whichever are to run: one build serves every run.
+            builds[architecture] = build(architecture, options.kernel, table)
+        unplaced = builds[architecture].unplaced
         for fault in there:
             if fault.name in unplaced:
                 yield Outcome(fault, machine, "cannot run", reason=unplaced[fault.name])
         placed = [fault for fault in there if fault.name not in unplaced]
-        yield from run(machine, options.kernel, modules, placed, clauses)
+        clauses = {fault.number: _ids(fault, options.clauses, machine) for fault in placed}
+        yield from run(machine, builds[architecture].options, placed, clauses)
 
 
 def _text(outcome: Outcome) -> str:
@@ -154,7 +164,7 @@ def _main(arguments: Sequence[str]) -> int:
     if options.what == "place":
         return _place(options.kernel, faults)
     if options.what == "build":
-        return _build(options.kernel, table)
+        return _build(options.machine or "amx", options.kernel, table)
     return _run(options, table, faults)
 
 

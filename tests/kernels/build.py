@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds KVM's modules for the kernel of a machine, with all faults in them.
 
-What Debian built the kernel with is fetched and extracted: headers, build tools, its compiler. The build runs in a
-mount namespace with that as its root, so that nothing depends on the host's tools; it needs `unshare` and the right
-to make such a namespace. Everything is kept in the cache of the emulated machines, by what it is made from.
+What Debian built the kernel with is fetched and extracted: headers, build tools, its compiler. Everything is kept in
+the cache of the emulated machines, by what it is made from.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tarfile
@@ -16,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from labs.cache import Cache, hash_files
-from labs.errors import LabError, require_tool, run_tool
+from labs.errors import LabError, run_tool
 from labs.hostroot import extract_closure
 from labs.kernels import Kernel, fetch_kernel
 from labs.packages import Archive
 from labs.releases import parse_kernel
 
+from tests.kernels.chroot import JOBS, run_in
 from tests.kernels.patch import Misplaced, apply
 from tests.kernels.table import Fault
 
@@ -35,19 +34,7 @@ _MODULES = ("kvm", "kvm-intel", "kvm-amd")
 _ARCH = "amd64"
 #: What make runs, besides what the headers depend on.
 _TOOLS = ("base-files", "bash", "binutils", "coreutils", "dash", "findutils", "grep", "make", "mawk", "sed")
-_JOBS = 2
 _KEPT = 4
-#: Debian's names of the tools that nothing configured, and what a build expects to be there.
-_SCRIPT = """\
-set -e
-mount --rbind /dev "$ROOT/dev"
-mount --rbind /proc "$ROOT/proc"
-mount --bind "$SOURCES" "$ROOT/usr/src"
-mount -t tmpfs tmpfs "$ROOT/tmp"
-mkdir "$ROOT/tmp/bin"
-ln -s /usr/bin/mawk "$ROOT/tmp/bin/awk"
-exec chroot "$ROOT" /usr/bin/env -i PATH=/tmp/bin:/usr/bin:/usr/sbin HOME=/tmp LC_ALL=C "$@"
-"""
 
 
 class Source:
@@ -66,6 +53,11 @@ class Source:
                 f"{headers.version}; take them for the machine when both are there, or name an older --kernel."
             )
         self.headers = headers.name
+
+    @property
+    def release(self) -> str:
+        """The release of the kernel."""
+        return self.kernel.release
 
     @property
     def folder(self) -> Path:
@@ -141,7 +133,6 @@ def build_modules(source: Source, faults: Sequence[Fault]) -> tuple[Path, dict[s
     """Return the folder with KVM's modules, and the faults that have no place in this kernel with the reason."""
     texts, unplaced = patched(read_sources(source.folder, faults), faults)
     root = source.root()
-    require_tool("unshare", "util-linux")
 
     def build(folder: Path) -> None:
         with source.cache.scratch("kvm-") as scratch:
@@ -186,13 +177,7 @@ def make(source: Source, root: Path, scratch: Path, *words: str, flags: str = ""
     """Run make, with more words and flags for the compiler; its output is in `log` of the scratch folder."""
     inside = f"/usr/src/{_tree(scratch).name}/{TREES[0]}"
     command = [
-        *("nice", "unshare", *(() if os.geteuid() == 0 else ("--map-root-user",)), "--mount"),
-        *("sh", "-c", _SCRIPT, "build", "make", "-C", f"/usr/src/{source.headers}", f"M={inside}", f"-j{_JOBS}"),
+        *("make", "-C", f"/usr/src/{source.headers}", f"M={inside}", f"-j{JOBS}"),
         *(*words, f"KCFLAGS=-include {inside}/faults.h {flags}".rstrip(), "modules"),
     ]
-    run_tool(
-        command,
-        "Building KVM's modules",
-        env={"ROOT": str(root), "SOURCES": str(scratch / "src")},
-        log=scratch / "log",
-    )
+    run_in(root, [(scratch / "src", "usr/src")], command, "Building KVM's modules", scratch / "log")

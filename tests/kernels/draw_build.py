@@ -12,7 +12,9 @@ from pathlib import Path
 
 from labs.errors import LabError
 
-from tests.kernels.build import Source, lay_out, make, patched, read_sources
+from tests.kernels import build, image
+from tests.kernels.build import Source, patched, read_sources
+from tests.kernels.image import ImageSource
 from tests.kernels.table import Fault
 
 __all__ = ["compilable", "culprits"]
@@ -26,13 +28,16 @@ _FLAGS = "-fdiagnostics-column-unit=byte"
 _ROUNDS = 12
 
 
-def compilable(source: Source, faults: Sequence[Fault]) -> tuple[list[Fault], dict[str, str]]:
-    """Return the faults with which KVM's modules compile, and what the compiler says to the others, by name."""
+def compilable(source: Source | ImageSource, faults: Sequence[Fault]) -> tuple[list[Fault], dict[str, str]]:
+    """Return the faults with which KVM compiles, and what the compiler says to the others, by name."""
     left = list(faults)
     refused: dict[str, str] = {}
     root = source.root()
     with source.cache.scratch("kvm-") as scratch:
-        tree = lay_out(source, root, scratch)
+        if isinstance(source, ImageSource):
+            tree = image.lay_out(source, root, scratch)
+        else:
+            tree = build.lay_out(source, root, scratch)
         there = {file: "" for file in read_sources(source.folder, faults)}
         for _ in range(_ROUNDS):
             texts, unplaced = patched(read_sources(source.folder, faults), left)
@@ -43,7 +48,10 @@ def compilable(source: Source, faults: Sequence[Fault]) -> tuple[list[Fault], di
                     (tree / file).write_text(text)
             there = texts
             try:
-                make(source, root, scratch, "-k", flags=_FLAGS)
+                if isinstance(source, ImageSource):
+                    image.make(source, root, scratch, "-k", image.OBJECTS, flags=_FLAGS)
+                else:
+                    build.make(source, root, scratch, "-k", flags=_FLAGS)
             except LabError:
                 found = culprits((scratch / "log").read_text(errors="replace"), texts)
                 if not found:

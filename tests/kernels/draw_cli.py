@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from labs.cache import Cache
 from labs.config import DEFAULT_KERNEL
 from labs.errors import LabError
 
-from tests.kernels.build import build_modules, find_source
+from tests.kernels.built import build, find
 from tests.kernels.draw import FOLDER, draw, load_targets, write
 from tests.kernels.draw_build import compilable
 from tests.kernels.draw_places import OPERATORS
@@ -25,6 +24,7 @@ from vmm.conformance.registry import all_clauses
 
 __all__ = ["COMMANDS", "main"]
 
+#: what is drawn from unless a machine is named
 _ARCHITECTURE = "x86"
 _TABLE = "drawn.toml"
 
@@ -53,12 +53,13 @@ def _draw(arguments: Sequence[str]) -> int:
         "--kernel", default=DEFAULT_KERNEL, help=f"as scripts/lab takes it (default {DEFAULT_KERNEL})"
     )
     options = parser.parse_args(arguments)
-    targets = [t for t in load_targets(_ARCHITECTURE) if options.machine is None or options.machine in t.machines]
-    source = find_source(Cache(), options.kernel)
+    architecture = MACHINES.get(options.machine, _ARCHITECTURE)
+    targets = [t for t in load_targets(architecture) if options.machine is None or options.machine in t.machines]
+    source = find(architecture, options.kernel)
     there = {target.file for target in targets if (source.folder / target.file).is_file()}
     drawn = draw({file: (source.folder / file).read_text() for file in there}, targets, options.seed, options.count)
     if not drawn:
-        raise LabError(f"{source.kernel.release} has none of the functions of {FOLDER.name}/{_ARCHITECTURE}.toml.")
+        raise LabError(f"{source.release} has none of the functions of {FOLDER.name}/{architecture}.toml.")
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / _TABLE
     path.write_text(write(drawn, f"seed-{options.seed}", ["*"]))
@@ -106,13 +107,13 @@ def _weigh(arguments: Sequence[str]) -> int:
     faults = [fault for fault in choose(table, options.faults) if options.machine in fault.machines]
     if not faults:
         parser.error(f"no fault of the table is for {options.machine} and has the name {' '.join(options.faults)}")
-    modules, unplaced = build_modules(find_source(Cache(), options.kernel), table)
-    if unplaced:
-        raise LabError(f"The table is not of this kernel: {next(iter(unplaced.values()))}; draw one from it.")
-    without = _without(options.known)
+    built = build(MACHINES[options.machine], options.kernel, table)
+    if built.unplaced:
+        raise LabError(f"The table is not of this kernel: {next(iter(built.unplaced.values()))}; draw one from it.")
+    without = _without(options.known, MACHINES[options.machine])
     counts: Counter[str] = Counter()
     with open(options.output or os.devnull, "w") as report:
-        for one in weigh(options.machine, options.kernel, modules, faults, without, options.sections):
+        for one in weigh(options.machine, built.options, faults, without, options.sections):
             counts[one.outcome] += 1
             print(json.dumps(one.to_json()), file=report, flush=True)
             print(_text(one), flush=True)
@@ -121,9 +122,9 @@ def _weigh(arguments: Sequence[str]) -> int:
     return int(counts["noticed"] < visible)
 
 
-def _without(report: Path | None) -> dict[str, str]:
+def _without(report: Path | None, architecture: str) -> dict[str, str]:
     """Return the clauses and their verdicts without a fault, where a report has them; the quickest are first."""
-    wanted = {clause.id: "" for clause in all_clauses(_ARCHITECTURE) if not clause.info}
+    wanted = {clause.id: "" for clause in all_clauses(architecture) if not clause.info}
     if report is None:
         return wanted
     lines = [json.loads(line) for line in report.read_text().splitlines() if line.startswith("{")]

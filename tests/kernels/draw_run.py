@@ -168,13 +168,12 @@ def verdict(fault: Fault, machine: str, without: Verdicts, found: Seen) -> Weigh
 
 def weigh(
     machine: str,
-    kernel: str,
-    modules: Path,
+    options: Sequence[str],
     faults: Sequence[Fault],
     without: Verdicts,
     sections: Sequence[str] = (),
 ) -> Iterator[Weighed]:
-    """Yield the outcome of each fault in a machine.
+    """Yield the outcome of each fault in a machine, whose ``options`` of scripts/lab give it the faulty kernel.
 
     ``without`` are the clauses that may notice, in the order in which to ask them, with their verdicts without a
     fault; if some have none yet, all get one in the first boot.
@@ -190,7 +189,7 @@ def weigh(
             "plain.pyz": packed(),
         }
         before = len(left)
-        for found in seen(start(machine, kernel, modules, files, 3 * SILENCE * (2 + len(now)))):
+        for found in seen(start(machine, options, files, 3 * SILENCE * (2 + len(now)))):
             if found.number == 0:
                 known |= found.verdicts
                 continue

@@ -3,7 +3,12 @@
 #ifndef VMM_FAULTS_H
 #define VMM_FAULTS_H
 
+#ifdef __KVM_NVHE_HYPERVISOR__
+/* What arm64's KVM runs at EL2 without VHE is linked by itself and has no variable of the kernel's. */
+#define FAULT(number) 0
+#else
 #define FAULT(number) (__builtin_expect(vmm_fault == (number), 0))
+#endif
 
 extern int vmm_fault;
 extern unsigned long long vmm_kept[8];

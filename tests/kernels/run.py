@@ -151,9 +151,12 @@ def judge(fault: Fault, machine: str, without: Verdicts, verdicts: Verdicts, *, 
 
 
 def run(
-    machine: str, kernel: str, modules: Path, faults: Sequence[Fault], clauses: Mapping[int, Sequence[str]]
+    machine: str, options: Sequence[str], faults: Sequence[Fault], clauses: Mapping[int, Sequence[str]]
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each fault in a machine; ``clauses`` are the ids for each fault's number."""
+    """Yield the outcome of each fault in a machine, whose ``options`` of scripts/lab give it the faulty kernel.
+
+    ``clauses`` are the ids for each fault's number.
+    """
     without: Verdicts = {}
     for fault in faults:
         if not clauses[fault.number]:
@@ -162,7 +165,7 @@ def run(
     while left:
         boot = next(boots(left, clauses, without))
         before = len(left) + len(without)
-        for number, verdicts, whole in reports(_start(machine, kernel, modules, boot)):
+        for number, verdicts, whole in reports(_start(machine, options, boot)):
             if number == 0:
                 without |= verdicts if whole else {}
                 continue
@@ -175,23 +178,22 @@ def run(
             return
 
 
-def _start(machine: str, kernel: str, modules: Path, boot: Boot) -> Iterator[str]:
-    """Boot a machine with the modules, run a boot's script and yield the lines that it prints."""
+def _start(machine: str, options: Sequence[str], boot: Boot) -> Iterator[str]:
+    """Boot a machine with the faulty kernel, run a boot's script and yield the lines that it prints."""
     words = ("--append", f"kvm.fault={boot.parameter}", "--fresh") if boot.parameter else ()
-    return start(machine, kernel, modules, {"faults": script(boot).encode()}, SILENCE * (2 + len(boot.order)), words)
+    files = {"faults": script(boot).encode()}
+    return start(machine, [*options, *words], files, SILENCE * (2 + len(boot.order)))
 
 
-def start(
-    machine: str, kernel: str, modules: Path, files: Mapping[str, bytes], longest: float, words: Sequence[str] = ()
-) -> Iterator[str]:
-    """Boot a machine with the modules and files, run that which is `faults`, and yield the lines that it prints."""
+def start(machine: str, options: Sequence[str], files: Mapping[str, bytes], longest: float) -> Iterator[str]:
+    """Boot a machine with the faulty kernel and files, run that which is `faults`, and yield the lines it prints."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         for file, content in files.items():
             (Path(name) / file).write_bytes(content)
         command = [
-            *(sys.executable, str(_SCRIPTS / "lab"), machine, "--kernel", kernel, "--modules", str(modules)),
+            *(sys.executable, str(_SCRIPTS / "lab"), machine, *options),
             *("--in", name, "--pool", "faults", "--timeout", f"{longest:g}"),
-            *(*words, "--", "sh", "/in/faults"),
+            *("--", "sh", "/in/faults"),
         ]
         lab = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert lab.stdout is not None

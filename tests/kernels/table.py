@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of faults: ``faults/*.toml``, a file for each area.
+"""The table of faults: a file for each area, ``faults/*.toml`` for x86 and ``faults/arm64/*.toml``.
 
 A fault is ``name``, ``does`` (what the kernel does wrong), ``clauses`` (globs of those that have to notice), and its
 edits (``tests.kernels.patch``): ``file`` and ``function`` with one of the keys of HOW, whose value is the anchor, and
-``code``. ``machines`` says where it can be seen (default ``["amx"]``), ``at_load`` that it acts when KVM is loaded.
+``code``. ``machines`` says where it can be seen, ``at_load`` that it acts when KVM is loaded. At the head of a file
+``machines`` is for all of its faults that say nothing else; the default is ``["amx"]``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tests.kernels.patch import HOW, Edit
 
 __all__ = ["FOLDER", "MACHINES", "Fault", "choose", "load", "parse"]
 
-MACHINES = ("amx", "svm")
+#: machine -> its architecture, as vmm.arch calls it
+MACHINES = {"amx": "x86", "svm": "x86", "sve": "arm64"}
 FOLDER = Path(__file__).parent / "faults"
 _KEYS = {"name", "does", "clauses", "machines", "at_load", "edit"}
 
@@ -36,17 +38,23 @@ class Fault:
     machines: Sequence[str] = ("amx",)
     at_load: bool = False
 
+    @property
+    def architectures(self) -> set[str]:
+        """The architectures of the kernels that it is built into."""
+        return {MACHINES[machine] for machine in self.machines}
+
 
 def load(folder: Path = FOLDER) -> list[Fault]:
     """Return all faults, numbered from 1; raise ValueError for a table that is not well-formed."""
     entries = []
     if not folder.is_dir():
         raise ValueError("there is no such folder")
-    for path in sorted(folder.glob("*.toml")):
+    for path in [*sorted(folder.glob("*.toml")), *sorted(folder.glob("*/*.toml"))]:
         table = tomllib.loads(path.read_text())
-        if set(table) != {"fault"}:
-            raise ValueError(f"{path.name}: it is to consist of [[fault]]")
-        entries += [(path.name, entry) for entry in table["fault"]]
+        if set(table) - {"machines"} != {"fault"}:
+            raise ValueError(f"{path.name}: it is to consist of [[fault]], and machines for all of them")
+        usual = {"machines": table["machines"]} if "machines" in table else {}
+        entries += [(path.name, usual | entry) for entry in table["fault"]]
     faults = [parse(entry, number, where) for number, (where, entry) in enumerate(entries, start=1)]
     names = [fault.name for fault in faults]
     twice = {name for name in names if names.count(name) > 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labs.cache import default_root
 
 from tests.kernels.build import patched
 from tests.kernels.draw import Drawn, Target, draw, functions, load_targets, write
@@ -208,7 +209,18 @@ def test_a_table_is_read_as_it_was_drawn(tmp_path: Path) -> None:
     assert {fault.machines for fault in faults} == {("svm",)}
 
 
-def test_what_is_declared_names_files_functions_and_machines() -> None:
-    targets = load_targets("x86")
-    assert {machine for target in targets for machine in target.machines} == {"svm", "amx"}
-    assert all(target.functions and target.file.endswith(".c") for target in targets)
+@pytest.mark.parametrize(("architecture", "machines"), [("x86", {"svm", "amx"}), ("arm64", {"sve"})])
+def test_what_is_declared_names_files_functions_and_machines(architecture: str, machines: set[str]) -> None:
+    targets = load_targets(architecture)
+    assert {machine for target in targets for machine in target.machines} == machines
+    assert all(target.functions and target.file.endswith((".c", ".h")) for target in targets)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("x86", "kvm-source"), ("arm64", "kernel-source")])
+def test_each_target_has_functions_in_the_newest_kernel(architecture: str, kind: str) -> None:
+    found = [path.parent for path in (default_root() / kind).glob("*/manifest.json")]
+    folder = next((path for path in found if "linux-source-7.2" in (path / "manifest.json").read_text()), None)
+    if folder is None:
+        pytest.skip("the kernel's sources are not in the cache; python -m tests.kernels place fetches them")
+    for target in load_targets(architecture):
+        assert functions((folder / target.file).read_text(), target), target.file

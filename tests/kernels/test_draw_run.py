@@ -15,7 +15,7 @@ from tests.kernels import draw_run
 from tests.kernels.draw_build import culprits
 from tests.kernels.draw_run import Seen, packed, script, seen, verdict, weigh
 from tests.kernels.patch import Edit
-from tests.kernels.plain.__main__ import SECTIONS, different, observe
+from tests.kernels.plain.__main__ import _CHEAP, SECTIONS, _sections, different, observe
 from tests.kernels.table import Fault
 
 FILE = "arch/x86/kvm/x86.c"
@@ -149,19 +149,12 @@ def test_after_a_fault_that_ends_the_machine_the_others_are_tried_in_another(mon
         ]
     )
 
-    def start(
-        machine: str,
-        kernel: str,
-        modules: Path,
-        files: Mapping[str, bytes],
-        longest: float,
-        words: Sequence[str] = (),
-    ) -> Iterator[str]:
+    def start(machine: str, options: Sequence[str], files: Mapping[str, bytes], longest: float) -> Iterator[str]:
         asked.append(files["faults"].decode())
         return iter(next(boots))
 
     monkeypatch.setattr(draw_run, "start", start)
-    found = list(weigh("svm", "7.2", Path("modules"), [fault(1), fault(2)], {"a.one": "", "a.two": ""}))
+    found = list(weigh("svm", ["--modules", "there"], [fault(1), fault(2)], {"a.one": "", "a.two": ""}))
     assert [(one.fault.number, one.outcome) for one in found] == [(1, "ended"), (2, "unnoticed")]
     assert "a.two" in asked[0] and "a.two" not in asked[1]
 
@@ -169,7 +162,15 @@ def test_after_a_fault_that_ends_the_machine_the_others_are_tried_in_another(mon
 def test_a_machine_that_comes_to_no_fault_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw_run, "start", lambda *words: iter(report(0, {"a.one": "PASS"})))
     with pytest.raises(LabError, match="does not come as far"):
-        list(weigh("svm", "7.2", Path("modules"), [fault(1)], {"a.one": ""}))
+        list(weigh("svm", ["--modules", "there"], [fault(1)], {"a.one": ""}))
+
+
+@pytest.mark.parametrize(("architecture", "section"), [("x86_64", "msr_bits"), ("aarch64", "guest_sysregs")])
+def test_each_architecture_has_sections_of_its_own_and_cheap_ones_first(architecture: str, section: str) -> None:
+    found = _sections(architecture)
+    assert section in found and len(found) >= 10
+    assert list(found)[: len(_CHEAP[architecture])] == list(_CHEAP[architecture])
+    assert all(name == one.__name__ for name, one in found.items())
 
 
 def test_the_plain_program_is_one_file_that_depends_on_nothing(tmp_path: Path) -> None:

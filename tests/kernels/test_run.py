@@ -84,7 +84,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, boots: Sequence[list[str]]) -> list
     asked: list[Boot] = []
     answers = iter(boots)
 
-    def start(machine: str, kernel: str, modules: Path, boot: Boot) -> Iterator[str]:
+    def start(machine: str, options: Sequence[str], boot: Boot) -> Iterator[str]:
         asked.append(boot)
         return iter(next(answers))
 
@@ -93,7 +93,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, boots: Sequence[list[str]]) -> list
 
 
 def outcomes(faults: Sequence[Fault]) -> list[Outcome]:
-    return list(runner.run("amx", "7.2", Path("modules"), faults, {**CLAUSES, 4: []}))
+    return list(runner.run("amx", ["--modules", "there"], faults, {**CLAUSES, 4: []}))
 
 
 def test_after_a_fault_that_ends_the_machine_the_others_are_tried_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,5 +128,5 @@ def test_a_machine_that_says_nothing_any_more_is_ended(monkeypatch: pytest.Monke
     lines = report(1, {"a.one": "FAIL"}, whole=False)
     program = f"import time\nfor line in {lines!r}: print(line, flush=True)\nwhile True: time.sleep(1)\n"
     (tmp_path / "lab").write_text(program)
-    found = runner._start("amx", "7.2", tmp_path, Boot([fault(1)], {1: ["a.one"]}))
+    found = runner._start("amx", ["--modules", "there"], Boot([fault(1)], {1: ["a.one"]}))
     assert list(reports(found)) == [(1, {"a.one": "FAIL"}, False)]

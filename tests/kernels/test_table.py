@@ -9,6 +9,7 @@ import pytest
 from labs.cache import default_root
 
 from tests.kernels.build import patched, read_sources
+from tests.kernels.built import those_of
 from tests.kernels.table import Fault, choose, load, parse
 
 FAULTS = load()
@@ -33,18 +34,24 @@ def test_each_anchor_is_short() -> None:
     assert max(map(len, anchors)) < 90
 
 
-def sources_of(series: str) -> Path | None:
-    """The folder of the cache with KVM's sources of a series."""
-    found = [path.parent for path in (default_root() / "kvm-source").glob("*/manifest.json")]
+#: architecture -> the kind of the cache's entries that have the sources of its kernels
+KINDS = {"x86": "kvm-source", "arm64": "kernel-source"}
+
+
+def sources_of(architecture: str, series: str) -> Path | None:
+    """The folder of the cache with the sources of a series."""
+    found = [path.parent for path in (default_root() / KINDS[architecture]).glob("*/manifest.json")]
     return next((path for path in found if f"linux-source-{series}" in (path / "manifest.json").read_text()), None)
 
 
-def test_each_fault_has_one_place_in_the_newest_kernel() -> None:
-    folder = sources_of("7.2")
+@pytest.mark.parametrize("architecture", KINDS)
+def test_each_fault_has_one_place_in_the_newest_kernel(architecture: str) -> None:
+    folder = sources_of(architecture, "7.2")
     if folder is None:
         pytest.skip("the kernel's sources are not in the cache; python -m tests.kernels place fetches them")
-    _, unplaced = patched(read_sources(folder, FAULTS), FAULTS)
-    assert not unplaced
+    faults = those_of(architecture, FAULTS)
+    _, unplaced = patched(read_sources(folder, faults), faults)
+    assert faults and not unplaced
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,8 @@ def test_two_faults_of_a_name_are_refused(tmp_path: Path) -> None:
     entry = f'[[fault]]\nname = "a-b"\ndoes = "c"\nclauses = ["d.*"]\nedit = {edit}\n'
     (tmp_path / "one.toml").write_text(entry)
     assert [fault.name for fault in load(tmp_path)] == ["a-b"]
-    (tmp_path / "two.toml").write_text(entry)
+    (tmp_path / "arm64").mkdir()
+    (tmp_path / "arm64" / "two.toml").write_text(entry)
     with pytest.raises(ValueError, match="two faults a-b"):
         load(tmp_path)
 
@@ -89,3 +97,18 @@ def test_two_faults_of_a_name_are_refused(tmp_path: Path) -> None:
 def test_faults_are_chosen_by_globs() -> None:
     assert choose(FAULTS, []) == FAULTS
     assert {fault.name.split("-")[0] for fault in choose(FAULTS, ["xfd-*", "cet-*"])} == {"xfd", "cet"}
+
+
+def test_the_machines_of_a_file_are_those_of_its_faults_unless_one_says_others(tmp_path: Path) -> None:
+    edit = '[{ file = "e", function = "f", skip = "g" }]'
+    rest = f'does = "c"\nclauses = ["d.*"]\nedit = {edit}\n'
+    head = 'machines = ["sve"]\n[[fault]]\n'
+    text = f'{head}name = "a-b"\n{rest}[[fault]]\nname = "a-c"\nmachines = ["svm", "sve"]\n{rest}'
+    (tmp_path / "one.toml").write_text(text)
+    first, second = load(tmp_path)
+    assert (first.machines, second.machines) == (("sve",), ("svm", "sve"))
+    assert (first.architectures, second.architectures) == ({"arm64"}, {"x86", "arm64"})
+    assert those_of("x86", [first, second]) == [second]
+    (tmp_path / "one.toml").write_text(f'kernels = ["7.2"]\n{text}')
+    with pytest.raises(ValueError, match=r"one\.toml: it is to consist of"):
+        load(tmp_path)

@@ -15,18 +15,43 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-
-from tests.kernels.plain import nested, runs, state
+from importlib import import_module
 
 #: For how many seconds one section may go on: not as long as a machine may say nothing.
 LONGEST = 200.0
 _SHOWN = 12
 _WIDTH = 300
 Section = Callable[[Callable[[str, object], None]], None]
-_ALL = {section.__name__: section for section in (*state.SECTIONS, *runs.SECTIONS, *nested.SECTIONS)}
-#: Those that cost least come first: the first effect ends the search.
-_CHEAP = ("system", "new", "copied", "vectors", "synced", "attributes", "instructions", "events", "msr_bits", "lapic")
-SECTIONS: dict[str, Section] = {name: _ALL[name] for name in (*_CHEAP, *_ALL)}
+#: architecture -> the modules that have its sections, and those sections that cost least. They come first: the first
+#: effect ends the search.
+_MODULES = {"x86_64": ("state", "runs", "nested"), "aarch64": ("arm64_state", "arm64_runs")}
+_CHEAP = {
+    "x86_64": (
+        *(
+            "system",
+            "new",
+            "copied",
+            "vectors",
+            "synced",
+            "attributes",
+            "instructions",
+            "events",
+            "msr_bits",
+            "lapic",
+        ),
+    ),
+    "aarch64": ("timers", "events", "after_run", "lengths", "system", "inits", "memory", "given", "ids", "gic"),
+}
+
+
+def _sections(architecture: str) -> dict[str, Section]:
+    """Return the sections of an architecture by name."""
+    modules = [import_module(f"tests.kernels.plain.{name}") for name in _MODULES[architecture]]
+    found = {section.__name__: section for module in modules for section in module.SECTIONS}
+    return {name: found[name] for name in (*_CHEAP[architecture], *found)}
+
+
+SECTIONS = _sections(os.uname().machine)
 
 
 def observe(name: str) -> dict[str, str]:
