@@ -330,17 +330,18 @@ def _refused_in_guest(
 ) -> None:
     """What the host may not write the guest may not either, where it may write at all."""
     vcpu = lists.guest.vcpu
-    settled = {field: now for field, now in _now(vcpu, indices, rows).items() if now is not None}
+    had = _now(vcpu, indices, rows)
     pairs = [
         (field, value)
         for field, access in wanted.items()
-        if access is Guest.SAME and field in settled
-        for value in _refused_to_guest(rows[field], vcpu, settled[field])
+        if access is Guest.SAME and (now := had[field]) is not None
+        for value in _refused_to_guest(rows[field], vcpu, now)
     ]
     if not pairs:
         return
     operands = b"".join(struct.pack("<QQ", indices[field], value) for field, value in pairs)
     lists.prepare("wrmsr_list", operands, len(pairs))
+    settled = {field: now for field, now in _now(vcpu, indices, rows).items() if now is not None}
     for (field, value), answer in zip(pairs, answers(lists.finish("WRMSR")), strict=True):
         _judge(tally, field, f"= {value:#x} by WRMSR", answer, _FAULTS)
     for field, now in _now(vcpu, indices, settled).items():
