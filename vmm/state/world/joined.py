@@ -51,6 +51,11 @@ class Joined(Table):
         piece, _, rest = field.partition(".")
         return self.tables[piece], rest
 
+    def of(self, vcpu: Vcpu, field: str) -> tuple[str, Row] | None:
+        """Return why a vCPU lacks a field, or nothing, and the field's row as it is for it; None if it has no row."""
+        table, rest = self.owner(field)
+        return table.of(vcpu, rest)
+
     def part(self, vcpu: Vcpu) -> Any:
         """Return the pieces that a vCPU has, by name; None if it has none. Raises KvmError."""
         found = {name: table.part(vcpu) for name, table in self.tables.items()}
