@@ -27,7 +27,7 @@ from tests.mutations.x86.lies import A_FIELD
 from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import Call, Interposer
 
-_TICKING = ("exits", "turns", "other-cpu", "other-thread", "sync-regs")
+_TICKING = ("exits", "turns", "other-cpu", "sync-regs")
 _STOPPED = ("kicked", "neighbour")
 
 for _way in _TICKING + _STOPPED:

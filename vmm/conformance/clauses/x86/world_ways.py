@@ -59,16 +59,19 @@ def none(context: Context) -> None:
 
 @clause("world.way-exits", arch="x86", needs=WAYS)
 def exits(context: Context) -> None:
-    """A guest that leaves and goes on has every field as it was, but RIP.
+    """A guest that leaves and goes on, in another thread and back in this one, has every field as it was, but RIP.
 
-    Source: Documentation/virt/kvm/api.rst, 4.10 KVM_RUN, 5.
+    Source: Documentation/virt/kvm/api.rst, 2, 4.10 KVM_RUN, 5; virt/kvm/kvm_main.c, kvm_vcpu_ioctl (vcpu->pid).
     """
     guest = still_guest(context)
     with Tally(context) as tally:
         way = traveller(guest.vcpu, tally, CPUID)
         way.settle(0)
-        tick(context, guest.vcpu, "a guest that ticks")
-        way.judge("after three exits", {"REGS.rip": guest.payload.symbol("ticked")})
+        with ThreadPoolExecutor(1) as other:
+            for thread in ("this", "another", "this"):
+                run = partial(tick, context, guest.vcpu, f"a guest in {thread} thread")
+                other.submit(run).result() if thread == "another" else run()
+        way.judge("after exits in two threads", {"REGS.rip": guest.payload.symbol("ticked")})
 
 
 def _until(guest: Guest, stop: Callable[[float], None], done: Callable[[], bool]) -> None:
@@ -164,23 +167,6 @@ def other_cpu(context: Context) -> None:
             os.sched_setaffinity(0, {cpu})
             tick(context, guest.vcpu, f"a guest on CPU {cpu}")
             way.judge(f"after a run on CPU {cpu}", {"REGS.rip": guest.payload.symbol("ticked")})
-
-
-@clause("world.way-other-thread", arch="x86", needs=WAYS)
-def other_thread(context: Context) -> None:
-    """A vCPU that another thread runs, and then the first again, has every field as it was.
-
-    Source: Documentation/virt/kvm/api.rst, 2; virt/kvm/kvm_main.c, kvm_vcpu_ioctl (KVM_RUN, vcpu->pid).
-    """
-    guest = still_guest(context)
-    with Tally(context) as tally:
-        way = traveller(guest.vcpu, tally)
-        way.settle(1)
-        with ThreadPoolExecutor(1) as other:
-            for thread in ("this", "another", "this"):
-                run = partial(tick, context, guest.vcpu, f"a guest in {thread} thread")
-                other.submit(run).result() if thread == "another" else run()
-                way.judge(f"after a run in {thread} thread", {"REGS.rip": guest.payload.symbol("ticked")})
 
 
 def _size(table: Table) -> int:

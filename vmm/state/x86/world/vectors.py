@@ -34,6 +34,7 @@ def _any(bits: int) -> Free:
 _FCW, _FSW = Of(0xC7F, 0x27F, 0xF7F), Of(0x2935, 0x567F, 0x7F7F)
 _FTW, _FOP = Free(0xFF, rounds=3), Free(0x7FF, rounds=3)
 _POINTERS = Untold("a CPU need not keep the pointers while no x87 exception is pending")
+_OF_CPU = Untold("it describes the CPU, as far as the kernel has stored it: without XSAVE, when a guest has run")
 _GET_FPU = "arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_get_fpu, kvm_arch_vcpu_ioctl_set_fpu"
 
 FPU = Table(
@@ -117,7 +118,7 @@ XSAVE = Table(
             values=Of(0x1FA5, 0xFF90, 0x7FBF),
             refused=[Refusal(1 << 31, errno.EINVAL), Refusal(1 << 16, errno.EINVAL)]),
         Row("SSE.MXCSR_MASK", f"{_XSAVE}; Intel SDM volume 1, 11.6.6",
-            fresh=Untold("it describes the CPU, as far as the kernel has stored it"), values=None, init=None),
+            fresh=_OF_CPU, values=None, init=None, kept=_OF_CPU),
         Row("SSE.XMM*", _XSAVE, fresh=0, values=_any(128), init=After.KEPT),
         _register(XFeature.YMM, "YMM*", 128),
         _component(XFeature.BNDREGS, "BND*", _any(128), After.FRESH),
