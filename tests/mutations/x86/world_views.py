@@ -98,10 +98,17 @@ lies(
     cr8_of_kvm_run_is_another=lambda: _leaves("cr8"),
     apic_base_of_kvm_run_is_another=lambda: _leaves("apic_base"),
     the_msr_efer_is_another=lambda: after(GET_MSRS, _msr(Msr.EFER)),
-    the_msr_fs_base_is_lost=lambda: _loses(Msr.FS_BASE),
+    the_msr_gs_base_is_another=lambda: after(GET_MSRS, _msr(Msr.GS_BASE)),
     no_msr_is_set=lambda: succeed_with(SET_MSRS, lambda call, result: 0),
     tpr_of_the_page_is_another=lambda: world_shows(LAPIC, "TPR"),
     tpr_of_the_page_is_lost=lambda: world_loses(LAPIC, "TPR"),
+)
+lies(
+    "world.sregs-long-shown",
+    the_msr_fs_base_is_lost=lambda: _loses(Msr.FS_BASE),
+    the_msr_efer_is_another=lambda: after(GET_MSRS, _msr(Msr.EFER)),
+    the_first_version_has_another_cr0=lambda: world_shows(SREGS_1, "cr0"),
+    the_first_version_loses_dpl=lambda: world_loses(SREGS_1, "cs.selector"),
 )
 lies(
     "world.events-shown",

@@ -61,9 +61,11 @@ def shown(views: Sequence[View]) -> Property:
                     table.write(vcpu, meant)
                 for view in views:
                     _look(view, table, vcpu, meant, tally)
-            for at, view in enumerate(views):
+            for view in views:
                 if view.write:
-                    _take(view, table, vcpu, table.values(found, vcpu, at), tally)
+                    with judged(f"writing {table.piece.name}"):
+                        table.write(vcpu, table.values(found, vcpu, 1))
+                    _take(view, table, vcpu, table.values(found, vcpu, 0), tally)
 
     return judge
 
