@@ -15,6 +15,7 @@ from vmm.x86 import msr_names
 __all__ = [
     "MAX_BATCH",
     "UNKNOWN_MSR",
+    "feature_index_list",
     "get_feature_msr",
     "get_feature_msrs",
     "get_msr",
@@ -51,6 +52,18 @@ def index_list(kvm: Kvm) -> list[int]:
     full = ffi.new("struct kvm_msr_list *", {"nmsrs": probe.nmsrs, "indices": int(probe.nmsrs)})
     kvm.ioctl(lib.KVM_GET_MSR_INDEX_LIST, full)
     return list(full.indices[0 : full.nmsrs])
+
+
+def feature_index_list(kvm: Kvm) -> list[int]:
+    """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that say what a CPU has, none before Linux 4.17."""
+    listed = ffi.new("struct kvm_msr_list *", {"nmsrs": MAX_BATCH, "indices": MAX_BATCH})
+    try:
+        kvm.ioctl(lib.KVM_GET_MSR_FEATURE_INDEX_LIST, listed)
+    except KvmError as error:
+        if error.errno_name not in ("EINVAL", "ENOTTY"):
+            raise
+        return []
+    return list(listed.indices[0 : listed.nmsrs])
 
 
 def _batch(entries: Sequence[tuple[int, int]]) -> Any:

@@ -264,7 +264,11 @@ def frozen(ground: Ground, table: Table, context: Context) -> None:
     with _guest(ground, table, context) as (lists, indices, tally):
         vcpu = lists.guest.vcpu
         found = table.read(vcpu)
-        rows = {field: row for field, row in _rows(table, vcpu, found, tally) if row.frozen}
+        chosen = {field: row for field, row in _rows(table, vcpu, found, tally) if row.frozen}
+        features = set(msr.feature_index_list(context.kvm))
+        rows = {field: row for field, row in chosen.items() if indices[field] in features}
+        for field in chosen.keys() - rows:
+            tally.untold(field, "it is no feature MSR of this KVM (KVM_GET_MSR_FEATURE_INDEX_LIST)")
         lists.read_msrs([Msr.PAT])
         for field, row in rows.items():
             own = found[field]

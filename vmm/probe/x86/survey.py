@@ -33,7 +33,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from vmm._kvm import ffi, lib
+from vmm._kvm import lib
 from vmm.kvm.bits import bits
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.system import Kvm
@@ -168,12 +168,7 @@ def _amx(table: Cpuid) -> dict[str, Any] | None:
 
 def _feature_msrs(kvm: Kvm) -> dict[int, int]:
     """Return the value of each MSR that KVM_GET_MSR_FEATURE_INDEX_LIST names, read through /dev/kvm."""
-    listed = ffi.new("struct kvm_msr_list *", {"nmsrs": msr.MAX_BATCH, "indices": msr.MAX_BATCH})
-    try:
-        kvm.ioctl(lib.KVM_GET_MSR_FEATURE_INDEX_LIST, listed)
-    except KvmError:
-        return {}  # before Linux 4.17
-    values = {index: msr.get_feature_msr(kvm, index) for index in listed.indices[0 : listed.nmsrs]}
+    values = {index: msr.get_feature_msr(kvm, index) for index in msr.feature_index_list(kvm)}
     return {index: value for index, value in values.items() if value is not None}
 
 
