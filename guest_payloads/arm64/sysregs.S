@@ -3,8 +3,7 @@
  * sysregs: system registers by MRS and MSR, in the order of `encodings`: op0, op1, CRn, CRm and op2 of each in a byte.
  *
  *	get	each register to its place in `values`; NONE where MRS is undefined or traps
- *	put	each register that a payload can do without becomes what its place in `values` has, then SP_EL0
- *	others	the number of the last that `put` leaves alone
+ *	put	each register that a payload can do without becomes what its place in `values` has
  */
 #include "mailbox.h"
 
@@ -38,7 +37,10 @@
 	\what	3, 3, 14, 3, 1		/* CNTV_CTL_EL0 */
 	\what	3, 3, 14, 2, 2		/* CNTP_CVAL_EL0 */
 	\what	3, 3, 14, 2, 1		/* CNTP_CTL_EL0 */
-	\what	3, 0, 2, 1, 0		/* the keys of pointer authentication */
+.endm
+
+.macro KEYS what		/* of pointer authentication */
+	\what	3, 0, 2, 1, 0
 	\what	3, 0, 2, 1, 1
 	\what	3, 0, 2, 1, 2
 	\what	3, 0, 2, 1, 3
@@ -84,11 +86,16 @@ ENTRY get
 	ldr	x20, =NONE
 	OWN	GET
 	FREE	GET
+	KEYS	GET
 	str	xzr, [x18]
 	DONE
 
 ENTRY put
 	ADDRESS	x18, mailbox_fixup
+	ADDRESS	x19, values
+	OWN	SKIP
+	FREE	SKIP
+	KEYS	PUT		/* where they are undefined, ESR_EL1 changes */
 	ADDRESS	x19, values
 	OWN	SKIP
 	FREE	PUT
@@ -101,6 +108,7 @@ encodings:
 	OWN	ENCODING
 free_encodings:
 	FREE	ENCODING
+	KEYS	ENCODING
 encodings_end:
 
 	.bss

@@ -193,16 +193,15 @@ def world_lies(
             for field in representatives(table, names, _changeable):
                 _add(module, clause, f"{_identifier(field)}_is_lost", partial(world_loses, table, field))
         elif name == "refused":
-            refused = [field for field in names if (row := table.row(field)) and row.refused]
-            if refused and not title:
+            if not title:
                 _add(module, clause, "nothing_is_refused", lambda: accept(table.piece.set))
             for field in representatives(table, names, lambda row: bool(row.refused)):
                 _add(module, clause, f"a_refusal_changes_{_identifier(field)}", partial(_leaks, table, field))
 
         elif name == "reset":
-            for field in representatives(table, names, lambda row: row.init is After.FRESH):
-                stays = partial(world_spoils, table, field, reset, 2)
-                _add(module, clause, f"{_identifier(field)}_does_not_begin_anew", stays)
+            for field in representatives(table, names, lambda row: row.init in (After.FRESH, After.KEPT)):
+                another = partial(world_spoils, table, field, reset, 2)
+                _add(module, clause, f"{_identifier(field)}_is_another_after_a_reset", another)
 
 
 def world_spoils(table: Table, field: str, name: str, times: int = 1) -> Interposer:

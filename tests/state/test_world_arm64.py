@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -168,6 +169,21 @@ def test_a_joined_table_finds_the_row_and_the_owner_of_a_field() -> None:
 def test_a_joined_table_splits_the_pieces_that_there_are() -> None:
     parts = {"CORE": {int(x(3)): (5).to_bytes(8, "little")}}
     assert REGISTERS.split(parts) == {"CORE.X3": 5}
+
+
+class _Vcpu:
+    """What rows ask of a vCPU without SVE."""
+
+    chosen: ClassVar[dict[str, bytes]] = {}
+
+
+def test_a_joined_table_gives_the_values_that_its_tables_give() -> None:
+    vcpu: Any = _Vcpu()
+    fields = {"CORE.X3": 0, "SYSREGS.TPIDR_EL1": 0, "COUNTERS.CNTVCT_EL0": 0}
+    found = REGISTERS.values(fields, vcpu, 0)
+    assert found.keys() == fields.keys()
+    assert found["COUNTERS.CNTVCT_EL0"] == 1 << 40
+    assert REGISTERS.of(vcpu, "CORE.X3") == ("", REGISTERS.row("CORE.X3"))
 
 
 def test_no_piece_is_left_out_of_the_tables() -> None:

@@ -9,7 +9,7 @@ from vmm.arm64.vcpu import Feature
 from vmm.conformance.context import Context
 from vmm.conformance.world.ground import Ground
 from vmm.kvm.vcpu import Vcpu
-from vmm.state.arm64.world.facts import remember_masks
+from vmm.state.arm64.world.facts import remember_aarch32, remember_masks
 
 __all__ = ["GROUND", "PLAIN", "widest"]
 
@@ -30,6 +30,7 @@ def _make(context: Context, *features: Feature) -> Vcpu:
     vcpus.init(vcpu, *features)
     if Feature.SVE in features:
         vcpus.finalize(vcpu)
+    remember_aarch32(vcpu)
     if context.host.facts.capabilities["KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES"]:
         remember_masks(vcpu, vcpus.writable_masks(vm))
     return vcpu

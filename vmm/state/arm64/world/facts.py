@@ -22,9 +22,11 @@ __all__ = [
     "UNKNOWN",
     "every_cache",
     "has",
+    "has_aarch32",
     "has_ras",
     "masks",
     "own",
+    "remember_aarch32",
     "remember_masks",
     "vector_size",
 ]
@@ -35,7 +37,7 @@ PATTERN = 0x1DE7EC7EDBADC0DE
 # How many caches CSSELR_EL1 can select: arch/arm64/kvm/sys_regs.c, CSSELR_MAX.
 EVERY_CACHE = 14
 UNKNOWN = "arch/arm64/kvm/sys_regs.h, reset_unknown"
-_MASKS = "ID_MASKS"
+_MASKS, _AARCH32 = "ID_MASKS", "ID_AARCH32"
 
 
 def own(register: Register) -> Callable[[Vcpu], int]:
@@ -65,6 +67,16 @@ def remember_masks(vcpu: Vcpu, masks: Iterable[int]) -> None:
     """Keep with a vCPU which bits of the ID registers its VM lets be written."""
     found = tuple(masks)
     vcpu.chosen[_MASKS] = struct.pack(f"<{len(found)}Q", *found)
+
+
+def remember_aarch32(vcpu: Vcpu) -> None:
+    """Keep with a fresh vCPU whether its EL0 has AArch32, which its ID register can be told to hide."""
+    vcpu.chosen[_AARCH32] = bytes([read(vcpu, SYSTEM["ID_AA64PFR0_EL1"]) & 0xF == 2])
+
+
+def has_aarch32(vcpu: Vcpu) -> bool:
+    """Return what was kept with a vCPU."""
+    return vcpu.chosen.get(_AARCH32) != b"\0"
 
 
 def masks(vcpu: Vcpu) -> tuple[int, ...]:

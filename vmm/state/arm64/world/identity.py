@@ -16,7 +16,7 @@ from vmm.arm64.registers import SYSTEM, Group, Register, sysreg
 from vmm.arm64.vcpu import Feature
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import pieces
-from vmm.state.arm64.world.facts import ALL, every_cache, has, masks
+from vmm.state.arm64.world.facts import ALL, every_cache, has, has_aarch32, masks
 from vmm.state.piece import RegisterSet, registers
 from vmm.state.value import Part
 from vmm.state.world.row import After, Free, Fresh, Of, Refusal, Row, Untold
@@ -172,6 +172,9 @@ def _unsafe(name: str, field: Field) -> Callable[[Vcpu, int], int | None]:
     """Return what gives a value that KVM refuses: one that is less safe than the fresh one, or any if it is fixed."""
 
     def unsafe(vcpu: Vcpu, fresh: int) -> int | None:
+        # What is written to the ID registers of AArch32 is ignored without it: aa32_id_visibility.
+        if not name.startswith(("ID_AA64", "CTR")) and not has_aarch32(vcpu):
+            return None
         if _writable(name, field, vcpu):
             return beside(name, field, fresh)[1]
         # Before 6.7 these could be chosen, though nothing says so: set_id_aa64pfr0_el1.
