@@ -36,11 +36,6 @@ class Joined(Table):
         table, rest = self.owner(field)
         return table.row(rest)
 
-    def of(self, vcpu: Vcpu, field: str) -> tuple[str, Row] | None:
-        """Return why a vCPU lacks a field, or nothing, and the field's row as it is for it."""
-        table, rest = self.owner(field)
-        return table.of(vcpu, rest)
-
     def prepare(self) -> None:
         """Find the rows of the fields that are known."""
         for table in self.tables.values():
