@@ -36,8 +36,10 @@ ARGUMENTS: Mapping[str, Any] = {"cr4": boot.CR4_OSXSAVE}
 
 # In the order of a restore. The guest is in long mode.
 _TABLES = (SREGS_LONG, XSAVE, MSRS, REGS, DEBUGREGS)
-# What only a guest that virtualizes has a use for (VM_HSAVE_PA): the state of such a guest is not saved.
-_LEFT = frozenset({saved_name(0xC001_0117)})
+# KVM's own MSRs and Hyper-V's have KVM write into the guest's memory, which would then change by itself. VM_HSAVE_PA
+# only a guest that virtualizes has a use for, and the state of such a guest is not saved.
+_OWN = (0x11, 0x12, *range(0x4B56_4D00, 0x4B56_4D10), *range(0x4000_0000, 0x4000_0120))
+_LEFT = frozenset(map(saved_name, (*_OWN, 0xC001_0117)))
 # Those of the fields' values that are unlike a fresh vCPU's everywhere.
 _ROUNDS = 2
 _CR2 = 0x7654_3210_0000
