@@ -91,6 +91,19 @@ X86 = {
     "KVM_SET_SREGS2": (0x4140AECD, "kvm_sregs2"),
     "KVM_GET_XSAVE2": (0x9000AECF, "kvm_xsave"),
     "KVM_SMI": (0xAEB7, ""),
+    "KVM_GET_EMULATED_CPUID": (0xC008AE09, "kvm_cpuid2"),
+    "KVM_GET_SUPPORTED_HV_CPUID": (0xC008AEC1, "kvm_cpuid2"),
+    "KVM_GET_IRQCHIP": (0xC208AE62, "kvm_irqchip"),
+    "KVM_SET_IRQCHIP": (0x8208AE63, "kvm_irqchip"),
+    "KVM_CREATE_PIT2": (0x4040AE77, "kvm_pit_config"),
+    "KVM_GET_PIT2": (0x8070AE9F, "kvm_pit_state2"),
+    "KVM_SET_PIT2": (0x4070AEA0, "kvm_pit_state2"),
+    "KVM_TPR_ACCESS_REPORTING": (0xC028AE92, "kvm_tpr_access_ctl"),
+    "KVM_SET_VAPIC_ADDR": (0x4008AE93, "kvm_vapic_addr"),
+    "KVM_X86_SETUP_MCE": (0x4008AE9C, ""),
+    "KVM_X86_GET_MCE_CAP_SUPPORTED": (0x8008AE9D, ""),
+    "KVM_X86_SET_MCE": (0x4040AE9E, "kvm_x86_mce"),
+    "KVM_KVMCLOCK_CTRL": (0xAEAD, ""),
     "KVM_X86_SET_MSR_FILTER": (0x4188AEC6, "kvm_msr_filter"),
 }
 ARM64 = {
@@ -117,7 +130,9 @@ X86_SIZES = {
     "kvm_msr_entry": 16, "kvm_msrs": 8, "kvm_msr_list": 4, "kvm_cpuid_entry2": 40, "kvm_cpuid2": 8,
     "kvm_vcpu_events": 64, "kvm_debugregs": 128, "kvm_xsave": 4096, "kvm_xcr": 16, "kvm_xcrs": 392,
     "kvm_lapic_state": 1024, "kvm_clock_data": 48, "kvm_run": 2352, "kvm_sync_regs": 520,
-    "kvm_msr_filter_range": 24, "kvm_msr_filter": 392,
+    "kvm_msr_filter_range": 24, "kvm_msr_filter": 392, "kvm_translation": 24, "kvm_guest_debug_arch": 64,
+    "kvm_guest_debug": 72, "kvm_tpr_access_ctl": 40, "kvm_vapic_addr": 8, "kvm_irqchip": 520,
+    "kvm_pit_channel_state": 24, "kvm_pit_state2": 112, "kvm_pit_config": 64, "kvm_x86_mce": 64,
 }  # fmt: skip
 ARM64_SIZES = {
     "user_pt_regs": 272, "kvm_vcpu_init": 32, "kvm_vcpu_events": 64, "reg_mask_range": 64,
