@@ -23,7 +23,7 @@ from vmm.x86.guest import Guest
 from vmm.x86.msr_names import Msr
 from vmm.x86.registers import get_debugregs, get_regs, raw, set_debugregs
 
-_SOON = 5  # a guest that is debugged stops at once or never
+_TICKS = 100  # a guest that is debugged stops at once or never
 _NOWHERE = (1 << 64) - 1
 _DEBUG = struct.Struct("<IIQQQ")  # struct kvm_debug_exit_arch: exception, pad, pc, dr6, dr7
 _UNION = 32  # where it is in struct kvm_run
@@ -123,7 +123,7 @@ def _with_payloads(context: Context) -> Vcpu:
 
 def _stopped(context: Context, guest: Guest, what: str) -> tuple[int, int, int]:
     """Run a guest that is debugged to where it stops: exception, PC and DR6."""
-    exit = succeeds(f"the run of a guest {what}", guest.vcpu.run, context.timeout / _SOON)
+    exit = succeeds(f"the run of a guest {what}", guest.vcpu.run, context.timeout, _TICKS)
     equal(f"the exit of a guest {what}", exit, Debug())
     exception, _, pc, dr6, _ = _DEBUG.unpack_from(guest.vcpu.page, _UNION)
     return exception, pc, dr6
@@ -138,11 +138,11 @@ def guest_breakpoint(context: Context) -> None:
     Source: Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG, KVM_EXIT_DEBUG; arch/x86/kvm/x86.c,
     kvm_arch_vcpu_ioctl_set_guest_debug; vmx/vmx.c, handle_exception_nmi; svm/svm.c, db_interception.
     """
-    guest = still_guest(context, "wait")
+    guest = still_guest(context)
     own = get_debugregs(guest.vcpu)
     own.db[0], own.db[3] = 0x1111_0000, 0x3333_0000
     set_debugregs(guest.vcpu, own)
-    place = guest.payload.symbol("waiting")
+    place = guest.payload.symbol("ticked")
     with judged("KVM_SET_GUEST_DEBUG with a breakpoint"):
         _debug(guest.vcpu, lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_USE_HW_BP, dr0=place, dr7=_LE_L0)
     exception, pc, dr6 = _stopped(context, guest, "with a breakpoint")
