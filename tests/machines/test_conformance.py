@@ -11,15 +11,15 @@ pytestmark = pytest.mark.machine
 # How many clauses pass on each machine and kernel, those that tests/machines/machines.py names. Raise a number when
 # clauses are added; never lower one without saying in the commit which clause does not pass any more, and why.
 _PASSING = {
-    ("svm", "6.1"): 203,
-    ("svm", "6.12"): 205,
-    ("svm", "7.2"): 214,
-    ("amx", "6.1"): 301,
-    ("amx", "6.12"): 308,
-    ("amx", "7.2"): 354,
-    ("sve", "6.1"): 187,
-    ("sve", "6.12"): 214,
-    ("sve", "7.2"): 219,
+    ("svm", "6.1"): 311,
+    ("svm", "6.12"): 318,
+    ("svm", "7.2"): 328,
+    ("amx", "6.1"): 413,
+    ("amx", "6.12"): 428,
+    ("amx", "7.2"): 478,
+    ("sve", "6.1"): 216,
+    ("sve", "6.12"): 240,
+    ("sve", "7.2"): 248,
 }
 
 
