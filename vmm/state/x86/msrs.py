@@ -30,6 +30,7 @@ NOT_IN_MSRS = STATELESS | {*XFD, Msr.TSC, Msr.TSC_DEADLINE, Msr.HV_VP_RUNTIME, M
 _LAPIC_MSRS = frozenset({Msr.KVM_ASYNC_PF_INT})
 _MOST, _ROW = msr.MAX_BATCH - 1, Packed.ROW.size
 _BATCH = _MOST * _ROW
+_PERF_CAPABILITIES = (0x345).to_bytes(4, "little") + bytes(4)  # how its row begins
 # The highest 24 bits of an id (KVM_REG_X86, 64 bits), then its type: arch/x86/include/uapi/asm/kvm.h, KVM_X86_REG_ID.
 _ONE_REG, _TYPE_MSR, _TYPE_KVM = 0x20_3000, 2, 3
 _GUEST_SSP = 0
@@ -150,7 +151,7 @@ class Msrs(RegisterSet):
 
     def _rows(self, part: Part) -> bytes:
         values = registers(self.name, part)
-        return values.rows if isinstance(values, Packed) else _packed(self.name, values)
+        return _in_order(values.rows if isinstance(values, Packed) else _packed(self.name, values))
 
     def check(self, where: str, parts: Mapping[str, Part]) -> None:
         """Only what may be in a saved state."""
@@ -158,6 +159,17 @@ class Msrs(RegisterSet):
         if stray := [index for index in values if index not in allowed]:
             names = ", ".join(msr.name(index) for index in stray[:8])
             raise StreamError(where, f"not allowed in this part of a saved state: {names}")
+
+
+def _in_order(rows: bytes) -> bytes:
+    """Put PERF_CAPABILITIES before all others: another value of it resets the counters and what they count.
+
+    Source: arch/x86/kvm/x86.c, kvm_set_msr_common; arch/x86/kvm/pmu.c, kvm_pmu_refresh.
+    """
+    at = rows.find(_PERF_CAPABILITIES)
+    while at > 0 and at % _ROW:  # a value that looks like it
+        at = rows.find(_PERF_CAPABILITIES, at + 1)
+    return rows if at <= 0 else rows[at : at + _ROW] + rows[:at] + rows[at + _ROW :]
 
 
 def _packed(name: str, values: Registers) -> bytes:
