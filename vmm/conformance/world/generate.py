@@ -47,7 +47,8 @@ def generate(
     """
     for name in chosen:
         function, statement = EVERY[name]
-        generate_one(module, ground, table, source, (name, function, statement), needs, timeout)
+        own = (*needs, *ground.moves) if name == "moved" else needs
+        generate_one(module, ground, table, source, (name, function, statement), own, timeout)
 
 
 def generate_one(

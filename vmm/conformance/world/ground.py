@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.conformance.context import Context
+from vmm.conformance.needs import Need
 from vmm.guest.base import BaseGuest
 from vmm.kvm.vcpu import Vcpu
 
@@ -20,6 +21,7 @@ class Ground:
     ``vcpu`` makes one in a VM of its own that has never run. ``guest`` makes one that is ready to run instructions
     which change nothing of its state but where they are, and leaves by a tick. ``blank`` makes one to restore a state
     into, where that is another than ``vcpu``. ``reset`` makes a vCPU begin anew by an ioctl, where there is one.
+    ``moves`` is what saving a whole vCPU needs.
     """
 
     arch: str
@@ -27,3 +29,4 @@ class Ground:
     guest: Callable[[Context], BaseGuest]
     blank: Callable[[Context], Vcpu] | None = None
     reset: Callable[[Vcpu], None] | None = None
+    moves: tuple[Need, ...] = ()

@@ -11,6 +11,7 @@ from vmm._kvm import ffi, lib
 from vmm.conformance.context import Context
 from vmm.conformance.world.ground import Ground
 from vmm.conformance.x86.apic import with_local_apics
+from vmm.conformance.x86.common import XSAVE2
 from vmm.conformance.x86.still import still_guest
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import VirtualMachine
@@ -137,7 +138,7 @@ def _machine(context: Context) -> Vcpu:
     return cast(Vcpu, context.vm())
 
 
-GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), still_guest)
+GROUND = Ground("x86", lambda context: _vcpu(context, _vm(context)), still_guest, moves=(XSAVE2,))
 MSR_GROUND = replace(GROUND, vcpu=_with_pages)
 DEVICE_GROUND = Equipped("x86", _with_devices, still_guest, equip=_equip)
 HYPERV_GROUND = Equipped("x86", _with_devices, still_guest, equip=_enlighten)

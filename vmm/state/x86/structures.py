@@ -10,7 +10,7 @@ from vmm._kvm import ffi, lib
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.errors import StreamError
-from vmm.state.piece import Change, Reading, Structure, raw
+from vmm.state.piece import Change, Reading, Row, Structure, raw
 from vmm.state.value import Part
 from vmm.state.x86.area import table
 from vmm.x86 import xfeature
@@ -71,7 +71,11 @@ class Sregs(Fields):
 
 
 class Xcrs(Structure):
-    """XCR0, in a structure with room for more."""
+    """XCR0, in a structure with room for more. A host without XSAVE has none, and takes none."""
+
+    def write(self, part: Part) -> list[Row]:
+        """One call, or none."""
+        return super().write(part) if any(raw(self.name, part)[:4]) else []
 
     def describe(self, part: Part, parts: Mapping[str, Part]) -> dict[str, str]:
         """Return each register by its number, XCR0 by the names of its bits."""

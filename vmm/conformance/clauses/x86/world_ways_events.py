@@ -38,6 +38,9 @@ _LEFT: Mapping[str, Becomes] = dict.fromkeys(
     ("EVENTS.exception.nr", "EVENTS.exception.has_error_code", "EVENTS.exception.error_code"),
     Untold("which exception it was that there was no way on from may still be there, and means nothing"),
 )
+_DELIVERED_AGAIN = OneOf(
+    (0, 1), "a KVM that delivers an exception again, and finds the triple fault itself, leaves it"
+)
 # What only the VMCB has, which is undefined then.
 _IN_VMCB: Mapping[str, Becomes] = dict.fromkeys(
     (f"MSRS.{name}" for name in ("SYSENTER_CS", "SYSENTER_ESP", "SYSENTER_EIP", "STAR", "LSTAR", "CSTAR",
@@ -190,7 +193,7 @@ def shutdown(context: Context) -> None:
         if get_regs(guest.vcpu).rip == _RESET_RIP:
             way.judge("after a triple fault that was made INIT", {**_LEFT, **_IN_VMCB}, initialised_in_run)
         else:
-            way.judge("after a triple fault", {**_FAULTED, **_LEFT})
+            way.judge("after a triple fault", {**_FAULTED, **_LEFT, "EVENTS.exception.injected": _DELIVERED_AGAIN})
 
 
 def _refused_by_cpu(guest: Guest) -> None:
