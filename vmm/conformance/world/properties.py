@@ -141,8 +141,13 @@ def _unchanged(table: Table, before: Any, after: Any, tally: Tally, where: str) 
 
 def _steady(table: Table, read: Mapping[str, int]) -> dict[str, int]:
     """Leave out what counts by itself, as a clock does: not even its first value is told."""
-    rows = ((field, value, table.row(field)) for field, value in read.items())
-    return {field: value for field, value, row in rows if row is None or not isinstance(row.fresh, Untold)}
+    return {field: value for field, value in read.items() if not _counts(table.row(field))}
+
+
+def _counts(row: Row | None) -> bool:
+    if row is None:
+        return False
+    return isinstance(row.fresh, Untold) or (isinstance(row.values, Untold) and isinstance(row.kept, Untold))
 
 
 def _same(table: Table, before: Any, now: Any) -> bool:

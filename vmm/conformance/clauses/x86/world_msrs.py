@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vmm.conformance.needs import capability, kernel
 from vmm.conformance.world.generate import Property, generate, generate_one
 from vmm.conformance.world.ground import Ground
-from vmm.conformance.x86.common import HOST_XSAVE, TILE_GUESTS
+from vmm.conformance.x86.common import TILE_GUESTS
 from vmm.conformance.x86.world import DEVICE_GROUND, GROUND, HYPERV_GROUND, MSR_GROUND
 from vmm.conformance.x86.world_msrs import (
     FROZEN,
@@ -52,7 +52,7 @@ generate_one(
 )  # fmt: skip
 # All else of XFD's two is judged with the unlisted ones, in which they are too.
 # Without XSAVE KVM gives XCRS and does not take them back.
-generate(__name__, MSR_GROUND, MSRS, _LISTED, ("moved",), (HOST_XSAVE,))
+generate(__name__, MSR_GROUND, MSRS, _LISTED, ("moved",))
 generate(__name__, MSR_GROUND, XFD, _LISTED, ("moved",), TILE_GUESTS)
 for what in _MSRS[2:]:
     generate_one(__name__, HYPERV_GROUND, HYPERV, f"{_GUEST}; Hyper-V TLFS, chapter 2", what)
