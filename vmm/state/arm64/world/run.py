@@ -74,8 +74,8 @@ EVENTS = Table(
             fresh=OneOf((0, 1), "whether the CPU has the RAS extension and the kernel uses it")),
         Row("exception.serror_esr", f"{_EVENTS}: ISS only", fresh=0, values=Free(_ISS), fit=_syndrome,
             refused=[Refusal(_reserved(bit), errno.EINVAL) for bit in (25, 32, 63)]),
-        # It is delivered when it is set, and never told.
-        Row("exception.ext_dabt_pending", _EVENTS, fresh=0, values=None, masked=[(1, 0)]),
+        # It is delivered when it is set, and never told: the clauses on events give one to a guest.
+        Row("exception.ext_dabt_pending", _EVENTS, fresh=0, values=None),
         Row("exception.pad reserved[[]*]", _CHECKED, fresh=0, values=None,
             refused=[Refusal(1, errno.EINVAL), Refusal(1 << 31, errno.EINVAL)]),
     ],
