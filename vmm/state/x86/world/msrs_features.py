@@ -144,7 +144,7 @@ ROWS = (
     _vmx(_MISC, "VMX_MISC", lambda index, vcpu: _miscellaneous(vcpu)),
     *(_vmx(index, "VMX_TRUE_PINBASED_CTLS, VMX_TRUE_PROCBASED_CTLS", _exact) for index in _CONTROLS[:2]),
     *(_vmx(index, "VMX_TRUE_EXIT_CTLS, VMX_TRUE_ENTRY_CTLS", _control, fresh=_BY_CPUID) for index in _CONTROLS[2:]),
-    _vmx(_PROCBASED2, "VMX_PROCBASED_CTLS2", _exact),
+    _vmx(_PROCBASED2, "VMX_PROCBASED_CTLS2", _control, fresh=_BY_CPUID),
     *(_vmx(index, "VMX_CR0_FIXED0, VMX_CR4_FIXED0", _fixed) for index in (0x486, 0x488)),
     _vmx(0x48A, "VMX_VMCS_ENUM", _known, values=Free(ALL)),
     _vmx(_EPT_VPID, "VMX_EPT_VPID_CAP", _subset),
