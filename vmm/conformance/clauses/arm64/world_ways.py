@@ -99,9 +99,12 @@ def preempted(context: Context) -> None:
     neighbour.wait(context.timeout)
 
     def beside(guest: Guest) -> None:
+        # The guest runs before the other process has the CPU, and behind it.
+        _ticks(context, guest)
         done = neighbour.operations
         while not neighbour.has_worked_since(done):
             _ticks(context, guest)
+        _ticks(context, guest)
 
     _through(context, "", 1, "after another process has run", beside)
 
