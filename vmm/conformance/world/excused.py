@@ -25,11 +25,11 @@ def excused(table: Table, vcpu: Vcpu, fields: Iterable[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     before = table.read(vcpu)
     for field in fields:
-        named = table.row(field)
-        if named is None or named.alone or named.when(vcpu):
+        of_vcpu = table.of(vcpu, field)
+        if of_vcpu is None or of_vcpu[0]:
             continue
-        row = named.of(vcpu)
-        if row.values is None:
+        row = of_vcpu[1]
+        if row.alone or row.values is None:
             continue
         kept = sum(1 << bit for bit in _unjudged(row, table, field) if _keeps(table, vcpu, field, bit, before))
         if kept:

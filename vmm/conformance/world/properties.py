@@ -18,7 +18,7 @@ from vmm.conformance.world.tally import NO_ROW, Tally
 from vmm.kvm.ioctl import KvmError, Refused, errno_name
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.vcpu import capture_vcpu, restore_vcpu
-from vmm.state.world.row import After, Fresh, Made, OneOf, Refusal, Row, Untold, wanted
+from vmm.state.world.row import After, Fresh, Made, OneOf, Refusal, Row, Untold, fits, wanted
 from vmm.state.world.table import Table
 
 __all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started"]
@@ -39,13 +39,11 @@ def started(ground: Ground, table: Table, context: Context) -> Iterator[tuple[Vc
 def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, Row]]:
     """Yield each field with its row; those that this vCPU has only by name are told as such."""
     for field in fields:
-        row = table.row(field)
-        if row is None:
-            tally.untold(field, NO_ROW)
-        elif absent := row.when(vcpu):
-            tally.untold(field, absent)
+        found = table.of(vcpu, field)
+        if found is None or found[0]:
+            tally.untold(field, NO_ROW if found is None else found[0])
         else:
-            yield field, row.of(vcpu)
+            yield field, found[1]
 
 
 def fresh(ground: Ground, table: Table, context: Context) -> None:
@@ -61,20 +59,11 @@ def fresh(ground: Ground, table: Table, context: Context) -> None:
 
 def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int], tally: Tally, where: str) -> Mapping[str, int]:
     """Write fields together and return those that KVM took; if it refuses, one by one, to find out which."""
-    try:
-        table.write(vcpu, values)
-    except (KvmError, Refused):
-        return {field: value for field, value in values.items() if _taken(table, vcpu, field, value, tally, where)}
-    return values
 
+    def refused(field: str, error: KvmError | Refused) -> None:
+        tally.wrong(field, f"{where} = {values[field]:#x}", _why(error), "success")
 
-def _taken(table: Table, vcpu: Vcpu, field: str, value: int, tally: Tally, where: str) -> bool:
-    try:
-        table.write(vcpu, {field: value})
-    except (KvmError, Refused) as error:
-        tally.wrong(field, f"{where} = {value:#x}", _why(error), "success")
-        return False
-    return True
+    return table.give(vcpu, values, refused)
 
 
 def _why(error: KvmError | Refused) -> str:
@@ -155,12 +144,7 @@ def _same(table: Table, before: Any, now: Any) -> bool:
     if before == now:
         return True
     had, has = (table.split(part) for part in (before, now))
-    return had.keys() == has.keys() and all(_reads(table, field, value, has[field]) for field, value in had.items())
-
-
-def _reads(table: Table, field: str, value: int, read: int) -> bool:
-    expected = table.expected(field, value)
-    return read == expected if isinstance(expected, int) else expected.allows(read)
+    return had.keys() == has.keys() and all(fits(has[field], table.expected(field, had[field])) for field in had)
 
 
 def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from vmm.conformance.context import Context
 from vmm.conformance.expect import Finding, Violation, looks
 from vmm.conformance.texts import text
-from vmm.state.world.row import Allowed
+from vmm.state.world.row import Allowed, fits
 
 __all__ = ["Tally"]
 
@@ -33,11 +33,9 @@ class Tally:
     def look(self, field: str, where: str, observed: int | None, expected: int | Allowed) -> None:
         """A field has to have this value; ``where`` says when or by which call it was read."""
         self._judged.add(field)
-        if isinstance(expected, int):
-            if observed != expected:
-                self.wrong(field, where, text(observed), text(expected))
-        elif observed is None or not expected.allows(observed):
-            self.wrong(field, where, text(observed), str(expected))
+        if not fits(observed, expected):
+            shown = text(expected) if isinstance(expected, int) else str(expected)
+            self.wrong(field, where, text(observed), shown)
 
     def wrong(self, field: str, where: str, observed: str, expected: str) -> None:
         """A field is not as it has to be; the first finding of each counts."""

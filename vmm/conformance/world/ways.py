@@ -11,8 +11,8 @@ from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.architecture import here
 from vmm.state.value import Part
-from vmm.state.vcpu import read_pieces, write_piece
-from vmm.state.world.row import After, Allowed, Fresh, Made, Number, Row, Untold, wanted
+from vmm.state.vcpu import read_pieces
+from vmm.state.world.row import After, Allowed, Fresh, Made, Number, Row, Untold, fits, wanted
 from vmm.state.world.table import Table
 
 __all__ = ["Becomes", "Event", "Traveller", "initialised", "initialised_in_run", "run"]
@@ -90,7 +90,7 @@ class Traveller:
         """
         for name, (table, field, value) in self._meant.items():
             told = shared[name](self.before) if name in shared else table.expected(field, value)
-            if name in shared or _is(self.before.get(name), told) or _keeps(table, self.vcpu, field, value):
+            if name in shared or fits(self.before.get(name), told) or _keeps(table, self.vcpu, field, value):
                 self.tally.look(name, "as written, beside all other fields", self.before.get(name), told)
             else:
                 self.tally.untold(name, f"it is lost when it is written by itself: world.{table.title}-kept")
@@ -147,7 +147,7 @@ def _in_capture(table: Table) -> int:
 def _taken(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> bool:
     try:
         if values:
-            write_piece(vcpu, table.piece, table.codec.join(part, values))
+            table.write(vcpu, values, part)
     except (KvmError, Refused):
         return False
     return True
@@ -163,15 +163,11 @@ def _singly(table: Table, vcpu: Vcpu, part: Part, values: Mapping[str, int]) -> 
     return found
 
 
-def _is(observed: int | None, told: int | Allowed) -> bool:
-    return observed is not None and (observed == told if isinstance(told, int) else told.allows(observed))
-
-
 def _keeps(table: Table, vcpu: Vcpu, field: str, value: int) -> bool:
     """Write a field by itself, and tell whether it is read back then."""
     part = table.part(vcpu)
     return (
         part is not None
         and _taken(table, vcpu, part, {field: value})
-        and _is(table.read(vcpu).get(field), table.expected(field, value))
+        and fits(table.read(vcpu).get(field), table.expected(field, value))
     )

@@ -19,7 +19,7 @@ from vmm.conformance.x86.world import Equipped
 from vmm.kvm.ioctl import KvmError
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import RegisterSet, registers
-from vmm.state.world.row import Allowed, Number, Refusal, Untold, number, wanted
+from vmm.state.world.row import Allowed, Number, Refusal, Untold, wanted
 from vmm.state.world.table import Table
 from vmm.state.x86.unsettled import before
 from vmm.state.x86.world.msr_row import Guest, MsrRow, ignores_unknown
@@ -102,7 +102,7 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
                 _exchange(vcpu, indices, {field: value}, tally)
         for at in range(max(len(row.masked) for row in rows.values())):
             pairs = {field: row.masked[at] for field, row in rows.items() if at < len(row.masked)}
-            given = {field: number(value, vcpu) for field, (value, _) in pairs.items()}
+            given = {field: value for field, (value, _) in pairs.items()}
             _exchange(vcpu, indices, given, tally, {field: then for field, (_, then) in pairs.items()})
         if context.options.exhaustive:
             context.coverage["excused"] = excused(table, ground.vcpu(context), found)

@@ -35,17 +35,12 @@ __all__ = [
     "Untold",
     "Values",
     "Within",
-    "number",
+    "fits",
     "wanted",
 ]
 
 # A number, or how the vCPU's CPUID, features or VM decide it.
 Number = int | Callable[[Vcpu], int]
-
-
-def number(value: Number, vcpu: Vcpu) -> int:
-    """Return the number that a row means for a vCPU."""
-    return value if isinstance(value, int) else value(vcpu)
 
 
 class Allowed(Protocol):
@@ -56,6 +51,13 @@ class Allowed(Protocol):
 
     def __str__(self) -> str:
         """Return them in words."""
+
+
+def fits(observed: int | None, expected: int | Allowed) -> bool:
+    """Tell whether what was read, None for nothing, is what has to be there."""
+    if isinstance(expected, int):
+        return observed == expected
+    return observed is not None and expected.allows(observed)
 
 
 @dataclass(frozen=True, slots=True)

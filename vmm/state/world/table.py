@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.piece import Piece
 from vmm.state.vcpu import read_piece, write_piece
@@ -103,6 +104,30 @@ class Table:
         assert part is not None
         write_piece(vcpu, self.piece, self.codec.join(part, values))
 
+    def give(
+        self,
+        vcpu: Vcpu,
+        values: Mapping[str, int],
+        refused: Callable[[str, KvmError | Refused], None] = lambda field, error: None,
+    ) -> dict[str, int]:
+        """Write fields together or, if KVM refuses that, one by one; return those that it took.
+
+        ``refused`` is told each of the others.
+        """
+        try:
+            self.write(vcpu, values)
+        except (KvmError, Refused):
+            return {field: value for field, value in values.items() if self._takes(vcpu, field, value, refused)}
+        return dict(values)
+
+    def _takes(self, vcpu: Vcpu, field: str, value: int, refused: Callable[[str, KvmError | Refused], None]) -> bool:
+        try:
+            self.write(vcpu, {field: value})
+        except (KvmError, Refused) as error:
+            refused(field, error)
+            return False
+        return True
+
     def of(self, vcpu: Vcpu, field: str) -> tuple[str, Row] | None:
         """Return why a vCPU lacks a field, or nothing, and the field's row as it is for it; None if it has no row."""
         row = self.row(field)
@@ -121,20 +146,18 @@ class Table:
 
         ``fields`` are the fields of a vCPU with what they are in a fresh one.
         """
-        found = {}
-        for field, row in self._writable(fields, vcpu):
-            values = _values(row, row.runs if running else True)
-            if values is not None and not row.alone:
-                value = row.fit(vcpu, values.value(field, round), fields[field])
-                if value is not None:
-                    found[field] = value
-        return found
+        return dict(self._of_round(fields, vcpu, round, running=running, alone=False))
 
     def alone(self, fields: Mapping[str, int], vcpu: Vcpu, round: int) -> Iterator[tuple[str, int]]:
-        """Yield the fields that have to be written by themselves, each with its value of a round."""
+        """Return the fields that have to be written by themselves, each with its value of a round."""
+        return self._of_round(fields, vcpu, round, running=False, alone=True)
+
+    def _of_round(
+        self, fields: Mapping[str, int], vcpu: Vcpu, round: int, *, running: bool, alone: bool
+    ) -> Iterator[tuple[str, int]]:
         for field, row in self._writable(fields, vcpu):
-            values = _values(row, True)
-            if row.alone and values is not None:
+            values = _values(row, row.runs if running else True)
+            if values is not None and row.alone is alone:
                 value = row.fit(vcpu, values.value(field, round), fields[field])
                 if value is not None:
                     yield field, value

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 
-from vmm.kvm.ioctl import KvmError, Refused
 from vmm.kvm.vcpu import Vcpu
 from vmm.state.value import Part
+from vmm.state.world.row import fits
 from vmm.state.world.table import Table
 
 __all__ = ["unsettle"]
@@ -24,25 +24,10 @@ def unsettle(
     meant: dict[str, Callable[[Part], Part]] = {}
     for table in tables:
         fields = {field: value for field, value in table.read(vcpu).items() if field not in leave}
-        values = _written(table, vcpu, table.values(fields, vcpu, round))
-        if values:
-            meant[table.piece.name] = _meant(table, values)
+        values = table.values(fields, vcpu, round)
+        if values and (taken := table.give(vcpu, values)):
+            meant[table.piece.name] = _meant(table, taken)
     return meant
-
-
-def _written(table: Table, vcpu: Vcpu, values: Mapping[str, int]) -> dict[str, int]:
-    """Write fields together, or one by one if KVM refuses that; return those that it took."""
-    if not values or _taken(table, vcpu, values):
-        return dict(values)
-    return {field: value for field, value in values.items() if _taken(table, vcpu, {field: value})}
-
-
-def _taken(table: Table, vcpu: Vcpu, values: Mapping[str, int]) -> bool:
-    try:
-        table.write(vcpu, values)
-    except (KvmError, Refused):
-        return False
-    return True
 
 
 def _meant(table: Table, values: Mapping[str, int]) -> Callable[[Part], Part]:
@@ -61,4 +46,4 @@ def _right(table: Table, field: str, value: int, found: int | None) -> int:
     expected = table.expected(field, value)
     if isinstance(expected, int):
         return expected
-    return found if found is not None and expected.allows(found) else value
+    return found if found is not None and fits(found, expected) else value
