@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,9 +21,20 @@ from labs.releases import parse_kernel
 
 from tests.kernels.chroot import JOBS, run_in
 from tests.kernels.patch import Misplaced, apply
+from tests.kernels.source import source_package, unpacked
 from tests.kernels.table import Fault
 
-__all__ = ["TREES", "Source", "build_modules", "find_source", "lay_out", "make", "patched", "read_sources"]
+__all__ = [
+    "TREES",
+    "Source",
+    "build_modules",
+    "find_source",
+    "is_of_kvm",
+    "lay_out",
+    "make",
+    "patched",
+    "read_sources",
+]
 
 #: What is built, and what it includes from its own folders.
 TREES = ("arch/x86/kvm", "virt/kvm", "virt/lib")
@@ -45,13 +55,7 @@ class Source:
         self.kernel = kernel
         self._archive = archive
         headers = archive.candidate(f"linux-headers-{kernel.release}")
-        series = ".".join(kernel.release.split(".")[:2])
-        self.package = archive.candidate(f"linux-source-{series}")
-        if self.package.version != headers.version:
-            raise LabError(
-                f"Debian {archive.suite} has the sources of {self.package.version} and the kernel of "
-                f"{headers.version}; take them for the machine when both are there, or name an older --kernel."
-            )
+        self.package = source_package(archive, ".".join(kernel.release.split(".")[:2]), headers)
         self.headers = headers.name
 
     @property
@@ -62,15 +66,7 @@ class Source:
     @property
     def folder(self) -> Path:
         """The folder with the trees, unpacked if need be."""
-
-        def make(folder: Path) -> None:
-            with self.cache.scratch("source-") as unpacked:
-                self._archive.extract([self.package], unpacked)
-                (packed,) = unpacked.glob("usr/src/linux-source-*.tar.xz")
-                _unpack(packed, folder)
-            self.cache.manifest(folder, self._archive.describe([self.package]))
-
-        return self.cache.build("kvm-source", [self.package.deb, TREES], make, f"unpacking {self.package.name}")
+        return unpacked(self.cache, self._archive, self.package, "kvm-source", [TREES], is_of_kvm)
 
     def root(self) -> Path:
         """Return the extracted packages that the kernel is built with."""
@@ -93,19 +89,9 @@ def find_source(cache: Cache, kernel: str) -> Source:
     return Source(cache, found, Archive(cache, parse_kernel(kernel).suite, _ARCH))
 
 
-def _unpack(packed: Path, folder: Path) -> None:
-    """Unpack the trees of the kernel's source without the rest, which is a hundred times as much."""
-    with tarfile.open(packed) as tar:
-        top = ""
-        for member in tar:
-            top = top or member.name.split("/")[0]
-            inside = member.name.removeprefix(f"{top}/")
-            if member.isfile() and inside.startswith(tuple(f"{tree}/" for tree in TREES)):
-                content = tar.extractfile(member)
-                assert content is not None  # true for regular files
-                target = folder / inside
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content.read())
+def is_of_kvm(path: str) -> bool:
+    """Tell whether a file is in one of the trees: the rest of the kernel's source is a hundred times as much."""
+    return path.startswith(tuple(f"{tree}/" for tree in TREES))
 
 
 def patched(sources: Mapping[str, str], faults: Sequence[Fault]) -> tuple[dict[str, str], dict[str, str]]:

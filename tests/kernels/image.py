@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +23,7 @@ from labs.releases import find_release, parse_kernel
 
 from tests.kernels.build import patched, read_sources
 from tests.kernels.chroot import JOBS, run_in
+from tests.kernels.source import source_package, unpacked
 from tests.kernels.table import Fault
 
 __all__ = [
@@ -71,26 +71,12 @@ class ImageSource:
         self.release = release
         self._archive = archive
         image = archive.candidate(f"linux-image-{release}")
-        self.package = archive.candidate(f"linux-source-{'.'.join(release.split('.')[:2])}")
-        if self.package.version != image.version:
-            raise LabError(
-                f"Debian {archive.suite} has the sources of {self.package.version} and the kernel of "
-                f"{image.version}; take them for the machine when both are there, or name an older --kernel."
-            )
+        self.package = source_package(archive, ".".join(release.split(".")[:2]), image)
 
     @property
     def folder(self) -> Path:
         """The folder with the source, unpacked if need be but for what is not read."""
-
-        def make(folder: Path) -> None:
-            with self.cache.scratch("source-") as unpacked:
-                self._archive.extract([self.package], unpacked)
-                (packed,) = unpacked.glob("usr/src/linux-source-*.tar.xz")
-                _unpack(packed, folder)
-            self.cache.manifest(folder, self._archive.describe([self.package]))
-
-        inputs = [self.package.deb, _UNREAD, _READ]
-        return self.cache.build("kernel-source", inputs, make, f"unpacking {self.package.name}")
+        return unpacked(self.cache, self._archive, self.package, "kernel-source", [_UNREAD, _READ], is_needed)
 
     def root(self) -> Path:
         """Return the extracted packages that the kernel is built with."""
@@ -108,16 +94,6 @@ def find_image_source(cache: Cache, kernel: str) -> ImageSource:
 def is_needed(path: str) -> bool:
     """Tell whether a file of the kernel's source is read when the kernel is built."""
     return any(fnmatch(path, pattern) for pattern in _READ) or not any(fnmatch(path, pattern) for pattern in _UNREAD)
-
-
-def _unpack(packed: Path, folder: Path) -> None:
-    with tarfile.open(packed) as tar:
-        for member in tar:
-            _, _, inside = member.name.partition("/")
-            if member.isdir() or not inside or not is_needed(inside):
-                continue
-            member.name = inside
-            tar.extract(member, folder, filter="data")
 
 
 def build_image(source: ImageSource, faults: Sequence[Fault]) -> tuple[Path, dict[str, str]]:

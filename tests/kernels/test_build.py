@@ -14,7 +14,8 @@ from labs.kernels import Kernel
 from labs.packages import Package
 
 from tests.kernels.__main__ import main
-from tests.kernels.build import Source, _unpack, read_sources
+from tests.kernels.build import Source, is_of_kvm, read_sources
+from tests.kernels.source import unpack
 from tests.kernels.table import load
 
 FILES = ("arch/x86/kvm/x86.c", "arch/x86/kvm/vmx/vmx.c", "virt/kvm/kvm_main.c", "fs/exec.c", "arch/x86/kvmx/a.c")
@@ -30,14 +31,14 @@ def packed(path: Path) -> Path:
 
 
 def test_of_the_kernels_source_only_kvm_is_unpacked(tmp_path: Path) -> None:
-    _unpack(packed(tmp_path / "source.tar.xz"), tmp_path / "source")
+    unpack(packed(tmp_path / "source.tar.xz"), tmp_path / "source", is_of_kvm)
     found = [path for path in (tmp_path / "source").rglob("*") if path.is_file()]
     assert {str(path.relative_to(tmp_path / "source")) for path in found} == set(FILES[:3])
     assert (tmp_path / "source" / FILES[1]).read_text() == FILES[1]
 
 
 def test_only_the_files_with_faults_are_read(tmp_path: Path) -> None:
-    _unpack(packed(tmp_path / "source.tar.xz"), tmp_path / "source")
+    unpack(packed(tmp_path / "source.tar.xz"), tmp_path / "source", is_of_kvm)
     faults = [fault for fault in load() if fault.edits[0].file == "arch/x86/kvm/x86.c"][:1]
     assert read_sources(tmp_path / "source", faults) == {FILES[0]: FILES[0]}
     assert read_sources(tmp_path, faults) == {}
