@@ -21,7 +21,7 @@ from vmm.state.vcpu import capture_vcpu, restore_vcpu
 from vmm.state.world.row import After, Fresh, Made, OneOf, Refusal, Row, Untold, fits, wanted
 from vmm.state.world.table import Table
 
-__all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "started"]
+__all__ = ["after_reset", "fresh", "kept", "moved", "refused", "reset", "rows_of", "started"]
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def started(ground: Ground, table: Table, context: Context) -> Iterator[tuple[Vc
         yield vcpu, found, tally
 
 
-def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, Row]]:
+def rows_of(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, Row]]:
     """Yield each field with its row; those that this vCPU has only by name are told as such."""
     for field in fields:
         found = table.of(vcpu, field)
@@ -49,7 +49,7 @@ def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> 
 def fresh(ground: Ground, table: Table, context: Context) -> None:
     """Every field of a fresh vCPU has the value that its reset gives it."""
     with started(ground, table, context) as (vcpu, found, tally):
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows_of(table, vcpu, found, tally):
             told = row.freshly(vcpu)
             if isinstance(told, Untold):
                 tally.untold(field, told.reason)
@@ -73,7 +73,7 @@ def _why(error: KvmError | Refused) -> str:
 def kept(ground: Ground, table: Table, context: Context) -> None:
     """Every value that a field may have is taken, and read back by the same call; what is masked reads as it must."""
     with started(ground, table, context) as (vcpu, found, tally):
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows_of(table, vcpu, found, tally):
             if isinstance(row.values, Untold):
                 tally.untold(field, row.values.reason)
         for round in range(table.rounds):
@@ -81,7 +81,7 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             _exchange(table, vcpu, meant, tally, "as written")
             for field, value in table.alone(found, vcpu, round):
                 _exchange(table, vcpu, {field: value}, tally, "as written")
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows_of(table, vcpu, found, tally):
             own, name = table.owner(field)
             for given, then in [(given, wanted(then, vcpu)) for given, then in row.masked]:
                 if _written(table, vcpu, {field: given}, tally, "as written"):
@@ -155,7 +155,7 @@ def _give(table: Table, vcpu: Vcpu, fields: Mapping[str, int]) -> None:
 
 def _refusals(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, Refusal]]:
     """Yield what has to be refused on this vCPU."""
-    for field, row in _rows(table, vcpu, fields, tally):
+    for field, row in rows_of(table, vcpu, fields, tally):
         for refusal in row.refused:
             value = refusal.of(vcpu, fields[field])
             if value is not None:
@@ -198,7 +198,7 @@ def moved(ground: Ground, table: Table, context: Context) -> None:
     That of a field which only a save in its place could show is what was written, not what was saved.
     """
     with started(ground, table, context) as (vcpu, found, tally):
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows_of(table, vcpu, found, tally):
             if isinstance(row.values, Untold):
                 tally.untold(field, row.values.reason)
         for round in range(min(2, table.rounds)):
@@ -222,7 +222,7 @@ def reset(ground: Ground, table: Table, context: Context) -> None:
         with judged("another reset"):
             ground.reset(vcpu)
         read = table.read(vcpu)
-        for field, row in _rows(table, vcpu, found, tally):
+        for field, row in rows_of(table, vcpu, found, tally):
             told = after_reset(row, vcpu, found[field], meant.get(field, found[field]))
             if isinstance(told, Untold):
                 tally.untold(field, told.reason)

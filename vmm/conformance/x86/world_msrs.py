@@ -11,8 +11,8 @@ from vmm.conformance.context import Context
 from vmm.conformance.expect import judged
 from vmm.conformance.world.excused import excused
 from vmm.conformance.world.ground import Ground
-from vmm.conformance.world.properties import started
-from vmm.conformance.world.tally import NO_ROW, Tally
+from vmm.conformance.world.properties import rows_of, started
+from vmm.conformance.world.tally import Tally
 from vmm.conformance.x86.apic import SPLIT
 from vmm.conformance.x86.lists import GP, Answer, ListGuest, answers
 from vmm.conformance.x86.world import Equipped
@@ -97,8 +97,8 @@ def kept(ground: Ground, table: Table, context: Context) -> None:
             if isinstance(row.values, Untold):
                 tally.untold(field, row.values.reason)
         for round in range(table.rounds):
-            _exchange(vcpu, indices, _values(rows, round), tally)
-            for field, value in _values(rows, round, alone=True).items():
+            _exchange(vcpu, indices, table.values(found, vcpu, round), tally)
+            for field, value in table.alone(found, vcpu, round):
                 _exchange(vcpu, indices, {field: value}, tally)
         for at in range(max(len(row.masked) for row in rows.values())):
             pairs = {field: row.masked[at] for field, row in rows.items() if at < len(row.masked)}
@@ -132,7 +132,7 @@ def refused(ground: Ground, table: Table, context: Context) -> None:
     with started(ground, table, context) as (vcpu, found, tally):
         indices = _indices(table, vcpu)
         rows = dict(_rows(table, vcpu, found, tally))
-        _taken(vcpu, indices, _values(rows, 0))
+        _taken(vcpu, indices, table.values(found, vcpu, 0))
         settled = table.read(vcpu)
         for field, row in rows.items():
             for refusal in row.refused:
@@ -159,12 +159,12 @@ def shown(ground: Ground, table: Table, context: Context) -> None:
     with started(ground, table, context) as (vcpu, found, tally):
         indices = _indices(table, vcpu)
         rows = dict(_rows(table, vcpu, found, tally))
-        _taken(vcpu, indices, _values(rows, 0))
+        _taken(vcpu, indices, table.values(found, vcpu, 0))
         for field, value in table.read(vcpu).items():
             if _stays(rows.get(field)):
                 tally.look(field, "by KVM_GET_ONE_REG", _one(vcpu, indices[field]), value)
         given = {}
-        for field, value in _values(rows, 1).items():
+        for field, value in table.values(found, vcpu, 1).items():
             if _set_one(vcpu, indices[field], value):
                 given[field] = value
             elif _set(vcpu, [(indices[field], value)]):
@@ -188,24 +188,10 @@ def _set_one(vcpu: Vcpu, index: int, value: int) -> bool:
     return True
 
 
-def _values(rows: Mapping[str, MsrRow], round: int, *, alone: bool = False) -> dict[str, int]:
-    """Return a round's values of those that may be written together, or of the others."""
-    return {
-        field: row.values.value(field, round)
-        for field, row in rows.items()
-        if row.alone is alone and row.values and not isinstance(row.values, Untold)
-    }
-
-
 def _rows(table: Table, vcpu: Vcpu, fields: Mapping[str, int], tally: Tally) -> Iterator[tuple[str, MsrRow]]:
-    for field in fields:
-        row = table.row(field)
-        if not isinstance(row, MsrRow):
-            tally.untold(field, NO_ROW)
-        elif absent := row.when(vcpu):
-            tally.untold(field, absent)
-        else:
-            yield field, row.of(vcpu)
+    for field, row in rows_of(table, vcpu, fields, tally):
+        assert isinstance(row, MsrRow)
+        yield field, row
 
 
 # --- the guest ---
@@ -250,7 +236,7 @@ def reads(ground: Ground, table: Table, context: Context) -> None:
             lists.prepare("rdmsr_list", struct.pack(f"<{len(asked)}Q", *asked), len(asked))
             meant = {
                 field: value
-                for field, value in _values(rows, round).items()
+                for field, value in table.values(found, vcpu, round).items()
                 if field in wanted and not (round and rows[field].frozen)
             }
             taken = _taken(vcpu, indices, meant)
